@@ -1,0 +1,158 @@
+"""The cgroup2 tree as a file system: where it is, which cgroups it has, and who lives in them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kabpf.errors import RefusedError, UnsupportedError
+from kabpf.plan import Cgroup
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/PID/mountinfo (proc(5))."""
+
+    root: str
+    point: str
+    type: str
+
+
+def mounts(mountinfo: str) -> list[Mount]:
+    """The mounts of a mountinfo text, in its order."""
+    found = []
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        words = before.split()
+        found.append(Mount(_unescaped(words[3]), _unescaped(words[4]), after.split()[0]))
+    return found
+
+
+def own_mounts() -> list[Mount]:
+    """What this process has mounted."""
+    return mounts(Path("/proc/self/mountinfo").read_text())
+
+
+def find_tree(mounted: list[Mount]) -> CgroupTree:
+    """The cgroup2 tree: at /sys/fs/cgroup, in hybrid mode at /sys/fs/cgroup/unified, or elsewhere.
+
+    In a cgroup namespace its root is the namespace's. Raises UnsupportedError where it is not mounted.
+    """
+    for mount in mounted:
+        if mount.type == "cgroup2" and mount.root == "/":
+            return CgroupTree(Path(mount.point))
+    raise UnsupportedError(
+        "no cgroup2 tree is mounted whose root is this cgroup namespace's, expected one:"
+        " mount -t cgroup2 none /sys/fs/cgroup"
+    )
+
+
+@dataclass(frozen=True)
+class CgroupTree:
+    """The cgroup2 tree mounted at `mount`."""
+
+    mount: Path
+
+    def cgroups(self) -> list[Cgroup]:
+        """Every cgroup, parents before their children; one that vanishes meanwhile is left out."""
+        root = Cgroup(os.stat(self.mount).st_ino, 0, "/")
+        return [root, *self.below(root)]
+
+    def below(self, cgroup: Cgroup) -> list[Cgroup]:
+        """The cgroups inside `cgroup`, parents before their children."""
+        found: list[Cgroup] = []
+        waiting = [cgroup]
+        while waiting:
+            children = self._children(waiting.pop())
+            found += children
+            waiting += children
+        return found
+
+    def path(self, path: str) -> str:
+        """The cgroup path of a directory below the mount; other paths are taken for cgroup paths."""
+        absolute = os.path.normpath(os.path.join("/", path))
+        if absolute == str(self.mount):
+            return "/"
+        inside = absolute.startswith(f"{self.mount}/")
+        return absolute.removeprefix(str(self.mount)) if inside else absolute
+
+    def find(self, path: str) -> Cgroup:
+        """The cgroup at a directory below the mount, or at a cgroup path.
+
+        Raises RefusedError where there is none.
+        """
+        inside = self.path(path)
+        directory = self.directory(inside)
+        try:
+            status = os.stat(directory, follow_symlinks=False)
+            parent = os.stat(os.path.dirname(directory))
+            if not stat.S_ISDIR(status.st_mode) or status.st_dev != os.stat(self.mount).st_dev:
+                raise NotADirectoryError(errno.ENOTDIR, "")
+        except OSError as error:
+            raise RefusedError(
+                f"cgroup {path}", error.errno or 0, f"expected a directory below {self.mount}"
+            ) from None
+        return Cgroup(status.st_ino, 0 if inside == "/" else parent.st_ino, inside)
+
+    def directory(self, path: str) -> str:
+        """Where a cgroup path is in the file system."""
+        return str(self.mount) if path == "/" else f"{self.mount}{path}"
+
+    def processes(self, paths: Iterable[str]) -> set[int]:
+        """The processes in exactly the cgroups at these paths, seen from this pid namespace."""
+        found: set[int] = set()
+        for path in paths:
+            # In a threaded cgroup cgroup.procs can't be read (EOPNOTSUPP); its threads can.
+            for name in ("cgroup.procs", "cgroup.threads"):
+                try:
+                    text = Path(self.directory(path), name).read_text()
+                except OSError:
+                    continue
+                found.update(int(word) for word in text.split())
+                break
+        return found - {0}
+
+    def is_populated(self, cgroup: Cgroup) -> bool:
+        """Whether a process lives in the cgroup or below it; the root has no such file and does."""
+        try:
+            return (
+                "populated 0" not in Path(self.directory(cgroup.path), "cgroup.events").read_text()
+            )
+        except OSError:
+            return cgroup.path == "/"
+
+    def _children(self, cgroup: Cgroup) -> list[Cgroup]:
+        directory = self.directory(cgroup.path)
+        try:
+            # kernfs counts the directories below one in its link count: most cgroups have none, and
+            # need no listing of their forty files.
+            if os.stat(directory).st_nlink == 2:
+                return []
+            with os.scandir(directory) as entries:
+                inside = [(entry.inode(), entry.name) for entry in entries if entry.is_dir()]
+        except OSError:
+            return []  # removed meanwhile
+        prefix = cgroup.path.rstrip("/")
+        return [Cgroup(inode, cgroup.id, f"{prefix}/{name}") for inode, name in inside]
+
+
+def network_namespaces(processes: Iterable[int]) -> dict[int, str]:
+    """The network namespaces of these processes and of this one: inode number to a path that opens
+    it. A process that is gone has none."""
+    found: dict[int, str] = {}
+    for process in ("self", *processes):
+        path = f"/proc/{process}/ns/net"
+        try:
+            found.setdefault(os.stat(path).st_ino, path)
+        except OSError:
+            continue
+    return found
+
+
+def _unescaped(word: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

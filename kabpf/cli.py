@@ -1,0 +1,497 @@
+"""kabpfctl: the command line. Nouns read, verbs change; nothing here knows the kernel.
+
+Exit status: 0 done, 1 an expected failure (said on standard error), 2 wrong usage, 3 a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kabpf import __version__, cgroups, daemon, dataplane, plan, policy, reconcile
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import Counters, Dataplane
+from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf.policy import Options, Policy
+from kabpf.reconcile import Resolution
+
+RUNTIME = Path("/run/kabpf/policy.d")
+PERSISTENT = Path("/etc/kabpf/policy.d")
+# Read last, so that what a person attaches by hand wins over a file that names the same path.
+ATTACHED = "zz-attach-"
+
+OPTION_KEYS = ("idle", "interval", "probes", "user_timeout")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        if parsed.command != "check" and os.geteuid() != 0:
+            raise RefusedError(f"kabpfctl {parsed.command}", hint="expected to be run as root")
+        status: int = parsed.run(parsed)
+        sys.stdout.flush()
+        return status
+    except KabpfError as error:
+        print(f"kabpfctl: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # so that the flush at exit has somewhere to go
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print("kabpfctl: this is a bug in kabpf; please report the lines above", file=sys.stderr)
+        return 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "kabpfctl", description="TCP keepalive by policy, for the sockets of selected cgroups."
+    )
+    parser.add_argument("--version", action="version", version=f"kabpfctl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    attach = _command(commands, "attach", _attach, "put a policy in force on one cgroup")
+    attach.add_argument("--cgroup", required=True, metavar="PATH", help="the cgroup's directory")
+    for key in OPTION_KEYS:
+        attach.add_argument(_flag(key), type=_option(key), metavar=_METAVARS[key], help=_HELP[key])
+    attach.add_argument(
+        "--persist", action="store_true", help=f"keep it over a reboot, in {PERSISTENT}"
+    )
+
+    detach = _command(commands, "detach", _detach, "undo attach; sockets keep their options")
+    which = detach.add_mutually_exclusive_group(required=True)
+    which.add_argument("--cgroup", metavar="PATH", help="the cgroup's directory")
+    which.add_argument(
+        "--all", action="store_true", help="undo every attach and take kabpf out of the kernel"
+    )
+
+    _command(commands, "apply", _apply, "put the policy files in force")
+    check = _command(commands, "check", _check, "check policy files; needs no root")
+    check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
+    _command(commands, "plan", _plan, "show which cgroup gets what, and what apply would do")
+    _command(commands, "status", _status, "show what is in force, and what it did")
+    return parser
+
+
+_METAVARS = {"idle": "TIME", "interval": "TIME", "probes": "N", "user_timeout": "TIME"}
+_HELP = {
+    "idle": "silence before the first probe: 60, 90s, 5m, 1h",
+    "interval": "time between probes",
+    "probes": "unanswered probes before the connection is given up",
+    "user_timeout": "limit for unacknowledged data: a time, auto or off",
+}
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], purpose: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=purpose, description=purpose)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _option(key: str) -> Callable[[str], str]:
+    """A checker for argparse: the option's own rules, as policy files have them."""
+
+    def checked(text: str) -> str:
+        try:
+            policy.parse(f"defaults: {{{key}: {json.dumps(text)}}}".encode(), "")
+        except PolicyError as error:
+            raise argparse.ArgumentTypeError(str(error).partition(f".{key}: ")[2]) from None
+        return text
+
+    return checked
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    options = {key: getattr(arguments, key) for key in OPTION_KEYS if getattr(arguments, key)}
+    with reconcile.locked():
+        cgroup = tree.find(arguments.cgroup)
+        file = _attached_file(PERSISTENT if arguments.persist else RUNTIME, cgroup.path)
+        if not arguments.persist and (PERSISTENT / file.name).exists():
+            raise RefusedError(
+                f"{cgroup.path} is attached by {PERSISTENT / file.name} already",
+                hint="expected --persist to change it",
+            )
+        with _written(file, _attached_policy(cgroup.path, options)):
+            policies = policy.load(policy.SYSTEM)
+            winner = reconcile.preview(policies, tree, None).plan.cgroups[cgroup.id].policy
+            if winner is None or winner.source.path != str(file):
+                other = winner.source if winner else "a mask"
+                raise RefusedError(
+                    f"{cgroup.path} has its policy from {other}, which is read later",
+                    hint="expected no other file to name this path",
+                )
+            with _reconciled(policies, tree) as (loaded, resolution):
+                counters = loaded.counters()[resolution.numbers[plan.record(winner)]]
+    result = {
+        "cgroup": cgroup.path,
+        "policy": winner.name,
+        "file": str(file),
+        "options": dataclasses.asdict(winner.options),
+        "retrofitted": counters.retrofitted,
+    }
+    text = _options_text(winner.options)
+    changed = f"{counters.retrofitted} open sockets changed"
+    return _print(arguments, result, f"{_shown(cgroup.path)}: {text}; {changed}")
+
+
+def _detach(arguments: argparse.Namespace) -> int:
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    path = "/" if arguments.all else tree.path(arguments.cgroup)
+    pattern = f"{ATTACHED}*.yaml" if arguments.all else _attached_file(RUNTIME, path).name
+    with reconcile.locked():
+        removed = [
+            file for directory in (RUNTIME, PERSISTENT) for file in _matching(directory, pattern)
+        ]
+        if not removed and not arguments.all:
+            raise RefusedError(f"{path} is not attached", hint="expected an attached cgroup")
+        with contextlib.ExitStack() as stack:
+            for file in removed:
+                stack.enter_context(_written(file, None))
+            if arguments.all:
+                dataplane.lift(dataplane.PINS)
+                daemon.tell_changed()
+            else:
+                stack.enter_context(_reconciled(policy.load(policy.SYSTEM), tree))
+    text = f"{_shown(path)}: detached"
+    if arguments.all:
+        text = "kabpf is out of the kernel; kabpfctl apply puts the policy files in force again"
+    return _print(arguments, {"removed": [str(file) for file in removed]}, text)
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    with reconcile.locked():
+        with _reconciled(policy.load(policy.SYSTEM), tree) as (_, resolution):
+            pass
+    result = {
+        "policies": len(resolution.plan.policies),
+        "cgroups": len(resolution.cgroups),
+        "covered": len(_covered(resolution)),
+        "changes": _changes_json(resolution),
+    }
+    text = (
+        f"{result['policies']} policies in force, {result['covered']} of {result['cgroups']}"
+        f" cgroups covered; {_changes_text(resolution)}"
+    )
+    return _print(arguments, result, text)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    results: list[dict[str, Any]] = []
+    if arguments.files:
+        for name in arguments.files:
+            results.append(_checked(name, lambda name=name: _read_alone(Path(name))))
+    else:
+        results.append(_checked("policy files", lambda: policy.load(policy.SYSTEM)))
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    for result in results:
+        if result["errors"]:
+            print("\n".join(result["errors"]), file=sys.stderr)
+        elif not arguments.json:
+            print(f"{result['file']}: ok, {len(result['policies'])} policies")
+    return 1 if any(result["errors"] for result in results) else 0
+
+
+def _checked(name: str, read: Callable[[], tuple[Policy, ...]]) -> dict[str, Any]:
+    try:
+        return {"file": name, "policies": [found.name for found in read()], "errors": []}
+    except PolicyError as error:
+        return {"file": name, "policies": [], "errors": list(error.findings)}
+
+
+def _read_alone(path: Path) -> tuple[Policy, ...]:
+    """One file's policies, with the defaults of the installed files if they can be read."""
+    defaults = []
+    for installed in policy.files(policy.SYSTEM):
+        with contextlib.suppress(PolicyError):
+            defaults.append(dataclasses.replace(policy.read(installed), policies=()))
+    return policy.combine([*defaults, policy.read(path)])
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    with _opened(tree) as loaded:
+        resolution = reconcile.preview(policy.load(policy.SYSTEM), tree, loaded)
+    covered = _covered(resolution)
+    result = {
+        "cgroups": [
+            {
+                "cgroup": path,
+                "policy": found.name,
+                "source": str(found.source),
+                "options": dataclasses.asdict(found.options),
+            }
+            for path, found in covered
+        ],
+        "changes": _changes_json(resolution),
+    }
+    rows = [
+        (_shown(path), found.name, *_option_cells(found.options), str(found.source))
+        for path, found in covered
+    ]
+    table = _table(("CGROUP", "POLICY", *_OPTION_HEADS, "FROM"), rows) if rows else ""
+    return _print(arguments, result, f"{table}apply: {_changes_text(resolution)}")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    policies, findings = _load_or_findings()
+    pid = daemon.running()
+    with _opened(tree) as loaded:
+        resolution = reconcile.preview(policies, tree, loaded)
+        actual = loaded.actual() if loaded else plan.Actual()
+        counters = loaded.counters() if loaded else {}
+        totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
+    sources = {found.name: str(found.source) for found in policies}
+    in_force = [
+        {
+            "policy": record.name,
+            "options": dataclasses.asdict(record.options),
+            "cgroups": sum(1 for entry in actual.cgroups.values() if entry.policy_id == id),
+            "counters": dataclasses.asdict(counters[id]),
+            "source": sources.get(record.name),
+        }
+        for id, record in sorted(actual.records.items(), key=lambda item: item[1].name)
+    ]
+    applied = loaded is not None and not findings and not resolution.changes
+    result = {
+        "loaded": loaded is not None,
+        "cgroup2": str(tree.mount),
+        "pins": str(dataplane.PINS),
+        "daemon": pid,
+        "policy_files": {"errors": findings, "applied": applied},
+        "policies": in_force,
+        "totals": dataclasses.asdict(totals),
+    }
+    lines = [
+        f"data plane: attached to {tree.mount}, pinned at {dataplane.PINS}"
+        if loaded
+        else "data plane: not loaded; kabpfctl apply or systemctl start kabpf loads it",
+        f"daemon: running as process {pid}"
+        if pid
+        else f"daemon: not running{_waiting(resolution)}",
+        f"policy files: {_files_text(findings, applied)}",
+    ]
+    if totals.unrecorded:
+        lines.append(f"{totals.unrecorded} cgroups were not recorded: there are too many")
+    rows = [
+        (
+            found["policy"],
+            str(found["cgroups"]),
+            *_option_cells(actual.records[id].options),
+            *_counter_cells(counters[id]),
+            found["source"] or "no file any more",
+        )
+        for found, id in zip(
+            in_force, sorted(actual.records, key=lambda id: actual.records[id].name), strict=True
+        )
+    ]
+    if rows:
+        lines += ["", _table(("POLICY", "CGROUPS", *_OPTION_HEADS, *_COUNTER_HEADS, "FROM"), rows)]
+    return _print(arguments, result, "\n".join(lines).rstrip())
+
+
+def _load_or_findings() -> tuple[tuple[Policy, ...], list[str]]:
+    try:
+        return policy.load(policy.SYSTEM), []
+    except PolicyError as error:
+        return (), list(error.findings)
+
+
+def _waiting(resolution: Resolution) -> str:
+    if resolution.automaton.needs_user_space:
+        return "; new cgroups that only a glob within a name selects wait for kabpfctl apply"
+    return ""
+
+
+def _files_text(findings: list[str], applied: bool) -> str:
+    if findings:
+        return "wrong; the last good ones stay in force\n  " + "\n  ".join(findings)
+    return "in force" if applied else "not in force as they are now; kabpfctl apply does it"
+
+
+@contextlib.contextmanager
+def _reconciled(
+    policies: tuple[Policy, ...], tree: CgroupTree
+) -> Iterator[tuple[Dataplane, Resolution]]:
+    with dataplane.open_or_load(dataplane.PINS, tree) as loaded:
+        resolution = reconcile.reconcile(policies, tree, loaded)
+        daemon.tell_changed()
+        yield loaded, resolution
+
+
+@contextlib.contextmanager
+def _opened(tree: CgroupTree) -> Iterator[Dataplane | None]:
+    loaded = dataplane.open_if_loaded(dataplane.PINS, tree)
+    with loaded or contextlib.nullcontext():
+        yield loaded
+
+
+@contextlib.contextmanager
+def _written(file: Path, content: bytes | None) -> Iterator[None]:
+    """Replace a file, or with None remove it; where the block fails, put back what was there."""
+    before = file.read_bytes() if file.exists() else None
+    try:
+        _write(file, content)
+        yield
+    except BaseException:
+        _write(file, before)
+        raise
+
+
+def _write(file: Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink(missing_ok=True)
+        return
+    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(descriptor)
+    os.rename(fresh, file)
+
+
+def _attached_file(directory: Path, path: str) -> Path:
+    """The drop-in of an attached cgroup; its name is the path, escaped as systemd-escape(1) does."""
+    escaped = re.sub(
+        r"[^A-Za-z0-9:_./]",
+        lambda match: "".join(f"\\x{b:02x}" for b in os.fsencode(match[0])),
+        path[1:],
+    ).replace("/", "-")
+    if len(escaped) > 200:
+        digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+        escaped = f"{escaped[:180]}-{digest}"
+    return directory / f"{ATTACHED}{escaped or '-'}.yaml"
+
+
+def _attached_policy(path: str, options: dict[str, str]) -> bytes:
+    if policy.GLOB.search(path) or not path.isprintable():
+        raise RefusedError(f"cgroup {path!r}", hint="expected a printable path without *, ? and [")
+    keepalive = "{" + ", ".join(f"{key}: {text}" for key, text in options.items()) + "}"
+    return (
+        "# Written by kabpfctl attach; kabpfctl detach removes it.\n"
+        f"select: [{{cgroup: {json.dumps(path)}}}]\n"
+        f"keepalive: {keepalive if options else 'on'}\n"
+    ).encode()
+
+
+def _matching(directory: Path, pattern: str) -> list[Path]:
+    return (
+        sorted(directory.glob(pattern))
+        if "*" in pattern
+        else [file for file in [directory / pattern] if file.exists()]
+    )
+
+
+def _covered(resolution: Resolution) -> list[tuple[str, Policy]]:
+    paths = resolution.cgroups
+    return sorted(
+        (
+            (paths[id].path, found.policy)
+            for id, found in resolution.plan.cgroups.items()
+            if found.policy
+        ),
+        key=lambda item: item[0],
+    )
+
+
+def _changes_json(resolution: Resolution) -> dict[str, int]:
+    changes = resolution.changes
+    return {
+        "policies": len(changes.records),
+        "births": len(changes.births),
+        "cgroups": len(changes.cgroups),
+        "retrofits": len(changes.retrofits),
+    }
+
+
+def _changes_text(resolution: Resolution) -> str:
+    if not resolution.changes:
+        return "nothing to change"
+    counts = _changes_json(resolution)
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) + " to write"
+
+
+_OPTION_HEADS = ("IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT")
+_COUNTER_HEADS = ("NEW", "LISTENERS", "RETROFITTED", "LEFT", "FAILED")
+
+
+def _option_cells(options: Options) -> tuple[str, str, str, str]:
+    if not options.keepalive:
+        return ("off",) * 4
+    return (
+        _cell(options.idle_s, "s"),
+        _cell(options.interval_s, "s"),
+        _cell(options.probes, ""),
+        _cell(options.user_timeout_ms, "ms"),
+    )
+
+
+def _cell(value: int | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    if unit == "ms" and value % 1000 == 0:
+        value, unit = value // 1000, "s"
+    return f"{value}{unit}"
+
+
+def _options_text(options: Options) -> str:
+    if not options.keepalive:
+        return "keepalive off"
+    cells = zip(_OPTION_HEADS, _option_cells(options), strict=True)
+    words = [f"{head.lower().replace('-', ' ')} {cell}" for head, cell in cells if cell != "-"]
+    return "keepalive on" + "".join(f", {word}" for word in words)
+
+
+def _counter_cells(counters: Counters) -> tuple[str, ...]:
+    failed = ", ".join(f"{name} {count}" for name, count in sorted(counters.failed.items()))
+    counts = (counters.established, counters.listening, counters.retrofitted, counters.left)
+    return (*map(str, counts), failed or "0")
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def _shown(text: str) -> str:
+    """A name from the file system, safe for a terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _print(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> int:
+    print(json.dumps(result, indent=2) if arguments.json else text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

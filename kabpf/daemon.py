@@ -1,0 +1,252 @@
+"""kabpfd: keeps the kernel in line with the policy files; all it knows is in files and pins.
+
+It wakes up for signals, and for births that only user space can resolve: SIGHUP reads the policy files
+again, SIGTERM and SIGINT lift every policy, SIGUSR1 says that kabpfctl changed something. Killed, it
+leaves everything in force, and the next one adopts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kabpf import __version__, cgroups, dataplane, policy, reconcile
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import Born, Dataplane
+from kabpf.errors import KabpfError, RefusedError
+from kabpf.libbpf import RingBuffer
+
+log = logging.getLogger("kabpfd")
+
+# Between two looks at the whole tree, so many cgroups may be born that user space has to resolve.
+BORN_MAX = 100_000
+
+_FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
+
+
+def main() -> int:
+    """Run until SIGTERM. Exit status 0, or 1 with the reason on standard error."""
+    parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies in force.")
+    parser.add_argument("--version", action="version", version=f"kabpfd {__version__}")
+    parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        tree = cgroups.find_tree(cgroups.own_mounts())
+        with alone(reconcile.RUN), Daemon(tree) as daemon:
+            daemon.run()
+    except KabpfError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def running(run: Path = reconcile.RUN) -> int | None:
+    """The process id of the daemon, or None."""
+    try:
+        with open(run / "kabpfd.lock", "rb") as file:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except FileNotFoundError:
+        return None
+    return None if kind == fcntl.F_UNLCK else pid
+
+
+def tell_changed(run: Path = reconcile.RUN) -> None:
+    """Have a running daemon look again at what is pinned. The caller holds the lock."""
+    if pid := running(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Be the only daemon while the block runs, and be found by `running`."""
+    run.mkdir(mode=0o755, exist_ok=True)
+    with open(run / "kabpfd.lock", "wb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RefusedError(f"kabpfd runs already, as process {running(run)}") from None
+        yield
+
+
+class Daemon:
+    """The event loop and what it holds open. A context manager; leaving it changes nothing."""
+
+    SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self, tree: CgroupTree) -> None:
+        self._tree = tree
+        self._cache: policy.Cache = {}
+        self._loaded: Dataplane | None = None
+        self._identity = 0
+        self._events: RingBuffer | None = None
+        self._born: list[Born] = []
+        self._asked_in_vain = 0
+        self._last: reconcile.Resolution | None = None
+        self._signals: set[int] = set()
+        self._poll = select.epoll()
+        self._wake, self._wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __enter__(self) -> Daemon:
+        for number in self.SIGNALS:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
+        self._poll.register(self._wake, select.EPOLLIN)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        signal.set_wakeup_fd(-1)
+        self._poll.close()
+        os.close(self._wake)
+        os.close(self._wake_end)
+
+    def run(self) -> None:
+        """Put the policy in force, and keep it so until a signal says to stop.
+
+        A policy that is in force already stays, even where a file is wrong now.
+        """
+        try:
+            self._reload()
+        except KabpfError as error:
+            if not dataplane.PINS.exists():
+                raise
+            log.error("the last good policy stays in force: %s", error)
+            self._adopt()
+        self._say_ready()
+        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+            if signal.SIGHUP in self._signals:
+                self._signals.clear()
+                notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                self._attempt(self._reload)
+                self._say_ready()
+            elif signal.SIGUSR1 in self._signals:
+                self._signals.clear()
+                self._attempt(self._look_again)
+            else:
+                self._poll.poll()
+                self._note_signals()
+                self._attempt(self._resolve_born)
+        notify("STOPPING=1")
+        with reconcile.locked():
+            self._close()
+            dataplane.lift(dataplane.PINS)
+        log.info("every policy is lifted; sockets keep the options they have")
+
+    def _reload(self) -> None:
+        with reconcile.locked():
+            policies = policy.load(policy.SYSTEM, self._cache)
+            self._open()
+            self._reconcile(policies)
+
+    def _look_again(self) -> None:
+        with reconcile.locked():
+            if dataplane.PINS.exists():
+                policies = policy.load(policy.SYSTEM, self._cache)
+                self._open()
+                self._reconcile(policies)
+            else:
+                self._close()
+                log.info("kabpfctl lifted every policy; a reload puts them in force again")
+
+    def _adopt(self) -> None:
+        with reconcile.locked():
+            self._open()
+
+    def _open(self) -> None:
+        """Have the pinned data plane open, loading it where there is none."""
+        if self._loaded:
+            with contextlib.suppress(RefusedError):
+                if self._loaded.identity() == self._identity:
+                    return
+            self._close()
+        self._loaded = dataplane.open_or_load(dataplane.PINS, self._tree)
+        self._identity = self._loaded.identity()
+        self._events = self._loaded.events(self._born.append)
+        self._poll.register(self._events, select.EPOLLIN)
+
+    def _close(self) -> None:
+        if self._events:
+            self._poll.unregister(self._events)
+            self._events.close()
+        if self._loaded:
+            self._loaded.close()
+        self._events = self._loaded = self._last = None
+
+    def _reconcile(self, policies: tuple[policy.Policy, ...]) -> None:
+        assert self._loaded and self._events
+        self._events.consume()
+        self._born.clear()
+        self._asked_in_vain = self._loaded.totals().asked_in_vain
+        self._last = reconcile.reconcile(policies, self._tree, self._loaded)
+
+    def _resolve_born(self) -> None:
+        if not self._events or not self._loaded:
+            return
+        self._events.consume()
+        if not self._born:
+            return
+        with reconcile.locked():
+            self._note_signals()
+            if self._signals:
+                return  # kabpfctl changed something before it gave up the lock: look at all of it
+            lost = self._loaded.totals().asked_in_vain != self._asked_in_vain
+            if not self._last or lost or len(self._last.cgroups) > BORN_MAX:
+                self._reconcile(policy.load(policy.SYSTEM, self._cache))
+                return
+            born = self._born[:]
+            self._born.clear()
+            if not reconcile.resolve_born(born, self._last, self._tree, self._loaded):
+                self._reconcile(self._last.plan.policies)
+
+    def _note_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._signals |= set(os.read(self._wake, 4096))
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except KabpfError as error:
+            log.error("the last good policy stays in force: %s", error)
+            notify(f"STATUS=the last good policy stays in force: {_line(error)}")
+
+    def _say_ready(self) -> None:
+        status = "STATUS=no policy in force"
+        if self._last:
+            covered = sum(1 for found in self._last.plan.cgroups.values() if found.policy)
+            count = len(self._last.plan.policies)
+            status = (
+                f"STATUS={count} policies, {covered} of {len(self._last.cgroups)} cgroups covered"
+            )
+            log.info("%s", status.partition("=")[2])
+        notify(f"READY=1\n{status}")
+
+
+def _line(error: KabpfError) -> str:
+    return str(error).replace("\n", "; ")
+
+
+def notify(message: str) -> None:
+    """Tell systemd, if it listens (sd_notify(3))."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto(message.encode(errors="replace"), address)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The exceptions of kabpf.
+
+    KabpfError              something outside kabpf is wrong; the message says where, what, what to do
+    ├── PolicyError         policy files, one line for each finding
+    ├── UnsupportedError    this machine lacks something that kabpf needs
+    └── RefusedError        the kernel or the state of the machine refused one step
+
+Anything else that is raised is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class KabpfError(Exception):
+    """Something outside kabpf is wrong; the message is meant for an administrator."""
+
+
+class PolicyError(KabpfError):
+    """One or more findings in policy files, as `file:line: key: what, what was expected`."""
+
+    def __init__(self, *findings: str) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
+
+
+class UnsupportedError(KabpfError):
+    """This machine lacks something that kabpf needs; the message names it and the remedy."""
+
+
+class RefusedError(KabpfError):
+    """One step was refused; `error` is its errno, or 0."""
+
+    def __init__(self, step: str, error: int = 0, hint: str = "") -> None:
+        reason = f": {os.strerror(error)}" if error else ""
+        super().__init__(f"{step}{reason}{', ' if hint else ''}{hint}")
+        self.error = error

@@ -1,0 +1,359 @@
+"""libbpf.so.1 and the system calls that Python lacks, by ctypes.
+
+libbpf answers with NULL and errno, or with a negative errno (its 1.0 conventions); here every failure
+is a RefusedError that names the step. The prototypes are libbpf.h's and bpf.h's of libbpf 1.1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kabpf.errors import RefusedError, UnsupportedError
+
+CGROUP_SOCK_OPS = 3  # enum bpf_attach_type: BPF_CGROUP_SOCK_OPS
+CLONE_NEWNET = 0x40000000
+PRINT_WARN = 0  # enum libbpf_print_level
+BATCH = 4096
+
+_Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_Sample = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+_POINTER, _INT, _TEXT, _U32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32
+_U32_POINTER = ctypes.POINTER(_U32)
+_PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
+    "bpf_object__open_file": (_POINTER, _TEXT, _POINTER),
+    "bpf_object__load": (_INT, _POINTER),
+    "bpf_object__close": (None, _POINTER),
+    "bpf_object__find_map_by_name": (_POINTER, _POINTER, _TEXT),
+    "bpf_object__find_program_by_name": (_POINTER, _POINTER, _TEXT),
+    "bpf_map__initial_value": (_POINTER, _POINTER, ctypes.POINTER(ctypes.c_size_t)),
+    "bpf_map__pin": (_INT, _POINTER, _TEXT),
+    "bpf_program__attach": (_POINTER, _POINTER),
+    "bpf_program__attach_cgroup": (_POINTER, _POINTER, _INT),
+    "bpf_link__pin": (_INT, _POINTER, _TEXT),
+    "bpf_link__destroy": (_INT, _POINTER),
+    "bpf_obj_get": (_INT, _TEXT),
+    "bpf_obj_get_info_by_fd": (_INT, _INT, _POINTER, _U32_POINTER),
+    "bpf_prog_query": (_INT, _INT, _INT, _U32, _U32_POINTER, _U32_POINTER, _U32_POINTER),
+    "bpf_map_lookup_elem": (_INT, _INT, _TEXT, _POINTER),
+    "bpf_map_update_elem": (_INT, _INT, _TEXT, _TEXT, ctypes.c_uint64),
+    "bpf_map_delete_elem": (_INT, _INT, _TEXT),
+    "bpf_map_lookup_batch": (
+        _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _U32_POINTER, _POINTER,
+    ),
+    "ring_buffer__new": (_POINTER, _INT, _Sample, _POINTER, _POINTER),
+    "ring_buffer__free": (None, _POINTER),
+    "ring_buffer__consume": (_INT, _POINTER),
+    "ring_buffer__epoll_fd": (_INT, _POINTER),
+    "btf__load_vmlinux_btf": (_POINTER,),
+    "btf__find_by_name_kind": (ctypes.c_int32, _POINTER, _TEXT, _U32),
+    "btf__free": (None, _POINTER),
+    "libbpf_set_print": (_POINTER, _Print),
+}  # fmt: skip
+
+
+class Object:
+    """An opened BPF object file with its maps and programs. A context manager."""
+
+    def __init__(self, path: str) -> None:
+        self._handle = _pointer(
+            f"open {path}", _library().bpf_object__open_file(path.encode(), None)
+        )
+
+    def __enter__(self) -> Object:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _library().bpf_object__close(self._handle)
+
+    def set_constant(self, value: int) -> None:
+        """Give the object's one read-only variable, a __u32, its value; before `load`."""
+        size = ctypes.c_size_t()
+        memory = _library().bpf_map__initial_value(self._map(".rodata"), ctypes.byref(size))
+        ctypes.memmove(memory, value.to_bytes(4, sys.byteorder), 4)
+
+    def load(self) -> None:
+        """Create the maps and have the kernel verify the programs.
+
+        The error carries libbpf's own words, the verifier's log included, as its cause.
+        """
+        with _log() as lines:
+            error = _library().bpf_object__load(self._handle)
+        if error:
+            raise RefusedError("load the BPF programs", -error) from RuntimeError("".join(lines))
+
+    def pin_map(self, name: str, path: str) -> None:
+        _checked(f"pin {path}", _library().bpf_map__pin(self._map(name), path.encode()))
+
+    def attach(self, name: str, path: str, cgroup: int | None = None) -> None:
+        """Attach a program, to a cgroup's descriptor if given, and pin its link at `path`."""
+        library, program = _library(), self._program(name)
+        if cgroup is not None:
+            link = library.bpf_program__attach_cgroup(program, cgroup)
+        else:
+            link = library.bpf_program__attach(program)
+        _pointer(f"attach {name}", link)
+        try:
+            _checked(f"pin {path}", library.bpf_link__pin(link, path.encode()))
+        finally:
+            library.bpf_link__destroy(link)  # closes the descriptor; the pin keeps the link
+
+    def _map(self, name: str) -> int:
+        return _pointer(
+            f"find map {name}",
+            _library().bpf_object__find_map_by_name(self._handle, name.encode()),
+        )
+
+    def _program(self, name: str) -> int:
+        return _pointer(
+            f"find program {name}",
+            _library().bpf_object__find_program_by_name(self._handle, name.encode()),
+        )
+
+
+class Map:
+    """A pinned map, whose keys and values are bytes. A context manager."""
+
+    def __init__(self, path: str, key_size: int, value_size: int) -> None:
+        self._path, self._key_size, self._value_size = path, key_size, value_size
+        self.descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
+
+    def __enter__(self) -> Map:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every entry. One that is added or deleted meanwhile may be missing or come still."""
+        room = BATCH
+        position: ctypes.Array[ctypes.c_char] | None = None
+        while True:
+            keys = ctypes.create_string_buffer(room * self._key_size)
+            values = ctypes.create_string_buffer(room * self._value_size)
+            following = ctypes.create_string_buffer(max(self._key_size, 4))
+            count = _U32(room)
+            error = -_library().bpf_map_lookup_batch(
+                self.descriptor, position, following, keys, values, ctypes.byref(count), None
+            )
+            if error == errno.ENOSPC:  # one bucket of a hash has more entries than there is room
+                room *= 2
+                continue
+            if error not in (0, errno.ENOENT):
+                raise RefusedError(f"read {self._path}", error)
+            yield from zip(
+                _slices(keys.raw, self._key_size, count.value),
+                _slices(values.raw, self._value_size, count.value),
+                strict=True,
+            )
+            if error == errno.ENOENT:
+                return
+            position = following
+
+    def look_up(self, key: bytes) -> bytes | None:
+        """The value of a key, or None."""
+        value = ctypes.create_string_buffer(self._value_size)
+        error = _library().bpf_map_lookup_elem(self.descriptor, key, value)
+        if error == -errno.ENOENT:
+            return None
+        self._check("read", error)
+        return value.raw
+
+    def update(self, key: bytes, value: bytes) -> None:
+        self._check("write", _library().bpf_map_update_elem(self.descriptor, key, value, 0))
+
+    def delete(self, key: bytes) -> None:
+        """Delete an entry; one that is not there is no error."""
+        error = _library().bpf_map_delete_elem(self.descriptor, key)
+        if error != -errno.ENOENT:
+            self._check("delete from", error)
+
+    def _check(self, step: str, error: int) -> None:
+        _checked(f"{step} {self._path}", error)
+
+
+class RingBuffer:
+    """The events of a pinned ring buffer. A context manager.
+
+    `consume` calls `receive` with the bytes of each event that waits.
+    """
+
+    def __init__(self, path: str, receive: Callable[[bytes], None]) -> None:
+        def sample(_context: int, data: int, size: int) -> int:
+            receive(ctypes.string_at(data, size))
+            return 0
+
+        self._sample = _Sample(sample)
+        descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
+        try:
+            self._handle = _pointer(
+                f"read {path}",
+                _library().ring_buffer__new(descriptor, self._sample, None, None),
+            )
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> RingBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        _library().ring_buffer__free(self._handle)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while events wait."""
+        return int(_library().ring_buffer__epoll_fd(self._handle))
+
+    def consume(self) -> None:
+        _checked("read events", _library().ring_buffer__consume(self._handle))
+
+
+class _LinkInfo(ctypes.Structure):
+    """The beginning of struct bpf_link_info with its cgroup member (linux/bpf.h)."""
+
+    _fields_ = (
+        ("type", _U32),
+        ("id", _U32),
+        ("prog_id", _U32),
+        ("padding", _U32),
+        ("cgroup_id", ctypes.c_uint64),
+        ("attach_type", _U32),
+        ("rest", ctypes.c_uint8 * 228),
+    )
+
+
+def link_program(path: str) -> tuple[int, int]:
+    """The program id of a pinned link, and the id of the cgroup that it is attached to (0 for none,
+    or none any more)."""
+    descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
+    try:
+        info, size = _LinkInfo(), _U32(ctypes.sizeof(_LinkInfo))
+        error = _library().bpf_obj_get_info_by_fd(
+            descriptor, ctypes.byref(info), ctypes.byref(size)
+        )
+        _checked(f"look at {path}", error)
+    finally:
+        os.close(descriptor)
+    return info.prog_id, info.cgroup_id
+
+
+def sock_ops_programs(cgroup: int) -> list[int]:
+    """The ids of the sock_ops programs attached to a cgroup's descriptor.
+
+    The kernel takes cgroup_mutex for the answer (cgroup_bpf_query() in kernel/bpf/cgroup.c), so every
+    mkdir that had begun in the tree has ended when it returns.
+    """
+    count = _U32(64)  # BPF_CGROUP_MAX_PROGS
+    ids = (_U32 * count.value)()
+    error = _library().bpf_prog_query(cgroup, CGROUP_SOCK_OPS, 0, None, ids, ctypes.byref(count))
+    _checked("list the sock_ops programs of the root cgroup", error)
+    return list(ids[: count.value])
+
+
+def missing_from_btf(kinds: dict[str, int]) -> list[str]:
+    """Which of these names (to their BTF_KIND) the running kernel's BTF does not have."""
+    library = _library()
+    btf = _pointer("read the kernel's BTF", library.btf__load_vmlinux_btf())
+    try:
+        return [
+            name
+            for name, kind in kinds.items()
+            if library.btf__find_by_name_kind(btf, name.encode(), kind) < 0
+        ]
+    finally:
+        library.btf__free(btf)
+
+
+@contextmanager
+def network_namespace(path: str) -> Iterator[None]:
+    """Run the block in the network namespace that `path` names (setns(2))."""
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        other = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _setns(other, path)
+        finally:
+            os.close(other)
+        try:
+            yield
+        finally:
+            _setns(own, "this network namespace")
+    finally:
+        os.close(own)
+
+
+def mount_bpffs(path: str) -> None:
+    """Mount a BPF file system (mount(2)), as systemd does at boot."""
+    if _libc().mount(b"bpf", path.encode(), b"bpf", 0, b"mode=700"):
+        raise RefusedError(
+            f"mount a BPF file system at {path}", ctypes.get_errno(), "expected one there"
+        )
+
+
+def _setns(descriptor: int, name: str) -> None:
+    if _libc().setns(descriptor, CLONE_NEWNET):
+        raise RefusedError(f"enter {name}", ctypes.get_errno())
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError:
+        raise UnsupportedError(
+            "libbpf.so.1 is missing, expected the package libbpf1 (Debian) or libbpf (Fedora)"
+        ) from None
+    for name, (result, *arguments) in _PROTOTYPES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    library.libbpf_set_print(_print)
+    return library
+
+
+_lines: list[str] = []
+
+
+@_Print
+def _print(level: int, template: bytes, arguments: int) -> int:
+    if level == PRINT_WARN:
+        text = ctypes.create_string_buffer(64 * 1024)
+        _libc().vsnprintf(text, ctypes.c_size_t(len(text)), template, ctypes.c_void_p(arguments))
+        _lines.append(text.value.decode(errors="replace"))
+    return 0
+
+
+@contextmanager
+def _log() -> Iterator[list[str]]:
+    """Collects what libbpf says in the block; outside of one it is dropped."""
+    _lines.clear()
+    yield _lines
+
+
+def _slices(raw: bytes, size: int, count: int) -> Iterator[bytes]:
+    return (raw[start : start + size] for start in range(0, count * size, size))
+
+
+def _checked(step: str, result: int) -> int:
+    if result < 0:
+        raise RefusedError(step, -result)
+    return result
+
+
+def _pointer(step: str, result: int | None) -> int:
+    if not result:
+        raise RefusedError(step, ctypes.get_errno())
+    return result

@@ -1,0 +1,114 @@
+"""Brings what is in the kernel in line with the policy files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kabpf import dataplane, plan
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import Born, Dataplane
+from kabpf.errors import RefusedError
+from kabpf.matching import Automaton
+from kabpf.plan import Actual, Cgroup, Changes, Plan, Record
+from kabpf.policy import Policy
+
+RUN = Path("/run/kabpf")
+
+# Each pass but the last writes something; cgroups that come and go can ask for another one.
+PASSES_MAX = 50
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a look at policies, tree and kernel gave."""
+
+    automaton: Automaton
+    cgroups: dict[int, Cgroup]
+    plan: Plan
+    numbers: dict[Record, int]  # policy ids
+    changes: Changes  # what there was to do; empty where everything was in place
+
+
+@contextmanager
+def locked(run: Path = RUN) -> Iterator[None]:
+    """Hold the lock under which the kernel's state and the runtime drop-ins are changed."""
+    run.mkdir(mode=0o755, exist_ok=True)
+    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def reconcile(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane) -> Resolution:
+    """Bring what is in the kernel in line with `policies`, open sockets included; under the lock.
+
+    Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
+    completes. Raises RefusedError where the kernel refused something; the rest is in force then.
+    """
+    first: Changes | None = None
+    for _ in range(PASSES_MAX):
+        resolution = preview(policies, tree, loaded)
+        first = first or resolution.changes
+        if not resolution.changes:
+            return replace(resolution, changes=first)
+        loaded.apply(resolution.changes, paths(resolution.cgroups))
+    raise RefusedError("reconcile", hint="cgroups come and go faster than they can be resolved")
+
+
+def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:
+    """What `reconcile` would do first; changes nothing."""
+    # First the map, then the tree: a cgroup born in between is missing from the first and written
+    # again. The other way round it would look like one that is gone.
+    actual = loaded.actual() if loaded else Actual()
+    cgroups = tree.cgroups()
+    automaton = Automaton(policies)
+    desired = plan.resolve(policies, automaton, cgroups, dataplane.BIRTHS)
+    try:
+        numbers = plan.number(policies, actual.records, dataplane.POLICIES)
+    except plan.TooManyError:
+        raise RefusedError(
+            "too many policies", hint=f"expected at most {dataplane.POLICIES - 1} in force"
+        ) from None
+    changes = plan.diff(desired, actual, numbers)
+    return Resolution(
+        automaton, {cgroup.id: cgroup for cgroup in cgroups}, desired, numbers, changes
+    )
+
+
+def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: Dataplane) -> bool:
+    """Resolve cgroups that the kernel asked about, and what was born below them since; under the lock.
+
+    Updates `last`, which the last reconcile returned. False where that does not know the parent of
+    one, so that a reconcile has to look at the whole tree.
+    """
+    fresh: dict[int, Cgroup] = {}
+    for event in born:
+        parent = last.cgroups.get(event.parent_id)
+        if parent is None:
+            return False
+        cgroup = Cgroup(event.id, parent.id, f"{parent.path.rstrip('/')}/{event.name}")
+        for inside in (cgroup, *tree.below(cgroup)):
+            fresh[inside.id] = last.cgroups[inside.id] = inside
+            above = last.plan.cgroups[inside.parent_id]
+            last.plan.cgroups[inside.id] = plan.resolve_one(last.automaton, inside, above)
+    now = loaded.entries(fresh)
+    changed = plan.changed_entries({id: last.plan.cgroups[id] for id in now}, now, last.numbers)
+    for id, entry in changed.items():
+        # Without a process since its birth it has no sockets that were opened before.
+        if not tree.is_populated(fresh[id]):
+            changed[id] = plan.settled(entry)
+    retrofits = {id: entry for id, entry in changed.items() if entry.owed}
+    loaded.apply(Changes(cgroups=changed, retrofits=retrofits), paths(fresh))
+    return True
+
+
+def paths(cgroups: dict[int, Cgroup]) -> dict[int, str]:
+    """The cgroup paths by id."""
+    return {id: cgroup.path for id, cgroup in cgroups.items()}
