@@ -181,8 +181,8 @@ static __always_inline void set_option(void *to, struct visit *v, int level, int
 		v->changed = 1;
 }
 
-/* Sets one number unless the application did: `now` is what the socket has, 0 for unset, `ours` what
- * it would have from an earlier policy, `wanted` what it would have from this one. */
+/* Sets one number unless the application did: `now` is what the socket has, 0 for unset, `ours`
+ * what it would have from an earlier policy, `wanted` what it would have from this one. */
 static __always_inline void fill(void *to, struct visit *v, int name, __u32 value, __u32 now,
 				 __u32 ours, __u32 wanted)
 {
@@ -234,13 +234,13 @@ static __always_inline bool begin_visit(struct visit *v, struct tcp_sock *tp, __
 SEC("sockops")
 int kabpf_sockops(struct bpf_sock_ops *ctx)
 {
+	bool listens = ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB;
 	struct kabpf_cgroup *cgroup;
 	struct visit v = {};
 	struct tcp_sock *tp;
 
-	if (ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
-	    ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
-	    ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
+	if (!listens && ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
+	    ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
 		return 1;
 	if (!ctx->sk)
 		return 1;
@@ -251,15 +251,13 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 	if (!cgroup || !begin_visit(&v, tp, cgroup->policy_id))
 		return 1;
 	fill_options(ctx, &v);
-	__sync_fetch_and_add(ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB ? &v.counters->listening :
-								     &v.counters->established,
-			     1);
+	__sync_fetch_and_add(listens ? &v.counters->listening : &v.counters->established, 1);
 	return 1;
 }
 
 /* Since Linux kernel commit 3cee6fb8e69e ("bpf: tcp: Support bpf_(get|set)sockopt in bpf tcp iter")
- * (in v5.15) the iterator may set options; it holds the socket lock since 04c7820b776f, same version.
- * Time-wait and request sockets come too; for them bpf_skc_to_tcp_sock() gives NULL. */
+ * (in v5.15) the iterator may set options; since 04c7820b776f, same version, it holds the socket's
+ * lock. Time-wait and request sockets come too; for them bpf_skc_to_tcp_sock() gives NULL. */
 SEC("iter/tcp")
 int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 {

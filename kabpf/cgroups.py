@@ -18,6 +18,7 @@ from kabpf.plan import Cgroup
 class Mount:
     """One line of /proc/PID/mountinfo (proc(5))."""
 
+    device: int
     root: str
     point: str
     type: str
@@ -29,19 +30,21 @@ def mounts(mountinfo: str) -> list[Mount]:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         words = before.split()
-        found.append(Mount(_unescaped(words[3]), _unescaped(words[4]), after.split()[0]))
+        device = os.makedev(*map(int, words[2].split(":")))
+        found.append(Mount(device, _unescaped(words[3]), _unescaped(words[4]), after.split()[0]))
     return found
 
 
 def own_mounts() -> list[Mount]:
-    """What this process has mounted."""
-    return mounts(Path("/proc/self/mountinfo").read_text())
+    """The mounts of this process that kabpf works with, but for those hidden by a later one."""
+    found = mounts(Path("/proc/self/mountinfo").read_text())
+    return [mount for mount in found if mount.type in ("cgroup2", "bpf") and _is_on_top(mount)]
 
 
 def find_tree(mounted: list[Mount]) -> CgroupTree:
     """The cgroup2 tree: at /sys/fs/cgroup, in hybrid mode at /sys/fs/cgroup/unified, or elsewhere.
 
-    In a cgroup namespace its root is the namespace's. Raises UnsupportedError where it is not mounted.
+    In a cgroup namespace its root is the namespace's. Raises UnsupportedError where there is none.
     """
     for mount in mounted:
         if mount.type == "cgroup2" and mount.root == "/":
@@ -74,7 +77,7 @@ class CgroupTree:
         return found
 
     def path(self, path: str) -> str:
-        """The cgroup path of a directory below the mount; other paths are taken for cgroup paths."""
+        """The cgroup path of a directory below the mount; another path is taken for one itself."""
         absolute = os.path.normpath(os.path.join("/", path))
         if absolute == str(self.mount):
             return "/"
@@ -120,9 +123,8 @@ class CgroupTree:
     def is_populated(self, cgroup: Cgroup) -> bool:
         """Whether a process lives in the cgroup or below it; the root has no such file and does."""
         try:
-            return (
-                "populated 0" not in Path(self.directory(cgroup.path), "cgroup.events").read_text()
-            )
+            events = Path(self.directory(cgroup.path), "cgroup.events").read_text()
+            return "populated 0" not in events
         except OSError:
             return cgroup.path == "/"
 
@@ -152,6 +154,13 @@ def network_namespaces(processes: Iterable[int]) -> dict[int, str]:
         except OSError:
             continue
     return found
+
+
+def _is_on_top(mount: Mount) -> bool:
+    try:
+        return os.stat(mount.point).st_dev == mount.device
+    except OSError:
+        return False
 
 
 def _unescaped(word: str) -> str:

@@ -14,7 +14,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kabpfctl: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # so that the flush at exit has somewhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
         return 1
     except KeyboardInterrupt:
         return 130
@@ -181,9 +183,8 @@ def _detach(arguments: argparse.Namespace) -> int:
 
 def _apply(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(cgroups.own_mounts())
-    with reconcile.locked():
-        with _reconciled(policy.load(policy.SYSTEM), tree) as (_, resolution):
-            pass
+    with reconcile.locked(), _reconciled(policy.load(policy.SYSTEM), tree) as (_, resolution):
+        pass
     result = {
         "policies": len(resolution.plan.policies),
         "cgroups": len(resolution.cgroups),
@@ -201,9 +202,9 @@ def _check(arguments: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
     if arguments.files:
         for name in arguments.files:
-            results.append(_checked(name, lambda name=name: _read_alone(Path(name))))
+            results.append(_checked(name, partial(_read_alone, Path(name))))
     else:
-        results.append(_checked("policy files", lambda: policy.load(policy.SYSTEM)))
+        results.append(_checked("policy files", partial(policy.load, policy.SYSTEM)))
     if arguments.json:
         print(json.dumps(results, indent=2))
     for result in results:
@@ -265,16 +266,12 @@ def _status(arguments: argparse.Namespace) -> int:
         counters = loaded.counters() if loaded else {}
         totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
     sources = {found.name: str(found.source) for found in policies}
-    in_force = [
-        {
-            "policy": record.name,
-            "options": dataclasses.asdict(record.options),
-            "cgroups": sum(1 for entry in actual.cgroups.values() if entry.policy_id == id),
-            "counters": dataclasses.asdict(counters[id]),
-            "source": sources.get(record.name),
-        }
-        for id, record in sorted(actual.records.items(), key=lambda item: item[1].name)
-    ]
+    used = Counter(entry.policy_id for entry in actual.cgroups.values())
+    in_force = sorted(
+        (record.name, id, record.options)
+        for id, record in actual.records.items()
+        if used[id] or record.name in sources
+    )
     applied = loaded is not None and not findings and not resolution.changes
     result = {
         "loaded": loaded is not None,
@@ -282,7 +279,16 @@ def _status(arguments: argparse.Namespace) -> int:
         "pins": str(dataplane.PINS),
         "daemon": pid,
         "policy_files": {"errors": findings, "applied": applied},
-        "policies": in_force,
+        "policies": [
+            {
+                "policy": name,
+                "options": dataclasses.asdict(options),
+                "cgroups": used[id],
+                "counters": dataclasses.asdict(counters[id]),
+                "source": sources.get(name),
+            }
+            for name, id, options in in_force
+        ],
         "totals": dataclasses.asdict(totals),
     }
     lines = [
@@ -298,15 +304,13 @@ def _status(arguments: argparse.Namespace) -> int:
         lines.append(f"{totals.unrecorded} cgroups were not recorded: there are too many")
     rows = [
         (
-            found["policy"],
-            str(found["cgroups"]),
-            *_option_cells(actual.records[id].options),
+            name,
+            str(used[id]),
+            *_option_cells(options),
             *_counter_cells(counters[id]),
-            found["source"] or "no file any more",
+            sources.get(name, "no file any more"),
         )
-        for found, id in zip(
-            in_force, sorted(actual.records, key=lambda id: actual.records[id].name), strict=True
-        )
+        for name, id, options in in_force
     ]
     if rows:
         lines += ["", _table(("POLICY", "CGROUPS", *_OPTION_HEADS, *_COUNTER_HEADS, "FROM"), rows)]
@@ -376,12 +380,10 @@ def _write(file: Path, content: bytes | None) -> None:
 
 
 def _attached_file(directory: Path, path: str) -> Path:
-    """The drop-in of an attached cgroup; its name is the path, escaped as systemd-escape(1) does."""
-    escaped = re.sub(
-        r"[^A-Za-z0-9:_./]",
-        lambda match: "".join(f"\\x{b:02x}" for b in os.fsencode(match[0])),
-        path[1:],
-    ).replace("/", "-")
+    """The drop-in of an attached cgroup, named by its path, escaped as systemd-escape(1) does."""
+    special = re.compile(rb"[^A-Za-z0-9:_./]")
+    plain = special.sub(lambda match: b"\\x%02x" % ord(match[0]), os.fsencode(path[1:])).decode()
+    escaped = plain.replace("/", "-")
     if len(escaped) > 200:
         digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
         escaped = f"{escaped[:180]}-{digest}"
@@ -473,14 +475,10 @@ def _counter_cells(counters: Counters) -> tuple[str, ...]:
     return (*map(str, counts), failed or "0")
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [heads, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        + "\n"
-        for line in lines
-    )
+    return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
 
 
 def _shown(text: str) -> str:

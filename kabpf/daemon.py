@@ -1,8 +1,8 @@
 """kabpfd: keeps the kernel in line with the policy files; all it knows is in files and pins.
 
-It wakes up for signals, and for births that only user space can resolve: SIGHUP reads the policy files
-again, SIGTERM and SIGINT lift every policy, SIGUSR1 says that kabpfctl changed something. Killed, it
-leaves everything in force, and the next one adopts it.
+It wakes up for signals, and for births that only user space can resolve. SIGHUP reads the policy
+files again, SIGTERM and SIGINT lift every policy, SIGUSR1 says that kabpfctl changed something.
+Killed, it leaves everything in force, and the next one adopts it.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class Daemon:
             notify(f"STATUS=the last good policy stays in force: {_line(error)}")
 
     def _say_ready(self) -> None:
-        status = "STATUS=no policy in force"
+        status = "the policy of before is in force"
         if self._last:
             covered = sum(1 for found in self._last.plan.cgroups.values() if found.policy)
             count = len(self._last.plan.policies)

@@ -1,7 +1,7 @@
 """The BPF programs and maps of kabpf: loads, pins, adopts, reads, writes and lifts them.
 
-All state is in the pins below one directory of a BPF file system. The directory appears there complete,
-by one rename, and so it disappears: a process that dies meanwhile leaves the old state or the new one.
+All state is in the pins below one directory of a BPF file system. The directory appears complete,
+by one rename, and so it disappears: a process that dies meanwhile leaves the old state or the new.
 """
 
 from __future__ import annotations
@@ -174,15 +174,11 @@ class Dataplane:
                 for key, value in self._policies.items()
                 if value[CPolicy.name.offset]
             },
-            dict(
-                (
-                    (step.state, os.fsdecode(step.name)),
-                    BirthEntry(birth.state, birth.policy_id, bool(birth.ask)),
-                )
+            {
+                (step.state, os.fsdecode(step.name)): _birth(value)
                 for key, value in self._births.items()
                 for step in [CStep.from_buffer_copy(key)]
-                for birth in [CBirth.from_buffer_copy(value)]
-            ),
+            },
             {_number(key): _entry(value) for key, value in self._cgroups.items()},
         )
 
@@ -309,7 +305,7 @@ def open_if_loaded(pins: Path, tree: cgroups.CgroupTree) -> Dataplane | None:
 
 
 def lift(pins: Path) -> None:
-    """Detach and unpin everything; sockets keep the options they have. The caller holds the lock."""
+    """Detach and unpin everything; sockets keep their options. The caller holds the lock."""
     if pins.exists():
         os.rename(pins, _lifted(pins))
     for leftover in (_staging(pins), _lifted(pins)):
@@ -368,8 +364,8 @@ def _load_into(staging: Path, tree: cgroups.CgroupTree) -> None:
 
 
 def _require_bpffs(directory: Path) -> None:
-    mounted = [mount.type for mount in cgroups.own_mounts() if mount.point == str(directory)]
-    if mounted[-1:] != ["bpf"]:
+    mounted = [(mount.type, mount.point) for mount in cgroups.own_mounts()]
+    if ("bpf", str(directory)) not in mounted:
         if not directory.is_dir():
             raise UnsupportedError(f"{directory} is missing, expected sysfs and a kernel with BPF")
         libbpf.mount_bpffs(str(directory))
@@ -439,6 +435,11 @@ def _key(number: int, size: int = 4) -> bytes:
 def _step(step: tuple[int, str]) -> bytes:
     state, name = step
     return bytes(CStep(state, os.fsencode(name)))
+
+
+def _birth(value: bytes) -> BirthEntry:
+    raw = CBirth.from_buffer_copy(value)
+    return BirthEntry(raw.state, raw.policy_id, bool(raw.ask))
 
 
 def _entry(value: bytes) -> Entry:

@@ -1,6 +1,6 @@
 """The exceptions of kabpf.
 
-    KabpfError              something outside kabpf is wrong; the message says where, what, what to do
+    KabpfError              something outside kabpf is wrong; the message says where and what
     ├── PolicyError         policy files, one line for each finding
     ├── UnsupportedError    this machine lacks something that kabpf needs
     └── RefusedError        the kernel or the state of the machine refused one step

@@ -1,7 +1,7 @@
 """libbpf.so.1 and the system calls that Python lacks, by ctypes.
 
-libbpf answers with NULL and errno, or with a negative errno (its 1.0 conventions); here every failure
-is a RefusedError that names the step. The prototypes are libbpf.h's and bpf.h's of libbpf 1.1.
+libbpf answers with NULL and errno, or with a negative errno (its 1.0 conventions); here every
+failure is a RefusedError that names the step. The prototypes are those of libbpf 1.1.
 """
 
 from __future__ import annotations
@@ -249,8 +249,8 @@ def link_program(path: str) -> tuple[int, int]:
 def sock_ops_programs(cgroup: int) -> list[int]:
     """The ids of the sock_ops programs attached to a cgroup's descriptor.
 
-    The kernel takes cgroup_mutex for the answer (cgroup_bpf_query() in kernel/bpf/cgroup.c), so every
-    mkdir that had begun in the tree has ended when it returns.
+    The kernel takes cgroup_mutex for the answer (cgroup_bpf_query() in kernel/bpf/cgroup.c), so
+    every mkdir that had begun in the tree has ended when it returns.
     """
     count = _U32(64)  # BPF_CGROUP_MAX_PROGS
     ids = (_U32 * count.value)()
@@ -320,20 +320,22 @@ def _library() -> ctypes.CDLL:
     for name, (result, *arguments) in _PROTOTYPES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    library.libbpf_set_print(_print)
+    library.libbpf_set_print(_printer)
     return library
 
 
 _lines: list[str] = []
 
 
-@_Print
 def _print(level: int, template: bytes, arguments: int) -> int:
     if level == PRINT_WARN:
         text = ctypes.create_string_buffer(64 * 1024)
         _libc().vsnprintf(text, ctypes.c_size_t(len(text)), template, ctypes.c_void_p(arguments))
         _lines.append(text.value.decode(errors="replace"))
     return 0
+
+
+_printer = _Print(_print)  # libbpf keeps the pointer
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Which selectors name a cgroup: an automaton over the names of its path, and their precedence.
 
-User space walks the automaton to resolve the cgroups that exist; the kernel walks a table of it
-(`Automaton.table`) at every mkdir, so that a cgroup that does not exist yet is resolved as well, and a
-parent that is removed and made again changes nothing.
+User space walks the automaton to resolve the cgroups that exist. The kernel walks a table of it
+(`Automaton.table`) at every mkdir, so that a cgroup that does not exist yet is resolved as well,
+and a parent that is removed and made again changes nothing.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class Automaton:
     def table(self, limit: int) -> dict[tuple[int, str], Birth]:
         """The automaton as kabpf_births, breadth first, with at most `limit` entries.
 
-        The kernel looks for (state, name), then (ANYWHERE, name), then (state, ""). A state that the
-        limit leaves out is UNKNOWN, so that user space is asked.
+        The kernel looks for (state, name), then (ANYWHERE, name), then (state, ""). A state that
+        the limit leaves out is UNKNOWN, so that user space is asked.
         """
         entries: dict[tuple[int, str], Birth] = {}
         included = set()
@@ -171,8 +171,8 @@ class Automaton:
         return Birth(self._number(pending), policy, False)
 
     def _number(self, positions: _Positions) -> int:
-        """A number that depends on what can still match and on nothing else, so that a reload leaves
-        the states alone that it does not concern."""
+        """A number that depends on what can still match and on nothing else, so that a reload
+        leaves the states alone that it does not concern."""
         if not positions:
             return ANYWHERE
         words = sorted(f"{'/'.join(self._patterns[i].names)}\0{n}" for i, n in positions)

@@ -131,8 +131,8 @@ def number(policies: Iterable[Policy], records: dict[int, Record], limit: int) -
 def diff(plan: Plan, actual: Actual, numbers: dict[Record, int]) -> Changes:
     """What brings `actual` to `plan`, whose records have these `numbers`.
 
-    Stale births and records are left alone as long as anything else is to be written: a cgroup that is
-    born meanwhile may still need them. So apply, read again and diff until nothing is left.
+    Stale births and records are left alone as long as anything else is to be written: a cgroup that
+    is born meanwhile may still need them. So apply, read again and diff until nothing is left.
     """
     if owed := {id: entry for id, entry in actual.cgroups.items() if entry.owed}:
         return Changes(retrofits=owed)  # what an interrupted apply left

@@ -1,7 +1,7 @@
 """Policy files: reads them strictly into `Policy` values. Knows nothing of cgroups or the kernel.
 
-A file holds either `defaults` and `policies`, or one policy (`select` and `keepalive`) that takes its
-name, and where `select` is missing its unit, from the file's name.
+A file holds either `defaults` and `policies`, or one policy (`select` and `keepalive`) that takes
+its name, and where `select` is missing its unit, from the file's name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,6 +21,7 @@ from kabpf.errors import PolicyError
 
 FILE_SIZE_MAX = 64 * 1024
 DEPTH_MAX = 8
+TEXT_MAX = 4095  # PATH_MAX without its NUL
 NAME_BYTES_MAX = 255
 UNIT_TYPES = (
     "service", "socket", "scope", "slice", "mount", "swap", "target", "timer", "path", "device",
@@ -68,8 +70,8 @@ class Source:
 class Options:
     """Keepalive options in the kernel's units; None leaves one as it is on the socket.
 
-    With `keepalive` False nothing is set at all. Ranges: idle and interval 1 to 32767 s, probes 1 to
-    127, user timeout 1 to 2147483647 ms (tcp(7)).
+    With `keepalive` False nothing is set at all. Ranges: idle and interval 1 to 32767 s, probes 1
+    to 127, user timeout 1 to 2147483647 ms (tcp(7)).
     """
 
     keepalive: bool = True
@@ -177,7 +179,7 @@ def read(path: Path) -> PolicyFile:
 
 
 def parse(content: bytes, path: str) -> PolicyFile:
-    """Check the text of one file. `path` names it in messages, and names a policy without a name."""
+    """Check the text of one file. `path` names it in messages, and a policy without a name."""
     try:
         root = _Tree(content.decode(), path).build()
     except UnicodeDecodeError as error:
@@ -235,7 +237,6 @@ def _read_unless_cached(path: Path, cache: Cache) -> tuple[tuple[int, ...], Poli
             status.st_dev,
             status.st_ino,
             status.st_size,
-            status.st_mtime_ns,
             status.st_ctime_ns,
         )
         if path in cache and cache[path][0] == stamp:
@@ -342,7 +343,7 @@ class _Tree:
             raise self._error(event, "a second document, expected one")
         return None if root.value == "" else root
 
-    def _parse(self, text: str) -> Iterator[yaml.Event]:
+    def _parse(self, text: str) -> Iterator[Any]:
         try:
             yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except yaml.MarkedYAMLError as error:
@@ -353,7 +354,7 @@ class _Tree:
             line = text.count("\n", 0, _position(text, error)) + 1
             raise PolicyError(f"{self._path}:{line}: not YAML: {error.reason}") from None
 
-    def _node(self, event: yaml.Event, key: str, depth: int) -> _Node:
+    def _node(self, event: Any, key: str, depth: int) -> _Node:
         source = Source(self._path, event.start_mark.line + 1)
         if isinstance(event, yaml.AliasEvent):
             raise self._error(event, f"*{event.anchor}: an alias, expected the value itself")
@@ -365,6 +366,8 @@ class _Tree:
         if depth > DEPTH_MAX:
             raise self._error(event, f"nested too deep, expected at most {DEPTH_MAX} levels")
         if isinstance(event, yaml.ScalarEvent):
+            if not event.value.isprintable() or len(event.value) > TEXT_MAX:
+                raise self._error(event, f"not one line of at most {TEXT_MAX} printable characters")
             return _Node(event.value, key, source)
         if isinstance(event, yaml.SequenceStartEvent):
             return _Node(self._items(key, depth), key, source)
@@ -390,7 +393,7 @@ class _Tree:
             pairs[name.value] = replace(value, source=name.source)
         return pairs
 
-    def _error(self, event: yaml.Event, what: str) -> PolicyError:
+    def _error(self, event: Any, what: str) -> PolicyError:
         return PolicyError(f"{self._path}:{event.start_mark.line + 1}: {what}")
 
 
@@ -447,9 +450,8 @@ def _policy(node: _Node, name: str, fallback: tuple[Selector, ...]) -> tuple[Pol
 
 def _selectors(node: _Node) -> tuple[Selector, ...]:
     if not isinstance(node.value, list) or not node.value:
-        raise node.error(
-            f"{node.kind or 'nothing'}, expected a list such as [{{unit: nginx.service}}]"
-        )
+        kind = node.kind if node.value else "nothing"
+        raise node.error(f"{kind}, expected a list such as [{{unit: nginx.service}}]")
     return tuple(_selector(item) for item in node.value)
 
 

@@ -83,10 +83,10 @@ def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | 
 
 
 def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: Dataplane) -> bool:
-    """Resolve cgroups that the kernel asked about, and what was born below them since; under the lock.
+    """Resolve cgroups that the kernel asked about, and what was born below them since.
 
     Updates `last`, which the last reconcile returned. False where that does not know the parent of
-    one, so that a reconcile has to look at the whole tree.
+    one, so that a reconcile has to look at the whole tree. The caller holds the lock.
     """
     fresh: dict[int, Cgroup] = {}
     for event in born:

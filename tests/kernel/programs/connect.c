@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Connects to 127.0.0.1 and the given port, and prints the socket's five options as JSON. With
+ * -DRAW it makes its system calls itself, as Go programs do: no function of libc sees the socket.
+ */
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifdef RAW
+#define SOCKET(...) syscall(SYS_socket, __VA_ARGS__)
+#define CONNECT(...) syscall(SYS_connect, __VA_ARGS__)
+#define GETSOCKOPT(...) syscall(SYS_getsockopt, __VA_ARGS__)
+#else
+#define SOCKET socket
+#define CONNECT connect
+#define GETSOCKOPT getsockopt
+#endif
+
+static int option(int fd, int level, int name)
+{
+	int value = -1;
+	socklen_t size = sizeof(value);
+
+	GETSOCKOPT(fd, level, name, &value, &size);
+	return value;
+}
+
+int main(int argc, char **argv)
+{
+	struct sockaddr_in to = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	int fd = SOCKET(AF_INET, SOCK_STREAM, 0);
+
+	to.sin_port = htons(argc > 1 ? atoi(argv[1]) : 0);
+	if (CONNECT(fd, (struct sockaddr *)&to, sizeof(to))) {
+		perror("connect");
+		return 1;
+	}
+	printf("{\"keepalive\": %d, \"idle\": %d, \"interval\": %d, \"probes\": %d, "
+	       "\"user_timeout\": %d, \"euid\": %d}\n",
+	       option(fd, SOL_SOCKET, SO_KEEPALIVE), option(fd, IPPROTO_TCP, TCP_KEEPIDLE),
+	       option(fd, IPPROTO_TCP, TCP_KEEPINTVL), option(fd, IPPROTO_TCP, TCP_KEEPCNT),
+	       option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT), (int)geteuid());
+	return 0;
+}

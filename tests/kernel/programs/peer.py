@@ -1,0 +1,139 @@
+"""A process with sockets that does as it is told: a JSON list [function, argument...] a line on
+standard input, a JSON answer a line on standard output. It knows nothing of kabpf."""
+
+import json
+import os
+import socket
+import sys
+import time
+
+SOCKETS = []
+OPTIONS = {
+    "keepalive": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    "idle": (socket.SOL_TCP, socket.TCP_KEEPIDLE),
+    "interval": (socket.SOL_TCP, socket.TCP_KEEPINTVL),
+    "probes": (socket.SOL_TCP, socket.TCP_KEEPCNT),
+    "user_timeout": (socket.SOL_TCP, socket.TCP_USER_TIMEOUT),
+}
+
+
+def open_socket(family, kind=socket.SOCK_STREAM, protocol=0):
+    SOCKETS.append(socket.socket(family, kind, protocol))
+    return len(SOCKETS) - 1
+
+
+def listen(number, address, backlog=128):
+    SOCKETS[number].bind(tuple(address))
+    SOCKETS[number].listen(backlog)
+    return SOCKETS[number].getsockname()[:2]
+
+
+def connect(number, address):
+    try:
+        SOCKETS[number].connect(tuple(address))
+    except BlockingIOError:
+        SOCKETS[number].setblocking(True)
+        error = SOCKETS[number].connect_ex(tuple(address))
+        assert error in (0, 106), os.strerror(error)
+
+
+def connect_with_data(number, address):
+    SOCKETS[number].sendto(b"early", socket.MSG_FASTOPEN, tuple(address))
+
+
+def accept(number):
+    SOCKETS[number].setblocking(True)
+    SOCKETS.append(SOCKETS[number].accept()[0])
+    return len(SOCKETS) - 1
+
+
+def options(number):
+    return {name: SOCKETS[number].getsockopt(*where) for name, where in OPTIONS.items()}
+
+
+def keepalive(number):
+    return SOCKETS[number].getsockopt(*OPTIONS["keepalive"])
+
+
+def set_option(number, name, value):
+    SOCKETS[number].setsockopt(*OPTIONS[name], value)
+
+
+def local_port(number):
+    return SOCKETS[number].getsockname()[1]
+
+
+def close(number):
+    SOCKETS[number].close()
+
+
+def in_child(address):
+    """The options of a connection that a forked child opens."""
+    end, child_end = os.pipe()
+    if os.fork() == 0:
+        number = open_socket(socket.AF_INET)
+        connect(number, address)
+        os.write(child_end, json.dumps(options(number)).encode())
+        os._exit(0)
+    os.wait()
+    return json.loads(os.read(end, 4096))
+
+
+def connect_many(address, count):
+    for _ in range(count):
+        connect(open_socket(socket.AF_INET), address)
+
+
+def accept_many(number, count):
+    for _ in range(count):
+        accept(number)
+
+
+def all_options(first):
+    """How often which options, over the sockets from `first` on."""
+    seen = {}
+    for number in range(first, len(SOCKETS)):
+        key = json.dumps(options(number), sort_keys=True)
+        seen[key] = seen.get(key, 0) + 1
+    return seen
+
+
+def connect_while(address, path):
+    """Connect again and again until `path` is gone; how often which options at once."""
+    seen = {}
+    while os.path.exists(path):
+        with socket.create_connection(tuple(address)) as connection:
+            SOCKETS.append(connection)
+            key = json.dumps(options(len(SOCKETS) - 1), sort_keys=True)
+            SOCKETS.pop()
+        seen[key] = seen.get(key, 0) + 1
+    return seen
+
+
+def wait_for_keepalive(number, seconds):
+    """How long it takes, in seconds, until SO_KEEPALIVE is on; None if it never is."""
+    begin = time.monotonic()
+    while time.monotonic() < begin + seconds:
+        if keepalive(number):
+            return time.monotonic() - begin
+    return None
+
+
+def receive(number, seconds):
+    """What a read gives: "data", "end", an errno's name, or "waiting" after `seconds`."""
+    begin = time.monotonic()
+    SOCKETS[number].settimeout(seconds)
+    try:
+        what = "data" if SOCKETS[number].recv(100) else "end"
+    except TimeoutError as error:
+        what = "ETIMEDOUT" if error.errno else "waiting"
+    return what, time.monotonic() - begin
+
+
+def main():
+    for line in sys.stdin:
+        function, *arguments = json.loads(line)
+        print(json.dumps(globals()[function](*arguments)), flush=True)
+
+
+main()

@@ -1,0 +1,225 @@
+"""kabpfctl as an administrator uses it, with no daemon running."""
+
+import json
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+from conftest import BIN, PINS, UNTOUCHED, path_of
+
+RUNTIME, PERSISTENT = Path("/run/kabpf/policy.d"), Path("/etc/kabpf/policy.d")
+IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
+
+
+def _options_of_new(peer, cgroup):
+    _, address = peer().listener()
+    client = peer(cgroup)
+    return client.options(client.connection(address))
+
+
+def _files(directory):
+    return sorted(os.listdir(directory)) if directory.exists() else []
+
+
+def test_attach_writes_a_runtime_drop_in(cgroup, kabpfctl):
+    """attach leaves a policy file in /run that says what was asked for, and nothing in /etc."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", "1m", "--user-timeout", "off")
+    (name,) = _files(RUNTIME)
+    assert (RUNTIME / name).read_text() == (
+        "# Written by kabpfctl attach; kabpfctl detach removes it.\n"
+        f'select: [{{cgroup: "{path_of(cgroup)}"}}]\n'
+        "keepalive: {idle: 1m, user_timeout: off}\n"
+    )
+    assert _files(PERSISTENT) == []
+
+
+def test_attach_without_options_turns_keepalive_on(cgroup, kabpfctl, peer):
+    """Without options the times are the system's."""
+    kabpfctl("attach", "--cgroup", cgroup)
+    assert _options_of_new(peer, cgroup) == UNTOUCHED | {"keepalive": 1}
+
+
+def test_attach_uses_the_defaults_of_the_policy_files(cgroup, kabpfctl, peer):
+    """What attach leaves out comes from `defaults`."""
+    Path("/etc/kabpf/policy.yaml").write_text("defaults: {interval: 11, probes: 5}\n")
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--user-timeout", "auto")
+    assert _options_of_new(peer, cgroup) == {
+        "keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 116_000,
+    }  # fmt: skip
+
+
+def test_attach_accepts_a_cgroup_path(cgroup, kabpfctl, peer):
+    """A path below the cgroup2 root does as well as the directory."""
+    kabpfctl("attach", "--cgroup", path_of(cgroup), "--idle", 61)
+    assert _options_of_new(peer, cgroup) == IDLE_61
+
+
+def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
+    """With --persist the drop-in is in /etc, and is changed and detached like the other."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--persist")
+    (name,) = _files(PERSISTENT)
+    assert _options_of_new(peer, cgroup) == IDLE_61
+    done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 63, status=1)
+    assert done.stderr == (
+        f"kabpfctl: {path_of(cgroup)} is attached by {PERSISTENT / name} already,"
+        " expected --persist to change it\n"
+    )
+    kabpfctl("detach", "--cgroup", cgroup)
+    assert _files(PERSISTENT) == _files(RUNTIME) == []
+    assert _options_of_new(peer, cgroup) == UNTOUCHED
+
+
+def test_attach_under_a_policy_that_is_read_later_is_refused(cgroup, kabpfctl, peer, write_policy):
+    """attach does not pretend to be in force where another file wins, and takes its own back."""
+    text = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 61}}\n'
+    file = write_policy("zzz.yaml", text)
+    kabpfctl("apply")
+    done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 62, status=1)
+    assert done.stderr == (
+        f"kabpfctl: {path_of(cgroup)} has its policy from {file}:1, which is read later,"
+        " expected no other file to name this path\n"
+    )
+    assert _files(RUNTIME) == []
+    assert _options_of_new(peer, cgroup) == IDLE_61
+
+
+def test_detach_leaves_the_other_cgroups_covered(cgroup, other_cgroup, kabpfctl, peer):
+    """detach takes one cgroup's policy; sockets keep what they have."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kabpfctl("attach", "--cgroup", other_cgroup, "--idle", 61)
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    kabpfctl("detach", "--cgroup", cgroup)
+    assert client.options(number) == IDLE_61
+    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert _options_of_new(peer, other_cgroup) == IDLE_61
+
+
+def test_detach_of_a_cgroup_that_is_gone_works(make_cgroup, kabpfctl):
+    """The drop-in of a cgroup that no longer exists can be detached."""
+    gone = make_cgroup("gone")
+    kabpfctl("attach", "--cgroup", gone, "--idle", 61)
+    gone.rmdir()
+    kabpfctl("detach", "--cgroup", gone)
+    assert _files(RUNTIME) == []
+
+
+def test_detach_of_a_cgroup_that_is_not_attached_is_refused(cgroup, kabpfctl):
+    """detach says so where there is nothing to detach."""
+    done = kabpfctl("detach", "--cgroup", cgroup, status=1)
+    assert done.stderr == (
+        f"kabpfctl: {path_of(cgroup)} is not attached, expected an attached cgroup\n"
+    )
+
+
+def test_detach_all_leaves_nothing_in_the_kernel(cgroup, kabpfctl, peer):
+    """detach --all removes every attached drop-in and every pin, and keeps policy files."""
+    policy = Path("/etc/kabpf/policy.yaml")
+    policy.write_text(
+        f'policies: {{p: {{select: [{{cgroup: "{path_of(cgroup)}"}}], keepalive: {{idle: 62}}}}}}\n'
+    )
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kabpfctl("detach", "--all")
+    assert not PINS.exists()
+    assert _files(RUNTIME) == []
+    assert policy.exists()
+    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    kabpfctl("apply")
+    assert _options_of_new(peer, cgroup)["idle"] == 62
+
+
+def test_apply_says_what_it_changed(cgroup, kabpfctl, write_policy):
+    """apply counts policies and covered cgroups; a second one has nothing to do."""
+    write_policy("a.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: on\n')
+    first = kabpfctl("apply").stdout
+    assert first.startswith("1 policies in force, 1 of ")
+    assert "1 policies," in first and first.endswith("to write\n")
+    assert kabpfctl("apply").stdout.endswith("nothing to change\n")
+
+
+def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
+    """plan tells each covered cgroup's policy, options and source, and what apply would write."""
+    file = write_policy(
+        "a.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 61}}\n'
+    )
+    shown = json.loads(kabpfctl("plan", "--json").stdout)
+    assert shown["cgroups"] == [
+        {
+            "cgroup": path_of(cgroup),
+            "policy": "a",
+            "source": f"{file}:1",
+            "options": {
+                "keepalive": True, "idle_s": 61, "interval_s": None, "probes": None,
+                "user_timeout_ms": None,
+            },
+        }
+    ]  # fmt: skip
+    assert shown["changes"]["policies"] == 1
+    heads, row, changes = kabpfctl("plan").stdout.splitlines()
+    assert heads.split() == [
+        "CGROUP",
+        "POLICY",
+        "IDLE",
+        "INTERVAL",
+        "PROBES",
+        "USER-TIMEOUT",
+        "FROM",
+    ]
+    assert row.split() == [path_of(cgroup), "a", "61s", "-", "-", "-", f"{file}:1"]
+    assert changes.startswith("apply: 1 policies, ")
+    assert not PINS.exists()
+    assert _options_of_new(peer, cgroup) == UNTOUCHED
+
+
+def test_status_counts_what_happened(cgroup, kabpfctl, peer):
+    """status counts new and retrofitted sockets and options left to the application."""
+    server, client = peer(), peer(cgroup)
+    _, address = server.listener()
+    before = client.connection(address)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    client.connection(address)
+    chosen = client.open_socket(2)
+    client.set_option(chosen, "idle", 15)
+    client.connect(chosen, address)
+    client.listener()
+    status = json.loads(kabpfctl("status", "--json").stdout)
+    assert client.options(before) == IDLE_61
+    (policy,) = status["policies"]
+    assert policy["cgroups"] == 1
+    assert policy["counters"] == {
+        "established": 2, "listening": 1, "retrofitted": 1, "left": 1, "failed": {},
+    }  # fmt: skip
+    assert status["policy_files"] == {"errors": [], "applied": True}
+
+
+def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):
+    """status says whether the files as they are now are in force, and what is wrong with them."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    file = write_policy("a.service.yaml", "keepalive: on\n")
+    assert "policy files: not in force as they are now" in kabpfctl("status").stdout
+    file.write_text("keepalive: maybe\n")
+    shown = kabpfctl("status").stdout
+    assert f"{file}:1: keepalive: maybe, expected off, on, or options" in shown
+    assert "the last good ones stay in force" in shown
+
+
+def test_commands_at_the_same_time_end_in_what_the_files_say(make_cgroup, kabpfctl, peer):
+    """Attaching many cgroups at once, each in a process of its own, covers each of them."""
+    names = [make_cgroup(f"c{number}") for number in range(12)]
+    statuses = []
+
+    def attach(name):
+        command = [BIN / "kabpfctl", "attach", "--cgroup", name, "--idle", "61"]
+        statuses.append(subprocess.run(command, capture_output=True).returncode)
+
+    threads = [threading.Thread(target=attach, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [0] * 12
+    assert kabpfctl("apply").stdout.endswith("nothing to change\n")
+    assert [_options_of_new(peer, name) for name in names] == [IDLE_61] * 12

@@ -1,0 +1,200 @@
+"""The life of kabpfd: start, reload, stop, and a sudden end."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from conftest import BIN, PINS, UNTOUCHED, path_of
+
+IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
+
+
+def _policy(cgroup, idle):
+    return f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: {idle}}}\n'
+
+
+def _options_of_new(peer, cgroup):
+    _, address = peer().listener()
+    client = peer(cgroup)
+    return client.options(client.connection(address))
+
+
+def _pinned_ids():
+    """The ids of the pinned objects, as bpftool reads them."""
+    ids = {}
+    for pin in sorted(PINS.iterdir()):
+        for kind in ("map", "link"):
+            command = ["bpftool", "--json", kind, "show", "pinned", str(pin)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                ids[pin.name] = json.loads(done.stdout)["id"]
+    return ids
+
+
+def _attached(root):
+    """The programs of kabpf attached to the root cgroup, by id."""
+    command = ["bpftool", "--json", "cgroup", "show", str(root)]
+    programs = json.loads(subprocess.check_output(command) or b"[]")
+    return [one["id"] for one in programs if one["name"] == "kabpf_sockops"]
+
+
+def test_start_puts_the_policy_in_force_before_ready(cgroup, write_policy, kabpfd, peer):
+    """When kabpfd says READY, new connections are covered and open ones have been."""
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    write_policy("a.yaml", _policy(cgroup, 61))
+    kabpfd()
+    assert client.options(number) == IDLE_61
+    assert _options_of_new(peer, cgroup) == IDLE_61
+
+
+def test_stop_lifts_every_policy(cgroup, write_policy, kabpfd, peer):
+    """After SIGTERM no pin is left, new connections are untouched, and sockets keep theirs."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd()
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    assert daemon.stop() == 0
+    assert not PINS.exists()
+    assert client.options(number) == IDLE_61
+    assert _options_of_new(peer, cgroup) == UNTOUCHED
+
+
+def test_killed_daemon_misses_no_connection_and_is_adopted(
+    make_cgroup, cgroup, write_policy, kabpfd, peer, tmp_path
+):
+    """With kabpfd killed and started again in the middle of many connections each has its options,
+    and the pinned objects are the same before and after."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd()
+    before = _pinned_ids()
+    root = Path(str(cgroup).removesuffix(path_of(cgroup)))
+    attached = _attached(root)
+    running = tmp_path / "running"
+    running.touch()
+    server, client = peer(), peer(cgroup)
+    listener, address = server.listener()
+    client.tell("connect_while", address, str(running))
+    server.tell("accept_many", listener, 50)
+    assert server.answer() is None
+    daemon.stop(signal.SIGKILL)
+    server.tell("accept_many", listener, 50)
+    assert server.answer() is None
+    kabpfd()
+    server.tell("accept_many", listener, 50)
+    assert server.answer() is None
+    running.unlink()
+    (seen,) = client.answer()
+    assert json.loads(seen) == IDLE_61
+    assert _pinned_ids() == before
+    assert len(before) == 11
+    assert _attached(root) == attached
+
+
+def test_reload_applies_changed_files(cgroup, write_policy, kabpfd, peer):
+    """SIGHUP puts changed files in force, for open connections as well."""
+    file = write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd()
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    file.write_text(_policy(cgroup, 62))
+    daemon.reload()
+    assert client.options(number)["idle"] == 62
+    file.unlink()
+    daemon.reload()
+    assert _options_of_new(peer, cgroup) == UNTOUCHED
+
+
+def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy, kabpfd, peer):
+    """A bad file changes nothing; the log names it, and a later good reload works."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd()
+    bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
+    daemon.reload()
+    assert _options_of_new(peer, cgroup) == IDLE_61
+    bad.unlink()
+    write_policy("a.yaml", _policy(cgroup, 62))
+    daemon.reload()
+    assert _options_of_new(peer, cgroup)["idle"] == 62
+    daemon.stop()
+    log = daemon.process.stderr.read()
+    assert f"{bad}:1: keepalive.idle: never, expected a time in seconds" in log
+
+
+def test_start_with_a_bad_file_and_nothing_in_force_fails(write_policy, kabpfctl):
+    """Without a last good policy kabpfd says what is wrong and ends with status 1."""
+    bad = write_policy("b.yaml", "select: [{cgroup: /x}]\nkeepalive: {idle: never}\n")
+    done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"kabpfd: {bad}:2: keepalive.idle: never, expected")
+    assert not PINS.exists()
+
+
+def test_start_with_a_bad_file_keeps_what_a_killed_daemon_left(cgroup, write_policy, kabpfd, peer):
+    """A bad file at the start takes nothing away from what is in force."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    kabpfd().stop(signal.SIGKILL)
+    write_policy("b.service.yaml", "keepalive: {idle: never}\n")
+    kabpfd()
+    assert _options_of_new(peer, cgroup) == IDLE_61
+
+
+def test_second_daemon_is_refused(kabpfd):
+    """Only one kabpfd runs; the second says which process has it."""
+    daemon = kabpfd()
+    done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr == f"kabpfd: kabpfd runs already, as process {daemon.process.pid}\n"
+
+
+def test_daemon_sleeps_at_rest(cgroup, write_policy, kabpfd):
+    """With nothing to do, kabpfd is not woken once in two seconds."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd()
+    status = Path(f"/proc/{daemon.process.pid}/status")
+
+    def switches():
+        return [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
+
+    time.sleep(0.5)  # it goes to sleep after READY
+    before = switches()
+    time.sleep(2)
+    assert switches() == before
+
+
+def test_daemon_follows_what_kabpfctl_attaches(
+    make_cgroup, cgroup, write_policy, kabpfd, kabpfctl, peer
+):
+    """What kabpfctl changes while kabpfd runs is in force, globs included, until kabpfd stops."""
+    daemon = kabpfd()
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    assert _options_of_new(peer, cgroup) == IDLE_61
+    top = path_of(make_cgroup())
+    write_policy("g.yaml", f'select: [{{cgroup: "{top}/w-*"}}]\nkeepalive: {{idle: 62}}\n')
+    kabpfctl("apply")
+    client = peer(make_cgroup("w-1"))
+    _, address = peer().listener()
+    assert client.wait_for_keepalive(client.connection(address), 5) is not None
+    assert daemon.stop() == 0
+    assert _options_of_new(peer, cgroup) == UNTOUCHED
+
+
+def test_daemon_lets_go_when_kabpfctl_detaches_all(cgroup, kabpfd, kabpfctl, peer):
+    """After `detach --all` nothing is in force, also with kabpfd running; a reload brings the
+    policy files back."""
+    daemon = kabpfd()
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--persist")
+    kabpfctl("detach", "--all")
+    assert not PINS.exists()
+    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert os.path.exists(f"/proc/{daemon.process.pid}")
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
+    assert _options_of_new(peer, cgroup)["idle"] == 62
+    daemon.reload()
+    assert _options_of_new(peer, cgroup)["idle"] == 62

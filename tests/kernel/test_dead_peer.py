@@ -1,0 +1,30 @@
+"""What it is all for: a peer that is gone is noticed."""
+
+import subprocess
+
+DROP = """
+table inet kabpf_test {
+    chain input { type filter hook input priority 0; tcp dport 9000 drop; }
+}
+"""
+
+
+def test_dead_peer_is_detected_in_idle_plus_interval_times_probes(
+    cgroup, other_cgroup, peer, kabpfctl, namespace
+):
+    """With idle 2 s, interval 1 s and 3 probes a reader sees ETIMEDOUT after about 5 s, while one
+    without kabpf waits on."""
+    server = peer(None, namespace)
+    listener = server.open_socket(2)
+    address = server.listen(listener, ["127.0.0.1", 9000])
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 2, "--interval", 1, "--probes", 3)
+    covered, plain = peer(cgroup, namespace), peer(other_cgroup, namespace)
+    numbers = [one.connection(address) for one in (covered, plain)]
+    command = ["ip", "netns", "exec", namespace, "nft", "-f", "-"]
+    subprocess.run(command, input=DROP, text=True, check=True)
+    covered.tell("receive", numbers[0], 15)
+    plain.tell("receive", numbers[1], 8)
+    what, seconds = covered.answer()
+    assert what == "ETIMEDOUT"
+    assert 4 <= seconds <= 7
+    assert plain.answer()[0] == "waiting"

@@ -1,0 +1,82 @@
+"""Other programs on the hooks that kabpf uses."""
+
+import json
+import subprocess
+
+import pytest
+from conftest import UNTOUCHED, cgroup_root
+
+IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
+
+
+@pytest.fixture
+def neighbour(compiled, tmp_path):
+    """Attaches somebody else's sock_ops program to a cgroup; tells how often it ran."""
+    program = compiled("neighbour.bpf.c")
+    pin = "/sys/fs/bpf/kabpf-test-neighbour"
+    attached = []
+
+    def attach(cgroup):
+        subprocess.run(["bpftool", "prog", "load", program, pin], check=True)
+        command = ["bpftool", "cgroup", "attach", cgroup, "sock_ops", "pinned", pin, "multi"]
+        subprocess.run(command, check=True)
+        attached.append(cgroup)
+
+        def seen():
+            shown = json.loads(
+                subprocess.check_output(["bpftool", "--json", "prog", "show", "pinned", pin])
+            )
+            dump = ["bpftool", "--json", "map", "dump", "id", str(shown["map_ids"][0])]
+            return json.loads(subprocess.check_output(dump))[0]["formatted"]["value"]
+
+        return seen
+
+    yield attach
+    for cgroup in attached:
+        command = ["bpftool", "cgroup", "detach", cgroup, "sock_ops", "pinned", pin]
+        subprocess.run(command, check=True)
+        subprocess.run(["rm", pin], check=True)
+
+
+@pytest.mark.parametrize("where", ["the root cgroup", "the covered cgroup", "a child of it"])
+@pytest.mark.parametrize("first", ["kabpf", "the neighbour"])
+def test_another_sock_ops_program_works_beside(
+    cgroup, make_cgroup, peer, kabpfctl, neighbour, where, first
+):
+    """Another program at the same cgroup, above or below runs for every connection, and ours does,
+    whoever comes first."""
+    child = make_cgroup("covered/child")
+    place = {"the root cgroup": cgroup_root(), "the covered cgroup": cgroup}.get(where, child)
+    if first == "kabpf":
+        kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+        seen = neighbour(place)
+    else:
+        seen = neighbour(place)
+        kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    _, address = peer().listener()
+    before = seen()
+    client = peer(child)
+    assert client.options(client.connection(address)) == IDLE_61
+    # From the root it sees the accepting end, too.
+    assert seen() - before == (2 if where == "the root cgroup" else 1)
+    kabpfctl("detach", "--all")
+    before = seen()
+    assert client.options(client.connection(address)) == UNTOUCHED
+    assert seen() > before
+
+
+def test_applying_again_attaches_nothing_twice(cgroup, kabpfctl):
+    """However often the policy is applied, the program is attached once, by one link."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kabpfctl("apply")
+    kabpfctl("apply")
+    shown = json.loads(
+        subprocess.check_output(["bpftool", "--json", "cgroup", "show", cgroup_root()])
+    )
+    links = json.loads(subprocess.check_output(["bpftool", "--json", "link", "list"]))
+    pinned = subprocess.check_output(
+        ["bpftool", "--json", "link", "show", "pinned", "/sys/fs/bpf/kabpf/kabpf_sockops"]
+    )
+    program = json.loads(pinned)["prog_id"]
+    assert [one["id"] for one in shown].count(program) == 1
+    assert [one.get("prog_id") for one in links].count(program) == 1

@@ -1,0 +1,153 @@
+"""What this machine can't do, and what a policy can't say, is said, and changes nothing."""
+
+import json
+import os
+import subprocess
+
+import pytest
+from conftest import BIN, PINS, cgroup_root, path_of
+
+
+def _maps():
+    """The contents of kabpf's pinned maps, as bpftool reads them."""
+    names = ("policies", "cgroups", "births")
+    return {
+        name: json.loads(
+            subprocess.check_output(
+                ["bpftool", "--json", "map", "dump", "pinned", PINS / f"kabpf_{name}"]
+            )
+        )
+        for name in names
+    }
+
+
+@pytest.fixture
+def in_force(cgroup, kabpfctl):
+    """A policy that is in force; what the kernel has of it."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    return _maps()
+
+
+def test_policy_file_of_somebody_else_is_refused(in_force, write_policy, kabpfctl, cgroup):
+    """A file that root does not own, or that others may write, changes nothing in the kernel."""
+    text = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 62}}\n'
+    file = write_policy("zzz.yaml", text)
+    os.chown(file, 1000, -1)
+    done = kabpfctl("apply", status=1)
+    assert done.stderr == f"kabpfctl: {file}: owned by uid 1000, expected root\n"
+    os.chown(file, 0, -1)
+    file.chmod(0o664)
+    done = kabpfctl("apply", status=1)
+    assert done.stderr == f"kabpfctl: {file}: mode 0664, expected to be writable by root alone\n"
+    assert _maps() == in_force
+
+
+def test_attach_beside_a_bad_file_changes_nothing(in_force, write_policy, kabpfctl, cgroup):
+    """attach puts back what was there when another policy file is wrong."""
+    bad = write_policy("bad.service.yaml", "keepalive: {idle: never}\n")
+    before = sorted(os.listdir("/run/kabpf/policy.d"))
+    done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 62, status=1)
+    assert done.stderr.startswith(f"kabpfctl: {bad}:1: keepalive.idle: never, expected")
+    assert sorted(os.listdir("/run/kabpf/policy.d")) == before
+    assert _maps() == in_force
+    bad.unlink()
+    assert kabpfctl("apply").stdout.endswith("nothing to change\n")
+
+
+def test_attach_to_something_else_than_a_cgroup_is_refused(kabpfctl, tmp_path, cgroup):
+    """A missing cgroup, a file, and a directory elsewhere are refused, and nothing is loaded."""
+    for path in (cgroup / "missing", cgroup / "cgroup.procs", tmp_path):
+        done = kabpfctl("attach", "--cgroup", path, "--idle", 61, status=1)
+        assert f"expected a directory below {cgroup_root()}" in done.stderr
+    link = tmp_path / "link"
+    link.symlink_to(cgroup)
+    kabpfctl("attach", "--cgroup", link, "--idle", 61, status=1)
+    assert not PINS.exists()
+
+
+def _hidden(script):
+    """Runs `kabpfctl apply` in a mount namespace after a shell script."""
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", f"{script}\nexec {BIN}/kabpfctl apply"],
+        capture_output=True,
+        text=True,
+    )
+
+
+def _libbpf():
+    listed = subprocess.check_output(["/sbin/ldconfig", "-p"], text=True)
+    return next(line.split()[-1] for line in listed.splitlines() if "libbpf.so.1 " in line)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            "mount -t tmpfs none /sys/kernel/btf",
+            "/sys/kernel/btf/vmlinux is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF",
+        ),
+        (
+            "umount {cgroup_root}",
+            "no cgroup2 tree is mounted whose root is this cgroup namespace's, expected one:"
+            " mount -t cgroup2 none /sys/fs/cgroup",
+        ),
+        (
+            "mount --bind /dev/null {libbpf}",
+            "libbpf.so.1 is missing, expected the package libbpf1 (Debian) or libbpf (Fedora)",
+        ),
+        (
+            "umount /sys/fs/bpf; mount -t tmpfs none /sys/fs",
+            "no cgroup2 tree is mounted",
+        ),
+    ],
+    ids=["no BTF", "no cgroup2", "no libbpf", "nothing below /sys/fs"],
+)
+def test_what_the_machine_lacks_is_named(script, message):
+    """Each missing thing is one clear message with the remedy, and status 1."""
+    script = script.format(cgroup_root=cgroup_root(), libbpf=_libbpf())
+    done = _hidden(script)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"kabpfctl: {message}")
+    assert "Traceback" not in done.stderr
+    assert not PINS.exists()
+
+
+def test_missing_capability_is_named():
+    """Root without a capability is told which one."""
+    command = [
+        "setpriv",
+        "--bounding-set",
+        "-bpf",
+        "--inh-caps",
+        "-bpf",
+        f"{BIN}/kabpfctl",
+        "apply",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "kabpfctl: CAP_BPF missing, expected root with these capabilities\n"
+    assert not PINS.exists()
+
+
+def test_bpf_file_system_is_mounted_where_it_is_missing(cgroup):
+    """Without a BPF file system at /sys/fs/bpf kabpfctl mounts one."""
+    script = f"umount /sys/fs/bpf; {BIN}/kabpfctl attach --cgroup {cgroup} --idle 61"
+    script += "; ls /sys/fs/bpf/kabpf"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kabpf_sockops" in done.stdout
+
+
+def test_program_that_was_detached_by_force_is_noticed(in_force, kabpfctl):
+    """Pins whose program is not attached any more are not mistaken for a policy in force."""
+    pin = str(PINS / "kabpf_sockops")
+    subprocess.run(["bpftool", "link", "detach", "pinned", pin], check=True)
+    done = kabpfctl("apply", status=1)
+    assert done.stderr == (
+        f"kabpfctl: {pin}: not attached to {cgroup_root()},"
+        " expected it there: kabpfctl detach --all; kabpfctl apply\n"
+    )
+    kabpfctl("detach", "--all")
+    kabpfctl("apply")
