@@ -222,13 +222,20 @@ static __always_inline struct kabpf_cgroup *cgroup_of(struct tcp_sock *tp)
 }
 
 /* False where no policy concerns the socket. */
-static __always_inline bool begin_visit(struct visit *v, struct tcp_sock *tp, __u32 policy_id)
+static __always_inline bool begin_visit(struct visit *v, struct tcp_sock *tp,
+					struct kabpf_cgroup *cgroup)
 {
+	__u32 was_id = cgroup->was_id;
+
 	v->tp = tp;
-	v->policy_id = policy_id;
-	v->policy = bpf_map_lookup_elem(&kabpf_policies, &policy_id);
-	v->counters = bpf_map_lookup_elem(&kabpf_counters, &policy_id);
-	return policy_id && v->policy && v->counters;
+	v->policy_id = cgroup->policy_id;
+	if (!v->policy_id)
+		return false;
+	v->policy = bpf_map_lookup_elem(&kabpf_policies, &v->policy_id);
+	v->counters = bpf_map_lookup_elem(&kabpf_counters, &v->policy_id);
+	if (was_id)
+		v->was = bpf_map_lookup_elem(&kabpf_policies, &was_id);
+	return v->policy && v->counters;
 }
 
 SEC("sockops")
@@ -248,7 +255,7 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 	if (!tp)
 		return 1;
 	cgroup = cgroup_of(tp);
-	if (!cgroup || !begin_visit(&v, tp, cgroup->policy_id))
+	if (!cgroup || !begin_visit(&v, tp, cgroup))
 		return 1;
 	fill_options(ctx, &v);
 	__sync_fetch_and_add(listens ? &v.counters->listening : &v.counters->established, 1);
@@ -272,10 +279,8 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 	if (!tp)
 		return 0;
 	cgroup = cgroup_of(tp);
-	if (!cgroup || !cgroup->owed || !begin_visit(&v, tp, cgroup->policy_id))
+	if (!cgroup || !cgroup->owed || !begin_visit(&v, tp, cgroup))
 		return 0;
-	if (cgroup->was_id)
-		v.was = bpf_map_lookup_elem(&kabpf_policies, &cgroup->was_id);
 	fill_options(tp, &v);
 	if (v.changed)
 		__sync_fetch_and_add(&v.counters->retrofitted, 1);

@@ -76,6 +76,7 @@ struct kabpf_failure {
 
 /* One for the whole data plane. */
 struct kabpf_totals {
+	__u64 build; /* a digest of the object file that the programs and maps come from */
 	__u64 asked_in_vain; /* events lost because the ring buffer was full */
 	__u64 unrecorded; /* births lost because the map of cgroups was full */
 };

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import sys
 import time
@@ -96,7 +97,11 @@ class CFailure(ctypes.Structure):
 
 
 class CTotals(ctypes.Structure):
-    _fields_ = (("asked_in_vain", ctypes.c_uint64), ("unrecorded", ctypes.c_uint64))
+    _fields_ = (
+        ("build", ctypes.c_uint64),
+        ("asked_in_vain", ctypes.c_uint64),
+        ("unrecorded", ctypes.c_uint64),
+    )
 
 
 class CEvent(ctypes.Structure):
@@ -135,7 +140,11 @@ class Totals:
 
 
 class Dataplane:
-    """An open data plane. A context manager; closing it changes nothing in the kernel."""
+    """An open data plane. A context manager; closing it changes nothing in the kernel.
+
+    Raises RefusedError where the pins are damaged or come from another version of kabpf, or where
+    the program is not attached to the root of the tree any more.
+    """
 
     def __init__(self, pins: Path, tree: cgroups.CgroupTree) -> None:
         self._pins, self._tree = pins, tree
@@ -150,6 +159,12 @@ class Dataplane:
                 self._map("kabpf_failures", ctypes.sizeof(CFailure), ctypes.c_uint64)
             )
             self._totals = stack.enter_context(self._map("kabpf_totals", 4, CTotals))
+            if self._read_totals().build != _build():
+                raise RefusedError(
+                    f"{pins} comes from another version of kabpf",
+                    hint="expected this one: kabpfctl apply",
+                )
+            self.check()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Dataplane:
@@ -197,8 +212,8 @@ class Dataplane:
             os.close(descriptor)
         if program not in attached:
             raise RefusedError(
-                f"{self._pins / SOCK_OPS}: not attached to {self._tree.mount}",
-                hint="expected it there: kabpfctl detach --all; kabpfctl apply",
+                f"{self._pins / SOCK_OPS} is not attached to {self._tree.mount}",
+                hint="expected it there: kabpfctl apply",
             )
 
     def apply(self, changes: Changes, paths: dict[int, str]) -> None:
@@ -247,7 +262,7 @@ class Dataplane:
 
     def totals(self) -> Totals:
         """What was lost since the data plane was loaded."""
-        raw = CTotals.from_buffer_copy(self._totals.look_up(_key(0)) or bytes(CTotals()))
+        raw = self._read_totals()
         return Totals(raw.asked_in_vain, raw.unrecorded)
 
     def events(self, receive: Callable[[Born], None]) -> libbpf.RingBuffer:
@@ -265,6 +280,9 @@ class Dataplane:
 
     def _map(self, name: str, key_size: int, value: Any) -> AbstractContextManager[libbpf.Map]:
         return libbpf.Map(str(self._pins / name), key_size, ctypes.sizeof(value))
+
+    def _read_totals(self) -> CTotals:
+        return CTotals.from_buffer_copy(self._totals.look_up(_key(0)) or bytes(CTotals()))
 
     def _forget_failures(self, policy_id: int) -> None:
         for key, _ in list(self._failures.items()):
@@ -288,14 +306,19 @@ class Dataplane:
 def open_or_load(pins: Path, tree: cgroups.CgroupTree) -> Dataplane:
     """Adopt the data plane that is pinned at `pins`, or load and attach it there.
 
-    Raises UnsupportedError where this machine can't run it, RefusedError where a step failed. The
-    caller holds the lock.
+    One that is damaged or comes from another version is replaced; the next reconcile covers what
+    was opened meanwhile. Raises UnsupportedError where this machine can't run it, RefusedError
+    where a step failed. The caller holds the lock.
     """
     _require_bpffs(pins.parent)
     for leftover in (_staging(pins), _lifted(pins)):
         _unpin(leftover)
-    if not pins.exists():
-        _load(pins, tree)
+    if pins.exists():
+        try:
+            return Dataplane(pins, tree)
+        except RefusedError:
+            lift(pins)
+    _load(pins, tree)
     return Dataplane(pins, tree)
 
 
@@ -310,6 +333,11 @@ def lift(pins: Path) -> None:
         os.rename(pins, _lifted(pins))
     for leftover in (_staging(pins), _lifted(pins)):
         _unpin(leftover)
+
+
+def _build() -> int:
+    digest = hashlib.blake2b(OBJECT.read_bytes(), digest_size=8).digest()
+    return int.from_bytes(digest, sys.byteorder)
 
 
 def _staging(pins: Path) -> Path:
@@ -346,6 +374,7 @@ def _load_into(staging: Path, tree: cgroups.CgroupTree) -> None:
         try:
             programs.load()
         except RefusedError as error:
+            _require_system_call(error)
             _require_features()
             raise RefusedError(
                 "load the BPF programs",
@@ -354,6 +383,8 @@ def _load_into(staging: Path, tree: cgroups.CgroupTree) -> None:
             ) from None
         for name in MAPS:
             programs.pin_map(name, str(staging / name))
+        with libbpf.Map(str(staging / "kabpf_totals"), 4, ctypes.sizeof(CTotals)) as totals:
+            totals.update(_key(0), bytes(CTotals(build=_build())))
         for name in TRACERS:
             programs.attach(name, str(staging / name))
         descriptor = os.open(tree.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -383,6 +414,14 @@ def _require_capabilities() -> None:
     if missing:
         raise UnsupportedError(
             f"{', '.join(missing)} missing, expected root with these capabilities"
+        )
+
+
+def _require_system_call(error: RefusedError) -> None:
+    if error.error == errno.EPERM:
+        raise UnsupportedError(
+            "the kernel refuses bpf(2) to root, expected a container whose system call filter"
+            " allows it (systemd-nspawn --system-call-filter=bpf) and no kernel lockdown"
         )
 
 

@@ -124,6 +124,14 @@ class Map:
     def __init__(self, path: str, key_size: int, value_size: int) -> None:
         self._path, self._key_size, self._value_size = path, key_size, value_size
         self.descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
+        info = _MapInfo()
+        try:
+            _object_info(self.descriptor, info, path)
+            if (info.key_size, info.value_size) != (key_size, value_size):
+                raise RefusedError(f"{path} is another map", hint="expected kabpf's")
+        except RefusedError:
+            os.close(self.descriptor)
+            raise
 
     def __enter__(self) -> Map:
         return self
@@ -217,6 +225,17 @@ class RingBuffer:
         _checked("read events", _library().ring_buffer__consume(self._handle))
 
 
+class _MapInfo(ctypes.Structure):
+    """The beginning of struct bpf_map_info (linux/bpf.h)."""
+
+    _fields_ = (
+        ("type", _U32),
+        ("id", _U32),
+        ("key_size", _U32),
+        ("value_size", _U32),
+    )
+
+
 class _LinkInfo(ctypes.Structure):
     """The beginning of struct bpf_link_info with its cgroup member (linux/bpf.h)."""
 
@@ -236,14 +255,17 @@ def link_program(path: str) -> tuple[int, int]:
     or none any more)."""
     descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
     try:
-        info, size = _LinkInfo(), _U32(ctypes.sizeof(_LinkInfo))
-        error = _library().bpf_obj_get_info_by_fd(
-            descriptor, ctypes.byref(info), ctypes.byref(size)
-        )
-        _checked(f"look at {path}", error)
+        info = _LinkInfo()
+        _object_info(descriptor, info, path)
     finally:
         os.close(descriptor)
     return info.prog_id, info.cgroup_id
+
+
+def _object_info(descriptor: int, info: ctypes.Structure, path: str) -> None:
+    size = _U32(ctypes.sizeof(info))
+    error = _library().bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(size))
+    _checked(f"look at {path}", error)
 
 
 def sock_ops_programs(cgroup: int) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"{lacking}; KABPF_REQUIRE=kernel makes this a failure")
 
 
+@functools.cache
 def _lacking() -> str:
     if os.geteuid() != 0:
         return "it takes root"
     if not Path("/sys/kernel/btf/vmlinux").exists():
         return "the kernel has no BTF"
+    if subprocess.run(["bpftool", "prog", "list"], capture_output=True).returncode:
+        return "the kernel refuses bpf(2), as in a container that filters system calls"
     return ""

@@ -45,7 +45,9 @@ def own_mounts() -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
 
     def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0) -> None:
-        if libc.mount(source, target, kind, flags, b"mode=755" if kind else None):
+        if libc.mount(
+            source, target, kind, flags, b"mode=755" if kind in (b"tmpfs", b"bpf") else None
+        ):
             raise OSError(ctypes.get_errno(), f"mount {target.decode()}")
 
     if libc.unshare(CLONE_NEWNS):
@@ -54,8 +56,9 @@ def own_mounts() -> Iterator[None]:
     for target in (b"/etc/kabpf", b"/run/kabpf"):
         mount(b"tmpfs", target, b"tmpfs")
     mount(b"bpf", b"/sys/fs/bpf", b"bpf")
+    mount(b"proc", b"/proc", b"proc")  # a container may have a /proc/sys that can't be written
     yield
-    for target in (b"/etc/kabpf", b"/run/kabpf", b"/sys/fs/bpf"):
+    for target in (b"/proc", b"/etc/kabpf", b"/run/kabpf", b"/sys/fs/bpf"):
         libc.umount(target)
     for path in created:
         path.rmdir()
@@ -69,8 +72,10 @@ def nothing_left(own_mounts: None) -> Iterator[None]:
     subprocess.run([BIN / "kabpfctl", "detach", "--all"], check=True, capture_output=True)
     for file in Path("/etc/kabpf").rglob("*.yaml"):
         file.unlink()
-        return
-    wait_until(lambda: _left() == before, "what the test left to be gone", seconds=5)
+    deadline = time.monotonic() + 5
+    while (after := _left()) != before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert after == before, "the test left something behind"
 
 
 def _left() -> dict[str, list[Any]]:

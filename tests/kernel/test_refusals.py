@@ -140,14 +140,44 @@ def test_bpf_file_system_is_mounted_where_it_is_missing(cgroup):
     assert "kabpf_sockops" in done.stdout
 
 
-def test_program_that_was_detached_by_force_is_noticed(in_force, kabpfctl):
-    """Pins whose program is not attached any more are not mistaken for a policy in force."""
-    pin = str(PINS / "kabpf_sockops")
+def _detached_by_force():
+    pin = PINS / "kabpf_sockops"
     subprocess.run(["bpftool", "link", "detach", "pinned", pin], check=True)
-    done = kabpfctl("apply", status=1)
-    assert done.stderr == (
-        f"kabpfctl: {pin}: not attached to {cgroup_root()},"
-        " expected it there: kabpfctl detach --all; kabpfctl apply\n"
-    )
-    kabpfctl("detach", "--all")
+    return f"{pin} is not attached to {cgroup_root()}, expected it there: kabpfctl apply"
+
+
+def _pin_removed():
+    pin = PINS / "kabpf_births"
+    pin.unlink()
+    return f"open {pin}: No such file or directory"
+
+
+def _map_of_another_version():
+    pin = PINS / "kabpf_cgroups"
+    pin.unlink()
+    command = ["bpftool", "map", "create", pin, "type", "hash", "key", "8", "value", "16"]
+    subprocess.run([*command, "entries", "8", "name", "kabpf_cgroups"], check=True)
+    return f"{pin} is another map, expected kabpf's"
+
+
+def _another_build():
+    pin = PINS / "kabpf_totals"
+    value = ["1"] + ["0"] * 23
+    command = ["bpftool", "map", "update", "pinned", pin, "key", "0", "0", "0", "0", "value"]
+    subprocess.run([*command, *value], check=True)
+    return f"{PINS} comes from another version of kabpf, expected this one: kabpfctl apply"
+
+
+@pytest.mark.parametrize(
+    "damage", [_detached_by_force, _pin_removed, _map_of_another_version, _another_build]
+)
+def test_damaged_data_plane_is_noticed_and_replaced(cgroup, kabpfctl, peer, damage):
+    """Pins that are not whole, or not this version's, are not mistaken for a policy in force, and
+    the next apply puts the policy in force again."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    message = damage()
+    assert kabpfctl("status", status=1).stderr == f"kabpfctl: {message}\n"
     kabpfctl("apply")
+    _, address = peer().listener()
+    client = peer(cgroup)
+    assert client.options(client.connection(address))["idle"] == 61
