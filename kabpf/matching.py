@@ -203,7 +203,8 @@ class Automaton:
         for index, matched in positions:
             name = self._patterns[index].names[matched : matched + 1]
             if name == (ANY_DEPTH,):
-                moves.always.append((index, matched))
+                if (index, matched) not in self._anywhere:  # there it stays anyway
+                    moves.always.append((index, matched))
             elif name == ("*",):
                 moves.always.append((index, matched + 1))
             elif name and GLOB.search(name[0]):
