@@ -52,34 +52,20 @@ def reconcile(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane)
     Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
     completes. Raises RefusedError where the kernel refused something; the rest is in force then.
     """
+    automaton = Automaton(policies)
     first: Changes | None = None
     for _ in range(PASSES_MAX):
-        resolution = preview(policies, tree, loaded)
+        resolution = _look(policies, automaton, tree, loaded)
         first = first or resolution.changes
         if not resolution.changes:
             return replace(resolution, changes=first)
-        loaded.apply(resolution.changes, paths(resolution.cgroups))
+        loaded.apply(resolution.changes, _paths(resolution.cgroups))
     raise RefusedError("reconcile", hint="cgroups come and go faster than they can be resolved")
 
 
 def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:
     """What `reconcile` would do first; changes nothing."""
-    # First the map, then the tree: a cgroup born in between is missing from the first and written
-    # again. The other way round it would look like one that is gone.
-    actual = loaded.actual() if loaded else Actual()
-    cgroups = tree.cgroups()
-    automaton = Automaton(policies)
-    desired = plan.resolve(policies, automaton, cgroups, dataplane.BIRTHS)
-    try:
-        numbers = plan.number(policies, actual.records, dataplane.POLICIES)
-    except plan.TooManyError:
-        raise RefusedError(
-            "too many policies", hint=f"expected at most {dataplane.POLICIES - 1} in force"
-        ) from None
-    changes = plan.diff(desired, actual, numbers)
-    return Resolution(
-        automaton, {cgroup.id: cgroup for cgroup in cgroups}, desired, numbers, changes
-    )
+    return _look(policies, Automaton(policies), tree, loaded)
 
 
 def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: Dataplane) -> bool:
@@ -100,15 +86,35 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
             last.plan.cgroups[inside.id] = plan.resolve_one(last.automaton, inside, above)
     now = loaded.entries(fresh)
     changed = plan.changed_entries({id: last.plan.cgroups[id] for id in now}, now, last.numbers)
-    for id, entry in changed.items():
-        # Without a process since its birth it has no sockets that were opened before.
-        if not tree.is_populated(fresh[id]):
-            changed[id] = plan.settled(entry)
-    retrofits = {id: entry for id, entry in changed.items() if entry.owed}
-    loaded.apply(Changes(cgroups=changed, retrofits=retrofits), paths(fresh))
+    loaded.apply(Changes(cgroups=changed), _paths(fresh))
+    owed = {id: entry for id, entry in changed.items() if entry.owed}
+    # A cgroup that has no process even now had no socket before its entry was written.
+    busy = {id: entry for id, entry in owed.items() if tree.is_populated(fresh[id])}
+    idle = {id: plan.settled(entry) for id, entry in owed.items() if id not in busy}
+    loaded.apply(Changes(cgroups=idle, retrofits=busy), _paths(fresh))
     return True
 
 
-def paths(cgroups: dict[int, Cgroup]) -> dict[int, str]:
+def _paths(cgroups: dict[int, Cgroup]) -> dict[int, str]:
     """The cgroup paths by id."""
     return {id: cgroup.path for id, cgroup in cgroups.items()}
+
+
+def _look(
+    policies: tuple[Policy, ...], automaton: Automaton, tree: CgroupTree, loaded: Dataplane | None
+) -> Resolution:
+    # First the map, then the tree: a cgroup born in between is missing from the first and written
+    # again. The other way round it would look like one that is gone.
+    actual = loaded.actual() if loaded else Actual()
+    cgroups = tree.cgroups()
+    desired = plan.resolve(policies, automaton, cgroups, dataplane.BIRTHS)
+    try:
+        numbers = plan.number(policies, actual.records, dataplane.POLICIES)
+    except plan.TooManyError:
+        raise RefusedError(
+            "too many policies", hint=f"expected at most {dataplane.POLICIES - 1} in force"
+        ) from None
+    changes = plan.diff(desired, actual, numbers)
+    return Resolution(
+        automaton, {cgroup.id: cgroup for cgroup in cgroups}, desired, numbers, changes
+    )
