@@ -85,8 +85,10 @@ struct bpf_iter__tcp {
 
 #pragma clang attribute pop
 
+/* The loader puts the running kernel's values. */
 enum sock_flags {
-	SOCK_KEEPOPEN = 3, /* the loader puts the running kernel's value */
+	SOCK_DEAD = 0,
+	SOCK_KEEPOPEN = 3,
 };
 
 /* Jiffies in a second; user space sets it before it loads the programs. */
@@ -194,11 +196,15 @@ static __always_inline void fill(void *to, struct visit *v, int name, __u32 valu
 		set_option(to, v, SOL_TCP, name, value);
 }
 
+static __always_inline bool has_flag(struct tcp_sock *tp, __u32 flag)
+{
+	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags >> flag & 1;
+}
+
 static __always_inline void fill_options(void *to, struct visit *v)
 {
 	struct kabpf_policy *p = v->policy, *was = v->was;
 	struct tcp_sock *tp = v->tp;
-	__u64 keepopen = 1ULL << bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN);
 
 	if (!p->keepalive)
 		return;
@@ -210,7 +216,7 @@ static __always_inline void fill_options(void *to, struct visit *v)
 	fill(to, v, TCP_USER_TIMEOUT, p->user_timeout_ms, tp->inet_conn.icsk_user_timeout,
 	     was ? was->user_timeout_ms : 0, p->user_timeout_ms);
 	/* Last, because it arms the timer; the other way round would arm it twice. */
-	if (!(tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags & keepopen))
+	if (!has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN)))
 		set_option(to, v, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
@@ -276,7 +282,8 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 	if (!skc)
 		return 0;
 	tp = bpf_skc_to_tcp_sock(skc);
-	if (!tp)
+	/* A dead socket is one that no process has any more; the kernel ends it by itself. */
+	if (!tp || has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)))
 		return 0;
 	cgroup = cgroup_of(tp);
 	if (!cgroup || !cgroup->owed || !begin_visit(&v, tp, cgroup))

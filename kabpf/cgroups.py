@@ -50,8 +50,8 @@ def find_tree(mounted: list[Mount]) -> CgroupTree:
         if mount.type == "cgroup2" and mount.root == "/":
             return CgroupTree(Path(mount.point))
     raise UnsupportedError(
-        "no cgroup2 tree is mounted whose root is this cgroup namespace's, expected one:"
-        " mount -t cgroup2 none /sys/fs/cgroup"
+        "no cgroup2 tree is mounted whose root is this cgroup namespace's,"
+        " expected one at /sys/fs/cgroup, as systemd mounts it"
     )
 
 
@@ -77,12 +77,16 @@ class CgroupTree:
         return found
 
     def path(self, path: str) -> str:
-        """The cgroup path of a directory below the mount; another path is taken for one itself."""
-        absolute = os.path.normpath(os.path.join("/", path))
+        """The cgroup path of a directory below the mount; another absolute path is taken for one
+        itself. Raises RefusedError for a relative path that leads elsewhere."""
+        absolute = os.path.abspath(path)
         if absolute == str(self.mount):
             return "/"
-        inside = absolute.startswith(f"{self.mount}/")
-        return absolute.removeprefix(str(self.mount)) if inside else absolute
+        if absolute.startswith(f"{self.mount}/"):
+            return absolute.removeprefix(str(self.mount))
+        if not path.startswith("/"):
+            raise RefusedError(f"cgroup {path}", hint=f"expected a directory below {self.mount}")
+        return absolute
 
     def find(self, path: str) -> Cgroup:
         """The cgroup at a directory below the mount, or at a cgroup path.

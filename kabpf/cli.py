@@ -153,7 +153,7 @@ def _attach(arguments: argparse.Namespace) -> int:
         "retrofitted": counters.retrofitted,
     }
     text = _options_text(winner.options)
-    changed = f"{counters.retrofitted} open sockets changed"
+    changed = f"{_count(counters.retrofitted, 'open socket')} changed"
     return _print(arguments, result, f"{_shown(cgroup.path)}: {text}; {changed}")
 
 
@@ -177,7 +177,9 @@ def _detach(arguments: argparse.Namespace) -> int:
                 stack.enter_context(_reconciled(policy.load(policy.SYSTEM), tree))
     text = f"{_shown(path)}: detached"
     if arguments.all:
-        text = "kabpf is out of the kernel; kabpfctl apply puts the policy files in force again"
+        files = len(policy.files(policy.SYSTEM))
+        stay = f"; {_count(files, 'policy file')} left for kabpfctl apply" if files else ""
+        text = f"kabpf is out of the kernel{stay}"
     return _print(arguments, {"removed": [str(file) for file in removed]}, text)
 
 
@@ -191,10 +193,9 @@ def _apply(arguments: argparse.Namespace) -> int:
         "covered": len(_covered(resolution)),
         "changes": _changes_json(resolution),
     }
-    text = (
-        f"{result['policies']} policies in force, {result['covered']} of {result['cgroups']}"
-        f" cgroups covered; {_changes_text(resolution)}"
-    )
+    policies = _count(len(resolution.plan.policies), "policy", "policies")
+    covered = f"{result['covered']} of {_count(len(resolution.cgroups), 'cgroup')} covered"
+    text = f"{policies} in force, {covered}; changed: {_changes_text(resolution)}"
     return _print(arguments, result, text)
 
 
@@ -211,7 +212,8 @@ def _check(arguments: argparse.Namespace) -> int:
         if result["errors"]:
             print("\n".join(result["errors"]), file=sys.stderr)
         elif not arguments.json:
-            print(f"{result['file']}: ok, {len(result['policies'])} policies")
+            count = _count(len(result["policies"]), "policy", "policies")
+            print(f"{result['file']}: ok, {count}")
     return 1 if any(result["errors"] for result in results) else 0
 
 
@@ -253,7 +255,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         for path, found in covered
     ]
     table = _table(("CGROUP", "POLICY", *_OPTION_HEADS, "FROM"), rows) if rows else ""
-    return _print(arguments, result, f"{table}apply: {_changes_text(resolution)}")
+    return _print(arguments, result, f"{table}apply would change: {_changes_text(resolution)}")
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -432,10 +434,17 @@ def _changes_json(resolution: Resolution) -> dict[str, int]:
 
 
 def _changes_text(resolution: Resolution) -> str:
-    if not resolution.changes:
-        return "nothing to change"
-    counts = _changes_json(resolution)
-    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) + " to write"
+    changes = resolution.changes
+    counts = (
+        (len(changes.records), "policy", "policies"),
+        (len(changes.cgroups) + len(changes.stale_cgroups), "cgroup", "cgroups"),
+        (len(changes.births), "rule for new cgroups", "rules for new cgroups"),
+    )
+    return ", ".join(_count(*count) for count in counts if count[0]) or "nothing"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 _OPTION_HEADS = ("IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT")

@@ -398,7 +398,10 @@ def _require_bpffs(directory: Path) -> None:
     mounted = [(mount.type, mount.point) for mount in cgroups.own_mounts()]
     if ("bpf", str(directory)) not in mounted:
         if not directory.is_dir():
-            raise UnsupportedError(f"{directory} is missing, expected sysfs and a kernel with BPF")
+            raise UnsupportedError(
+                f"{directory} is missing, expected a kernel with BPF and all of sysfs"
+                " (in a container: mount -t sysfs sysfs /sys)"
+            )
         libbpf.mount_bpffs(str(directory))
 
 

@@ -135,9 +135,9 @@ def test_apply_says_what_it_changed(cgroup, kabpfctl, write_policy):
     """apply counts policies and covered cgroups; a second one has nothing to do."""
     write_policy("a.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: on\n')
     first = kabpfctl("apply").stdout
-    assert first.startswith("1 policies in force, 1 of ")
-    assert "1 policies," in first and first.endswith("to write\n")
-    assert kabpfctl("apply").stdout.endswith("nothing to change\n")
+    assert first.startswith("1 policy in force, 1 of ")
+    assert "covered; changed: 1 policy, " in first
+    assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
 
 
 def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
@@ -169,7 +169,7 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
         "FROM",
     ]
     assert row.split() == [path_of(cgroup), "a", "61s", "-", "-", "-", f"{file}:1"]
-    assert changes.startswith("apply: 1 policies, ")
+    assert changes.startswith("apply would change: 1 policy, ")
     assert not PINS.exists()
     assert _options_of_new(peer, cgroup) == UNTOUCHED
 
@@ -221,5 +221,5 @@ def test_commands_at_the_same_time_end_in_what_the_files_say(make_cgroup, kabpfc
     for thread in threads:
         thread.join()
     assert statuses == [0] * 12
-    assert kabpfctl("apply").stdout.endswith("nothing to change\n")
+    assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
     assert [_options_of_new(peer, name) for name in names] == [IDLE_61] * 12

@@ -51,12 +51,12 @@ def test_attach_beside_a_bad_file_changes_nothing(in_force, write_policy, kabpfc
     assert sorted(os.listdir("/run/kabpf/policy.d")) == before
     assert _maps() == in_force
     bad.unlink()
-    assert kabpfctl("apply").stdout.endswith("nothing to change\n")
+    assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
 
 
 def test_attach_to_something_else_than_a_cgroup_is_refused(kabpfctl, tmp_path, cgroup):
     """A missing cgroup, a file, and a directory elsewhere are refused, and nothing is loaded."""
-    for path in (cgroup / "missing", cgroup / "cgroup.procs", tmp_path):
+    for path in (cgroup / "missing", cgroup / "cgroup.procs", tmp_path, "relative"):
         done = kabpfctl("attach", "--cgroup", path, "--idle", 61, status=1)
         assert f"expected a directory below {cgroup_root()}" in done.stderr
     link = tmp_path / "link"
@@ -88,8 +88,8 @@ def _libbpf():
         ),
         (
             "umount {cgroup_root}",
-            "no cgroup2 tree is mounted whose root is this cgroup namespace's, expected one:"
-            " mount -t cgroup2 none /sys/fs/cgroup",
+            "no cgroup2 tree is mounted whose root is this cgroup namespace's,"
+            " expected one at /sys/fs/cgroup, as systemd mounts it",
         ),
         (
             "mount --bind /dev/null {libbpf}",
