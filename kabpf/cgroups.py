@@ -27,17 +27,19 @@ class Mount:
 def mounts(mountinfo: str) -> list[Mount]:
     """The mounts of a mountinfo text, in its order."""
     found = []
-    for line in mountinfo.splitlines():
+    # The kernel escapes space, tab, newline and backslash alone (mangle() in fs/proc_namespace.c):
+    # a name may hold what Python takes for the end of a line or of a word.
+    for line in filter(None, mountinfo.split("\n")):
         before, _, after = line.partition(" - ")
-        words = before.split()
+        words = before.split(" ")
         device = os.makedev(*map(int, words[2].split(":")))
-        found.append(Mount(device, _unescaped(words[3]), _unescaped(words[4]), after.split()[0]))
+        found.append(Mount(device, _unescaped(words[3]), _unescaped(words[4]), after.split(" ")[0]))
     return found
 
 
 def own_mounts() -> list[Mount]:
     """The mounts of this process that kabpf works with, but for those hidden by a later one."""
-    found = mounts(Path("/proc/self/mountinfo").read_text())
+    found = mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
     return [mount for mount in found if mount.type in ("cgroup2", "bpf") and _is_on_top(mount)]
 
 
@@ -79,7 +81,7 @@ class CgroupTree:
     def path(self, path: str) -> str:
         """The cgroup path of a directory below the mount; another absolute path is taken for one
         itself. Raises RefusedError for a relative path that leads elsewhere."""
-        absolute = os.path.abspath(path)
+        absolute = "/" + os.path.abspath(path).lstrip("/")  # abspath() keeps a second one
         if absolute == str(self.mount):
             return "/"
         if absolute.startswith(f"{self.mount}/"):

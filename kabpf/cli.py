@@ -37,6 +37,7 @@ OPTION_KEYS = ("idle", "interval", "probes", "user_timeout")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parsed = _parser().parse_args(arguments)
     try:
         if parsed.command != "check" and os.geteuid() != 0:
@@ -115,9 +116,9 @@ def _option(key: str) -> Callable[[str], str]:
 
     def checked(text: str) -> str:
         try:
-            policy.parse(f"defaults: {{{key}: {json.dumps(text)}}}".encode(), "")
+            policy.check_option(key, text)
         except PolicyError as error:
-            raise argparse.ArgumentTypeError(str(error).partition(f".{key}: ")[2]) from None
+            raise argparse.ArgumentTypeError(str(error)) from None
         return text
 
     return checked
@@ -226,10 +227,11 @@ def _checked(name: str, read: Callable[[], tuple[Policy, ...]]) -> dict[str, Any
 
 def _read_alone(path: Path) -> tuple[Policy, ...]:
     """One file's policies, with the defaults of the installed files if they can be read."""
-    defaults = []
-    for installed in policy.files(policy.SYSTEM):
-        with contextlib.suppress(PolicyError):
-            defaults.append(dataclasses.replace(policy.read(installed), policies=()))
+    defaults: list[policy.PolicyFile] = []
+    with contextlib.suppress(PolicyError):
+        for installed in policy.files(policy.SYSTEM):
+            with contextlib.suppress(PolicyError):
+                defaults.append(dataclasses.replace(policy.read(installed), policies=()))
     return policy.combine([*defaults, policy.read(path)])
 
 

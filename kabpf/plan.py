@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kabpf.matching import Automaton, Birth
+from kabpf.matching import UNKNOWN, Automaton, Birth
 from kabpf.policy import Options, Policy
 
 
@@ -143,12 +143,13 @@ def diff(plan: Plan, actual: Actual, numbers: dict[Record, int]) -> Changes:
         for entry in [BirthEntry(birth.state, _id(numbers, birth.policy), birth.ask)]
         if actual.births.get(step) != entry
     }
-    cgroups = changed_entries(plan.cgroups, actual.cgroups, numbers)
+    cgroups = changed_entries(plan.births, plan.cgroups, actual.cgroups, numbers)
     stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys())
     if records or births or cgroups:
         retrofits = {id: entry for id, entry in cgroups.items() if entry.owed}
         return Changes(records, births, cgroups, retrofits, stale_cgroups=stale_cgroups)
     used = {id for entry in actual.cgroups.values() for id in (entry.policy_id, entry.was_id)}
+    used |= {birth.policy_id for birth in actual.births.values()}
     return Changes(
         stale_cgroups=stale_cgroups,
         stale_births=tuple(actual.births.keys() - plan.births.keys()),
@@ -157,13 +158,18 @@ def diff(plan: Plan, actual: Actual, numbers: dict[Record, int]) -> Changes:
 
 
 def changed_entries(
-    desired: dict[int, Resolved], now: dict[int, Entry], numbers: dict[Record, int]
+    births: dict[Step, Birth],
+    desired: dict[int, Resolved],
+    now: dict[int, Entry],
+    numbers: dict[Record, int],
 ) -> dict[int, Entry]:
-    """The entries that differ from what is wanted, as they should be."""
+    """The entries that differ from what is wanted, as they should be. A state that `births` had no
+    room for is UNKNOWN, so that user space is asked about births below."""
     return {
         id: entry
         for id, resolved in desired.items()
-        for entry in [_entry(resolved, _id(numbers, resolved.policy), now.get(id))]
+        for state in [resolved.state if (resolved.state, "") in births else UNKNOWN]
+        for entry in [_entry(resolved, state, _id(numbers, resolved.policy), now.get(id))]
         if now.get(id) != entry
     }
 
@@ -182,9 +188,9 @@ def _id(numbers: dict[Record, int], policy: Policy | None) -> int:
     return numbers[record(policy)] if policy else 0
 
 
-def _entry(resolved: Resolved, policy_id: int, now: Entry | None) -> Entry:
+def _entry(resolved: Resolved, state: int, policy_id: int, now: Entry | None) -> Entry:
     if now and now.policy_id == policy_id:
-        return now._replace(state=resolved.state)
+        return now._replace(state=state)
     owed = resolved.policy is not None and resolved.policy.options.keepalive
     was_id = now.was_id or now.policy_id if now else 0
-    return Entry(resolved.state, policy_id, was_id, owed)
+    return Entry(state, policy_id, was_id, owed)

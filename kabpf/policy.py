@@ -6,12 +6,14 @@ its name, and where `select` is missing its unit, from the file's name.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +147,15 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     """
     read_now: Cache = {}
     findings: list[str] = []
-    for path in files(directories):
-        try:
+    for directory in dict.fromkeys((directories.main.parent, *directories.drop_ins)):
+        # Before any of its files counts: one that masks another is never opened.
+        with _collected(findings), contextlib.suppress(FileNotFoundError):
+            _check_owner(directory, os.stat(directory))
+    for path in filterfalse(_is_null, _strongest(directories)):
+        with _collected(findings):
             read_now[path] = _read_unless_cached(path, cache or {})
-        except PolicyError as error:
-            findings += error.findings
     if findings:
-        raise PolicyError(*dict.fromkeys(findings))
+        raise PolicyError(*findings)
     policies = combine([file for _, file in read_now.values()])
     if cache is not None:
         cache.clear()
@@ -162,6 +166,10 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
 def files(directories: Directories) -> list[Path]:
     """The files that count, in the order they are read: systemd's rules for configuration
     directories (systemd.unit(5)), where an empty file or a link to /dev/null masks a weaker one."""
+    return [path for path in _strongest(directories) if not (_is_null(path) or _is_empty(path))]
+
+
+def _strongest(directories: Directories) -> list[Path]:
     by_name: dict[str, Path] = {}
     for directory in reversed(directories.drop_ins):
         for path in _entries(directory):
@@ -169,7 +177,7 @@ def files(directories: Directories) -> list[Path]:
                 by_name[path.name] = path
     drop_ins = [by_name[name] for name in sorted(by_name)]
     main = [directories.main] if os.path.lexists(directories.main) else []
-    return [path for path in main + drop_ins if not _is_mask(path)]
+    return main + drop_ins
 
 
 def read(path: Path) -> PolicyFile:
@@ -202,6 +210,14 @@ def parse(content: bytes, path: str) -> PolicyFile:
     )
 
 
+def check_option(key: str, text: str) -> None:
+    """Raise PolicyError, which names the value alone, unless it is one of this option."""
+    try:
+        _draft(_Node({key: _Node(text, key, Source("", 0))}, "", Source("", 0)))
+    except PolicyError as error:
+        raise PolicyError(str(error).removeprefix(f":0: {key}: ")) from None
+
+
 def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
     """Merge files in the order they were read: a later default and a later policy of the same name
     win. Raises PolicyError where `user_timeout: auto` has nothing to be computed from."""
@@ -212,12 +228,16 @@ def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
         for policy, draft in file.policies:
             drafts.pop(policy.name, None)
             drafts[policy.name] = (policy, draft)
-    return tuple(
-        replace(policy, options=_options(_filled(draft, defaults), policy))
-        if policy.options.keepalive
-        else policy
-        for policy, draft in drafts.values()
-    )
+    policies: list[Policy] = []
+    findings: list[str] = []
+    for policy, draft in drafts.values():
+        with _collected(findings):
+            on = policy.options.keepalive
+            options = _options(_filled(draft, defaults), policy) if on else policy.options
+            policies.append(replace(policy, options=options))
+    if findings:
+        raise PolicyError(*findings)
+    return tuple(policies)
 
 
 def default_selectors(path: str) -> tuple[Selector, ...]:
@@ -231,7 +251,6 @@ def default_selectors(path: str) -> tuple[Selector, ...]:
 def _read_unless_cached(path: Path, cache: Cache) -> tuple[tuple[int, ...], PolicyFile]:
     with _opened(path) as descriptor:
         status = os.fstat(descriptor)
-        _check_owner(path.parent, os.stat(path.parent))
         _check_owner(path, status)
         stamp = (
             status.st_dev,
@@ -287,13 +306,29 @@ def _entries(directory: Path) -> list[Path]:
         raise _unreadable(directory, error) from None
 
 
-def _is_mask(path: Path) -> bool:
+def _is_null(path: Path) -> bool:
+    status = _status(path)
+    return bool(status and stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3))
+
+
+def _is_empty(path: Path) -> bool:
+    status = _status(path)
+    return bool(status and stat.S_ISREG(status.st_mode) and status.st_size == 0)
+
+
+def _status(path: Path) -> os.stat_result | None:
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except OSError:
-        return False  # said with its reason when the file is opened
-    is_null = stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
-    return is_null or (stat.S_ISREG(status.st_mode) and status.st_size == 0)
+        return None  # said with its reason when the file is opened
+
+
+@contextlib.contextmanager
+def _collected(findings: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except PolicyError as error:
+        findings += error.findings
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
@@ -340,7 +375,8 @@ class _Tree:
         next(self._events)  # the document's end
         event = next(self._events)
         if not isinstance(event, yaml.StreamEndEvent):
-            raise self._error(event, "a second document, expected one")
+            line = event.start_mark.line + 1
+            raise PolicyError(f"{self._path}:{line}: a second document, expected one")
         return None if root.value == "" else root
 
     def _parse(self, text: str) -> Iterator[Any]:
@@ -348,7 +384,8 @@ class _Tree:
             yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            line = mark.line + 1 if mark else 1
+            # libyaml marks the end of the text by a line that is not there.
+            line = min(mark.line + 1, len(text.splitlines()) or 1) if mark else 1
             raise PolicyError(f"{self._path}:{line}: not YAML: {error.problem}") from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, _position(text, error)) + 1
@@ -356,18 +393,19 @@ class _Tree:
 
     def _node(self, event: Any, key: str, depth: int) -> _Node:
         source = Source(self._path, event.start_mark.line + 1)
+        node = _Node("", key, source)
         if isinstance(event, yaml.AliasEvent):
-            raise self._error(event, f"*{event.anchor}: an alias, expected the value itself")
+            raise node.error(f"*{event.anchor}: an alias, expected the value itself")
         if event.anchor is not None:
-            raise self._error(event, f"&{event.anchor}: an anchor, expected the value alone")
+            raise node.error(f"&{event.anchor}: an anchor, expected the value alone")
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise self._error(event, f"{tag}: a tag, expected the value alone")
+            raise node.error(f"{ascii(tag)[1:-1]}: a tag, expected the value alone")
         if depth > DEPTH_MAX:
-            raise self._error(event, f"nested too deep, expected at most {DEPTH_MAX} levels")
+            raise node.error(f"nested too deep, expected at most {DEPTH_MAX} levels")
         if isinstance(event, yaml.ScalarEvent):
             if not event.value.isprintable() or len(event.value) > TEXT_MAX:
-                raise self._error(event, f"not one line of at most {TEXT_MAX} printable characters")
+                raise node.error(f"expected one line of at most {TEXT_MAX} printable characters")
             return _Node(event.value, key, source)
         if isinstance(event, yaml.SequenceStartEvent):
             return _Node(self._items(key, depth), key, source)
@@ -385,16 +423,14 @@ class _Tree:
             name = self._node(event, key, depth + 1)
             if not isinstance(name.value, str):
                 raise name.error(f"{name.kind} as a key, expected a word")
-            inner = f"{key}.{name.value}" if key else name.value
+            word = name.value or "''"
+            inner = f"{key}.{word}" if key else word
             if name.value in pairs:
                 first = pairs[name.value].source.line
                 raise PolicyError(f"{name.source}: {inner}: given twice, first in line {first}")
             value = self._node(next(self._events), inner, depth + 1)
             pairs[name.value] = replace(value, source=name.source)
         return pairs
-
-    def _error(self, event: Any, what: str) -> PolicyError:
-        return PolicyError(f"{self._path}:{event.start_mark.line + 1}: {what}")
 
 
 def _position(text: str, error: yaml.reader.ReaderError) -> int:
@@ -468,7 +504,7 @@ def _selector(node: _Node) -> Selector:
     path = _text(value, "a cgroup path, as /system.slice/nginx.service")
     if problem := _path_problem(path.text):
         raise path.error(f"{path.text}, expected {problem}")
-    return Selector(kind, path.text.rstrip("/") or "/", path.source)
+    return Selector(kind, path.text.removesuffix("/") or "/", path.source)
 
 
 def _is_unit(text: str) -> bool:
@@ -491,7 +527,7 @@ def _instances(unit: str) -> str:
 def _path_problem(path: str) -> str:
     if not path.startswith("/"):
         return "a path that starts with / at the cgroup2 root"
-    names = path.rstrip("/").split("/")[1:]
+    names = path.removesuffix("/").split("/")[1:]
     if any(name in ("", ".", "..") or not name.isprintable() for name in names):
         return "a path of printable names without '.', '..' and empty ones"
     if any(len(name.encode()) > NAME_BYTES_MAX for name in names):

@@ -85,7 +85,8 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
             above = last.plan.cgroups[inside.parent_id]
             last.plan.cgroups[inside.id] = plan.resolve_one(last.automaton, inside, above)
     now = loaded.entries(fresh)
-    changed = plan.changed_entries({id: last.plan.cgroups[id] for id in now}, now, last.numbers)
+    wanted = {id: last.plan.cgroups[id] for id in now}
+    changed = plan.changed_entries(last.plan.births, wanted, now, last.numbers)
     loaded.apply(Changes(cgroups=changed), _paths(fresh))
     owed = {id: entry for id, entry in changed.items() if entry.owed}
     # A cgroup that has no process even now had no socket before its entry was written.

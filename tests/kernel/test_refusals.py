@@ -5,7 +5,8 @@ import os
 import subprocess
 
 import pytest
-from conftest import BIN, PINS, cgroup_root, path_of
+from conftest import BIN, DROP_INS, PINS, cgroup_root, path_of
+from test_policy import MALFORMED
 
 
 def _maps():
@@ -24,8 +25,21 @@ def _maps():
 @pytest.fixture
 def in_force(cgroup, kabpfctl):
     """A policy that is in force; what the kernel has of it."""
-    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--interval", 11, "--probes", 5)
     return _maps()
+
+
+def test_malformed_policy_changes_nothing(in_force, kabpfctl):
+    """Each malformed file gives its one message and status 1, and nothing in the kernel changes."""
+    DROP_INS.mkdir()
+    file = DROP_INS / "app.service.yaml"
+    for text, message in MALFORMED:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        done = kabpfctl("apply", status=1)
+        assert done.stderr == f"kabpfctl: {file}:{message}\n"
+        assert done.stdout == ""
+    assert len(MALFORMED) >= 40
+    assert _maps() == in_force
 
 
 def test_policy_file_of_somebody_else_is_refused(in_force, write_policy, kabpfctl, cgroup):

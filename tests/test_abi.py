@@ -1,0 +1,197 @@
+"""What the BPF object, its header and the Python side say of the same bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kabpf import dataplane, matching
+
+HEADER = (Path(__file__).parent.parent / "bpf/kabpf.h").read_text()
+BPFTOOL = shutil.which("bpftool", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
+
+MIRRORS = {
+    "kabpf_policy": dataplane.CPolicy,
+    "kabpf_cgroup": dataplane.CCgroup,
+    "kabpf_step": dataplane.CStep,
+    "kabpf_birth": dataplane.CBirth,
+    "kabpf_counters": dataplane.CCounters,
+    "kabpf_failure": dataplane.CFailure,
+    "kabpf_totals": dataplane.CTotals,
+    "kabpf_event": dataplane.CEvent,
+}
+# BTF has what maps and arguments of programs lead to; an event goes through a ring buffer.
+IN_BTF = [name for name in MIRRORS if name != "kabpf_event"]
+
+HASH, ARRAY, RINGBUF = 1, 2, 27  # enum bpf_map_type
+NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
+
+needs_bpftool = pytest.mark.skipif(BPFTOOL is None, reason="it takes bpftool to read BTF")
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_mirror_has_the_members_of_the_header(name: str) -> None:
+    """Each struct of kabpf.h is mirrored member by member, at the same offsets."""
+    assert layout(MIRRORS[name]) == layout(declared(name))
+
+
+def test_every_struct_of_the_header_has_a_mirror() -> None:
+    """kabpf.h has no struct that Python does not know, and the other way round."""
+    assert set(re.findall(r"^struct (\w+) \{", HEADER, re.MULTILINE)) == MIRRORS.keys()
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_struct_has_no_hidden_padding(name: str) -> None:
+    """The members fill the struct, so that two writers of the same values write the same bytes."""
+    members = layout(MIRRORS[name]).values()
+    assert sum(size for _, size in members) == ctypes.sizeof(MIRRORS[name])
+
+
+@needs_bpftool
+@pytest.mark.parametrize("name", IN_BTF)
+def test_mirror_has_the_members_of_the_object(name: str) -> None:
+    """Each struct has the size, members and offsets that the compiler gave it."""
+    (struct,) = (each for each in btf() if (each["kind"], each["name"]) == ("STRUCT", name))
+    members = {
+        member["name"]: (member["bits_offset"] // 8, size_of(member["type_id"]))
+        for member in struct["members"]
+    }
+    assert (members, struct["size"]) == (layout(MIRRORS[name]), ctypes.sizeof(MIRRORS[name]))
+
+
+@needs_bpftool
+@pytest.mark.parametrize(
+    ("name", "kind", "key", "value", "entries", "flags"),
+    [
+        ("kabpf_policies", ARRAY, 4, dataplane.CPolicy, dataplane.POLICIES, 0),
+        ("kabpf_counters", ARRAY, 4, dataplane.CCounters, dataplane.POLICIES, 0),
+        ("kabpf_cgroups", HASH, 8, dataplane.CCgroup, 65536, NO_PREALLOC),
+        ("kabpf_births", HASH, dataplane.CStep, dataplane.CBirth, dataplane.BIRTHS, NO_PREALLOC),
+        ("kabpf_failures", HASH, dataplane.CFailure, 8, 1024, NO_PREALLOC),
+        ("kabpf_totals", ARRAY, 4, dataplane.CTotals, 1, 0),
+        ("kabpf_events", RINGBUF, 0, 0, 262144, 0),
+    ],
+)
+def test_map_is_declared_as_python_opens_it(
+    name: str, kind: int, key: Any, value: Any, entries: int, flags: int
+) -> None:
+    """Each map has the type, key size, value size, room and flags that Python relies on."""
+    found = maps()[name]
+    sizes = [size if isinstance(size, int) else ctypes.sizeof(size) for size in (key, value)]
+    assert found == {
+        "type": kind,
+        "key": sizes[0],
+        "value": sizes[1],
+        "max_entries": entries,
+        "map_flags": flags,
+    }
+
+
+@needs_bpftool
+def test_python_pins_every_map_and_attaches_every_program() -> None:
+    """What the object has is what the data plane pins."""
+    programs = {each["name"] for each in btf() if each["kind"] == "FUNC"}
+    assert maps().keys() == set(dataplane.MAPS)
+    assert programs == {*dataplane.TRACERS, dataplane.SOCK_OPS}
+
+
+def test_names_are_kept_whole_by_the_kernel() -> None:
+    """Names of programs and maps start with kabpf_ and fit into the 15 characters of the kernel."""
+    names = [*dataplane.MAPS, *dataplane.TRACERS, dataplane.SOCK_OPS]
+    assert [name for name in names if not re.fullmatch("kabpf_.{1,9}", name)] == []
+
+
+@needs_bpftool
+def test_object_has_one_constant_to_set() -> None:
+    """The read-only data are one __u32, the jiffies in a second, which Python sets blindly."""
+    (data,) = (each for each in btf() if each["name"] == ".rodata")
+    (constant,) = data["vars"]
+    assert (types()[constant["type_id"]]["name"], constant["size"]) == ("kabpf_hz", 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KABPF_POLICIES", dataplane.POLICIES),
+        ("KABPF_BIRTHS", dataplane.BIRTHS),
+        ("KABPF_NAME", dataplane.NAME),
+        ("KABPF_STATE_UNKNOWN", matching.UNKNOWN),
+        ("KABPF_STATE_ANYWHERE", matching.ANYWHERE),
+    ],
+)
+def test_constant_is_that_of_the_header(name: str, value: int) -> None:
+    """Numbers that both sides know are equal."""
+    assert constant(name) == value
+
+
+def constant(name: str) -> int:
+    (value,) = re.findall(rf"^#define {name} (\d+)$", HEADER, re.MULTILINE)
+    return int(value)
+
+
+def declared(name: str) -> type[ctypes.Structure]:
+    """The struct of the header, laid out as C would lay it out."""
+    kinds = {"__u32": ctypes.c_uint32, "__u64": ctypes.c_uint64, "char": ctypes.c_char}
+    (body,) = re.findall(rf"^struct {name} \{{\n(.*?)^\}};$", HEADER, re.MULTILINE | re.DOTALL)
+    members = re.findall(r"^\t(\w+) (\w+)(?:\[(\w+)\])?;(?: /\*.*)?$", body, re.MULTILINE)
+    assert len(members) == body.count(";\n") + body.count("; /*")
+    counts = [
+        constant(count) if count.startswith("K") else int(count or 1) for *_, count in members
+    ]
+    fields = [
+        (member, kinds[kind] * count if count > 1 else kinds[kind])
+        for (kind, member, _), count in zip(members, counts, strict=True)
+    ]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+def layout(struct: type[ctypes.Structure]) -> dict[str, tuple[int, int]]:
+    """(offset, size) by member, in their order."""
+    fields = [(name, getattr(struct, name)) for name, *_ in struct._fields_]
+    return {name: (field.offset, field.size) for name, field in fields}
+
+
+@functools.cache
+def btf() -> list[dict[str, Any]]:
+    command = [str(BPFTOOL), "--json", "btf", "dump", "file", str(dataplane.OBJECT)]
+    output = subprocess.run(command, capture_output=True, check=True).stdout
+    found: list[dict[str, Any]] = json.loads(output)["types"]
+    return found
+
+
+def types() -> dict[int, dict[str, Any]]:
+    return {each["id"]: each for each in btf()}
+
+
+def maps() -> dict[str, dict[str, int]]:
+    """The map definitions: libbpf's macros put a number into the length of an array that a member
+    points to, and a type behind a pointer."""
+    known = types()
+    (section,) = (each for each in btf() if each["name"] == ".maps")
+    found = {}
+    for place in section["vars"]:
+        variable = known[place["type_id"]]
+        definition = dict.fromkeys(("key", "value", "map_flags"), 0)
+        for member in known[variable["type_id"]]["members"]:
+            target = known[known[member["type_id"]]["type_id"]]
+            is_type = member["name"] in ("key", "value")
+            size = size_of(target["id"]) if is_type else target["nr_elems"]
+            definition[member["name"]] = size
+        found[variable["name"]] = definition
+    return found
+
+
+def size_of(id: int) -> int:
+    found = types()[id]
+    if found["kind"] == "ARRAY":
+        return int(found["nr_elems"]) * size_of(found["type_id"])
+    return int(found["size"]) if "size" in found else size_of(found["type_id"])

@@ -1,0 +1,265 @@
+"""kabpfctl where it needs no kernel: wrong usage, wrong users, and checking files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import kabpf
+
+KABPFCTL = str(Path(sys.executable).with_name("kabpfctl"))
+NOBODY = 65534
+
+SECONDS = "a time in seconds (60, 90s, 5m, 1h)"
+TIMEOUT = "a time (30, 30s, 1500ms, 5m), auto or off"
+GOOD = b"keepalive: {idle: 60s}\n"
+BAD = b"keepalive: {idle: 60s, probes: 200}\n"
+COMMANDS = "'attach', 'detach', 'apply', 'check', 'plan', 'status'"
+
+
+class Outcome(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--idle", "0", "0 is not in 1 to 32767 seconds"),
+        ("--idle", "32768", "32768 is not in 1 to 32767 seconds"),
+        ("--idle", "-5", f"-5, expected {SECONDS}"),
+        ("--idle", "soon", f"soon, expected {SECONDS}"),
+        ("--idle", "", f"nothing, expected {SECONDS}"),
+        ("--idle", '5", probes: "6', f'5", probes: "6, expected {SECONDS}'),
+        ("--idle", "\U0001f600", f"\U0001f600, expected {SECONDS}"),
+        ("--interval", "0s", "0s is not in 1 to 32767 seconds"),
+        ("--interval", "é\n", f"é\n, expected {SECONDS}"),
+        ("--probes", "128", "128 is not in 1 to 127"),
+        ("--probes", "six", "six, expected a number, 1 to 127"),
+        ("--user-timeout", "0", "0 is not in 1 to 2147483647 ms"),
+        ("--user-timeout", "25d", "25d is not in 1 to 2147483647 ms"),
+        ("--user-timeout", "never", f"never, expected {TIMEOUT}"),
+    ],
+)
+def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: str) -> None:
+    """An option's value is held to the rules of policy files, whoever asks."""
+    outcome = kabpfctl("attach", "--cgroup", "/a", f"{option}={value}")
+    assert (outcome.status, outcome.output) == (2, "")
+    assert outcome.errors.endswith(f"\nkabpfctl attach: error: argument {option}: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "who", "message"),
+    [
+        ([], "kabpfctl", "the following arguments are required: COMMAND"),
+        (
+            ["enforce"],
+            "kabpfctl",
+            f"argument COMMAND: invalid choice: 'enforce' (choose from {COMMANDS})",
+        ),
+        (["status", "all"], "kabpfctl", "unrecognized arguments: all"),
+        (["attach"], "kabpfctl attach", "the following arguments are required: --cgroup"),
+        (["attach", "--cgroup"], "kabpfctl attach", "argument --cgroup: expected one argument"),
+        (["detach"], "kabpfctl detach", "one of the arguments --cgroup --all is required"),
+        (
+            ["detach", "--all", "--cgroup", "/a"],
+            "kabpfctl detach",
+            "argument --cgroup: not allowed with argument --all",
+        ),
+    ],
+)
+def test_wrong_arguments_are_wrong_usage(arguments: list[str], who: str, message: str) -> None:
+    """What the command line does not know ends with status 2 and says what is wrong."""
+    outcome = kabpfctl(*arguments)
+    assert (outcome.status, outcome.output) == (2, "")
+    assert outcome.errors.startswith(f"usage: {who} ")
+    assert outcome.errors.endswith(f"\n{who}: error: {message}\n")
+
+
+def test_version_is_that_of_the_package() -> None:
+    """--version needs no command and no root."""
+    assert kabpfctl("--version") == Outcome(0, f"kabpfctl {kabpf.__version__}\n", "")
+
+
+def test_help_shows_every_command() -> None:
+    """--help lists the commands with their purpose."""
+    outcome = kabpfctl("--help")
+    assert (outcome.status, outcome.errors) == (0, "")
+    listed = re.findall(r"^    ([a-z]+)  +\w", outcome.output, re.MULTILINE)
+    assert listed == ["attach", "detach", "apply", "check", "plan", "status"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["attach", "--cgroup", "/a", "--idle", "60"],
+        ["detach", "--cgroup", "/a"],
+        ["detach", "--all"],
+        ["apply"],
+        ["plan"],
+        ["status", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_command_that_needs_root_says_so(arguments: list[str]) -> None:
+    """Whoever is not root learns it before anything else is looked at, with status 1."""
+    expected = f"kabpfctl: kabpfctl {arguments[0]}, expected to be run as root\n"
+    assert as_nobody(*arguments) == Outcome(1, "", expected)
+
+
+def test_check_of_good_files(folder: Path) -> None:
+    """check names each file with how many policies it has, and needs no root; whose a file is does
+    not matter."""
+    put(folder / "a.service.yaml", GOOD)
+    put(folder / "two.yaml", b"policies: {p: {select: [{cgroup: /p}], keepalive: off},"
+        b" q: {select: [{cgroup: /q}], keepalive: on}}")  # fmt: skip
+    put(folder / "empty.yaml", b"")
+    files = [str(folder / name) for name in ("a.service.yaml", "two.yaml", "empty.yaml")]
+    expected = "".join(
+        f"{file}: ok, {count}\n"
+        for file, count in zip(files, ("1 policy", "2 policies", "0 policies"), strict=True)
+    )
+    assert as_nobody("check", *files) == Outcome(0, expected, "")
+    if os.geteuid() == 0:
+        os.chown(files[0], NOBODY, NOBODY)
+    assert kabpfctl("check", *files) == Outcome(0, expected, "")
+
+
+def test_check_of_a_bad_file(folder: Path) -> None:
+    """A bad file gives its finding on standard error and status 1; the others are checked too."""
+    put(folder / "a.service.yaml", BAD)
+    put(folder / "b.service.yaml", GOOD)
+    bad, good, none = (str(folder / f"{name}.service.yaml") for name in ("a", "b", "none"))
+    assert as_nobody("check", bad, good, none) == Outcome(
+        1,
+        f"{good}: ok, 1 policy\n",
+        f"{bad}:1: keepalive.probes: 200 is not in 1 to 127\n"
+        f"{none}: cannot be read: No such file or directory\n",
+    )
+
+
+def test_check_prints_json(folder: Path) -> None:
+    """With --json there is one object for each file; findings are on standard error as well."""
+    put(folder / "a.service.yaml", BAD)
+    put(folder / "b.service.yaml", GOOD)
+    bad, good = str(folder / "a.service.yaml"), str(folder / "b.service.yaml")
+    outcome = as_nobody("check", "--json", good, bad)
+    finding = f"{bad}:1: keepalive.probes: 200 is not in 1 to 127"
+    assert (outcome.status, outcome.errors) == (1, f"{finding}\n")
+    assert json.loads(outcome.output) == [
+        {"file": good, "policies": ["b.service"], "errors": []},
+        {"file": bad, "policies": [], "errors": [finding]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [(b"\xff.yaml", "utf-8:strict"), ("é.yaml".encode(), "ascii:strict")]
+)
+def test_check_of_a_file_with_any_name(folder: Path, name: bytes, encoding: str) -> None:
+    """A name that can't be printed is no reason to fail."""
+    path = os.path.join(os.fsencode(folder), name)
+    put(Path(os.fsdecode(path)), b"policies: {}")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([KABPFCTL, "check", path], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"yaml: ok, 0 policies\n")
+
+
+def test_check_of_a_file_that_cannot_be_read(folder: Path) -> None:
+    """A directory, a FIFO that nobody writes to, and a file without permission are findings."""
+    (folder / "directory").mkdir()
+    os.mkfifo(folder / "fifo")
+    put(folder / "secret", GOOD)
+    (folder / "secret").chmod(0o600)
+    if os.geteuid() != 0:
+        (folder / "secret").chmod(0)
+    files = [str(folder / name) for name in ("directory", "fifo", "secret")]
+    assert as_nobody("check", *files) == Outcome(
+        1,
+        "",
+        f"{files[0]}: not a regular file, expected a policy file\n"
+        f"{files[1]}: not a regular file, expected a policy file\n"
+        f"{files[2]}: cannot be read: Permission denied\n",
+    )
+
+
+def test_output_that_nobody_reads_is_no_bug(folder: Path) -> None:
+    """A reader that has gone away ends the command without a traceback."""
+    put(folder / "a.service.yaml", GOOD)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [KABPFCTL, "check", folder / "a.service.yaml"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("mode", "timeout"), [("0755", "6000"), ("0700", None)], ids=["readable", "closed"]
+)
+def test_check_takes_defaults_of_installed_files(
+    folder: Path, mode: str, timeout: str | None
+) -> None:
+    """A file is checked with the defaults that it will have, as far as the user may read them; that
+    they may not is no finding."""
+    put(folder / "a.service.yaml", b"keepalive: {idle: 60, probes: 6, user_timeout: auto}")
+    script = (
+        "mount -t tmpfs tmpfs /run && mkdir -p /run/kabpf/policy.d &&"
+        " echo 'defaults: {interval: 10}' >/run/kabpf/policy.d/zz.yaml &&"
+        f' chmod {mode} /run/kabpf/policy.d && exec setpriv --reuid={NOBODY} --clear-groups "$@"'
+    )
+    apart = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("it takes root and a mount namespace to install files for this test alone")
+    outcome = run(*apart, KABPFCTL, "check", str(folder / "a.service.yaml"))
+    if timeout:
+        assert outcome == Outcome(0, f"{folder}/a.service.yaml: ok, 1 policy\n", "")
+    else:
+        assert outcome.status == 1
+        assert "auto without interval" in outcome.errors
+        assert "Permission denied" not in outcome.errors
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory that every user may read, as pytest's own is not."""
+    with tempfile.TemporaryDirectory(prefix="kabpf-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o644)
+
+
+def kabpfctl(*arguments: str) -> Outcome:
+    return run(KABPFCTL, *arguments)
+
+
+def as_nobody(*arguments: str) -> Outcome:
+    """kabpfctl by a user who is not root."""
+    if os.geteuid() != 0:
+        return kabpfctl(*arguments)
+    drop = [shutil.which("setpriv") or "setpriv", f"--reuid={NOBODY}", "--clear-groups"]
+    if subprocess.run([*drop, "test", "-x", KABPFCTL]).returncode:
+        pytest.skip(f"{KABPFCTL} is in a directory that only root may enter")
+    return run(*drop, KABPFCTL, *arguments)
+
+
+def run(*command: str) -> Outcome:
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return Outcome(done.returncode, done.stdout, done.stderr)

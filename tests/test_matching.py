@@ -1,0 +1,305 @@
+"""Which selectors name a cgroup: the automaton against a plain matcher, and its table walked as
+the kernel walks it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kabpf import plan, policy
+from kabpf.matching import ANYWHERE, UNKNOWN, Automaton, Birth
+from kabpf.plan import Cgroup
+from kabpf.policy import Policy
+
+NO_LIMIT = 1 << 20
+
+NAMES = (
+    "a", "b", "ab", "c.scope", "a.service", "b.service", "a.socket", "a@1.service", "a@2.socket",
+)  # fmt: skip
+UNITS = (
+    "a.service", "b.service", "a.socket", "a@1.service", "a@.service", "a*.service", "*.service",
+    "?.service", "[ab].socket", "[!a].service", "c.scope",
+)  # fmt: skip
+PARTS = (*NAMES, "*", "*", "**", "**", "a*", "?", "[ab]", "*.service", "a@?.*")
+
+SELECTORS = st.one_of(
+    st.sampled_from(UNITS).map(lambda unit: {"unit": unit}),
+    st.lists(st.sampled_from(PARTS), max_size=4).map(
+        lambda names: {"cgroup": "/" + "/".join(names)}
+    ),
+)
+POLICIES = st.lists(st.lists(SELECTORS, min_size=1, max_size=3), max_size=6)
+PATHS = st.lists(st.lists(st.sampled_from(NAMES), max_size=4), max_size=8)
+
+THOROUGHLY = settings(max_examples=150, deadline=2000, database=None)
+
+
+@THOROUGHLY
+@given(POLICIES, PATHS)
+@example([[{"cgroup": "/"}], [{"cgroup": "/**"}]], [["a", "b"]])
+@example([[{"unit": "a.service"}], [{"cgroup": "/**/a.socket"}]], [["a.socket"]])
+@example([[{"cgroup": "/a/**/b"}]], [["a", "b", "a", "b"]])
+def test_every_cgroup_has_the_policy_of_the_strongest_selector(
+    selectors: list[list[dict[str, str]]], paths: list[list[str]]
+) -> None:
+    """plan.resolve gives each cgroup what a matcher finds that tries every selector by itself, and
+    where there is none what its parent has."""
+    policies = policies_of(selectors)
+    cgroups = tree(paths)
+    resolved = plan.resolve(policies, Automaton(policies), cgroups, NO_LIMIT).cgroups
+    for cgroup in cgroups:
+        expected = reference(policies, cgroup.path)
+        assert resolved[cgroup.id].policy == expected, cgroup.path
+
+
+@THOROUGHLY
+@given(POLICIES, PATHS)
+@example([[{"unit": "a.service"}], [{"cgroup": "/a/*"}]], [["a", "a.service"], ["b", "a.service"]])
+@example([[{"unit": "a*.service"}], [{"cgroup": "/a"}]], [["a", "a@1.service"], ["a", "b"]])
+@example([[{"unit": "a.service"}, {"cgroup": "/?/**"}]], [["a", "a.service", "b"]])
+@example([[{"cgroup": "/**/b"}], [{"cgroup": "/a?/**"}]], [["ab", "b"]])
+def test_kernel_gives_a_new_cgroup_what_user_space_would(
+    selectors: list[list[dict[str, str]]], paths: list[list[str]]
+) -> None:
+    """A cgroup born while no process of kabpf runs has its right policy and state, unless a glob
+    within a name might say otherwise; then user space is asked."""
+    policies = policies_of(selectors)
+    automaton = Automaton(policies)
+    cgroups = tree(paths)
+    desired = plan.resolve(policies, automaton, cgroups, NO_LIMIT)
+    for cgroup, born in births(desired, cgroups):
+        if born.asked:
+            assert automaton.needs_user_space
+        else:
+            assert (born.state, born.policy) == desired.cgroups[cgroup.id], cgroup.path
+
+
+@THOROUGHLY
+@given(POLICIES, PATHS, st.integers(0, 40))
+@example([[{"unit": "a.service"}, {"unit": "b.service"}], [{"cgroup": "/a"}]], [["a.service"]], 4)
+@example([[{"unit": "a.service"}, {"cgroup": "/a.service/a"}]], [["a.service"]], 3)
+def test_kernel_asks_where_its_table_is_too_small(
+    selectors: list[list[dict[str, str]]], paths: list[list[str]], limit: int
+) -> None:
+    """With a table that does not hold every state, a cgroup that the kernel resolves alone has its
+    right policy, and every other one is asked about."""
+    policies = policies_of(selectors)
+    cgroups = tree(paths)
+    desired = plan.resolve(policies, Automaton(policies), cgroups, limit)
+    assert len(desired.births) <= limit
+    for cgroup, born in births(desired, cgroups):
+        assert born.asked or (born.state, born.policy) == desired.cgroups[cgroup.id], cgroup.path
+
+
+def test_table_without_room_leaves_everything_to_user_space() -> None:
+    """Where not even the first states fit the table is empty, and the kernel asks about every new
+    cgroup."""
+    policies = policies_of([[{"unit": f"{number}.service"} for number in range(9)]])
+    assert Automaton(policies).table(8) == {}
+
+
+def test_table_grows_from_the_root() -> None:
+    """A table that is too small holds the states next to the root; steps to the others lead to
+    UNKNOWN."""
+    policies = policies_of([[{"cgroup": "/a/b/c"}]])
+    automaton = Automaton(policies)
+    whole = automaton.table(NO_LIMIT)
+    inside = automaton.step(automaton.root.state, "a").state
+    assert len(whole) == 7
+    some = automaton.table(5)
+    assert some.keys() < whole.keys()
+    assert some[automaton.root.state, "a"].state == inside
+    assert some[inside, "b"].state == UNKNOWN
+
+
+def test_state_of_a_cgroup_that_nothing_can_match_is_anywhere() -> None:
+    """Below what no selector goes on from, only those remain that apply anywhere."""
+    automaton = Automaton(policies_of([[{"cgroup": "/a/b"}], [{"unit": "x.service"}]]))
+    assert automaton.step(automaton.root.state, "b").state == ANYWHERE
+    assert automaton.step(ANYWHERE, "x.service").state == ANYWHERE
+
+
+def test_unrelated_policy_leaves_states_alone() -> None:
+    """A state has the same number with other policies around, as long as the same can follow."""
+    first, unit, deep = [{"cgroup": "/a/b/c"}], [{"unit": "x.service"}], [{"cgroup": "/x/y/z"}]
+    alone = Automaton(policies_of([first]))
+    more = Automaton(policies_of([unit, deep, first]))
+    assert state_at(alone, "/a") == state_at(more, "/a")
+    assert state_at(alone, "/a/b") == state_at(more, "/a/b")
+    assert state_at(more, "/a") != state_at(more, "/x")
+    assert alone.root.state == Automaton(policies_of([unit, first])).root.state
+    assert alone.root.state != more.root.state
+
+
+def test_number_of_a_state_is_the_same_in_every_process() -> None:
+    """The numbers outlive a process in the kernel, so they depend on the selectors and on nothing
+    else; none is UNKNOWN or ANYWHERE."""
+    program = (
+        "from kabpf import matching, policy;"
+        "text = b'select: [{cgroup: /a/b}, {cgroup: /**/x/*}, {unit: a.service}]\\nkeepalive: on';"
+        "policies = policy.combine([policy.parse(text, 'a.yaml')]);"
+        "print(matching.Automaton(policies).root.state)"
+    )
+    numbers = {
+        subprocess.run(
+            [sys.executable, "-P", "-c", program],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(numbers) == 1
+    assert not numbers & {b"%d\n" % UNKNOWN, b"%d\n" % ANYWHERE}
+
+
+@pytest.mark.parametrize(
+    ("selector", "needed"),
+    [
+        ({"unit": "a.service"}, False),
+        ({"unit": "a@.service"}, True),
+        ({"unit": "*.service"}, True),
+        ({"cgroup": "/"}, False),
+        ({"cgroup": "/a/b"}, False),
+        ({"cgroup": "/*/**/b/**"}, False),
+        ({"cgroup": "/a/b*"}, True),
+        ({"cgroup": "/?/b"}, True),
+    ],
+)
+def test_only_globs_within_a_name_need_user_space(selector: dict[str, str], needed: bool) -> None:
+    """The kernel matches names, * and ** by itself; globs within a name wait for the daemon."""
+    assert Automaton(policies_of([[selector]])).needs_user_space is needed
+
+
+def test_kernel_asks_only_where_a_glob_might_match() -> None:
+    """A glob below one directory asks about births there and nowhere else, and not about names that
+    a selector spells out."""
+    automaton = Automaton(policies_of([[{"cgroup": "/a/x*"}], [{"cgroup": "/a/b"}]]))
+    asking = {step for step, birth in automaton.table(NO_LIMIT).items() if birth.ask}
+    assert asking == {(state_at(automaton, "/a"), "")}
+
+
+def test_many_units_make_one_row_each() -> None:
+    """Unit names, which apply anywhere, cost one row and not one for each state."""
+    units = [[{"unit": f"{number}.socket"}] for number in range(100)]
+    paths = [[{"cgroup": f"/{number}.slice/x"}] for number in range(100)]
+    assert len(Automaton(policies_of(units + paths)).table(NO_LIMIT)) <= 100 + 1 + 101 + 200
+
+
+class Born(NamedTuple):
+    """A cgroup as kabpf_birth makes it; `asked` if user space was asked about it or an ancestor."""
+
+    state: int
+    policy: Policy | None
+    asked: bool
+
+
+def births(desired: plan.Plan, cgroups: list[Cgroup]) -> Iterator[tuple[Cgroup, Born]]:
+    """Every cgroup but the root as the kernel makes it (kabpf_birth in kabpf.bpf.c): below a parent
+    that user space resolved, and below one that the kernel made as well."""
+    numbers = plan.number(desired.policies, {}, NO_LIMIT)
+    entries = plan.diff(desired, plan.Actual(), numbers).cgroups
+    resolved = {
+        cgroup.id: Born(entries[cgroup.id].state, desired.cgroups[cgroup.id].policy, False)
+        for cgroup in cgroups
+    }
+    made = {cgroups[0].id: resolved[cgroups[0].id]}
+    for cgroup in cgroups[1:]:
+        yield cgroup, birth(desired.births, resolved[cgroup.parent_id], cgroup.name)
+        made[cgroup.id] = birth(desired.births, made[cgroup.parent_id], cgroup.name)
+        yield cgroup, made[cgroup.id]
+
+
+def birth(table: dict[tuple[int, str], Birth], parent: Born, name: str) -> Born:
+    found = None
+    for step in ((parent.state, name), (ANYWHERE, name), (parent.state, "")):
+        found = found or table.get(step)
+    child = found.policy if found and found.policy else parent.policy
+    state = found.state if found and parent.state != UNKNOWN else UNKNOWN
+    asks = state == UNKNOWN or (found is not None and found.ask)
+    return Born(state, child, parent.asked or asks)
+
+
+def reference(policies: tuple[Policy, ...], path: str) -> Policy | None:
+    """DESIGN's sentence on precedence: an exact path beats a unit name, which beats a glob, the
+    longer literal prefix beats the shorter, then the one read last wins; else the parent's."""
+    names = path.split("/")[1:] if path != "/" else []
+    named = [
+        ((rank, prefix, order), each)
+        for order, each in enumerate(policies)
+        for selector in each.selectors
+        for rank, prefix in [rank_of(selector, names)]
+        if rank
+    ]
+    if named:
+        return max(named, key=lambda item: item[0])[1]
+    return reference(policies, "/" + "/".join(names[:-1])) if names else None
+
+
+def rank_of(selector: policy.Selector, names: list[str]) -> tuple[int, int]:
+    """4 for an exact path, 3 for a unit's name, 2 for its socket's, 1 for a glob, 0 for none."""
+    text = selector.text
+    prefix = min([text.index(char) for char in "*?[" if char in text], default=len(text))
+    exact = prefix == len(text)
+    if selector.kind == "cgroup":
+        pattern = text.split("/")[1:] if text != "/" else []
+        return (4 if exact else 1) * path_matches(pattern, names), prefix
+    last = names[-1] if names else ""
+    if name_matches(text, last):
+        return 3 if exact else 1, prefix
+    stem = text.removesuffix(".service")
+    is_socket = stem != text and name_matches(f"{stem}.socket", last)
+    return (2 if exact else 1) * is_socket, prefix
+
+
+def path_matches(pattern: list[str], names: list[str]) -> bool:
+    if pattern == ["**"]:
+        return bool(names)
+    if pattern and pattern[0] == "**":
+        return any(path_matches(pattern[1:], names[count:]) for count in range(len(names) + 1))
+    if not pattern or not names:
+        return pattern == names
+    return name_matches(pattern[0], names[0]) and path_matches(pattern[1:], names[1:])
+
+
+def name_matches(glob: str, name: str) -> bool:
+    if not glob:
+        return not name
+    if glob[0] == "*":
+        return any(name_matches(glob[1:], name[count:]) for count in range(len(name) + 1))
+    if glob[0] == "[":
+        inside, _, rest = glob[1:].partition("]")
+        fits = name[:1] and (name[0] in inside) != inside.startswith("!")
+        return bool(fits) and name_matches(rest, name[1:])
+    return bool(name) and glob[0] in (name[0], "?") and name_matches(glob[1:], name[1:])
+
+
+def policies_of(selectors: list[list[dict[str, str]]]) -> tuple[Policy, ...]:
+    """A policy for each list of selectors, read from a file."""
+    named = {f"p{n}": {"select": each, "keepalive": "on"} for n, each in enumerate(selectors)}
+    return policy.combine([policy.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
+
+
+def tree(paths: list[list[str]]) -> list[Cgroup]:
+    """The cgroups at these paths and above, parents before their children."""
+    found = {"": Cgroup(1, 0, "/")}
+    for names in paths:
+        for depth in range(1, len(names) + 1):
+            path = "".join(f"/{name}" for name in names[:depth])
+            parent = found[path.rpartition("/")[0]]
+            found.setdefault(path, Cgroup(len(found) + 1, parent.id, path))
+    return list(found.values())
+
+
+def state_at(automaton: Automaton, path: str) -> int:
+    state = automaton.root.state
+    for name in path.split("/")[1:]:
+        state = automaton.step(state, name).state
+    return state

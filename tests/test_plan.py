@@ -1,0 +1,354 @@
+"""The plan for a tree of cgroups (golden folders in plans/), and the steps that bring the kernel to
+it, applied to a kernel of dictionaries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kabpf import plan, policy
+from kabpf.matching import ANYWHERE, UNKNOWN, Automaton
+from kabpf.plan import Actual, BirthEntry, Cgroup, Changes, Entry, Plan, Record
+from kabpf.policy import Directories, Options, Policy
+
+CASES = sorted((Path(__file__).parent / "plans").iterdir())
+BIRTHS = 1 << 16
+POLICIES = 64
+
+Files = dict[str, tuple[dict[str, str], object]]  # (selector, keepalive) by the policy's name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_plan_of_a_tree_is_the_one_that_was_written_down(case: Path) -> None:
+    """Each folder's policy files give each of its cgroups the policy that its plan.yaml names; a
+    cgroup that is missing there has none."""
+    where = Directories(case / "policy.yaml", (case / "policy.d",))
+    policies = policy.combine([policy.read(path) for path in policy.files(where)])
+    cgroups = tree((case / "cgroups").read_text().splitlines())
+    resolved = plan.resolve(policies, Automaton(policies), cgroups, BIRTHS).cgroups
+    found = [(cgroup.path, resolved[cgroup.id].policy) for cgroup in cgroups]
+    names = {path: each.name for path, each in found if each}
+    assert names == yaml.safe_load((case / "plan.yaml").read_text())
+
+
+def test_first_plan_is_written_once() -> None:
+    """From an empty kernel one apply brings everything, and nothing is left to do then."""
+    desired, numbers = planned(
+        {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b", "/c"]), Actual()
+    )
+    changes = plan.diff(desired, Actual(), numbers)
+    assert changes.records == {1: Record("a", Options(idle_s=5))}
+    assert changes.births.keys() == desired.births.keys()
+    assert changes.cgroups.keys() == desired.cgroups.keys()
+    assert [changes.cgroups[id].policy_id for id in (1, 2, 3, 4)] == [0, 1, 1, 0]
+    assert changes.retrofits == {id: changes.cgroups[id] for id in (2, 3)}
+    assert all(entry.owed and not entry.was_id for entry in changes.retrofits.values())
+    actual = applied(Actual(), changes)
+    assert not any(entry.owed for entry in actual.cgroups.values())
+    assert not plan.diff(desired, actual, numbers)
+
+
+def test_no_changes_are_false() -> None:
+    """Changes are true if anything is to be written, whatever it is."""
+    assert not Changes()
+    assert Changes(stale_records=(1,))
+    assert Changes(retrofits={1: Entry(1, 1, 0, True)})
+
+
+def test_changed_options_are_owed_to_open_sockets() -> None:
+    """With other options a policy is another record under another id; the cgroups move there,
+    remember the old one until their sockets were visited, and only then it goes."""
+    before = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b"]))
+    desired, numbers = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a/b"]), before)
+    changes = plan.diff(desired, before, numbers)
+    assert changes.records == {2: Record("a", Options(idle_s=6))}
+    assert policies_and_debts(changes.cgroups) == {2: (2, 1, True), 3: (2, 1, True)}
+    assert changes.retrofits == changes.cgroups
+    assert changes.stale_records == ()
+    between = applied(before, changes)
+    assert policies_and_debts(between.cgroups) == {
+        1: (0, 0, False), 2: (2, 0, False), 3: (2, 0, False),
+    }  # fmt: skip
+    assert plan.diff(desired, between, numbers) == Changes(stale_records=(1,))
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_lifted_policy_is_remembered_for_its_sockets(off: bool) -> None:
+    """Where keepalive is switched off, or no policy is left, the sockets keep their options and the
+    entry the policy that they have them from, for the next one to replace."""
+    one = {"a": ({"cgroup": "/a"}, {"idle": 5})}
+    actual = reconciled(Actual(), one, tree(["/a"]))
+    actual = reconciled(actual, {"a": ({"cgroup": "/a"}, "off")} if off else {}, tree(["/a"]))
+    lifted = actual.cgroups[2]
+    assert (bool(lifted.policy_id), lifted.was_id, lifted.owed) == (off, 1, False)
+    assert actual.records[1] == Record("a", Options(idle_s=5))
+    desired, numbers = planned({"b": ({"cgroup": "/a"}, {"idle": 7})}, tree(["/a"]), actual)
+    changes = plan.diff(desired, actual, numbers)
+    assert changes.cgroups[2].was_id == 1
+    assert changes.cgroups[2].owed
+    again = reconciled(actual, one, tree(["/a"]))
+    assert policies_and_debts(again.cgroups)[2] == (1, 0, False)
+
+
+def test_cgroup_without_an_entry_is_owed_its_sockets() -> None:
+    """A cgroup that the kernel does not know yet may have sockets already."""
+    policies = {"a": ({"cgroup": "/a"}, {"idle": 5})}
+    actual = reconciled(Actual(), policies, tree(["/a"]))
+    desired, numbers = planned(policies, tree(["/a", "/a/b", "/c"]), actual)
+    changes = plan.diff(desired, actual, numbers)
+    assert policies_and_debts(changes.cgroups) == {3: (1, 0, True), 4: (0, 0, False)}
+    assert changes.retrofits.keys() == {3}
+
+
+def test_entry_of_a_removed_cgroup_goes() -> None:
+    """What the tree does not have any more is deleted, and that is all."""
+    policies = {"a": ({"cgroup": "/a"}, {"idle": 5})}
+    actual = reconciled(Actual(), policies, tree(["/a", "/b"]))
+    desired, numbers = planned(policies, tree(["/a"]), actual)
+    assert plan.diff(desired, actual, numbers) == Changes(stale_cgroups=(3,))
+
+
+def test_interrupted_apply_is_completed_first() -> None:
+    """Entries that still owe their sockets a visit come before any other change, as they are: they
+    name the policies between which the sockets are."""
+    actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a", "/b"]))
+    owed = Entry(actual.cgroups[2].state, 1, 9, True)
+    actual = replace(actual, cgroups=actual.cgroups | {2: owed})
+    desired, numbers = planned({"b": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
+    assert plan.diff(desired, actual, numbers) == Changes(retrofits={2: owed})
+
+
+def test_state_alone_is_written_without_a_visit() -> None:
+    """Where other selectors change how far a cgroup's path has matched, its sockets are left."""
+    one = {"a": ({"cgroup": "/a"}, {"idle": 5})}
+    actual = reconciled(Actual(), one, tree(["/a"]))
+    desired, numbers = planned(one | {"b": ({"cgroup": "/a/b"}, {"idle": 6})}, tree(["/a"]), actual)
+    changes = plan.diff(desired, actual, numbers)
+    assert changes.cgroups.keys() == {1, 2}
+    assert changes.retrofits == {}
+    assert changes.cgroups[2]._replace(state=0) == actual.cgroups[2]._replace(state=0)
+
+
+def test_stale_births_and_records_wait_for_everything_else() -> None:
+    """Old births go when nothing new is to be written, and old records when no birth leads to them:
+    a cgroup born meanwhile may need them."""
+    before = reconciled(Actual(), {"a": ({"unit": "a.service"}, {"idle": 5})}, tree(["/b"]))
+    desired, numbers = planned({"b": ({"unit": "b.service"}, {"idle": 6})}, tree(["/b"]), before)
+    changes = plan.diff(desired, before, numbers)
+    assert (changes.stale_births, changes.stale_records) == ((), ())
+    before = applied(before, changes)
+    changes = plan.diff(desired, before, numbers)
+    stale = {(ANYWHERE, "a.service"), (ANYWHERE, "a.socket")}
+    assert changes == Changes(stale_births=changes.stale_births)
+    assert set(changes.stale_births) == stale
+    before = applied(before, changes)
+    assert plan.diff(desired, before, numbers) == Changes(stale_records=(1,))
+
+
+def test_unrelated_unit_changes_only_its_own_births() -> None:
+    """A new policy on a unit leaves the cgroups, states and births of others alone."""
+    one = {"a": ({"cgroup": "/a/b"}, {"idle": 5}), "u": ({"unit": "u.service"}, {"idle": 6})}
+    actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
+    more = one | {"x": ({"unit": "x.service"}, {"idle": 7})}
+    desired, numbers = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
+    assert plan.diff(desired, actual, numbers) == Changes(
+        records={3: Record("x", Options(idle_s=7))},
+        births={
+            (ANYWHERE, "x.service"): BirthEntry(ANYWHERE, 3, False),
+            (ANYWHERE, "x.socket"): BirthEntry(ANYWHERE, 3, False),
+        },
+    )
+
+
+def test_unrelated_path_changes_only_its_ancestors() -> None:
+    """A new policy on a path changes the states of the cgroups above it, and no others."""
+    one = {"a": ({"cgroup": "/a/b"}, {"idle": 5}), "u": ({"unit": "u.service"}, {"idle": 6})}
+    actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
+    more = one | {"x": ({"cgroup": "/d/x/y"}, {"idle": 7})}
+    desired, numbers = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
+    changes = plan.diff(desired, actual, numbers)
+    by_path = {cgroup.path: cgroup.id for cgroup in tree(["/a/b/c", "/d/u.service"])}
+    assert changes.cgroups.keys() == {by_path["/"], by_path["/d"]}
+    assert {state for state, _ in changes.births}.isdisjoint(
+        {ANYWHERE, actual.cgroups[by_path["/a"]].state, actual.cgroups[by_path["/a/b"]].state}
+    )
+
+
+def test_number_keeps_ids_and_fills_gaps() -> None:
+    """A record keeps its id, whatever its selectors; a new one gets a free id; 0 is none's."""
+    a, b, c = (Record(name, Options()) for name in "abc")
+    policies = policies_of({"c": ({"cgroup": "/"}, "on"), "a": ({"cgroup": "/new"}, "on")})
+    assert plan.number(policies, {1: b, 3: a}, POLICIES) == {c: 2, a: 3}
+
+
+def test_id_of_a_retired_policy_is_not_given_away() -> None:
+    """An id is taken as long as the kernel has its record, because sockets may have its options."""
+    actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a"]))
+    actual = reconciled(actual, {}, tree(["/a"]))
+    _, numbers = planned({"b": ({"cgroup": "/b"}, {"idle": 6})}, tree(["/a"]), actual)
+    assert list(numbers.values()) == [2]
+
+
+def test_too_many_policies_are_an_error() -> None:
+    """Ids are below the limit, retired ones included; one policy too many raises TooManyError."""
+    policies = policies_of({name: ({"cgroup": f"/{name}"}, "on") for name in "abc"})
+    assert sorted(plan.number(policies, {}, 4).values()) == [1, 2, 3]
+    with pytest.raises(plan.TooManyError):
+        plan.number(policies, {}, 3)
+    with pytest.raises(plan.TooManyError):
+        plan.number(policies, {2: Record("old", Options())}, 4)
+
+
+def test_state_without_room_is_written_as_unknown() -> None:
+    """A cgroup whose state the kernel's table does not hold gets UNKNOWN, so that births below it
+    are asked about."""
+    policies = policies_of({"a": ({"unit": "a.service"}, "on"), "b": ({"cgroup": "/b/c"}, "on")})
+    desired = plan.resolve(policies, Automaton(policies), tree(["/b"]), 6)
+    entries = plan.diff(desired, Actual(), plan.number(policies, {}, POLICIES)).cgroups
+    assert {state for state, _ in desired.births} == {ANYWHERE, desired.cgroups[1].state}
+    assert entries[1].state == desired.cgroups[1].state
+    assert entries[2].state == UNKNOWN != desired.cgroups[2].state
+
+
+def test_state_that_a_glob_leads_to_is_written_as_unknown() -> None:
+    """The kernel's table has no row for what only user space can match, so that births below such a
+    cgroup are asked about, whatever their names."""
+    policies = policies_of({"a": ({"cgroup": "/a*/**"}, "on"), "b": ({"cgroup": "/**/b"}, "on")})
+    desired = plan.resolve(policies, Automaton(policies), tree(["/ab/b", "/c"]), BIRTHS)
+    entries = plan.diff(desired, Actual(), plan.number(policies, {}, POLICIES)).cgroups
+    assert [entries[id].state for id in (2, 3, 4)] == [UNKNOWN, UNKNOWN, ANYWHERE]
+
+
+PATHS = ("/", "/a", "/b", "/a/b", "/a/*", "/a/**", "/**/b", "/a*")
+SELECTORS = st.one_of(
+    st.sampled_from(PATHS).map(lambda path: {"cgroup": path}),
+    st.sampled_from(("a.service", "b.service")).map(lambda unit: {"unit": unit}),
+)
+OPTIONS = st.sampled_from(("off", {"idle": 5}, {"idle": 6}))
+FILES = st.dictionaries(st.sampled_from("pqr"), st.tuples(SELECTORS, OPTIONS))
+TREES = st.lists(st.sampled_from(("/a", "/a/b", "/b", "/a/a.service", "/b/a.service", "/a/b/b")))
+STEPS = st.lists(st.tuples(FILES, TREES, st.lists(st.integers(0, 63), max_size=6)), max_size=4)
+
+
+@settings(max_examples=120, deadline=2000, database=None)
+@given(STEPS)
+def test_every_way_from_plan_to_plan_keeps_references_whole(
+    steps: list[tuple[Files, list[str], list[int]]],
+) -> None:
+    """Whatever the policies were, a few passes bring the next ones, after which nothing is left to
+    do; at no moment does a cgroup or a birth refer to a record that is not there, also when cgroups
+    are born between reading and writing."""
+    actual = Actual()
+    for files, paths, seeds in steps:
+        cgroups = tree(paths)
+        for id in actual.cgroups.keys() - {cgroup.id for cgroup in cgroups}:
+            del actual.cgroups[id]  # kabpf_death
+        born = iter(seeds)
+        for _ in range(10):
+            desired, numbers = planned(files, cgroups, actual)
+            changes = plan.diff(desired, actual, numbers)
+            if not changes:
+                break
+            if (seed := next(born, None)) is not None:
+                bear(actual, cgroups, seed)
+            actual = applied(actual, changes)
+        assert not changes
+        for cgroup in cgroups:
+            entry, wanted = actual.cgroups[cgroup.id], desired.cgroups[cgroup.id]
+            has = actual.records.get(entry.policy_id)
+            assert (entry.state, has) == (
+                wanted.state,
+                plan.record(wanted.policy) if wanted.policy else None,
+            )
+        stale = actual.records.keys() - set(numbers.values())
+        assert stale <= {entry.was_id for entry in actual.cgroups.values()}
+        assert actual.births.keys() == desired.births.keys()
+
+
+def bear(actual: Actual, cgroups: list[Cgroup], seed: int) -> None:
+    """A mkdir as kabpf_birth sees it."""
+    parent = cgroups[seed % len(cgroups)]
+    name = ("a", "b", "a.service", "b.service")[seed % 4]
+    path = f"{parent.path.rstrip('/')}/{name}"
+    above = actual.cgroups.get(parent.id)
+    if above is None or path in (cgroup.path for cgroup in cgroups):
+        return
+    found = None
+    for step in ((above.state, name), (ANYWHERE, name), (above.state, "")):
+        found = found or actual.births.get(step)
+    state = found.state if found and above.state != UNKNOWN else UNKNOWN
+    policy_id = found.policy_id if found and found.policy_id else above.policy_id
+    id = 100 + len(cgroups)
+    cgroups.append(Cgroup(id, parent.id, path))
+    actual.cgroups[id] = Entry(state, policy_id)
+
+
+def policies_and_debts(entries: dict[int, Entry]) -> dict[int, tuple[int, int, bool]]:
+    return {id: (entry.policy_id, entry.was_id, entry.owed) for id, entry in entries.items()}
+
+
+def applied(actual: Actual, changes: Changes) -> Actual:
+    """The kernel after `changes`, which are written in their order (Dataplane.apply)."""
+    for now in writes(actual, changes):
+        ids = {entry.policy_id for entry in now.births.values()}
+        ids |= {id for entry in now.cgroups.values() for id in (entry.policy_id, entry.was_id)}
+        assert ids <= now.records.keys() | {0}
+    return now
+
+
+def writes(actual: Actual, changes: Changes) -> Iterator[Actual]:
+    records, births, cgroups = actual.records, actual.births, actual.cgroups
+    yield (actual := replace(actual, records=records | changes.records))
+    yield (actual := replace(actual, births=births | changes.births))
+    yield (actual := replace(actual, cgroups=cgroups | changes.cgroups))
+    settled = {id: plan.settled(entry) for id, entry in changes.retrofits.items()}
+    yield (actual := replace(actual, cgroups=actual.cgroups | settled))
+    yield (actual := replace(actual, cgroups=without(actual.cgroups, changes.stale_cgroups)))
+    yield (actual := replace(actual, births=without(actual.births, changes.stale_births)))
+    yield replace(actual, records=without(actual.records, changes.stale_records))
+
+
+def without(entries: dict, keys: tuple) -> dict:
+    return {key: entry for key, entry in entries.items() if key not in keys}
+
+
+def reconciled(actual: Actual, files: Files, cgroups: list[Cgroup]) -> Actual:
+    """The kernel after it was brought to these policies."""
+    for _ in range(10):
+        desired, numbers = planned(files, cgroups, actual)
+        actual = applied(actual, plan.diff(desired, actual, numbers))
+    assert not plan.diff(desired, actual, numbers)
+    return actual
+
+
+def planned(files: Files, cgroups: list[Cgroup], actual: Actual) -> tuple[Plan, dict[Record, int]]:
+    policies = policies_of(files)
+    desired = plan.resolve(policies, Automaton(policies), cgroups, BIRTHS)
+    return desired, plan.number(policies, actual.records, POLICIES)
+
+
+def policies_of(files: Files) -> tuple[Policy, ...]:
+    named = {
+        name: {"select": [selector], "keepalive": keepalive}
+        for name, (selector, keepalive) in files.items()
+    }
+    return policy.combine([policy.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
+
+
+def tree(paths: list[str]) -> list[Cgroup]:
+    """The cgroups at these paths and above, parents before their children; ids count from 1."""
+    found = {"": Cgroup(1, 0, "/")}
+    for path in paths:
+        names = path.split("/")[1:]
+        for depth in range(1, len(names) + 1):
+            above = "".join(f"/{name}" for name in names[: depth - 1])
+            here = f"{above}/{names[depth - 1]}"
+            found.setdefault(here, Cgroup(len(found) + 1, found[above].id, here))
+    return list(found.values())

@@ -1,0 +1,929 @@
+"""Policy files: what is refused and in which words, what is taken and as what, and which files
+count."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kabpf import policy
+from kabpf.errors import PolicyError
+from kabpf.policy import Directories, Options, Policy, Selector
+
+FILE = "/etc/kabpf/policy.d/app.service.yaml"
+UNIT = b"select: [{unit: a.service}]\nkeepalive: {idle: %d}\n"
+
+KEEPALIVE = "off, on, or options (idle, interval, ...)"
+SECONDS = "a time in seconds (60, 90s, 5m, 1h)"
+TIMEOUT = "a time (30, 30s, 1500ms, 5m), auto or off"
+PROBES = "a number, 1 to 127"
+LIST = "a list such as [{unit: nginx.service}]"
+NAME = "a unit's name with its type, as nginx.service"
+NAMES = "a path of printable names without '.', '..' and empty ones"
+NO_SELECT = "no select, expected a list of selectors or a file named after a unit"
+LONG = "x" * 256
+
+LAUGHS = """\
+a: &a [ha, ha, ha, ha, ha, ha, ha, ha, ha]
+b: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]
+c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]
+policies: *c
+"""
+
+# A file's text, and the message without the file's name, from the line number on.
+SYNTAX = [
+    ("keepalive: {idle: 60", "1: not YAML: did not find expected ',' or '}'"),
+    ("keepalive: {idle: 60\n", "1: not YAML: did not find expected ',' or '}'"),
+    ("policies: [", "1: not YAML: did not find expected node content"),
+    ("keepalive: 'on", "1: not YAML: found unexpected end of stream"),
+    ("keepalive: on: off", "1: not YAML: mapping values are not allowed in this context"),
+    ("keepalive: on\n  idle: 5", "2: not YAML: mapping values are not allowed in this context"),
+    ("keepalive:\n  - idle\n probes: 6", "3: not YAML: did not find expected key"),
+    ("keepalive:\n\tidle: 5", "2: not YAML: found character that cannot start any token"),
+    ("keepalive: @on", "1: not YAML: found character that cannot start any token"),
+    ("keepalive: `on`", "1: not YAML: found character that cannot start any token"),
+    ('keepalive: "\\q"', "1: not YAML: found unknown escape character"),
+    ('keepalive: "\\ud800"', "1: not YAML: found invalid Unicode character escape code"),
+    ("%FOO x\n---\nkeepalive: on", "1: not YAML: found unknown directive name"),
+    ("keepalive: on\n---\nkeepalive: off", "2: a second document, expected one"),
+    ("---\n---\n", "2: a second document, expected one"),
+    ("keepalive: on\n...\nmore", "3: not YAML: did not find expected <document start>"),
+    (b"\xff\xfek\x00e\x00", "1: not UTF-8, expected UTF-8 text"),
+    (b"keepalive: on\n# caf\xe9\n", "2: not UTF-8, expected UTF-8 text"),
+    (b"keepalive: on\nx: \xed\xa0\x80\n", "2: not UTF-8, expected UTF-8 text"),
+    ("# é\nkeepalive: \x1b[31mon", "2: not YAML: control characters are not allowed"),
+    ("keepalive: on\n\0", "2: not YAML: control characters are not allowed"),
+    ("keepalive: on # \x9b31m", "1: not YAML: control characters are not allowed"),
+]
+SCALARS = "expected one line of at most 4095 printable characters"
+FEATURES = [
+    (LAUGHS, "1: a: &a: an anchor, expected the value alone"),
+    ("keepalive: &x on", "1: keepalive: &x: an anchor, expected the value alone"),
+    ("&x keepalive: on", "1: &x: an anchor, expected the value alone"),
+    ("policies:\n  a: *b", "2: policies.a: *b: an alias, expected the value itself"),
+    ("*b : on", "1: *b: an alias, expected the value itself"),
+    ("keepalive: !!bool on", "1: keepalive: !!bool: a tag, expected the value alone"),
+    ("keepalive: !on on", "1: keepalive: !on: a tag, expected the value alone"),
+    ("keepalive: ! on", "1: keepalive: !: a tag, expected the value alone"),
+    ("keepalive: !<x%1b[31m> on", "1: keepalive: x\\x1b[31m: a tag, expected the value alone"),
+    (
+        "!!python/object/apply:os.system [id]",
+        "1: !!python/object/apply:os.system: a tag, expected the value alone",
+    ),
+    (
+        "defaults:\n  idle: !!python/name:os.system",
+        "2: defaults.idle: !!python/name:os.system: a tag, expected the value alone",
+    ),
+    (
+        "keepalive: {<<: {idle: 5}}",
+        "1: keepalive.<<: unknown key, expected one of idle, interval, probes, user_timeout",
+    ),
+    ("a: " + "[" * 8, "1: a[0][0][0][0][0][0][0]: nested too deep, expected at most 8 levels"),
+    ("[" * 60_000, "1: [0][0][0][0][0][0][0][0]: nested too deep, expected at most 8 levels"),
+    ("? " * 9 + "x", "1: nested too deep, expected at most 8 levels"),
+    ('keepalive: "\\e[31m"', f"1: keepalive: {SCALARS}"),
+    ("keepalive: |\n  on\n", f"1: keepalive: {SCALARS}"),
+    ('"a\\nb": on', f"1: {SCALARS}"),
+    ("keepalive: " + "x" * 4096, f"1: keepalive: {SCALARS}"),
+]
+KEYS = [
+    ("keepalive: on\nkeepalive: off", "2: keepalive: given twice, first in line 1"),
+    (
+        "policies:\n  a: {keepalive: on}\n  b: {keepalive: on}\n  a: {keepalive: off}",
+        "4: policies.a: given twice, first in line 2",
+    ),
+    ("keepalive:\n  idle: 5\n  idle: 5", "3: keepalive.idle: given twice, first in line 2"),
+    (
+        "select: [{unit: a.service, unit: b.service}]",
+        "1: select[0].unit: given twice, first in line 1",
+    ),
+    ("defalts: {}", "1: defalts: unknown key, did you mean defaults?"),
+    ("Keepalive: on", "1: Keepalive: unknown key, did you mean keepalive?"),
+    (
+        "mode: fill",
+        "1: mode: unknown key, expected one of defaults, policies, select, keepalive",
+    ),
+    ("'': x", "1: '': unknown key, expected one of defaults, policies, select, keepalive"),
+    ("policies: {a: {selct: []}}", "1: policies.a.selct: unknown key, did you mean select?"),
+    (
+        "policies: {a: {defaults: {}}}",
+        "1: policies.a.defaults: unknown key, expected one of select, keepalive",
+    ),
+    ("keepalive:\n  idel: 5", "2: keepalive.idel: unknown key, did you mean idle?"),
+    (
+        "keepalive: {user-timeout: 5}",
+        "1: keepalive.user-timeout: unknown key, did you mean user_timeout?",
+    ),
+    ("keepalive: {probe: 5}", "1: keepalive.probe: unknown key, did you mean probes?"),
+    ("keepalive: {intervall: 5}", "1: keepalive.intervall: unknown key, did you mean interval?"),
+    ("defaults: {idle:5}", "1: defaults.idle:5: unknown key, did you mean idle?"),
+    ("[a]: on", "1: a list as a key, expected a word"),
+    ("policies: {{a: b}: on}", "1: policies: a mapping as a key, expected a word"),
+    (
+        "defaults: {}\nkeepalive: on",
+        "1: defaults: beside keepalive or select, expected a file of its own",
+    ),
+    (
+        "keepalive: on\npolicies: {}",
+        "2: policies: beside keepalive or select, expected a file of its own",
+    ),
+]
+TYPES = [
+    ("app", "1: app, expected keys (defaults, policies, select, keepalive)"),
+    ("- app", "1: a list, expected keys (defaults, policies, select, keepalive)"),
+    ("~", "1: ~, expected keys (defaults, policies, select, keepalive)"),
+    ("defaults:", "1: defaults: nothing, expected keys (idle, interval, probes, user_timeout)"),
+    ("defaults: []", "1: defaults: a list, expected keys (idle, interval, probes, user_timeout)"),
+    ("policies:", "1: policies: nothing, expected names with their policies"),
+    ("policies: [a]", "1: policies: a list, expected names with their policies"),
+    ("policies: {a: on}", "1: policies.a: on, expected keys (select, keepalive)"),
+    ("policies: {a: }", "1: policies.a: nothing, expected keys (select, keepalive)"),
+    ("keepalive:", f"1: keepalive: nothing, expected {KEEPALIVE}"),
+    ("keepalive: [idle]", f"1: keepalive: a list, expected {KEEPALIVE}"),
+    ("keepalive: 60s", f"1: keepalive: 60s, expected {KEEPALIVE}"),
+    ("keepalive: {idle}", f"1: keepalive.idle: nothing, expected {SECONDS}"),
+    ("keepalive: {idle: [5]}", f"1: keepalive.idle: a list, expected {SECONDS}"),
+    ("keepalive: {interval: {s: 5}}", f"1: keepalive.interval: a mapping, expected {SECONDS}"),
+    ("keepalive: {interval: ''}", f"1: keepalive.interval: nothing, expected {SECONDS}"),
+    ("keepalive: {probes: []}", f"1: keepalive.probes: a list, expected {PROBES}"),
+    ("keepalive: {probes: six}", f"1: keepalive.probes: six, expected {PROBES}"),
+    ("keepalive: {user_timeout: {}}", f"1: keepalive.user_timeout: a mapping, expected {TIMEOUT}"),
+]
+SELECTORS = [
+    ("a.service", f"1: select: a.service, expected {LIST}"),
+    ("", f"1: select: nothing, expected {LIST}"),
+    ("[]", f"1: select: nothing, expected {LIST}"),
+    ("{unit: a.service}", f"1: select: a mapping, expected {LIST}"),
+    ("[a.service]", "1: select[0]: a.service, expected keys (unit, cgroup)"),
+    ("[[a]]", "1: select[0]: a list, expected keys (unit, cgroup)"),
+    ("[{}]", "1: select[0]: 0 keys, expected one: unit or cgroup"),
+    (
+        "\n  - unit: a.service\n  - unit: b.service\n    cgroup: /b",
+        "3: select[1]: 2 keys, expected one: unit or cgroup",
+    ),
+    ("[{foo: a}]", "1: select[0].foo: unknown key, expected one of unit, cgroup"),
+    ("[{unit: }]", "1: select[0].unit: nothing, expected a unit's name, as nginx.service"),
+    (
+        "[{cgroup: [/a]}]",
+        "1: select[0].cgroup: a list, expected a cgroup path, as /system.slice/nginx.service",
+    ),
+]
+VALUES = [
+    ("keepalive: {idle: 0}", "1: keepalive.idle: 0 is not in 1 to 32767 seconds"),
+    ("keepalive: {idle: 32768}", "1: keepalive.idle: 32768 is not in 1 to 32767 seconds"),
+    ("keepalive: {idle: 10h}", "1: keepalive.idle: 10h is not in 1 to 32767 seconds"),
+    ("keepalive: {interval: 0s}", "1: keepalive.interval: 0s is not in 1 to 32767 seconds"),
+    ("defaults: {interval: 1d}", "1: defaults.interval: 1d is not in 1 to 32767 seconds"),
+    ("keepalive: {probes: 0}", "1: keepalive.probes: 0 is not in 1 to 127"),
+    ("keepalive: {probes: 128}", "1: keepalive.probes: 128 is not in 1 to 127"),
+    (
+        "keepalive: {user_timeout: 0}",
+        "1: keepalive.user_timeout: 0 is not in 1 to 2147483647 ms",
+    ),
+    (
+        "keepalive: {user_timeout: 2147483648ms}",
+        "1: keepalive.user_timeout: 2147483648ms is not in 1 to 2147483647 ms",
+    ),
+    (
+        "keepalive: {user_timeout: 2147484}",
+        "1: keepalive.user_timeout: 2147484 is not in 1 to 2147483647 ms",
+    ),
+    ("keepalive: {idle: 1000ms}", f"1: keepalive.idle: 1000ms, expected {SECONDS}"),
+    ("keepalive: {idle: 5 m}", f"1: keepalive.idle: 5 m, expected {SECONDS}"),
+    ("keepalive: {idle: 5M}", f"1: keepalive.idle: 5M, expected {SECONDS}"),
+    ("keepalive: {idle: 1m30s}", f"1: keepalive.idle: 1m30s, expected {SECONDS}"),
+    ("keepalive: {idle: 5min}", f"1: keepalive.idle: 5min, expected {SECONDS}"),
+    ("keepalive: {idle: 1.5}", f"1: keepalive.idle: 1.5, expected {SECONDS}"),
+    ("keepalive: {idle: -5}", f"1: keepalive.idle: -5, expected {SECONDS}"),
+    ("keepalive: {idle: +5}", f"1: keepalive.idle: +5, expected {SECONDS}"),
+    ("keepalive: {idle: ٣}", f"1: keepalive.idle: ٣, expected {SECONDS}"),
+    ("keepalive: {idle: off}", f"1: keepalive.idle: off, expected {SECONDS}"),
+    ("keepalive: {idle: auto}", f"1: keepalive.idle: auto, expected {SECONDS}"),
+    ("keepalive: {idle: 30s..5m}", f"1: keepalive.idle: 30s..5m, expected {SECONDS}"),
+    ("keepalive: {probes: 6s}", f"1: keepalive.probes: 6s, expected {PROBES}"),
+    ("keepalive: {user_timeout: on}", f"1: keepalive.user_timeout: on, expected {TIMEOUT}"),
+]
+YAML_1_1 = [
+    ("keepalive: yes", f"1: keepalive: yes, expected {KEEPALIVE}"),
+    ("keepalive: no", f"1: keepalive: no, expected {KEEPALIVE}"),
+    ("keepalive: true", f"1: keepalive: true, expected {KEEPALIVE}"),
+    ("keepalive: On", f"1: keepalive: On, expected {KEEPALIVE}"),
+    ("keepalive: null", f"1: keepalive: null, expected {KEEPALIVE}"),
+    ("keepalive: {idle: 1:30}", f"1: keepalive.idle: 1:30, expected {SECONDS}"),
+    ("keepalive: {idle: 0x10}", f"1: keepalive.idle: 0x10, expected {SECONDS}"),
+    ("keepalive: {idle: 0b11}", f"1: keepalive.idle: 0b11, expected {SECONDS}"),
+    ("keepalive: {idle: 1_000}", f"1: keepalive.idle: 1_000, expected {SECONDS}"),
+    ("keepalive: {idle: 1e3}", f"1: keepalive.idle: 1e3, expected {SECONDS}"),
+    ("keepalive: {idle: ~}", f"1: keepalive.idle: ~, expected {SECONDS}"),
+    ("keepalive: {idle: .inf}", f"1: keepalive.idle: .inf, expected {SECONDS}"),
+    ("keepalive: {probes: 0x6}", f"1: keepalive.probes: 0x6, expected {PROBES}"),
+    ("keepalive: {probes: 1_0}", f"1: keepalive.probes: 1_0, expected {PROBES}"),
+    ("keepalive: {probes: no}", f"1: keepalive.probes: no, expected {PROBES}"),
+    ("keepalive: {user_timeout: no}", f"1: keepalive.user_timeout: no, expected {TIMEOUT}"),
+    ("keepalive: {user_timeout: 1:30}", f"1: keepalive.user_timeout: 1:30, expected {TIMEOUT}"),
+    ("keepalive: {user_timeout: .NAN}", f"1: keepalive.user_timeout: .NAN, expected {TIMEOUT}"),
+]
+UNITS = [
+    (f"[{{unit: '{unit}'}}]", f"1: select[0].unit: {unit}, expected {NAME}")
+    for unit in (
+        "nginx", "nginx.conf", ".service", "@.service", "a b.service", "a/b.service", "a.*",
+        "é.service", "a,b.service", f"{LONG}.service",
+    )
+]  # fmt: skip
+PATHS = [
+    ("a", "a path that starts with / at the cgroup2 root"),
+    ("a.slice/b", "a path that starts with / at the cgroup2 root"),
+    ("/a/../b", NAMES),
+    ("/..", NAMES),
+    ("/a/./b", NAMES),
+    ("//a", NAMES),
+    ("/a//b", NAMES),
+    ("/a//", NAMES),
+    ("//", NAMES),
+    (f"/a/{LONG}", "names of at most 255 bytes"),
+    ("/" + "é" * 128, "names of at most 255 bytes"),
+    ("/a**", "** between slashes, alone"),
+    ("/a/b**c/d", "** between slashes, alone"),
+    ("/***", "** between slashes, alone"),
+]
+CGROUPS = [
+    (f"[{{cgroup: '{path}'}}]", f"1: select[0].cgroup: {path}, expected {problem}")
+    for path, problem in PATHS
+]
+POLICIES = [
+    ("select: [{unit: a.service}]", f"1: no keepalive, expected {KEEPALIVE}"),
+    (
+        "policies:\n  a:\n    select: [{unit: a.service}]",
+        f"2: policies.a: no keepalive, expected {KEEPALIVE}",
+    ),
+    ("policies: {a: {keepalive: on}}", f"1: policies.a: {NO_SELECT} (nginx.service.yaml)"),
+    (
+        "policies: {'': {keepalive: on}}",
+        "1: policies.'': '', expected a name of 1 to 255 printable bytes",
+    ),
+    (
+        f"policies: {{{LONG}: {{keepalive: on}}}}",
+        f"1: policies.{LONG}: '{LONG}', expected a name of 1 to 255 printable bytes",
+    ),
+    (
+        "policies: {%s: {keepalive: on}}" % ("é" * 128),
+        f"1: policies.{'é' * 128}: '{'é' * 128}', expected a name of 1 to 255 printable bytes",
+    ),
+    (
+        "policies:\n  a:\n    select:\n      - cgroup: /a\n      - cgroup: a\n    keepalive: on",
+        "5: policies.a.select[1].cgroup: a, expected a path that starts with / at the cgroup2 root",
+    ),
+    (
+        "keepalive: {user_timeout: auto}",
+        "1: keepalive.user_timeout: auto without idle, interval, probes in policy app.service or in"
+        " defaults, expected all of idle, interval and probes",
+    ),
+    (
+        "keepalive:\n  idle: 5m\n  probes: 6\n  user_timeout: auto",
+        "4: keepalive.user_timeout: auto without interval in policy app.service or in defaults,"
+        " expected all of idle, interval and probes",
+    ),
+    (
+        "defaults: {user_timeout: auto}\n"
+        "policies: {a: {select: [{cgroup: /a}], keepalive: {idle: 5, interval: 5}}}",
+        "1: defaults.user_timeout: auto without probes in policy a or in defaults,"
+        " expected all of idle, interval and probes",
+    ),
+    (
+        "keepalive: {idle: 32767, interval: 32767, probes: 127, user_timeout: auto}",
+        "1: keepalive.user_timeout: auto makes 4194176000 ms in policy app.service, expected at"
+        " most 2147483647",
+    ),
+]
+
+
+MALFORMED = [*SYNTAX, *FEATURES, *KEYS, *TYPES, *VALUES, *YAML_1_1, *POLICIES]
+
+
+@pytest.mark.parametrize(("text", "message"), MALFORMED, ids=lambda value: ascii(value[:60]))
+def test_malformed_file_is_refused_with_its_message(text: str | bytes, message: str) -> None:
+    """What is wrong in a file is said in one line: file, line, key, value, what was expected."""
+    content = text if isinstance(text, bytes) else text.encode()
+    with pytest.raises(PolicyError) as raised:
+        policy.combine([policy.parse(content, FILE)])
+    assert str(raised.value) == f"{FILE}:{message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [*SELECTORS, *UNITS, *CGROUPS], ids=lambda value: ascii(value[:60])
+)
+def test_malformed_selector_is_refused_with_its_message(text: str, message: str) -> None:
+    """What a selector may not be is said in one line, with its place in the list."""
+    with pytest.raises(PolicyError) as raised:
+        policy.parse(f"select: {text}\nkeepalive: on".encode(), FILE)
+    assert str(raised.value) == f"{FILE}:{message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("app", f"{NO_SELECT} (nginx.service.yaml)"),
+        ("10-nginx.service", f"{NO_SELECT} (nginx.service.yaml)"),
+        ("a b.service", f"{NO_SELECT} (nginx.service.yaml)"),
+        (LONG, f"'{LONG}', expected a name of 1 to 255 printable bytes"),
+        ("a\x1bb", "'a\\x1bb', expected a name of 1 to 255 printable bytes"),
+    ],
+)
+def test_drop_in_with_an_unusable_name_is_refused(name: str, problem: str) -> None:
+    """A file of one policy is named as a policy may be, and without select after a unit."""
+    with pytest.raises(PolicyError) as raised:
+        policy.parse(b"keepalive: on", f"{name}.yaml")
+    assert str(raised.value) == f"{name}.yaml:1: {problem}"
+
+
+def test_every_policy_whose_auto_lacks_numbers_is_reported() -> None:
+    """Two files that each lack a number for user_timeout auto give one finding each."""
+    text = b"select: [{cgroup: /a}]\nkeepalive: {idle: 5, probes: 6, user_timeout: auto}"
+    with pytest.raises(PolicyError) as raised:
+        policy.combine([policy.parse(text, name) for name in ("a.yaml", "b.yaml")])
+    assert [finding.partition(":")[0] for finding in raised.value.findings] == ["a.yaml", "b.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1", 1), ("60", 60), ("32767", 32767), ("1s", 1), ("90s", 90), ("32767s", 32767),
+        ("5m", 300), ("1h", 3600), ("9h", 32400), ('"60"', 60), ("'5m'", 300), ("017", 17),
+        ("0060", 60),
+    ],
+)  # fmt: skip
+def test_time_is_read_in_seconds(text: str, seconds: int) -> None:
+    """A plain number is seconds, s, m and h are units, and a leading zero is not octal."""
+    found = options(f"keepalive: {{idle: {text}, interval: {text}}}")
+    assert found == Options(idle_s=seconds, interval_s=seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [
+        ("1ms", 1), ("1500ms", 1500), ("30", 30_000), ("30s", 30_000), ("5m", 300_000),
+        ("2h", 7_200_000), ("24d", 2_073_600_000), ("2147483647ms", 2_147_483_647),
+        ("2147483", 2_147_483_000), ("off", None),
+    ],
+)  # fmt: skip
+def test_user_timeout_is_read_in_milliseconds(text: str, milliseconds: int | None) -> None:
+    """A plain number is seconds, ms to d are units, and off leaves the option alone."""
+    found = options(f"keepalive: {{user_timeout: {text}}}")
+    assert found == Options(user_timeout_ms=milliseconds)
+
+
+@pytest.mark.parametrize(("text", "probes"), [("1", 1), ("127", 127), ("'6'", 6), ("017", 17)])
+def test_probes_are_a_decimal_number(text: str, probes: int) -> None:
+    """Probes are a number from 1 to 127, quoted or not, never octal."""
+    assert options(f"keepalive: {{probes: {text}}}") == Options(probes=probes)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("keepalive: on", Options(idle_s=9, probes=3, user_timeout_ms=1000)),
+        ("keepalive: {}", Options(idle_s=9, probes=3, user_timeout_ms=1000)),
+        ('"keepalive": "on"', Options(idle_s=9, probes=3, user_timeout_ms=1000)),
+        ("keepalive: off", Options(keepalive=False)),
+        ("keepalive: {idle: 1}", Options(idle_s=1, probes=3, user_timeout_ms=1000)),
+        ("keepalive: {user_timeout: off}", Options(idle_s=9, probes=3)),
+        (
+            "keepalive: {interval: 2, user_timeout: auto}",
+            Options(idle_s=9, interval_s=2, probes=3, user_timeout_ms=15_000),
+        ),
+    ],
+)
+def test_defaults_fill_what_a_policy_leaves_out(text: str, expected: Options) -> None:
+    """What a policy says, off included, beats the defaults; keepalive off has no options at all."""
+    assert options(text, "{idle: 9, probes: 3, user_timeout: 1}") == expected
+
+
+def test_auto_in_defaults_is_computed_for_each_policy() -> None:
+    """The defaults' user_timeout auto is idle + interval * probes of the policy it fills in."""
+    found = options("keepalive: {idle: 5m}", "{interval: 10, probes: 6, user_timeout: auto}")
+    assert found == Options(True, 300, 10, 6, 360_000)
+
+
+def test_later_defaults_win_key_by_key() -> None:
+    """Defaults of all files are merged before they fill policies in, also those read before."""
+    found = combined(
+        ("policy.yaml", "defaults: {idle: 1, interval: 1}"),
+        ("a.service.yaml", "keepalive: {probes: 9}"),
+        ("b.yaml", "defaults: {interval: 2, probes: 2}"),
+    )
+    assert [each.options for each in found] == [Options(True, 1, 2, 9)]
+
+
+def test_later_policy_of_the_same_name_replaces_the_earlier() -> None:
+    """A policy of a later file takes the place of its namesake, whole, and counts as read there."""
+    found = combined(
+        (
+            "policy.yaml",
+            "policies:\n"
+            "  a: {select: [{cgroup: /one}], keepalive: {idle: 1}}\n"
+            "  b: {select: [{cgroup: /b}], keepalive: {idle: 2}}\n",
+        ),
+        ("zz.yaml", "policies: {a: {select: [{cgroup: /two}], keepalive: {probes: 3}}}"),
+    )
+    assert [each.name for each in found] == ["b", "a"]
+    assert found[1].options == Options(probes=3)
+    assert [selector.text for selector in found[1].selectors] == ["/two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("nginx.service", "nginx.service"),
+        ("sshd.socket", "sshd.socket"),
+        ("system.slice", "system.slice"),
+        ("session-1.scope", "session-1.scope"),
+        ("postgresql@.service", "postgresql@*.service"),
+        ("postgresql@15-main.service", "postgresql@15-main.service"),
+        ("dev-sda\\x2d1.mount", "dev-sda\\x2d1.mount"),
+        ("php*-fpm.service", "php*-fpm.service"),
+    ],
+)
+def test_drop_in_named_after_a_unit_selects_it(name: str, unit: str) -> None:
+    """A drop-in without select speaks of the unit that it is named after; a template stands for
+    its instances."""
+    (found,) = combined((f"/etc/kabpf/policy.d/{name}.yaml", "keepalive: on"))
+    assert found.name == name
+    assert found.selectors == (
+        Selector("unit", unit, policy.Source(f"/etc/kabpf/policy.d/{name}.yaml", 1)),
+    )
+
+
+def test_drop_in_with_select_speaks_of_that_alone() -> None:
+    """With select the file's name names the policy only."""
+    (found,) = combined(("nginx.service.yaml", "select: [{cgroup: /a}]\nkeepalive: on"))
+    assert (found.name, [selector.text for selector in found.selectors]) == (
+        "nginx.service",
+        ["/a"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "kind", "text", "is_glob"),
+    [
+        ("unit: a.service", "unit", "a.service", False),
+        ("unit: a@.service", "unit", "a@*.service", True),
+        ("unit: '[ab]?.socket'", "unit", "[ab]?.socket", True),
+        ("cgroup: /", "cgroup", "/", False),
+        ("cgroup: /a/b", "cgroup", "/a/b", False),
+        ("cgroup: /a/b/", "cgroup", "/a/b", False),
+        ("cgroup: /**", "cgroup", "/**", True),
+        ("cgroup: /a/**/b*", "cgroup", "/a/**/b*", True),
+        ("cgroup: /a b/é", "cgroup", "/a b/é", False),
+        ("cgroup: /...", "cgroup", "/...", False),
+        (f"cgroup: /{'x' * 255}", "cgroup", f"/{'x' * 255}", False),
+    ],
+)
+def test_selector_is_taken_as_written(selector: str, kind: str, text: str, is_glob: bool) -> None:
+    """A selector keeps its text but for a template's instances and a slash at the end."""
+    (found,) = combined(("a.yaml", f"select:\n  - {selector}\nkeepalive: on"))
+    (got,) = found.selectors
+    assert (got.kind, got.text, got.is_glob, got.source.line) == (kind, text, is_glob, 2)
+
+
+def test_sources_name_the_lines_of_policies() -> None:
+    """A policy's source is the line of its name."""
+    text = "# comment\npolicies:\n\n  a:\n    select: [{cgroup: /a}]\n    keepalive: on\n"
+    (found,) = combined(("policy.yaml", text))
+    assert str(found.source) == "policy.yaml:4"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# a comment\n",
+        "---\n",
+        "{}",
+        "policies: {}",
+        "defaults: {}",
+        "%YAML 1.2\n---\n{}\n...\n",
+    ],
+)
+def test_file_without_policies_is_taken(text: str) -> None:
+    """A file may say nothing."""
+    assert combined(("a.yaml", text)) == ()
+
+
+def test_byte_order_mark_is_passed_over() -> None:
+    """A file that an editor marked as UTF-8 reads as if it were not."""
+    assert policy.parse(b"\xef\xbb\xbfkeepalive: off", FILE).policies[0][0].name == "app.service"
+
+
+def test_name_of_255_bytes_is_taken() -> None:
+    """A policy's name may be as long as a file's."""
+    name = "é" * 127 + "x"
+    text = f"policies: {{{name}: {{select: [{{cgroup: /a}}], keepalive: on}}}}"
+    assert [each.name for each in combined(("a.yaml", text))] == [name]
+
+
+def test_strongest_directory_wins_for_a_name(tmp_path: Path) -> None:
+    """Of files of one name that in the strongest directory counts, as systemd.unit(5) has it."""
+    where = directories(tmp_path)
+    for strength, directory in enumerate(reversed(where.drop_ins)):
+        put(directory / "a.yaml", UNIT % (strength + 1))
+        assert policy.files(where) == [directory / "a.yaml"]
+        assert policy.combine(read_all(where))[0].options.idle_s == strength + 1
+
+
+def test_drop_ins_are_sorted_by_name_across_directories(tmp_path: Path) -> None:
+    """The main file comes first; then names decide, bytewise, wherever the file is."""
+    where = directories(tmp_path)
+    etc, run, local, usr = where.drop_ins
+    paths = [where.main, local / "10-z.yaml", etc / "9.yaml", usr / "B.yaml", run / "a.yaml"]
+    for path in [*paths, run / "ä.yaml"]:
+        put(path, UNIT % 1)
+    assert policy.files(where) == [*paths, run / "ä.yaml"]
+
+
+@pytest.mark.parametrize("mask", ["empty", "null"])
+def test_mask_hides_weaker_files(tmp_path: Path, mask: str) -> None:
+    """An empty file and a link to /dev/null hide files of their name in weaker directories."""
+    where = directories(tmp_path)
+    etc, run, _, usr = where.drop_ins
+    put(usr / "a.yaml", UNIT % 1)
+    put(usr / "b.yaml", UNIT % 2)
+    if mask == "empty":
+        put(run / "a.yaml", b"")
+    else:
+        (run / "a.yaml").symlink_to("/dev/null")
+    assert [each.name for each in policy.combine(read_all(where))] == ["b"]
+    put(etc / "a.yaml", UNIT % 3)
+    assert [each.options.idle_s for each in policy.combine(read_all(where))] == [3, 2]
+
+
+def test_masked_main_file_says_nothing(tmp_path: Path) -> None:
+    """The main file may be a link to /dev/null."""
+    where = directories(tmp_path)
+    where.main.symlink_to("/dev/null")
+    assert policy.files(where) == []
+
+
+def test_other_files_of_a_directory_are_not_read(tmp_path: Path) -> None:
+    """Hidden files, and files that do not end in .yaml, are none of ours."""
+    where = directories(tmp_path)
+    for name in (".a.yaml", ".yaml", "a.yml", "a.yaml~", "a.yaml.dpkg-old", "a.YAML", "README"):
+        put(where.drop_ins[0] / name, b"!")
+    assert policy.files(where) == []
+
+
+def test_missing_directories_are_fine(tmp_path: Path) -> None:
+    """Nothing has to exist."""
+    where = Directories(tmp_path / "none/policy.yaml", (tmp_path / "a", tmp_path / "b/c"))
+    assert policy.files(where) == []
+    assert policy.load(where) == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"#" * 65537, ": 65537 bytes, expected at most 65536"),
+        (b"x", ":1: x, expected keys (defaults, policies, select, keepalive)"),
+    ],
+    ids=["too large", "wrong"],
+)
+def test_reading_a_bad_file_names_it(tmp_path: Path, content: bytes, problem: str) -> None:
+    """A file that can be checked by itself is refused with its own name."""
+    put(tmp_path / "a.yaml", content)
+    with pytest.raises(PolicyError) as raised:
+        policy.read(tmp_path / "a.yaml")
+    assert str(raised.value) == f"{tmp_path}/a.yaml{problem}"
+
+
+def test_file_of_64_kib_is_read_whole(tmp_path: Path) -> None:
+    """The largest file that is taken is read to its end."""
+    text = b"keepalive: off"
+    put(tmp_path / "a.service.yaml", b"#" * (65536 - len(text) - 1) + b"\n" + text)
+    ((found, _),) = policy.read(tmp_path / "a.service.yaml").policies
+    assert found.options == Options(keepalive=False)
+
+
+def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
+    """A FIFO, which nobody writes to, is refused at once; so is a directory."""
+    os.mkfifo(tmp_path / "fifo.yaml")
+    (tmp_path / "directory.yaml").mkdir()
+    for name in ("fifo.yaml", "directory.yaml"):
+        with pytest.raises(PolicyError) as raised:
+            policy.read(tmp_path / name)
+        assert str(raised.value) == (
+            f"{tmp_path}/{name}: not a regular file, expected a policy file"
+        )
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to own the files")
+
+
+@needs_root
+@pytest.mark.parametrize("content", [UNIT % 1, b""], ids=["policy", "mask"])
+@pytest.mark.parametrize(
+    ("uid", "mode", "problem"),
+    [
+        (65534, 0o644, "owned by uid 65534, expected root"),
+        (0, 0o664, "mode 0664, expected to be writable by root alone"),
+        (0, 0o646, "mode 0646, expected to be writable by root alone"),
+    ],
+)
+def test_file_that_others_can_change_is_refused(
+    tmp_path: Path, uid: int, mode: int, problem: str, content: bytes
+) -> None:
+    """A policy file, also one that only masks another, belongs to root and is writable by root
+    alone."""
+    where = directories(tmp_path)
+    path = where.drop_ins[1] / "a.yaml"
+    put(path, content)
+    os.chown(path, uid, 0)
+    path.chmod(mode)
+    assert findings(where) == [f"{path}: {problem}"]
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+@pytest.mark.parametrize("mask", [False, True])
+def test_directory_that_others_can_change_is_refused(tmp_path: Path, mode: int, mask: bool) -> None:
+    """Who may write to a directory may put a file there, or a link that masks one elsewhere."""
+    where = directories(tmp_path)
+    for name in ("a.yaml", "b.yaml"):
+        put(where.drop_ins[3] / name, UNIT % 1)
+        if mask:
+            (where.drop_ins[0] / name).symlink_to("/dev/null")
+        else:
+            put(where.drop_ins[0] / name, UNIT % 1)
+    where.drop_ins[0].chmod(mode)
+    problem = f"mode {mode:04o}, expected to be writable by root alone"
+    assert findings(where) == [f"{where.drop_ins[0]}: {problem}"]
+
+
+@needs_root
+def test_directory_of_someone_else_is_refused(tmp_path: Path) -> None:
+    """The owner of a directory can replace what is in it, the main file included."""
+    where = directories(tmp_path)
+    os.chown(where.main.parent, 65534, 0)
+    os.chown(where.drop_ins[2], 65534, 0)
+    problem = "owned by uid 65534, expected root"
+    assert findings(where) == [f"{where.main.parent}: {problem}", f"{where.drop_ins[2]}: {problem}"]
+
+
+@needs_root
+def test_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
+    """A link is followed, and the file at its end has to be root's."""
+    where = directories(tmp_path)
+    put(tmp_path / "target", UNIT % 7)
+    (where.drop_ins[0] / "a.yaml").symlink_to(tmp_path / "target")
+    assert policy.load(where)[0].options.idle_s == 7
+    os.chown(tmp_path / "target", 65534, 0)
+    path = where.drop_ins[0] / "a.yaml"
+    assert findings(where) == [f"{path}: owned by uid 65534, expected root"]
+
+
+@needs_root
+def test_what_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    """A dangling link, a FIFO and a directory are findings, each by its name; nothing waits."""
+    where = directories(tmp_path)
+    etc = where.drop_ins[0]
+    (etc / "a.yaml").symlink_to("nowhere")
+    os.mkfifo(etc / "b.yaml")
+    (etc / "c.yaml").mkdir()
+    (etc / "d.yaml").symlink_to("d.yaml")
+    assert findings(where) == [
+        f"{etc}/a.yaml: cannot be read: No such file or directory",
+        f"{etc}/b.yaml: not a regular file, expected a policy file",
+        f"{etc}/c.yaml: not a regular file, expected a policy file",
+        f"{etc}/d.yaml: cannot be read: Too many levels of symbolic links",
+    ]
+
+
+@needs_root
+def test_file_in_place_of_a_directory_is_reported(tmp_path: Path) -> None:
+    """A drop-in directory that is none is a finding."""
+    where = directories(tmp_path)
+    where.drop_ins[0].rmdir()
+    put(where.drop_ins[0], b"")
+    assert findings(where) == [f"{where.drop_ins[0]}: cannot be read: Not a directory"]
+
+
+@needs_root
+def test_all_bad_files_are_reported(tmp_path: Path) -> None:
+    """One look finds every bad file, a line for each; the good ones change nothing about it."""
+    where = directories(tmp_path)
+    etc, run, *_ = where.drop_ins
+    put(where.main, b"policies: [")
+    put(etc / "b.service.yaml", b"keepalive: maybe\nselect: wrong too")
+    put(run / "a.service.yaml", b"keepalive: on")
+    put(run / "c.service.yaml", b"\nkeepalive: {probes: 200}")
+    assert findings(where) == [
+        f"{where.main}:1: not YAML: did not find expected node content",
+        f"{etc}/b.service.yaml:2: select: wrong too, expected {LIST}",
+        f"{run}/c.service.yaml:2: keepalive.probes: 200 is not in 1 to 127",
+    ]
+
+
+@needs_root
+def test_unchanged_file_is_not_parsed_again(tmp_path: Path) -> None:
+    """With a cache, a second load parses what changed and nothing else."""
+    where = directories(tmp_path)
+    kept, changed, gone = (where.drop_ins[0] / name for name in ("k.yaml", "c.yaml", "g.yaml"))
+    for path in (kept, changed, gone):
+        put(path, UNIT % 5)
+    cache: policy.Cache = {}
+    first = policy.load(where, cache)
+    before = dict(cache)
+    assert policy.load(where, cache) == first
+    assert all(cache[path] is before[path] for path in (kept, changed, gone))
+    put(changed, UNIT % 66)
+    gone.unlink()
+    assert [each.options.idle_s for each in policy.load(where, cache)] == [66, 5]
+    assert cache.keys() == {kept, changed}
+    assert cache[kept] is before[kept]
+
+
+@needs_root
+@pytest.mark.parametrize("way", ["in place", "renamed"])
+def test_change_of_the_same_size_and_time_is_noticed(tmp_path: Path, way: str) -> None:
+    """A file that was changed is read again, though its size and its mtime be what they were."""
+    where = directories(tmp_path)
+    path = where.drop_ins[0] / "a.yaml"
+    put(path, UNIT % 5)
+    cache: policy.Cache = {}
+    policy.load(where, cache)
+    before = path.stat()
+    fresh = path if way == "in place" else path.with_name(".fresh")
+    deadline = time.monotonic() + 5
+    while True:
+        put(fresh, UNIT % 6)
+        os.utime(fresh, ns=(before.st_atime_ns, before.st_mtime_ns))
+        # The clock of file times may stand still for some milliseconds.
+        if fresh.stat().st_ctime_ns != before.st_ctime_ns or time.monotonic() > deadline:
+            break
+    fresh.rename(path)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert policy.load(where, cache)[0].options.idle_s == 6
+
+
+@needs_root
+def test_bad_file_keeps_the_cache(tmp_path: Path) -> None:
+    """A load that fails leaves the cache as it was, and a file made wrong is not served from it."""
+    where = directories(tmp_path)
+    path = where.drop_ins[0] / "a.yaml"
+    put(path, UNIT % 5)
+    cache: policy.Cache = {}
+    policy.load(where, cache)
+    before = dict(cache)
+    put(path, b"wrong")
+    assert findings(where, cache)
+    assert cache == before
+    assert findings(where, cache)
+    put(path, UNIT % 5)
+    path.chmod(0o666)
+    assert findings(where, cache) == [f"{path}: mode 0666, expected to be writable by root alone"]
+
+
+@settings(max_examples=300, deadline=2000, database=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_policies_or_a_policy_error(content: bytes) -> None:
+    """Whatever bytes a file holds, reading it ends in policies or in a PolicyError of one line."""
+    check_refusal_or_policies(content)
+
+
+GOOD = """\
+defaults:
+  interval: 10s
+  user_timeout: auto
+policies:
+  a: {select: [{unit: a@.service}, {cgroup: /a/**/b*}], keepalive: {idle: 5m, probes: 6}}
+  b:
+    select:
+      - cgroup: '/b'
+    keepalive: off
+""", """\
+select: [{unit: a.socket}]
+keepalive:
+  idle: 60
+  interval: 10
+  probes: "6"
+  user_timeout: 1500ms
+"""  # fmt: skip
+WORDS = [
+    *("defaults", "policies", "select", "keepalive", "idle", "interval", "probes", "user_timeout"),
+    *("unit", "cgroup", "service", "a", "/", "//", "..", "**", "on", "off", "auto", "no", "~", "."),
+    *("0", "-1", "017", "0x10", "1e3", ".inf", "128", "32768", "25d", "9" * 20, "5m", "ms", "\n"),
+    *("'", '"', '"\\x1b"', "*a", "&a ", "!!str ", "!!map ", "<<", ": ", "- ", "? ", ", ", "#", " "),
+    *(
+        "[",
+        "]",
+        "{",
+        "}",
+        "|",
+        ">-\n",
+        "@",
+        "%",
+        "---\n",
+        "\t",
+        "\0",
+        "\x85",
+        "\ufeff",
+        "\u2028",
+        "😀",
+    ),
+]
+
+
+@settings(max_examples=500, deadline=2000, database=None)
+@given(
+    st.sampled_from(GOOD),
+    st.lists(
+        st.tuples(st.integers(0, 150), st.sampled_from(WORDS) | st.text(max_size=3)), max_size=4
+    ),
+)
+def test_any_text_of_keys_and_scalars_is_policies_or_a_policy_error(
+    good: str, replaced: list[tuple[int, str]]
+) -> None:
+    """However the words of policy files are put together, reading ends in policies, whose options
+    the kernel takes, or in a PolicyError of one line."""
+    tokens = re.findall(r"\w+|\W", good)
+    for index, word in replaced:
+        tokens[index % len(tokens)] = word
+    check_refusal_or_policies("".join(tokens).encode())
+
+
+def seconds(low: str, high: str) -> st.SearchStrategy[str]:
+    return st.integers(-2, 40_000).map(str) | st.sampled_from([low, high, "5m", "10h", "off"])
+
+
+@settings(max_examples=300, deadline=2000, database=None)
+@given(
+    st.dictionaries(st.sampled_from(["idle", "interval"]), seconds("1s", "32768s")),
+    st.dictionaries(st.just("probes"), st.integers(-1, 130).map(str)),
+    st.dictionaries(st.just("user_timeout"), st.sampled_from(["auto", "off", "1ms", "25d", "24d"])),
+)
+def test_options_that_are_taken_are_in_the_ranges_of_the_kernel(
+    times: dict[str, str], probes: dict[str, str], timeout: dict[str, str]
+) -> None:
+    """No policy file brings about a number that the kernel would refuse."""
+    pairs = ", ".join(f"{key}: {value}" for key, value in (times | probes | timeout).items())
+    check_refusal_or_policies(f"keepalive: {{{pairs}}}".encode())
+
+
+def check_refusal_or_policies(content: bytes) -> None:
+    try:
+        found = policy.combine([policy.parse(content, FILE)])
+    except PolicyError as error:
+        assert error.findings
+        for finding in error.findings:
+            assert finding.startswith(f"{FILE}:")
+            assert finding.isprintable()
+            line = int(finding.removeprefix(f"{FILE}:").partition(":")[0])
+            assert 1 <= line <= max(1, len(content.decode(errors="replace").splitlines()))
+        return
+    for each in found:
+        given = each.options
+        assert each.selectors
+        assert given.idle_s is None or 1 <= given.idle_s <= 32767
+        assert given.interval_s is None or 1 <= given.interval_s <= 32767
+        assert given.probes is None or 1 <= given.probes <= 127
+        assert given.user_timeout_ms is None or 1 <= given.user_timeout_ms < 2**31
+
+
+def combined(*files: tuple[str, str]) -> tuple[Policy, ...]:
+    """Policies of (path, text), in the order in which they are read."""
+    return policy.combine([policy.parse(text.encode(), path) for path, text in files])
+
+
+def options(text: str, defaults: str = "{}") -> Options:
+    """The options of a one-policy file under defaults."""
+    (found,) = combined(("policy.yaml", f"defaults: {defaults}"), (FILE, text))
+    return found.options
+
+
+def directories(tmp_path: Path) -> Directories:
+    """A main file's directory and four drop-in directories, empty, for their owner alone."""
+    drop_ins = tuple(tmp_path / name for name in ("etc", "run", "local", "usr"))
+    for directory in (*drop_ins, tmp_path / "main"):
+        directory.mkdir(mode=0o755)
+    return Directories(tmp_path / "main/policy.yaml", drop_ins)
+
+
+def put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH)
+
+
+def read_all(where: Directories) -> list[policy.PolicyFile]:
+    """What load reads, whoever owns it."""
+    return [policy.read(path) for path in policy.files(where)]
+
+
+def findings(where: Directories, cache: policy.Cache | None = None) -> list[str]:
+    with pytest.raises(PolicyError) as raised:
+        policy.load(where, cache)
+    return list(raised.value.findings)
