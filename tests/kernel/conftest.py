@@ -8,13 +8,9 @@ session. Each test has to leave no program, map, link, pin, cgroup or process be
 from __future__ import annotations
 
 import ctypes
-import itertools
 import json
 import os
-import signal
-import socket
 import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
@@ -23,17 +19,9 @@ from typing import Any
 
 import pyroute2
 import pytest
+from harness import BIN, DROP_INS, PROGRAMS, Daemon, Peer, cgroup_root, numbers, wait_until
 
-PROGRAMS = Path(__file__).parent / "programs"
-BIN = Path(sys.executable).parent
-PINS = Path("/sys/fs/bpf/kabpf")
-DROP_INS = Path("/etc/kabpf/policy.d")
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
-
-# What a socket has that nobody touched, with the sysctls' defaults.
-UNTOUCHED = {"keepalive": 0, "idle": 7200, "interval": 75, "probes": 9, "user_timeout": 0}
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,26 +81,10 @@ def _left() -> dict[str, list[Any]]:
     return left
 
 
-def cgroup_root() -> Path:
-    """Where the cgroup2 tree is mounted."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if " - cgroup2 " in line:
-            return Path(line.split()[4])
-    raise AssertionError("no cgroup2 tree")
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
-    """Wait for something that has no event of its own."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def make_cgroup() -> Iterator[Callable[[str], Path]]:
     """Makes cgroups below one of this test's own; all go at its end with their processes."""
-    top = cgroup_root() / f"kabpf-test-{os.getpid()}-{next(_numbers)}"
+    top = cgroup_root() / f"kabpf-test-{os.getpid()}-{next(numbers)}"
     top.mkdir()
 
     def make(name: str = "") -> Path:
@@ -137,75 +109,6 @@ def cgroup(make_cgroup: Callable[[str], Path]) -> Path:
 def other_cgroup(make_cgroup: Callable[[str], Path]) -> Path:
     """Another one beside it."""
     return make_cgroup("other")
-
-
-def path_of(directory: Path) -> str:
-    """A directory's cgroup path."""
-    return f"/{directory.relative_to(cgroup_root())}"
-
-
-class Peer:
-    """A process running programs/peer.py; a function of that is a method here."""
-
-    def __init__(self, cgroup: Path | None, namespace: str | None = None) -> None:
-        command = [sys.executable, str(PROGRAMS / "peer.py")]
-        if namespace:
-            command = ["ip", "netns", "exec", namespace, *command]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=entering(cgroup),
-        )
-
-    def tell(self, function: str, *arguments: Any) -> None:
-        """Begin a function, without waiting for its answer."""
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps([function, *arguments]) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> Any:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        assert line, "the peer died"
-        return json.loads(line)
-
-    def __getattr__(self, function: str) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            self.tell(function, *arguments)
-            return self.answer()
-
-        return call
-
-    def listener(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> Any:
-        """A listening socket's number and address, on loopback."""
-        number = self.open_socket(family, kind)
-        host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
-        return number, self.listen(number, [host, 0], 4096)
-
-    def connection(self, address: Any, family: int = socket.AF_INET) -> int:
-        """A connected socket's number."""
-        number = int(self.open_socket(family))
-        self.connect(number, address)
-        return number
-
-    def end(self) -> None:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.kill()
-        self.process.wait()
-
-
-def entering(cgroup: Path | None) -> Callable[[], None]:
-    """For preexec_fn: the process is in the cgroup before its first instruction."""
-
-    def enter() -> None:
-        if cgroup:
-            (cgroup / "cgroup.procs").write_text("0")
-
-    return enter
 
 
 @pytest.fixture
@@ -248,37 +151,6 @@ def write_policy() -> Callable[[str, str], Path]:
     return write
 
 
-class Daemon:
-    """A kabpfd that has said READY."""
-
-    def __init__(self, directory: Path) -> None:
-        self.address = str(directory / f"notify-{next(_numbers)}")
-        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.channel.bind(self.address)
-        self.channel.settimeout(20)
-        self.process = subprocess.Popen(
-            [BIN / "kabpfd"],
-            env={**os.environ, "NOTIFY_SOCKET": self.address},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def wait_for(self, word: str) -> str:
-        """The first notification with this word in it."""
-        while word not in (message := self.channel.recv(65536).decode()):
-            pass
-        return message
-
-    def reload(self) -> None:
-        self.process.send_signal(signal.SIGHUP)
-        self.wait_for("RELOADING=1")
-        self.wait_for("READY=1")
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(20)
-
-
 @pytest.fixture
 def kabpfd(tmp_path: Path) -> Iterator[Callable[[], Daemon]]:
     """Starts kabpfd and waits for READY."""
@@ -303,7 +175,7 @@ def make_namespace() -> Iterator[Callable[[], str]]:
     names: list[str] = []
 
     def make() -> str:
-        names.append(f"kabpf-test-{os.getpid()}-{next(_numbers)}")
+        names.append(f"kabpf-test-{os.getpid()}-{next(numbers)}")
         pyroute2.netns.create(names[-1])
         with pyroute2.NetNS(names[-1]) as inside:
             inside.link("set", index=inside.link_lookup(ifname="lo")[0], state="up")
@@ -318,12 +190,6 @@ def make_namespace() -> Iterator[Callable[[], str]]:
 def namespace(make_namespace: Callable[[], str]) -> str:
     """A network namespace of the test's own."""
     return make_namespace()
-
-
-def set_sysctl(namespace: str, name: str, value: str) -> None:
-    """Set a sysctl of a network namespace."""
-    script = f"echo {value} > /proc/sys/net/ipv4/{name}"
-    subprocess.run(["ip", "netns", "exec", namespace, "sh", "-c", script], check=True)
 
 
 @pytest.fixture(scope="session")

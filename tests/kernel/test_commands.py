@@ -6,7 +6,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from conftest import BIN, PINS, UNTOUCHED, path_of
+from harness import BIN, PINS, UNTOUCHED, path_of
 
 RUNTIME, PERSISTENT = Path("/run/kabpf/policy.d"), Path("/etc/kabpf/policy.d")
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from conftest import BIN, PINS, UNTOUCHED, path_of
+from harness import BIN, PINS, UNTOUCHED, path_of
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import BIN, UNTOUCHED, cgroup_root, entering
+from harness import BIN, UNTOUCHED, cgroup_root, entering
 
 INSIDE = """
 set -e

@@ -5,21 +5,20 @@ import os
 import subprocess
 
 import pytest
-from conftest import BIN, DROP_INS, PINS, cgroup_root, path_of
+from harness import BIN, DROP_INS, PINS, cgroup_root, path_of
 from test_policy import MALFORMED
 
 
 def _maps():
-    """The contents of kabpf's pinned maps, as bpftool reads them."""
-    names = ("policies", "cgroups", "births")
-    return {
-        name: json.loads(
-            subprocess.check_output(
-                ["bpftool", "--json", "map", "dump", "pinned", PINS / f"kabpf_{name}"]
-            )
-        )
-        for name in names
-    }
+    """What kabpf's pinned maps hold, as bpftool reads them; of the cgroups those with a policy,
+    because others come and go on any machine."""
+
+    def dumped(name):
+        command = ["bpftool", "--json", "map", "dump", "pinned", PINS / f"kabpf_{name}"]
+        return [one["formatted"] for one in json.loads(subprocess.check_output(command))]
+
+    covered = [one for one in dumped("cgroups") if one["value"]["policy_id"]]
+    return dumped("policies"), dumped("births"), covered
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import resource
 
 import pytest
-from conftest import UNTOUCHED
+from harness import UNTOUCHED
 
 IDLE_61 = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 0}
 ATTACH = ("--idle", 61, "--interval", 11, "--probes", 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyroute2
 import pytest
-from conftest import UNTOUCHED, entering, set_sysctl
+from harness import UNTOUCHED, entering, set_sysctl
 
 POLICY = ("--idle", 61, "--interval", 11, "--probes", 5, "--user-timeout", "90s")
 COVERED = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 90000}

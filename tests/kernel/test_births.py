@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from conftest import UNTOUCHED, path_of, wait_until
+from harness import UNTOUCHED, path_of, wait_until
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 

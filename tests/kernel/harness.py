@@ -1,0 +1,147 @@
+"""What the tests of the kernel tier are made of: peers in cgroups, a daemon, ways to look."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = Path(__file__).parent / "programs"
+BIN = Path(sys.executable).parent
+PINS = Path("/sys/fs/bpf/kabpf")
+DROP_INS = Path("/etc/kabpf/policy.d")
+
+# What a socket has that nobody touched, with the sysctls' defaults.
+UNTOUCHED = {"keepalive": 0, "idle": 7200, "interval": 75, "probes": 9, "user_timeout": 0}
+
+numbers = itertools.count()
+
+
+def cgroup_root() -> Path:
+    """Where the cgroup2 tree is mounted."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if " - cgroup2 " in line:
+            return Path(line.split()[4])
+    raise AssertionError("no cgroup2 tree")
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+    """Wait for something that has no event of its own."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+
+
+def path_of(directory: Path) -> str:
+    """A directory's cgroup path."""
+    return f"/{directory.relative_to(cgroup_root())}"
+
+
+class Peer:
+    """A process running programs/peer.py; a function of that is a method here."""
+
+    def __init__(self, cgroup: Path | None, namespace: str | None = None) -> None:
+        command = [sys.executable, str(PROGRAMS / "peer.py")]
+        if namespace:
+            command = ["ip", "netns", "exec", namespace, *command]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=entering(cgroup),
+        )
+
+    def tell(self, function: str, *arguments: Any) -> None:
+        """Begin a function, without waiting for its answer."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps([function, *arguments]) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, "the peer died"
+        return json.loads(line)
+
+    def __getattr__(self, function: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self.tell(function, *arguments)
+            return self.answer()
+
+        return call
+
+    def listener(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> Any:
+        """A listening socket's number and address, on loopback."""
+        number = self.open_socket(family, kind)
+        host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        return number, self.listen(number, [host, 0], 4096)
+
+    def connection(self, address: Any, family: int = socket.AF_INET) -> int:
+        """A connected socket's number."""
+        number = int(self.open_socket(family))
+        self.connect(number, address)
+        return number
+
+    def end(self) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def entering(cgroup: Path | None) -> Callable[[], None]:
+    """For preexec_fn: the process is in the cgroup before its first instruction."""
+
+    def enter() -> None:
+        if cgroup:
+            (cgroup / "cgroup.procs").write_text("0")
+
+    return enter
+
+
+class Daemon:
+    """A kabpfd that has said READY."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = str(directory / f"notify-{next(numbers)}")
+        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.channel.bind(self.address)
+        self.channel.settimeout(20)
+        self.process = subprocess.Popen(
+            [BIN / "kabpfd"],
+            env={**os.environ, "NOTIFY_SOCKET": self.address},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, word: str) -> str:
+        """The first notification with this word in it."""
+        while word not in (message := self.channel.recv(65536).decode()):
+            pass
+        return message
+
+    def reload(self) -> None:
+        self.process.send_signal(signal.SIGHUP)
+        self.wait_for("RELOADING=1")
+        self.wait_for("READY=1")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+def set_sysctl(namespace: str, name: str, value: str) -> None:
+    """Set a sysctl of a network namespace."""
+    script = f"echo {value} > /proc/sys/net/ipv4/{name}"
+    subprocess.run(["ip", "netns", "exec", namespace, "sh", "-c", script], check=True)
