@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         if parsed.command != "check" and os.geteuid() != 0:
-            raise RefusedError(f"kabpfctl {parsed.command}", hint="expected to be run as root")
+            raise RefusedError(f"{parsed.command}: not root", hint="expected root")
         status: int = parsed.run(parsed)
         sys.stdout.flush()
         return status
@@ -61,7 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "kabpfctl", description="TCP keepalive by policy, for the sockets of selected cgroups."
+        "kabpfctl",
+        description="TCP keepalive by policy, for the sockets of selected cgroups.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"kabpfctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -101,7 +103,9 @@ _HELP = {
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], purpose: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=purpose, description=purpose)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=purpose, description=purpose, allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
@@ -362,7 +366,10 @@ def _written(file: Path, content: bytes | None) -> Iterator[None]:
     """Replace a file, or with None remove it; where the block fails, put back what was there."""
     before = file.read_bytes() if file.exists() else None
     try:
-        _write(file, content)
+        try:
+            _write(file, content)
+        except OSError as error:
+            raise RefusedError(f"write {file}", error.errno or 0) from None
         yield
     except BaseException:
         _write(file, before)

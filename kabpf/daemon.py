@@ -43,8 +43,11 @@ def main() -> int:
     parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
+        if os.geteuid() != 0:
+            raise RefusedError("not root", hint="expected root")
         tree = cgroups.find_tree(cgroups.own_mounts())
-        with alone(reconcile.RUN), Daemon(tree) as daemon:
+        # Signals first: who finds the daemon by its lock may send one.
+        with Daemon(tree) as daemon, alone(reconcile.RUN):
             daemon.run()
     except KabpfError as error:
         log.error("%s", error)

@@ -120,8 +120,6 @@ class Automaton:
                 continue
             rows = dict(self._rows(state))
             if len(entries) + len(rows) > limit:
-                if state == ANYWHERE:
-                    return {}  # without its rows every other look-up would miss a name
                 continue
             included.add(state)
             entries |= rows

@@ -37,8 +37,11 @@ class Resolution:
 @contextmanager
 def locked(run: Path = RUN) -> Iterator[None]:
     """Hold the lock under which the kernel's state and the runtime drop-ins are changed."""
-    run.mkdir(mode=0o755, exist_ok=True)
-    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        run.mkdir(mode=0o755, exist_ok=True)
+        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RefusedError(f"open {run / 'lock'}", error.errno or 0) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -35,7 +35,7 @@ OUTSIDE = """\
 """
 SEVERAL = """\
 26 22 0:22 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw
-90 26 0:22 / /run/agent/cgroup2 rw,relatime shared:9 - cgroup2 none rw
+90 26 0:22 / /run/other/cgroup2 rw,relatime shared:9 - cgroup2 none rw
 """
 ESCAPED = r"""
 30 22 0:22 / /mnt/a\040b\011c\134d rw - cgroup2 none rw

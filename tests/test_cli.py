@@ -114,7 +114,7 @@ def test_help_shows_every_command() -> None:
 )
 def test_command_that_needs_root_says_so(arguments: list[str]) -> None:
     """Whoever is not root learns it before anything else is looked at, with status 1."""
-    expected = f"kabpfctl: kabpfctl {arguments[0]}, expected to be run as root\n"
+    expected = f"kabpfctl: {arguments[0]}: not root, expected root\n"
     assert as_nobody(*arguments) == Outcome(1, "", expected)
 
 
@@ -261,5 +261,5 @@ def as_nobody(*arguments: str) -> Outcome:
 
 def run(*command: str) -> Outcome:
     environment = {**os.environ, "COLUMNS": "80"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     return Outcome(done.returncode, done.stdout, done.stderr)

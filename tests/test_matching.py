@@ -46,6 +46,7 @@ THOROUGHLY = settings(max_examples=150, deadline=2000, database=None)
 @example([[{"cgroup": "/"}], [{"cgroup": "/**"}]], [["a", "b"]])
 @example([[{"unit": "a.service"}], [{"cgroup": "/**/a.socket"}]], [["a.socket"]])
 @example([[{"cgroup": "/a/**/b"}]], [["a", "b", "a", "b"]])
+@example([[{"cgroup": "/a/**/**/b"}]], [["a", "b"]])
 def test_every_cgroup_has_the_policy_of_the_strongest_selector(
     selectors: list[list[dict[str, str]]], paths: list[list[str]]
 ) -> None:
