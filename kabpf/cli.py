@@ -149,7 +149,8 @@ def _attach(arguments: argparse.Namespace) -> int:
                     hint="expected no other file to name this path",
                 )
             with _reconciled(policies, tree) as (loaded, resolution):
-                counters = loaded.counters()[resolution.numbers[plan.record(winner)]]
+                id = resolution.numbers[plan.record(winner)]
+                counters = loaded.counters([id])[id]
     result = {
         "cgroup": cgroup.path,
         "policy": winner.name,
@@ -270,8 +271,8 @@ def _status(arguments: argparse.Namespace) -> int:
     pid = daemon.running()
     with _opened(tree) as loaded:
         resolution = reconcile.preview(policies, tree, loaded)
-        actual = loaded.actual() if loaded else plan.Actual()
-        counters = loaded.counters() if loaded else {}
+        actual = resolution.actual
+        counters = loaded.counters(actual.records) if loaded else {}
         totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
     sources = {found.name: str(found.source) for found in policies}
     used = Counter(entry.policy_id for entry in actual.cgroups.values())

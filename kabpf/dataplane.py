@@ -244,21 +244,20 @@ class Dataplane:
         if refused:
             raise RefusedError("; ".join(dict.fromkeys(map(str, refused))), refused[0].error)
 
-    def counters(self) -> dict[int, Counters]:
-        """By policy id; ids without a policy count zeros."""
+    def counters(self, policy_ids: Iterable[int]) -> dict[int, Counters]:
+        """What happened under these policies, by their ids."""
         failed: dict[int, dict[str, int]] = {}
         for key, value in self._failures.items():
             failure = CFailure.from_buffer_copy(key)
             name = errno.errorcode.get(failure.error, str(failure.error))
             failed.setdefault(failure.policy_id, {})[name] = _number(value)
-        return {
-            _number(key): Counters(
-                raw.established, raw.listening, raw.retrofitted, raw.left,
-                failed.get(_number(key), {}),
+        found = {}
+        for id in policy_ids:
+            raw = CCounters.from_buffer_copy(self._counters.look_up(_key(id)) or bytes(CCounters()))
+            found[id] = Counters(
+                raw.established, raw.listening, raw.retrofitted, raw.left, failed.get(id, {})
             )
-            for key, value in self._counters.items()
-            for raw in [CCounters.from_buffer_copy(value)]
-        }  # fmt: skip
+        return found
 
     def totals(self) -> Totals:
         """What was lost since the data plane was loaded."""

@@ -30,6 +30,7 @@ class Resolution:
     automaton: Automaton
     cgroups: dict[int, Cgroup]
     plan: Plan
+    actual: Actual
     numbers: dict[Record, int]  # policy ids
     changes: Changes  # what there was to do; empty where everything was in place
 
@@ -120,5 +121,5 @@ def _look(
         ) from None
     changes = plan.diff(desired, actual, numbers)
     return Resolution(
-        automaton, {cgroup.id: cgroup for cgroup in cgroups}, desired, numbers, changes
+        automaton, {cgroup.id: cgroup for cgroup in cgroups}, desired, actual, numbers, changes
     )
