@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def mounts(mountinfo: str) -> list[Mount]:
 
 def own_mounts() -> list[Mount]:
     """The mounts of this process that kabpf works with, but for those hidden by a later one."""
-    found = mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+    found = _all_mounts()
     return [mount for mount in found if mount.type in ("cgroup2", "bpf") and _is_on_top(mount)]
 
 
@@ -81,6 +83,8 @@ class CgroupTree:
     def path(self, path: str) -> str:
         """The cgroup path of a directory below the mount; another absolute path is taken for one
         itself. Raises RefusedError for a relative path that leads elsewhere."""
+        if not path:
+            raise RefusedError("no cgroup", hint=f"expected a directory below {self.mount}")
         absolute = "/" + os.path.abspath(path).lstrip("/")  # abspath() keeps a second one
         if absolute == str(self.mount):
             return "/"
@@ -126,6 +130,13 @@ class CgroupTree:
                 break
         return found - {0}
 
+    def has(self, cgroup: Cgroup) -> bool:
+        """Whether the cgroup is there still."""
+        try:
+            return os.stat(self.directory(cgroup.path)).st_ino == cgroup.id
+        except OSError:
+            return False
+
     def is_populated(self, cgroup: Cgroup) -> bool:
         """Whether a process lives in the cgroup or below it; the root has no such file and does."""
         try:
@@ -149,17 +160,45 @@ class CgroupTree:
         return [Cgroup(inode, cgroup.id, f"{prefix}/{name}") for inode, name in inside]
 
 
-def network_namespaces(processes: Iterable[int]) -> dict[int, str]:
-    """The network namespaces of these processes and of this one: inode number to a path that opens
-    it. A process that is gone has none."""
-    found: dict[int, str] = {}
-    for process in ("self", *processes):
-        path = f"/proc/{process}/ns/net"
+def network_namespaces(processes: Iterable[int] | None = None) -> Iterator[int]:
+    """A descriptor of each network namespace that threads of these processes are in, open until the
+    next is asked for; with None, of every one that a process or a mount of the machine holds.
+
+    A thread that is gone leaves the turn to the next one in its namespace.
+    """
+    mounted = _namespace_mounts() if processes is None else ()
+    if processes is None:
+        processes = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+    seen: set[int] = set()
+    for path in itertools.chain(["/proc/self/ns/net"], _namespace_paths(processes), mounted):
         try:
-            found.setdefault(os.stat(path).st_ino, path)
+            if os.stat(path).st_ino in seen:
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
-    return found
+        try:
+            inode = os.fstat(descriptor).st_ino
+            if inode not in seen:
+                seen.add(inode)
+                yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _namespace_paths(processes: Iterable[int]) -> Iterator[str]:
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{process}/task"):
+                yield f"/proc/{process}/task/{thread}/ns/net"
+
+
+def _namespace_mounts() -> Iterable[str]:
+    return [mount.point for mount in _all_mounts() if mount.root.startswith("net:[")]
+
+
+def _all_mounts() -> list[Mount]:
+    return mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def _is_on_top(mount: Mount) -> bool:

@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KabpfError as error:
-        print(f"kabpfctl: {error}", file=sys.stderr)
+        for line in f"kabpfctl: {error}".expandtabs().splitlines():
+            print(_shown(line), file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
@@ -148,9 +149,11 @@ def _attach(arguments: argparse.Namespace) -> int:
                     f"{cgroup.path} has its policy from {other}, which is read later",
                     hint="expected no other file to name this path",
                 )
-            with _reconciled(policies, tree) as (loaded, resolution):
-                id = resolution.numbers[plan.record(winner)]
-                counters = loaded.counters([id])[id]
+            loaded = dataplane.open_or_load(dataplane.PINS, tree)
+        with loaded:
+            resolution = _reconcile(policies, tree, loaded)
+            id = resolution.numbers[plan.record(winner)]
+            counters = loaded.counters([id])[id]
     result = {
         "cgroup": cgroup.path,
         "policy": winner.name,
@@ -176,11 +179,13 @@ def _detach(arguments: argparse.Namespace) -> int:
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(_written(file, None))
-            if arguments.all:
-                dataplane.lift(dataplane.PINS)
-                daemon.tell_changed()
-            else:
-                stack.enter_context(_reconciled(policy.load(policy.SYSTEM), tree))
+            policies = () if arguments.all else policy.load(policy.SYSTEM)
+        if arguments.all:
+            dataplane.lift(dataplane.PINS)
+            daemon.tell_changed()
+        else:
+            with dataplane.open_or_load(dataplane.PINS, tree) as loaded:
+                _reconcile(policies, tree, loaded)
     text = f"{_shown(path)}: detached"
     if arguments.all:
         files = len(policy.files(policy.SYSTEM))
@@ -191,17 +196,19 @@ def _detach(arguments: argparse.Namespace) -> int:
 
 def _apply(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(cgroups.own_mounts())
-    with reconcile.locked(), _reconciled(policy.load(policy.SYSTEM), tree) as (_, resolution):
-        pass
+    with reconcile.locked():
+        policies = policy.load(policy.SYSTEM)
+        with dataplane.open_or_load(dataplane.PINS, tree) as loaded:
+            resolution = _reconcile(policies, tree, loaded)
     result = {
         "policies": len(resolution.plan.policies),
         "cgroups": len(resolution.cgroups),
         "covered": len(_covered(resolution)),
         "changes": _changes_json(resolution),
     }
-    policies = _count(len(resolution.plan.policies), "policy", "policies")
+    in_force = _count(len(policies), "policy", "policies")
     covered = f"{result['covered']} of {_count(len(resolution.cgroups), 'cgroup')} covered"
-    text = f"{policies} in force, {covered}; changed: {_changes_text(resolution)}"
+    text = f"{in_force} in force, {covered}; changed: {_changes_text(resolution)}"
     return _print(arguments, result, text)
 
 
@@ -216,7 +223,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print(json.dumps(results, indent=2))
     for result in results:
         if result["errors"]:
-            print("\n".join(result["errors"]), file=sys.stderr)
+            print("\n".join(map(_shown, result["errors"])), file=sys.stderr)
         elif not arguments.json:
             count = _count(len(result["policies"]), "policy", "policies")
             print(f"{result['file']}: ok, {count}")
@@ -268,25 +275,27 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(cgroups.own_mounts())
     policies, findings = _load_or_findings()
-    pid = daemon.running()
     with _opened(tree) as loaded:
         resolution = reconcile.preview(policies, tree, loaded)
-        actual = resolution.actual
-        counters = loaded.counters(actual.records) if loaded else {}
+        records = resolution.actual.records
+        counters = loaded.counters(records) if loaded else {}
         totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
+    used = Counter(entry.policy_id for entry in resolution.actual.cgroups.values())
     sources = {found.name: str(found.source) for found in policies}
-    used = Counter(entry.policy_id for entry in actual.cgroups.values())
     in_force = sorted(
         (record.name, id, record.options)
-        for id, record in actual.records.items()
+        for id, record in records.items()
         if used[id] or record.name in sources
     )
-    applied = loaded is not None and not findings and not resolution.changes
+    applied = not findings and not (resolution.changes if loaded else policies)
+    pid = daemon.running()
     result = {
         "loaded": loaded is not None,
+        "interrupted": dataplane.is_interrupted(dataplane.PINS),
         "cgroup2": str(tree.mount),
         "pins": str(dataplane.PINS),
         "daemon": pid,
+        "new_cgroups_wait": resolution.plan.asks and not pid,
         "policy_files": {"errors": findings, "applied": applied},
         "policies": [
             {
@@ -300,17 +309,6 @@ def _status(arguments: argparse.Namespace) -> int:
         ],
         "totals": dataclasses.asdict(totals),
     }
-    lines = [
-        f"data plane: attached to {tree.mount}, pinned at {dataplane.PINS}"
-        if loaded
-        else "data plane: not loaded; kabpfctl apply or systemctl start kabpf loads it",
-        f"daemon: running as process {pid}"
-        if pid
-        else f"daemon: not running{_waiting(resolution)}",
-        f"policy files: {_files_text(findings, applied)}",
-    ]
-    if totals.unrecorded:
-        lines.append(f"{totals.unrecorded} cgroups were not recorded: there are too many")
     rows = [
         (
             name,
@@ -321,9 +319,36 @@ def _status(arguments: argparse.Namespace) -> int:
         )
         for name, id, options in in_force
     ]
-    if rows:
-        lines += ["", _table(("POLICY", "CGROUPS", *_OPTION_HEADS, *_COUNTER_HEADS, "FROM"), rows)]
-    return _print(arguments, result, "\n".join(lines).rstrip())
+    heads = ("POLICY", "CGROUPS", *_OPTION_HEADS, *_COUNTER_HEADS, "FROM")
+    table = f"\n{_table(heads, rows)}".rstrip() if rows else ""
+    return _print(arguments, result, "\n".join(_status_lines(result)) + table)
+
+
+def _status_lines(status: dict[str, Any]) -> Iterator[str]:
+    if status["loaded"]:
+        yield f"data plane: attached to {status['cgroup2']}, pinned at {status['pins']}"
+    else:
+        yield "data plane: not loaded; kabpfctl apply or systemctl start kabpf loads it"
+    if status["interrupted"]:
+        yield "  an interrupted command left pins in force beside it; kabpfctl apply clears up"
+    if unrecorded := status["totals"]["unrecorded"]:
+        yield f"  {_count(unrecorded, 'new cgroup')} not recorded, because there are too many"
+    yield (
+        f"daemon: running as process {status['daemon']}"
+        if status["daemon"]
+        else ("daemon: not running")
+    )
+    if status["new_cgroups_wait"]:
+        yield "  some new cgroups wait for kabpfctl apply: globs within names, or too many rules"
+    files = status["policy_files"]
+    if files["errors"]:
+        yield "policy files: wrong; the last good ones stay in force"
+        yield from (f"  {_shown(finding)}" for finding in files["errors"])
+    elif files["applied"]:
+        yield "policy files: in force"
+    else:
+        yield "policy files: not in force as they are now; kabpfctl apply does it"
+    yield ""
 
 
 def _load_or_findings() -> tuple[tuple[Policy, ...], list[str]]:
@@ -333,26 +358,11 @@ def _load_or_findings() -> tuple[tuple[Policy, ...], list[str]]:
         return (), list(error.findings)
 
 
-def _waiting(resolution: Resolution) -> str:
-    if resolution.automaton.needs_user_space:
-        return "; new cgroups that only a glob within a name selects wait for kabpfctl apply"
-    return ""
-
-
-def _files_text(findings: list[str], applied: bool) -> str:
-    if findings:
-        return "wrong; the last good ones stay in force\n  " + "\n  ".join(findings)
-    return "in force" if applied else "not in force as they are now; kabpfctl apply does it"
-
-
-@contextlib.contextmanager
-def _reconciled(
-    policies: tuple[Policy, ...], tree: CgroupTree
-) -> Iterator[tuple[Dataplane, Resolution]]:
-    with dataplane.open_or_load(dataplane.PINS, tree) as loaded:
-        resolution = reconcile.reconcile(policies, tree, loaded)
+def _reconcile(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane) -> Resolution:
+    try:
+        return reconcile.reconcile(policies, tree, loaded)
+    finally:
         daemon.tell_changed()
-        yield loaded, resolution
 
 
 @contextlib.contextmanager
@@ -381,7 +391,9 @@ def _write(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not file.parent.exists():
+        file.parent.mkdir(parents=True)
+        file.parent.chmod(0o755)  # whatever the umask: check needs no root
     fresh = file.with_name(f".{file.name}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     with open(descriptor, "wb") as stream:

@@ -77,12 +77,17 @@ def tell_changed(run: Path = reconcile.RUN) -> None:
 def alone(run: Path) -> Iterator[None]:
     """Be the only daemon while the block runs, and be found by `running`."""
     run.mkdir(mode=0o755, exist_ok=True)
-    with open(run / "kabpfd.lock", "wb") as file:
+    # Closed to others: a read lock of theirs would keep the daemon out.
+    descriptor = os.open(run / "kabpfd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise RefusedError(f"kabpfd runs already, as process {running(run)}") from None
         yield
+    finally:
+        os.close(descriptor)
 
 
 class Daemon:
@@ -105,7 +110,7 @@ class Daemon:
 
     def __enter__(self) -> Daemon:
         for number in self.SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, lambda number, _: self._signals.add(number))
         signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
         self._poll.register(self._wake, select.EPOLLIN)
         return self
@@ -132,17 +137,17 @@ class Daemon:
         self._say_ready()
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
             if signal.SIGHUP in self._signals:
-                self._signals.clear()
+                self._signals -= {signal.SIGHUP, signal.SIGUSR1}
                 notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
                 self._attempt(self._reload)
                 self._say_ready()
             elif signal.SIGUSR1 in self._signals:
-                self._signals.clear()
+                self._signals -= {signal.SIGUSR1}
                 self._attempt(self._look_again)
-            else:
+            elif not self._born:
                 self._poll.poll()
-                self._note_signals()
-                self._attempt(self._resolve_born)
+                self._drain_wake()
+            self._attempt(self._resolve_born)
         notify("STOPPING=1")
         with reconcile.locked():
             self._close()
@@ -188,6 +193,7 @@ class Daemon:
         if self._loaded:
             self._loaded.close()
         self._events = self._loaded = self._last = None
+        self._born.clear()
 
     def _reconcile(self, policies: tuple[policy.Policy, ...]) -> None:
         assert self._loaded and self._events
@@ -202,22 +208,25 @@ class Daemon:
         self._events.consume()
         if not self._born:
             return
+        if self._last is None:  # started beside wrong files: said at the start
+            self._born.clear()
+            return
         with reconcile.locked():
-            self._note_signals()
             if self._signals:
                 return  # kabpfctl changed something before it gave up the lock: look at all of it
-            lost = self._loaded.totals().asked_in_vain != self._asked_in_vain
-            if not self._last or lost or len(self._last.cgroups) > BORN_MAX:
-                self._reconcile(policy.load(policy.SYSTEM, self._cache))
-                return
             born = self._born[:]
             self._born.clear()
-            if not reconcile.resolve_born(born, self._last, self._tree, self._loaded):
+            lost = self._loaded.totals().asked_in_vain != self._asked_in_vain
+            if (
+                lost
+                or len(self._last.cgroups) > BORN_MAX
+                or not reconcile.resolve_born(born, self._last, self._tree, self._loaded)
+            ):
                 self._reconcile(self._last.plan.policies)
 
-    def _note_signals(self) -> None:
+    def _drain_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._signals |= set(os.read(self._wake, 4096))
+            os.read(self._wake, 4096)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

@@ -216,12 +216,12 @@ class Dataplane:
                 hint="expected it there: kabpfctl apply",
             )
 
-    def apply(self, changes: Changes, paths: dict[int, str]) -> None:
+    def apply(self, changes: Changes, namespaces: Iterable[int]) -> None:
         """Write `changes` in their order; open sockets have their options when it returns.
 
-        `paths` gives the cgroup paths of the ids, to find the network namespaces in use. What one
+        `namespaces` are descriptors of the network namespaces to look for open sockets in. What one
         cgroup or namespace refuses stops no other; all refusals are raised at the end as one
-        RefusedError.
+        RefusedError. A retrofit that was refused in one namespace stays owed.
         """
         refused: list[RefusedError] = []
         for id, record in changes.records.items():
@@ -234,7 +234,8 @@ class Dataplane:
         for id, entry in changes.cgroups.items():
             with _collected(refused):
                 self._cgroups.update(_key(id, 8), bytes(CCgroup(*entry)))
-        self._retrofit(changes.retrofits, paths, refused)
+        if changes.retrofits:
+            self._retrofit(changes.retrofits, namespaces, refused)
         for id in changes.stale_cgroups:
             self._cgroups.delete(_key(id, 8))
         for step in changes.stale_births:
@@ -242,7 +243,12 @@ class Dataplane:
         for id in changes.stale_records:
             self._policies.update(_key(id), bytes(CPolicy()))
         if refused:
-            raise RefusedError("; ".join(dict.fromkeys(map(str, refused))), refused[0].error)
+            raise RefusedError("; ".join(dict.fromkeys(map(str, refused))))
+
+    def correct(self, entries: dict[int, Entry]) -> None:
+        """Write the entries of cgroups that are there still."""
+        for id, entry in entries.items():
+            self._cgroups.replace(_key(id, 8), bytes(CCgroup(*entry)))
 
     def counters(self, policy_ids: Iterable[int]) -> dict[int, Counters]:
         """What happened under these policies, by their ids."""
@@ -289,17 +295,14 @@ class Dataplane:
                 self._failures.delete(key)
 
     def _retrofit(
-        self, entries: dict[int, Entry], paths: dict[int, str], refused: list[RefusedError]
+        self, entries: dict[int, Entry], namespaces: Iterable[int], refused: list[RefusedError]
     ) -> None:
-        if not entries:
-            return
-        processes = self._tree.processes(paths[id] for id in entries if id in paths)
-        for path in cgroups.network_namespaces(processes).values():
-            with _collected(refused), libbpf.network_namespace(path):
+        refused_before = len(refused)
+        for namespace in namespaces:
+            with _collected(refused), libbpf.network_namespace(namespace):
                 _exhaust(self._pins / "kabpf_retrofit")
-        for id, entry in entries.items():
-            with _collected(refused):
-                self._cgroups.update(_key(id, 8), bytes(CCgroup(*settled(entry))))
+        if len(refused) == refused_before:
+            self.correct({id: settled(entry) for id, entry in entries.items()})
 
 
 def open_or_load(pins: Path, tree: cgroups.CgroupTree) -> Dataplane:
@@ -324,6 +327,11 @@ def open_or_load(pins: Path, tree: cgroups.CgroupTree) -> Dataplane:
 def open_if_loaded(pins: Path, tree: cgroups.CgroupTree) -> Dataplane | None:
     """The data plane pinned at `pins`, or None where there is none."""
     return Dataplane(pins, tree) if pins.exists() else None
+
+
+def is_interrupted(pins: Path) -> bool:
+    """Whether a process died while it loaded or lifted, and left pins that are still in force."""
+    return _staging(pins).exists() or _lifted(pins).exists()
 
 
 def lift(pins: Path) -> None:

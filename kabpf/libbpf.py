@@ -18,6 +18,7 @@ from typing import Any
 from kabpf.errors import RefusedError, UnsupportedError
 
 CGROUP_SOCK_OPS = 3  # enum bpf_attach_type: BPF_CGROUP_SOCK_OPS
+BPF_EXIST = 2  # bpf(2): update an entry that is there
 CLONE_NEWNET = 0x40000000
 PRINT_WARN = 0  # enum libbpf_print_level
 BATCH = 4096
@@ -90,6 +91,7 @@ class Object:
             raise RefusedError("load the BPF programs", -error) from RuntimeError("".join(lines))
 
     def pin_map(self, name: str, path: str) -> None:
+        """Pin a map at `path`; after `load`."""
         _checked(f"pin {path}", _library().bpf_map__pin(self._map(name), path.encode()))
 
     def attach(self, name: str, path: str, cgroup: int | None = None) -> None:
@@ -175,7 +177,14 @@ class Map:
         return value.raw
 
     def update(self, key: bytes, value: bytes) -> None:
+        """Write an entry, whether there is one or not."""
         self._check("write", _library().bpf_map_update_elem(self.descriptor, key, value, 0))
+
+    def replace(self, key: bytes, value: bytes) -> None:
+        """Write an entry that is there; one that is gone stays so."""
+        error = _library().bpf_map_update_elem(self.descriptor, key, value, BPF_EXIST)
+        if error != -errno.ENOENT:
+            self._check("write", error)
 
     def delete(self, key: bytes) -> None:
         """Delete an entry; one that is not there is no error."""
@@ -215,6 +224,7 @@ class RingBuffer:
         self.close()
 
     def close(self) -> None:
+        """Stop reading; what waits, waits for the next reader."""
         _library().ring_buffer__free(self._handle)
 
     def fileno(self) -> int:
@@ -222,6 +232,7 @@ class RingBuffer:
         return int(_library().ring_buffer__epoll_fd(self._handle))
 
     def consume(self) -> None:
+        """Receive every event that waits, without waiting for one."""
         _checked("read events", _library().ring_buffer__consume(self._handle))
 
 
@@ -296,19 +307,15 @@ def missing_from_btf(kinds: dict[str, int]) -> list[str]:
 
 
 @contextmanager
-def network_namespace(path: str) -> Iterator[None]:
-    """Run the block in the network namespace that `path` names (setns(2))."""
+def network_namespace(descriptor: int) -> Iterator[None]:
+    """Run the block in a network namespace (setns(2))."""
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        other = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _setns(other, path)
-        finally:
-            os.close(other)
+        _setns(descriptor)
         try:
             yield
         finally:
-            _setns(own, "this network namespace")
+            _setns(own)
     finally:
         os.close(own)
 
@@ -321,9 +328,10 @@ def mount_bpffs(path: str) -> None:
         )
 
 
-def _setns(descriptor: int, name: str) -> None:
+def _setns(descriptor: int) -> None:
     if _libc().setns(descriptor, CLONE_NEWNET):
-        raise RefusedError(f"enter {name}", ctypes.get_errno())
+        error = ctypes.get_errno()
+        raise RefusedError(f"enter {os.readlink(f'/proc/self/fd/{descriptor}')}", error)
 
 
 @functools.cache

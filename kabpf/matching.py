@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,15 +90,6 @@ class Automaton:
         self._steps: dict[tuple[int, str | None], Birth] = {}
         self.root = self._arrive(starts)
 
-    @property
-    def needs_user_space(self) -> bool:
-        """Whether a selector has a glob within a name, which the kernel can't match."""
-        return any(
-            GLOB.search(name) and name not in ("*", ANY_DEPTH)
-            for pattern in self._patterns
-            for name in pattern.names
-        )
-
     def step(self, state: int, name: str | None) -> Birth:
         """From a parent in `state` to its child `name`; None stands for a name that no selector
         spells out, assuming that it matches no glob within a name."""
@@ -118,9 +110,9 @@ class Automaton:
         for state in waiting:
             if state in included:
                 continue
-            rows = dict(self._rows(state))
+            rows = dict(itertools.islice(self._rows(state), limit - len(entries) + 1))
             if len(entries) + len(rows) > limit:
-                continue
+                break
             included.add(state)
             entries |= rows
             waiting += [birth.state for birth in rows.values()]

@@ -64,6 +64,12 @@ class Plan:
     births: dict[Step, Birth] = field(default_factory=dict)
     cgroups: dict[int, Resolved] = field(default_factory=dict)
 
+    @property
+    def asks(self) -> bool:
+        """Whether some new cgroups have to wait for user space, because a selector has a glob
+        within a name, or because there are more rules than the kernel has room for."""
+        return any(birth.ask or birth.state == UNKNOWN for birth in self.births.values())
+
 
 @dataclass(frozen=True)
 class Actual:

@@ -23,8 +23,10 @@ from kabpf.errors import PolicyError
 
 FILE_SIZE_MAX = 64 * 1024
 DEPTH_MAX = 8
+ANY_DEPTH_MAX = 4  # in one path; each one doubles the states that the kernel may need
 TEXT_MAX = 4095  # PATH_MAX without its NUL
 NAME_BYTES_MAX = 255
+SHOWN_MAX = 300  # characters of a wrong value in a message
 UNIT_TYPES = (
     "service", "socket", "scope", "slice", "mount", "swap", "target", "timer", "path", "device",
     "automount",
@@ -114,6 +116,9 @@ class _Text:
     key: str
     source: Source
 
+    def __str__(self) -> str:
+        return _short(self.text)
+
     def error(self, what: str) -> PolicyError:
         return PolicyError(f"{self.source}: {self.key}: {what}")
 
@@ -149,8 +154,8 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     findings: list[str] = []
     for directory in dict.fromkeys((directories.main.parent, *directories.drop_ins)):
         # Before any of its files counts: one that masks another is never opened.
-        with _collected(findings), contextlib.suppress(FileNotFoundError):
-            _check_owner(directory, os.stat(directory))
+        with _collected(findings):
+            _check_directory(directory)
     for path in filterfalse(_is_null, _strongest(directories)):
         with _collected(findings):
             read_now[path] = _read_unless_cached(path, cache or {})
@@ -331,6 +336,15 @@ def _collected(findings: list[str]) -> Iterator[None]:
         findings += error.findings
 
 
+def _check_directory(directory: Path) -> None:
+    try:
+        _check_owner(directory, os.stat(directory))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+
+
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid != 0:
         raise PolicyError(f"{path}: owned by uid {status.st_uid}, expected root")
@@ -357,7 +371,7 @@ class _Node:
             return "a mapping"
         if isinstance(self.value, list):
             return "a list"
-        return self.value if self.value else "nothing"
+        return _short(self.value) if self.value else "nothing"
 
 
 class _Tree:
@@ -433,6 +447,10 @@ class _Tree:
         return pairs
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+
+
 def _position(text: str, error: yaml.reader.ReaderError) -> int:
     """Where the offending character is; libyaml counts bytes and characters inconsistently."""
     character = error.character
@@ -479,7 +497,7 @@ def _policy(node: _Node, name: str, fallback: tuple[Selector, ...]) -> tuple[Pol
     else:
         word = _text(keepalive, "off, on, or options (idle, interval, ...)")
         if word.text not in ("on", "off"):
-            raise word.error(f"{word.text}, expected off, on, or options (idle, interval, ...)")
+            raise word.error(f"{word}, expected off, on, or options (idle, interval, ...)")
         on, draft = word.text == "on", _Draft()
     return Policy(name, selectors, Options(keepalive=on), node.source), draft
 
@@ -499,11 +517,11 @@ def _selector(node: _Node) -> Selector:
     if kind == "unit":
         unit = _text(value, "a unit's name, as nginx.service")
         if not _is_unit(unit.text):
-            raise unit.error(f"{unit.text}, expected a unit's name with its type, as nginx.service")
+            raise unit.error(f"{unit}, expected a unit's name with its type, as nginx.service")
         return Selector(kind, _instances(unit.text), unit.source)
     path = _text(value, "a cgroup path, as /system.slice/nginx.service")
     if problem := _path_problem(path.text):
-        raise path.error(f"{path.text}, expected {problem}")
+        raise path.error(f"{path}, expected {problem}")
     return Selector(kind, path.text.removesuffix("/") or "/", path.source)
 
 
@@ -534,6 +552,8 @@ def _path_problem(path: str) -> str:
         return f"names of at most {NAME_BYTES_MAX} bytes"
     if any("**" in name and name != "**" for name in names):
         return "** between slashes, alone"
+    if names.count("**") > ANY_DEPTH_MAX:
+        return f"at most {ANY_DEPTH_MAX} times **"
     return ""
 
 
@@ -560,9 +580,9 @@ def _seconds(node: _Node) -> int:
     word = _text(node, expected)
     value = _milliseconds(word.text)
     if value is None or word.text.endswith("ms"):
-        raise word.error(f"{word.text}, expected {expected}")
+        raise word.error(f"{word}, expected {expected}")
     if not 1000 <= value <= SECONDS_MAX * 1000:
-        raise word.error(f"{word.text} is not in 1 to {SECONDS_MAX} seconds")
+        raise word.error(f"{word} is not in 1 to {SECONDS_MAX} seconds")
     return value // 1000
 
 
@@ -570,9 +590,9 @@ def _probes(node: _Node) -> int:
     expected = f"a number, 1 to {PROBES_MAX}"
     word = _text(node, expected)
     if not re.fullmatch(r"[0-9]+", word.text):
-        raise word.error(f"{word.text}, expected {expected}")
+        raise word.error(f"{word}, expected {expected}")
     if not 1 <= int(word.text) <= PROBES_MAX:
-        raise word.error(f"{word.text} is not in 1 to {PROBES_MAX}")
+        raise word.error(f"{word} is not in 1 to {PROBES_MAX}")
     return int(word.text)
 
 
@@ -585,9 +605,9 @@ def _user_timeout(node: _Node) -> int | _Text:
         return 0
     value = _milliseconds(word.text)
     if value is None:
-        raise word.error(f"{word.text}, expected {expected}")
+        raise word.error(f"{word}, expected {expected}")
     if not 1 <= value <= USER_TIMEOUT_MS_MAX:
-        raise word.error(f"{word.text} is not in 1 to {USER_TIMEOUT_MS_MAX} ms")
+        raise word.error(f"{word} is not in 1 to {USER_TIMEOUT_MS_MAX} ms")
     return value
 
 

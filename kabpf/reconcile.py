@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kabpf import dataplane, plan
-from kabpf.cgroups import CgroupTree
+from kabpf.cgroups import CgroupTree, network_namespaces
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import RefusedError
 from kabpf.matching import Automaton
@@ -63,7 +63,7 @@ def reconcile(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane)
         first = first or resolution.changes
         if not resolution.changes:
             return replace(resolution, changes=first)
-        loaded.apply(resolution.changes, _paths(resolution.cgroups))
+        loaded.apply(resolution.changes, network_namespaces())
     raise RefusedError("reconcile", hint="cgroups come and go faster than they can be resolved")
 
 
@@ -91,28 +91,26 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
     now = loaded.entries(fresh)
     wanted = {id: last.plan.cgroups[id] for id in now}
     changed = plan.changed_entries(last.plan.births, wanted, now, last.numbers)
-    loaded.apply(Changes(cgroups=changed), _paths(fresh))
+    loaded.correct(changed)
     owed = {id: entry for id, entry in changed.items() if entry.owed}
     # A cgroup that has no process even now had no socket before its entry was written.
     busy = {id: entry for id, entry in owed.items() if tree.is_populated(fresh[id])}
-    idle = {id: plan.settled(entry) for id, entry in owed.items() if id not in busy}
-    loaded.apply(Changes(cgroups=idle, retrofits=busy), _paths(fresh))
+    loaded.correct({id: plan.settled(entry) for id, entry in owed.items() if id not in busy})
+    processes = tree.processes(fresh[id].path for id in busy)
+    loaded.apply(Changes(retrofits=busy), network_namespaces(processes))
     return True
-
-
-def _paths(cgroups: dict[int, Cgroup]) -> dict[int, str]:
-    """The cgroup paths by id."""
-    return {id: cgroup.path for id, cgroup in cgroups.items()}
 
 
 def _look(
     policies: tuple[Policy, ...], automaton: Automaton, tree: CgroupTree, loaded: Dataplane | None
 ) -> Resolution:
-    # First the map, then the tree: a cgroup born in between is missing from the first and written
-    # again. The other way round it would look like one that is gone.
+    # First the map, then the tree: the other way round a cgroup born in between would look like one
+    # that is gone.
     actual = loaded.actual() if loaded else Actual()
-    cgroups = tree.cgroups()
-    desired = plan.resolve(policies, automaton, cgroups, dataplane.BIRTHS)
+    cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups()}
+    desired = plan.resolve(policies, automaton, cgroups.values(), dataplane.BIRTHS)
+    if loaded:
+        _settle_differences(tree, loaded, actual, cgroups, desired)
     try:
         numbers = plan.number(policies, actual.records, dataplane.POLICIES)
     except plan.TooManyError:
@@ -120,6 +118,25 @@ def _look(
             "too many policies", hint=f"expected at most {dataplane.POLICIES - 1} in force"
         ) from None
     changes = plan.diff(desired, actual, numbers)
-    return Resolution(
-        automaton, {cgroup.id: cgroup for cgroup in cgroups}, desired, actual, numbers, changes
-    )
+    return Resolution(automaton, cgroups, desired, actual, numbers, changes)
+
+
+def _settle_differences(
+    tree: CgroupTree,
+    loaded: Dataplane,
+    actual: Actual,
+    cgroups: dict[int, Cgroup],
+    desired: Plan,
+) -> None:
+    """Take cgroups that were born or removed between the looks at map and tree for what they are
+    now, so that a machine where they come and go all the time is reconciled all the same."""
+    gone = actual.cgroups.keys() - cgroups.keys()
+    born = cgroups.keys() - actual.cgroups.keys()
+    now = loaded.entries(gone | born)
+    for id in gone - now.keys():
+        del actual.cgroups[id]
+    for id in born:
+        if id in now:
+            actual.cgroups[id] = now[id]
+        elif not tree.has(cgroups[id]):
+            del cgroups[id], desired.cgroups[id]

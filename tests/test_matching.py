@@ -77,7 +77,7 @@ def test_kernel_gives_a_new_cgroup_what_user_space_would(
     desired = plan.resolve(policies, automaton, cgroups, NO_LIMIT)
     for cgroup, born in births(desired, cgroups):
         if born.asked:
-            assert automaton.needs_user_space
+            assert desired.asks
         else:
             assert (born.state, born.policy) == desired.cgroups[cgroup.id], cgroup.path
 
@@ -176,7 +176,8 @@ def test_number_of_a_state_is_the_same_in_every_process() -> None:
 )
 def test_only_globs_within_a_name_need_user_space(selector: dict[str, str], needed: bool) -> None:
     """The kernel matches names, * and ** by itself; globs within a name wait for the daemon."""
-    assert Automaton(policies_of([[selector]])).needs_user_space is needed
+    policies = policies_of([[selector]])
+    assert plan.resolve(policies, Automaton(policies), [], NO_LIMIT).asks is needed
 
 
 def test_kernel_asks_only_where_a_glob_might_match() -> None:

@@ -58,8 +58,8 @@ def nothing_left(own_mounts: None) -> Iterator[None]:
     before = _left()
     yield
     subprocess.run([BIN / "kabpfctl", "detach", "--all"], check=True, capture_output=True)
-    for file in Path("/etc/kabpf").rglob("*.yaml"):
-        file.unlink()
+    for directory in ("/etc/kabpf", "/run/kabpf"):
+        subprocess.run(["find", directory, "-mindepth", "1", "-delete"], check=True)
     deadline = time.monotonic() + 5
     while (after := _left()) != before and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -127,7 +127,7 @@ def peer() -> Iterator[Callable[..., Peer]]:
 
 @pytest.fixture
 def kabpfctl() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs kabpfctl; it has to succeed unless `status` says otherwise."""
+    """Runs kabpfctl, which has to end with `status`."""
 
     def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

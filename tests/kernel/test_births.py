@@ -1,10 +1,12 @@
 """Which policy a cgroup has: cgroups that come and go, nest, and are selected in every way."""
 
+import json
 import os
 import signal
+import subprocess
 
 import pytest
-from harness import UNTOUCHED, path_of, wait_until
+from harness import PINS, UNTOUCHED, path_of, wait_until
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -61,6 +63,45 @@ def _removed(cgroup):
     except OSError:
         return False
     return True
+
+
+def test_cgroup_of_another_hierarchy_is_not_taken_for_one_of_the_tree(
+    kabpfctl, make_cgroup, tmp_path
+):
+    """A version 1 cgroup is no birth in the cgroup2 tree, whatever its id, nor its end a death."""
+    subprocess.run(
+        ["mount", "-t", "cgroup", "-o", "none,name=kabpf-test", "none", tmp_path], check=True
+    )
+    try:
+        kabpfctl("attach", "--cgroup", make_cgroup("some"), "--idle", 61)
+        before = _entries()
+        made = [tmp_path / f"v1-{number}" for number in range(50)]
+        for directory in made:
+            directory.mkdir()
+        assert _entries() == before
+        for directory in made:
+            directory.rmdir()
+        assert _entries() == before
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_removed_cgroups_leave_the_map(kabpfctl, make_cgroup):
+    """A cgroup's entry goes with it."""
+    top = make_cgroup()
+    kabpfctl("attach", "--cgroup", top, "--idle", 61)
+    made = [make_cgroup(f"short-{number}") for number in range(100)]
+    ids = {directory.stat().st_ino for directory in made}
+    assert ids <= _entries()
+    for directory in made:
+        directory.rmdir()
+    assert not ids & _entries()
+
+
+def _entries():
+    """The ids in the map of cgroups, as bpftool reads it."""
+    command = ["bpftool", "--json", "map", "dump", "pinned", PINS / "kabpf_cgroups"]
+    return {one["formatted"]["key"] for one in json.loads(subprocess.check_output(command))}
 
 
 def test_path_below_a_parent_that_is_made_later_is_covered(
@@ -189,6 +230,6 @@ def test_glob_without_daemon_waits_for_apply(make_cgroup, kabpfctl, write_policy
     kabpfctl("apply")
     worker = make_cgroup("worker-1")
     assert _idle(peer, worker) is None
-    assert "wait for kabpfctl apply" in kabpfctl("status").stdout
+    assert "some new cgroups wait for kabpfctl apply" in kabpfctl("status").stdout
     kabpfctl("apply")
     assert _idle(peer, worker) == 61

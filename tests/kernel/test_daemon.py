@@ -153,6 +153,77 @@ def test_second_daemon_is_refused(kabpfd):
     assert done.stderr == f"kabpfd: kabpfd runs already, as process {daemon.process.pid}\n"
 
 
+def test_lock_of_the_daemon_is_closed_to_others(kabpfd, kabpfctl):
+    """Nobody but root can open the file whose lock says that kabpfd runs."""
+    kabpfd()
+    command = ["setpriv", "--reuid=65534", "--clear-groups", "cat", "/run/kabpf/kabpfd.lock"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Permission denied" in done.stderr
+
+
+def test_births_that_wait_at_a_bad_reload_are_resolved(make_cgroup, write_policy, kabpfd, peer):
+    """A reload that fails does not keep kabpfd from cgroups born before it."""
+    top = make_cgroup()
+    write_policy("a.yaml", f'select: [{{cgroup: "{path_of(top)}/w-*"}}]\nkeepalive: {{idle: 61}}\n')
+    daemon = kabpfd()
+    daemon.process.send_signal(signal.SIGSTOP)
+    client = peer(make_cgroup("w-1"))
+    _, address = peer().listener()
+    number = client.connection(address)
+    write_policy("b.service.yaml", "keepalive: {idle: never}\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.process.send_signal(signal.SIGCONT)
+    assert client.wait_for_keepalive(number, 5) is not None
+
+
+def test_files_that_were_not_reloaded_stay_out_of_force(make_cgroup, write_policy, kabpfd, peer):
+    """However many cgroups are born, an edited file waits for the reload."""
+    top = make_cgroup()
+    text = f'select: [{{cgroup: "{path_of(top)}/w-*"}}]\nkeepalive: {{idle: 61}}\n'
+    file = write_policy("a.yaml", text)
+    daemon = kabpfd()
+    file.write_text(text.replace("61", "62"))
+    daemon.process.send_signal(signal.SIGSTOP)
+    for number in range(1200):
+        (top / f"w-{number}").mkdir()
+    client = peer(top / "w-0")
+    _, address = peer().listener()
+    number = client.connection(address)
+    daemon.process.send_signal(signal.SIGCONT)
+    assert client.wait_for_keepalive(number, 5) is not None
+    assert client.options(number) == IDLE_61
+
+
+def test_daemon_survives_processes_that_come_and_go(make_cgroup, write_policy, kabpfd):
+    """Short-lived cgroups whose processes enter network namespaces of their own and end neither
+    stop kabpfd nor leave entries in its map."""
+    top = make_cgroup()
+    write_policy("a.yaml", f'select: [{{cgroup: "{path_of(top)}/w-*"}}]\nkeepalive: {{idle: 61}}\n')
+    daemon = kabpfd()
+    script = f"""
+        for i in $(seq 150); do
+            mkdir {top}/w-$$-$i
+            sh -c 'echo 0 > {top}/w-'$$-$i'/cgroup.procs; exec unshare --net true'
+            rmdir {top}/w-$$-$i
+        done
+    """
+    loops = [subprocess.Popen(["sh", "-c", script]) for _ in range(3)]
+    assert [loop.wait() for loop in loops] == [0, 0, 0]
+    write_policy("b.yaml", f'select: [{{cgroup: "{path_of(top)}/last"}}]\nkeepalive: on\n')
+    daemon.reload()  # by now it has seen every birth
+    assert daemon.process.poll() is None
+    known = _entries()
+    root = Path(str(top).removesuffix(path_of(top)))
+    ids = {os.stat(directory).st_ino for directory, _, _ in os.walk(root)}
+    assert len(known - ids) == 0
+
+
+def _entries():
+    """The ids in the map of cgroups, as bpftool reads it."""
+    command = ["bpftool", "--json", "map", "dump", "pinned", PINS / "kabpf_cgroups"]
+    return {one["formatted"]["key"] for one in json.loads(subprocess.check_output(command))}
+
+
 def test_daemon_sleeps_at_rest(cgroup, write_policy, kabpfd):
     """With nothing to do, kabpfd is not woken once in two seconds."""
     write_policy("a.yaml", _policy(cgroup, 61))

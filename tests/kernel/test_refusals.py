@@ -1,12 +1,18 @@
 """What this machine can't do, and what a policy can't say, is said, and changes nothing."""
 
+import contextlib
+import ctypes
 import json
 import os
+import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 from harness import BIN, DROP_INS, PINS, cgroup_root, path_of
 from test_policy import MALFORMED
+
+from kabpf import libbpf
 
 
 def _maps():
@@ -30,7 +36,7 @@ def in_force(cgroup, kabpfctl):
 
 def test_malformed_policy_changes_nothing(in_force, kabpfctl):
     """Each malformed file gives its one message and status 1, and nothing in the kernel changes."""
-    DROP_INS.mkdir()
+    DROP_INS.mkdir(exist_ok=True)
     file = DROP_INS / "app.service.yaml"
     for text, message in MALFORMED:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -180,6 +186,88 @@ def _another_build():
     command = ["bpftool", "map", "update", "pinned", pin, "key", "0", "0", "0", "0", "value"]
     subprocess.run([*command, *value], check=True)
     return f"{PINS} comes from another version of kabpf, expected this one: kabpfctl apply"
+
+
+def test_kernel_without_a_feature_is_told_from_one_with_it():
+    """What is missing from the kernel's BTF is found by name."""
+    names = {"bpf_iter_tcp_get_func_proto": 12, "kabpf_has_no_such_function": 12}
+    assert libbpf.missing_from_btf(names) == ["kabpf_has_no_such_function"]
+
+
+def test_refused_system_call_is_named():
+    """Root whose bpf(2) is filtered, as in a container, is told what refuses it."""
+    done = subprocess.run(
+        [BIN / "kabpfctl", "apply"], preexec_fn=_refuse_bpf, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("kabpfctl: the kernel refuses bpf(2) to root, expected a ")
+
+
+def _refuse_bpf():
+    """A seccomp filter (seccomp(2)) that answers bpf(2) with EPERM and lets the rest pass."""
+    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+    load, compare, answer = (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0)
+    program = struct.pack("HBBI" * 4, *load, *compare, *answer, 0x50001, *answer, 0x7FFF0000)
+    buffer = ctypes.create_string_buffer(program)
+    filter = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, filter) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+
+@pytest.mark.parametrize("name", ["kabpf-new", "kabpf-old"])
+def test_what_an_interrupted_command_left_is_cleared_up(cgroup, kabpfctl, peer, name):
+    """Pins of a load or lift that was killed half-way are named by status, and go at the next
+    apply with what they have in force."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    PINS.rename(PINS.with_name(name))
+    assert "left pins in force beside it" in kabpfctl("status").stdout
+    Path("/run/kabpf/policy.d").joinpath(*os.listdir("/run/kabpf/policy.d")).unlink()
+    kabpfctl("apply")
+    assert "left pins" not in kabpfctl("status").stdout
+    _, address = peer().listener()
+    client = peer(cgroup)
+    assert client.keepalive(client.connection(address)) == 0
+
+
+def test_retrofit_that_was_refused_stays_owed(cgroup, kabpfctl, peer):
+    """Where the open sockets could not be visited, the next apply does it."""
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    command = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    attach = [BIN / "kabpfctl", "attach", "--cgroup", cgroup, "--idle", "61"]
+    kabpfctl("apply")
+    done = subprocess.run([*command, *attach], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Operation not permitted" in done.stderr
+    assert client.keepalive(number) == 0
+    kabpfctl("apply")
+    assert client.options(number)["idle"] == 61
+
+
+def test_killed_command_leaves_what_the_next_apply_completes(cgroup, kabpfctl, peer):
+    """kabpfctl killed at any moment of attach leaves no socket uncovered after the next apply, and
+    nothing beside the pins."""
+    _, address = peer().listener()
+    client = peer(cgroup)
+    for round in range(12):
+        number = client.connection(address)
+        idle = 100 + round
+        attach = [BIN / "kabpfctl", "attach", "--cgroup", cgroup, "--idle", str(idle)]
+        killed = subprocess.Popen(attach, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            killed.wait(0.06 + 0.01 * round)
+        killed.kill()
+        killed.wait()
+        kabpfctl("apply")
+        asked = str(idle) in "".join(
+            file.read_text() for file in Path("/run/kabpf/policy.d").glob("*.yaml")
+        )
+        if asked:
+            assert client.options(number)["idle"] == idle
+        assert [name for name in os.listdir(PINS.parent) if "kabpf" in name] == ["kabpf"]
 
 
 @pytest.mark.parametrize(

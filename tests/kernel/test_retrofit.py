@@ -34,29 +34,44 @@ def _seen(options):
 def test_attach_covers_exactly_the_open_connections_of_the_cgroup(
     cgroup, other_cgroup, peer, kabpfctl, many_descriptors
 ):
-    """Of 10,000 sockets of open connections the half in the cgroup is changed, and no other."""
-    server, client = peer(other_cgroup), peer(cgroup)
-    _pairs(server, client, 5000)
+    """Of 10,000 open connections the half in the cgroup is changed, and no other socket."""
+    server, inside, outside = peer(other_cgroup), peer(cgroup), peer(other_cgroup)
+    _pairs(server, inside, 5000)
+    _pairs(server, outside, 5000)
     text = kabpfctl("attach", "--cgroup", cgroup, *ATTACH).stdout
-    assert client.all_options(0) == {_seen(IDLE_61): 5000}
-    assert server.all_options(0) == {_seen(UNTOUCHED): 5001}
+    assert inside.all_options(0) == {_seen(IDLE_61): 5000}
+    assert outside.all_options(0) == {_seen(UNTOUCHED): 5000}
+    assert server.all_options(0) == {_seen(UNTOUCHED): 10_002}
     assert "5000 open sockets changed" in text
 
 
 def test_attach_reaches_other_network_namespaces(
     cgroup, other_cgroup, peer, kabpfctl, make_namespace, many_descriptors
 ):
-    """Open connections in every network namespace of the cgroup's processes are covered, and
-    those of other cgroups in the same namespaces are not."""
+    """Open connections of the cgroup are covered in every network namespace, and those of other
+    cgroups in the same namespaces are not."""
     peers = []
     for name in (make_namespace(), make_namespace(), None):
         server, client = peer(other_cgroup, name), peer(cgroup, name)
         _pairs(server, client, 1000)
         peers.append((server, client))
+    # Its sockets stay in a namespace and a cgroup that no process of the other is in.
+    (other_cgroup / "cgroup.procs").write_text(str(peers[0][1].process.pid))
     kabpfctl("attach", "--cgroup", cgroup, *ATTACH)
     for server, client in peers:
         assert client.all_options(0) == {_seen(IDLE_61): 1000}
         assert server.all_options(0) == {_seen(UNTOUCHED): 1001}
+
+
+def test_socket_in_a_namespace_that_its_process_has_left_is_covered(
+    cgroup, peer, kabpfctl, namespace
+):
+    """A process that enters a network namespace, opens a connection and goes back is covered."""
+    server, client = peer(None, namespace), peer(cgroup)
+    _, address = server.listener()
+    number = client.connection_in(f"/run/netns/{namespace}", address)
+    kabpfctl("attach", "--cgroup", cgroup, *ATTACH)
+    assert client.options(number) == IDLE_61
 
 
 def test_attach_covers_open_listeners(cgroup, peer, kabpfctl):

@@ -1,0 +1,197 @@
+"""Measures kabpf against its budgets, prints the table and writes it as JSON; bench/run starts it.
+
+A benchmark is not a test: a missed budget is a line in the table, and the exit status is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import connections
+import daemon
+import retrofit
+from machine import Machine, cgroup
+
+import kabpf
+
+
+class Row(NamedTuple):
+    """A figure and, where there is one, its budget; both in `unit`."""
+
+    what: str
+    figure: float
+    unit: str
+    budget: float | None = None
+    at_least: bool = False
+    doubt: str = ""  # why the figure can't be held against the budget
+
+    @property
+    def met(self) -> bool | None:
+        if self.budget is None or self.doubt:
+            return None
+        return self.figure >= self.budget if self.at_least else self.figure <= self.budget
+
+
+Section = tuple[dict[str, Any], list[Row]]  # all that was measured, and what is shown of it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scratch", type=Path, help="a directory with the program sockets")
+    parser.add_argument("cgroup", type=Path, help="the cgroup to make and to work in")
+    parser.add_argument("results", type=Path, help="the JSON file to write")
+    parser.add_argument("--quick", action="store_true", help="measure less")
+    arguments = parser.parse_args()
+    machine = Machine(arguments.scratch, arguments.cgroup, arguments.quick)
+    rows: list[Row] = []
+    measured: dict[str, Any] = {}
+    foreign = machine.foreign_programs()
+    with cgroup(machine.cgroup):
+        for name, measure in (
+            ("connections", _connections),
+            ("retrofit", _retrofit),
+            ("daemon", _daemon),
+            ("births", _births),
+        ):
+            print(f"   {name}", flush=True)
+            measured[name], found = measure(machine)
+            rows += found
+            foreign = max(foreign, machine.foreign_programs())
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kernel": os.uname().release,
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "kabpf": kabpf.__version__,
+        "libdontdie": _version("libdontdie0"),
+        "quick": machine.quick,
+        "foreign_programs": foreign,
+    }
+    print(_text(about, rows))
+    table_json = [row._asdict() | {"met": row.met} for row in rows]
+    result = {**about, "table": table_json, "measured": measured}
+    arguments.results.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {arguments.results}")
+
+
+def _connections(machine: Machine) -> Section:
+    costs = connections.measure(machine)
+    added_us = {name: added_ns / 1000 for name, added_ns in costs.added_ns.items()}
+    doubt = "" if costs.alone else "not alone"
+    none, three = added_us["kabpf, no policy"], added_us["kabpf, three options"]
+    rounds = {"rounds": [one._asdict() for one in costs.rounds]}
+    return costs._asdict() | rounds, [
+        Row("connect, accept, close: a cycle of two sockets", costs.bare_ns / 1000, "us"),
+        *(Row(f"added to it by {name}", added, "us") for name, added in added_us.items()),
+        Row(
+            "kabpf to libdontdie, three options each",
+            three / added_us["libdontdie"],
+            "",
+            0.5,
+            doubt=doubt,
+        ),
+        Row("added by kabpf without policy, a socket", none / 2, "us", 0.15, doubt=doubt),
+    ]
+
+
+def _retrofit(machine: Machine) -> Section:
+    costs = retrofit.measure(machine)
+    rate = retrofit.per_second
+    count = f"{costs.sockets:,} open sockets"
+    return costs._asdict(), [
+        Row(f"retrofit of {count}", rate(costs.sockets, costs.first_s), "sockets/s", 1e6, True),
+        Row(
+            "the same, another policy", rate(costs.sockets, costs.changed_s), "sockets/s", 1e6, True
+        ),
+        Row(f"kabpfctl attach, {count}", costs.attach_s, "s"),
+        Row("the same, another policy", costs.attach_changed_s, "s"),
+    ]
+
+
+def _daemon(machine: Machine) -> Section:
+    costs = daemon.measure(machine)
+    median = statistics.median
+    scale = f"{daemon.POLICIES} policies, {daemon.CGROUPS:,} cgroups"
+    many = f"{daemon.RELOADS_OF:,} drop-ins"
+    births = "idle" if costs.quiet else "not idle: cgroups were born"
+    return costs._asdict(), [
+        Row(f"kabpfd start to READY, {scale}", median(costs.start_s), "s", 0.5),
+        Row("the same, adopting what is in the kernel", median(costs.adopt_s), "s", 0.5),
+        Row("kabpfd resident", costs.resident_kib / 1024, "MiB", 40),
+        Row(f"kabpfd resident, {many}, reloaded", costs.resident_many_kib / 1024, "MiB"),
+        Row(f"kabpfd wake-ups in {daemon.IDLE_WINDOW_S} s, {births}", costs.wake_ups, "", 0),
+        Row("kabpfctl status", median(costs.status_s), "s", 0.15),
+        Row(f"kabpfd reload, {many}, one changed", median(costs.reload_s), "s", 0.3),
+        Row(f"kabpfctl status, {many}", median(costs.status_many_s), "s"),
+        Row(f"kabpfctl apply, {many}, nothing loaded", median(costs.apply_cold_s), "s"),
+        Row(f"kabpfctl apply, {many}, nothing changed", median(costs.apply_again_s), "s"),
+    ]
+
+
+def _births(machine: Machine) -> Section:
+    costs = daemon.measure_births(machine)
+    count = len(costs.glob_new_s)
+    new_ms = [seconds * 1000 for seconds in costs.glob_new_s]
+    first_ms = [seconds * 1000 for seconds in costs.glob_first_s]
+    missed = count - costs.literal_first_covered
+    return costs._asdict(), [
+        Row(f"mkdir to policy, by name: too late, of {count}", missed, "", 0),
+        Row("mkdir to policy, by glob", statistics.median(new_ms), "ms", 5),
+        Row(f"the same, worst of {count}", max(new_ms), "ms"),
+        Row("the same, connection opened before", statistics.median(first_ms), "ms", 5),
+    ]
+
+
+def _text(about: dict[str, Any], rows: list[Row]) -> str:
+    cells = [("what", "figure", "budget", ""), *map(_cells, rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(4)]
+    lines = [
+        "  ".join(
+            (what.ljust(widths[0]), figure.rjust(widths[1]), budget.rjust(widths[2]), verdict)
+        )
+        for what, figure, budget, verdict in cells
+    ]
+    where = "{date}, Linux {kernel}, {cpus} x {processor}".format(**about)
+    notes = []
+    if about["foreign_programs"]:
+        notes = [f"{about['foreign_programs']} other sock_ops programs ran at the root of the tree"]
+    return "\n".join(["", where, *notes, "", *map(str.rstrip, lines), ""])
+
+
+def _cells(row: Row) -> tuple[str, str, str, str]:
+    if row.budget is None:
+        return row.what, _number(row.figure, row.unit), "", ""
+    budget = f"{'>=' if row.at_least else '<='} {_number(row.budget, row.unit)}"
+    return (
+        row.what,
+        _number(row.figure, row.unit),
+        budget,
+        row.doubt or ("met" if row.met else "MISSED"),
+    )
+
+
+def _number(value: float, unit: str) -> str:
+    whole = isinstance(value, int) or value >= 1000
+    return f"{value:,.0f} {unit}".rstrip() if whole else f"{value:.3g} {unit}".rstrip()
+
+
+def _processor() -> str:
+    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else os.uname().machine
+
+
+def _version(package: str) -> str:
+    command = ["dpkg-query", "-W", "-f", "${Version}", package]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+if __name__ == "__main__":
+    main()
