@@ -121,13 +121,13 @@ def _daemon(machine: Machine) -> Section:
     median = statistics.median
     scale = f"{daemon.POLICIES} policies, {daemon.CGROUPS:,} cgroups"
     many = f"{daemon.RELOADS_OF:,} drop-ins"
-    births = "idle" if costs.quiet else "not idle: cgroups were born"
+    doubt = "" if costs.quiet else "cgroups were born meanwhile"
     return costs._asdict(), [
         Row(f"kabpfd start to READY, {scale}", median(costs.start_s), "s", 0.5),
         Row("the same, adopting what is in the kernel", median(costs.adopt_s), "s", 0.5),
         Row("kabpfd resident", costs.resident_kib / 1024, "MiB", 40),
         Row(f"kabpfd resident, {many}, reloaded", costs.resident_many_kib / 1024, "MiB"),
-        Row(f"kabpfd wake-ups in {daemon.IDLE_WINDOW_S} s, {births}", costs.wake_ups, "", 0),
+        Row(f"kabpfd wake-ups in {daemon.IDLE_WINDOW_S} s", costs.wake_ups, "", 0, doubt=doubt),
         Row("kabpfctl status", median(costs.status_s), "s", 0.15),
         Row(f"kabpfd reload, {many}, one changed", median(costs.reload_s), "s", 0.3),
         Row(f"kabpfctl status, {many}", median(costs.status_many_s), "s"),

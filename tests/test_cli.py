@@ -223,6 +223,7 @@ def test_check_takes_defaults_of_installed_files(
     apart = ["unshare", "--mount", "sh", "-c", script, "sh"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("it takes root and a mount namespace to install files for this test alone")
+    skip_unless_executable(*apart)
     outcome = run(*apart, KABPFCTL, "check", str(folder / "a.service.yaml"))
     if timeout:
         assert outcome == Outcome(0, f"{folder}/a.service.yaml: ok, 1 policy\n", "")
@@ -254,9 +255,13 @@ def as_nobody(*arguments: str) -> Outcome:
     if os.geteuid() != 0:
         return kabpfctl(*arguments)
     drop = [shutil.which("setpriv") or "setpriv", f"--reuid={NOBODY}", "--clear-groups"]
-    if subprocess.run([*drop, "test", "-x", KABPFCTL]).returncode:
-        pytest.skip(f"{KABPFCTL} is in a directory that only root may enter")
+    skip_unless_executable(*drop)
     return run(*drop, KABPFCTL, *arguments)
+
+
+def skip_unless_executable(*as_somebody: str) -> None:
+    if subprocess.run([*as_somebody, "test", "-x", KABPFCTL]).returncode:
+        pytest.skip(f"{KABPFCTL} is in a directory that only root may enter")
 
 
 def run(*command: str) -> Outcome:
