@@ -142,7 +142,10 @@ def _attach(arguments: argparse.Namespace) -> int:
             )
         with _written(file, _attached_policy(cgroup.path, options)):
             policies = policy.load(policy.SYSTEM)
-            winner = reconcile.preview(policies, tree, None).plan.cgroups[cgroup.id].policy
+            found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
+            if found is None:
+                raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
+            winner = found.policy
             if winner is None or winner.source.path != str(file):
                 other = winner.source if winner else "a mask"
                 raise RefusedError(
@@ -151,19 +154,25 @@ def _attach(arguments: argparse.Namespace) -> int:
                 )
             loaded = dataplane.open_or_load(dataplane.PINS, tree)
         with loaded:
-            resolution = _reconcile(policies, tree, loaded)
-            id = resolution.numbers[plan.record(winner)]
-            counters = loaded.counters([id])[id]
+            before = _retrofitted(loaded, winner)
+            _reconcile(policies, tree, loaded)
+            changed = _retrofitted(loaded, winner) - before
     result = {
         "cgroup": cgroup.path,
         "policy": winner.name,
         "file": str(file),
         "options": dataclasses.asdict(winner.options),
-        "retrofitted": counters.retrofitted,
+        "retrofitted": changed,
     }
-    text = _options_text(winner.options)
-    changed = f"{_count(counters.retrofitted, 'open socket')} changed"
-    return _print(arguments, result, f"{_shown(cgroup.path)}: {text}; {changed}")
+    options_text = _options_text(winner.options)
+    text = f"{_shown(cgroup.path)}: {options_text}; {_count(changed, 'open socket')} changed"
+    return _print(arguments, result, text)
+
+
+def _retrofitted(loaded: Dataplane, wanted: Policy) -> int:
+    """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
+    ids = [id for id, found in loaded.actual().records.items() if found == plan.record(wanted)]
+    return sum(counters.retrofitted for counters in loaded.counters(ids).values())
 
 
 def _detach(arguments: argparse.Namespace) -> int:
@@ -296,7 +305,7 @@ def _status(arguments: argparse.Namespace) -> int:
         "pins": str(dataplane.PINS),
         "daemon": pid,
         "new_cgroups_wait": resolution.plan.asks and not pid,
-        "policy_files": {"errors": findings, "applied": applied},
+        "policy_files": {"policies": len(policies), "errors": findings, "applied": applied},
         "policies": [
             {
                 "policy": name,
@@ -345,7 +354,7 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield "policy files: wrong; the last good ones stay in force"
         yield from (f"  {_shown(finding)}" for finding in files["errors"])
     elif files["applied"]:
-        yield "policy files: in force"
+        yield f"policy files: {'in force' if files['policies'] else 'none'}"
     else:
         yield "policy files: not in force as they are now; kabpfctl apply does it"
     yield ""

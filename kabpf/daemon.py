@@ -103,7 +103,11 @@ class Daemon:
         self._events: RingBuffer | None = None
         self._born: list[Born] = []
         self._asked_in_vain = 0
-        self._last: reconcile.Resolution | None = None
+        self._policies: tuple[policy.Policy, ...] | None = None  # the last good ones
+        self._last: reconcile.Resolution | None = (
+            None  # None after a failure: the kernel may differ
+        )
+        self._problem = ""
         self._signals: set[int] = set()
         self._poll = select.epoll()
         self._wake, self._wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -132,7 +136,7 @@ class Daemon:
         except KabpfError as error:
             if not dataplane.PINS.exists():
                 raise
-            log.error("the last good policy stays in force: %s", error)
+            self._say_problem(error)
             self._adopt()
         self._say_ready()
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
@@ -156,16 +160,17 @@ class Daemon:
 
     def _reload(self) -> None:
         with reconcile.locked():
-            policies = policy.load(policy.SYSTEM, self._cache)
+            self._policies = policy.load(policy.SYSTEM, self._cache)
             self._open()
-            self._reconcile(policies)
+            self._reconcile(self._policies)
 
     def _look_again(self) -> None:
         with reconcile.locked():
+            self._last = None
             if dataplane.PINS.exists():
-                policies = policy.load(policy.SYSTEM, self._cache)
+                self._policies = policy.load(policy.SYSTEM, self._cache)
                 self._open()
-                self._reconcile(policies)
+                self._reconcile(self._policies)
             else:
                 self._close()
                 log.info("kabpfctl lifted every policy; a reload puts them in force again")
@@ -200,7 +205,9 @@ class Daemon:
         self._events.consume()
         self._born.clear()
         self._asked_in_vain = self._loaded.totals().asked_in_vain
+        self._last = None
         self._last = reconcile.reconcile(policies, self._tree, self._loaded)
+        self._problem = ""
 
     def _resolve_born(self) -> None:
         if not self._events or not self._loaded:
@@ -208,7 +215,7 @@ class Daemon:
         self._events.consume()
         if not self._born:
             return
-        if self._last is None:  # started beside wrong files: said at the start
+        if self._policies is None:  # started beside wrong files: said at the start
             self._born.clear()
             return
         with reconcile.locked():
@@ -219,10 +226,11 @@ class Daemon:
             lost = self._loaded.totals().asked_in_vain != self._asked_in_vain
             if (
                 lost
+                or self._last is None
                 or len(self._last.cgroups) > BORN_MAX
                 or not reconcile.resolve_born(born, self._last, self._tree, self._loaded)
             ):
-                self._reconcile(self._last.plan.policies)
+                self._reconcile(self._policies)
 
     def _drain_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -232,23 +240,22 @@ class Daemon:
         try:
             step()
         except KabpfError as error:
-            log.error("the last good policy stays in force: %s", error)
-            notify(f"STATUS=the last good policy stays in force: {_line(error)}")
+            self._say_problem(error)
+            notify(f"STATUS={self._problem}")
+
+    def _say_problem(self, error: KabpfError) -> None:
+        log.error("the last good policy stays in force: %s", error)
+        # A line, because sd_notify() takes the next one for another assignment.
+        self._problem = f"the last good policy stays in force: {error}".replace("\n", "; ")
 
     def _say_ready(self) -> None:
-        status = "the policy of before is in force"
-        if self._last:
+        status = self._problem
+        if self._last and not status:
             covered = sum(1 for found in self._last.plan.cgroups.values() if found.policy)
-            count = len(self._last.plan.policies)
-            status = (
-                f"STATUS={count} policies, {covered} of {len(self._last.cgroups)} cgroups covered"
-            )
-            log.info("%s", status.partition("=")[2])
-        notify(f"READY=1\n{status}")
-
-
-def _line(error: KabpfError) -> str:
-    return str(error).replace("\n", "; ")
+            count, cgroups = len(self._last.plan.policies), len(self._last.cgroups)
+            status = f"policies in force: {count}; cgroups covered: {covered} of {cgroups}"
+            log.info("%s", status)
+        notify(f"READY=1\nSTATUS={status}")
 
 
 def notify(message: str) -> None:

@@ -131,10 +131,11 @@ class Daemon:
             pass
         return message
 
-    def reload(self) -> None:
+    def reload(self) -> str:
+        """Reload, and give back the status line that systemd would show."""
         self.process.send_signal(signal.SIGHUP)
         self.wait_for("RELOADING=1")
-        self.wait_for("READY=1")
+        return self.wait_for("READY=1").partition("STATUS=")[2]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

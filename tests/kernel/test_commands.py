@@ -34,6 +34,16 @@ def test_attach_writes_a_runtime_drop_in(cgroup, kabpfctl):
     assert _files(PERSISTENT) == []
 
 
+def test_attaching_again_changes_no_socket(cgroup, kabpfctl, peer):
+    """attach says how many open sockets it changed itself, not what an earlier one did."""
+    _, address = peer().listener()
+    peer(cgroup).connection(address)
+    first = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61).stdout
+    again = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61).stdout
+    assert first.endswith("; 1 open socket changed\n")
+    assert again.endswith("; 0 open sockets changed\n")
+
+
 def test_attach_without_options_turns_keepalive_on(cgroup, kabpfctl, peer):
     """Without options the times are the system's."""
     kabpfctl("attach", "--cgroup", cgroup)
@@ -192,7 +202,7 @@ def test_status_counts_what_happened(cgroup, kabpfctl, peer):
     assert policy["counters"] == {
         "established": 2, "listening": 1, "retrofitted": 1, "left": 1, "failed": {},
     }  # fmt: skip
-    assert status["policy_files"] == {"errors": [], "applied": True}
+    assert status["policy_files"] == {"policies": 1, "errors": [], "applied": True}
 
 
 def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):

@@ -116,7 +116,7 @@ def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy,
     write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd()
     bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
-    daemon.reload()
+    assert daemon.reload().startswith(f"the last good policy stays in force: {bad}:1: keepalive")
     assert _options_of_new(peer, cgroup) == IDLE_61
     bad.unlink()
     write_policy("a.yaml", _policy(cgroup, 62))
