@@ -24,7 +24,7 @@ SECONDS = "a time in seconds (60, 90s, 5m, 1h)"
 TIMEOUT = "a time (30, 30s, 1500ms, 5m), auto or off"
 GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
-COMMANDS = "'attach', 'detach', 'apply', 'check', 'plan', 'status'"
+COMMANDS = "attach, detach, apply, check, plan, status"
 
 
 class Outcome(NamedTuple):
@@ -66,7 +66,7 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
         (
             ["enforce"],
             "kabpfctl",
-            f"argument COMMAND: invalid choice: 'enforce' (choose from {COMMANDS})",
+            f"argument COMMAND: invalid choice: enforce (choose from {COMMANDS})",
         ),
         (["status", "all"], "kabpfctl", "unrecognized arguments: all"),
         (["attach"], "kabpfctl attach", "the following arguments are required: --cgroup"),
@@ -84,7 +84,9 @@ def test_wrong_arguments_are_wrong_usage(arguments: list[str], who: str, message
     outcome = kabpfctl(*arguments)
     assert (outcome.status, outcome.output) == (2, "")
     assert outcome.errors.startswith(f"usage: {who} ")
-    assert outcome.errors.endswith(f"\n{who}: error: {message}\n")
+    # Python 3.12 gave up the quotation marks round the choices.
+    said = outcome.errors.replace("'", "")
+    assert said.endswith(f"\n{who}: error: {message}\n")
 
 
 def test_version_is_that_of_the_package() -> None:

@@ -33,6 +33,17 @@ def cgroup_root() -> Path:
     raise AssertionError("no cgroup2 tree")
 
 
+def pinned(kind: str) -> dict[str, dict[str, Any]]:
+    """What bpftool lists of kabpf's pinned links ("link") or maps ("map"), by the pins' names."""
+    listed = json.loads(subprocess.check_output(["bpftool", "--json", "--bpffs", kind, "list"]))
+    return {
+        Path(pin).name: one
+        for one in listed
+        for pin in one.get("pinned", [])
+        if Path(pin).parent == PINS
+    }
+
+
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
     """Wait for something that has no event of its own."""
     deadline = time.monotonic() + seconds

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from harness import BIN, PINS, UNTOUCHED, path_of
+from harness import BIN, PINS, UNTOUCHED, path_of, pinned
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -23,15 +23,8 @@ def _options_of_new(peer, cgroup):
 
 
 def _pinned_ids():
-    """The ids of the pinned objects, as bpftool reads them."""
-    ids = {}
-    for pin in sorted(PINS.iterdir()):
-        for kind in ("map", "link"):
-            command = ["bpftool", "--json", kind, "show", "pinned", str(pin)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode == 0:
-                ids[pin.name] = json.loads(done.stdout)["id"]
-    return ids
+    """The ids of the pinned objects."""
+    return {name: one["id"] for kind in ("map", "link") for name, one in pinned(kind).items()}
 
 
 def _attached(root):

@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from harness import UNTOUCHED, cgroup_root
+from harness import UNTOUCHED, cgroup_root, pinned
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -74,9 +74,6 @@ def test_applying_again_attaches_nothing_twice(cgroup, kabpfctl):
         subprocess.check_output(["bpftool", "--json", "cgroup", "show", cgroup_root()])
     )
     links = json.loads(subprocess.check_output(["bpftool", "--json", "link", "list"]))
-    pinned = subprocess.check_output(
-        ["bpftool", "--json", "link", "show", "pinned", "/sys/fs/bpf/kabpf/kabpf_sockops"]
-    )
-    program = json.loads(pinned)["prog_id"]
+    program = pinned("link")["kabpf_sockops"]["prog_id"]
     assert [one["id"] for one in shown].count(program) == 1
     assert [one.get("prog_id") for one in links].count(program) == 1
