@@ -171,7 +171,7 @@ def _attach(arguments: argparse.Namespace) -> int:
 
 def _retrofitted(loaded: Dataplane, wanted: Policy) -> int:
     """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
-    ids = [id for id, found in loaded.actual().records.items() if found == plan.record(wanted)]
+    ids = [id for id, found in loaded.records().items() if found == plan.record(wanted)]
     return sum(counters.retrofitted for counters in loaded.counters(ids).values())
 
 
@@ -181,7 +181,7 @@ def _detach(arguments: argparse.Namespace) -> int:
     pattern = f"{ATTACHED}*.yaml" if arguments.all else _attached_file(RUNTIME, path).name
     with reconcile.locked():
         removed = [
-            file for directory in (RUNTIME, PERSISTENT) for file in _matching(directory, pattern)
+            file for directory in (RUNTIME, PERSISTENT) for file in sorted(directory.glob(pattern))
         ]
         if not removed and not arguments.all:
             raise RefusedError(f"{path} is not attached", hint="expected an attached cgroup")
@@ -342,11 +342,10 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield "  an interrupted command left pins in force beside it; kabpfctl apply clears up"
     if unrecorded := status["totals"]["unrecorded"]:
         yield f"  {_count(unrecorded, 'new cgroup')} not recorded, because there are too many"
-    yield (
-        f"daemon: running as process {status['daemon']}"
-        if status["daemon"]
-        else ("daemon: not running")
-    )
+    if status["daemon"]:
+        yield f"daemon: running as process {status['daemon']}"
+    else:
+        yield "daemon: not running"
     if status["new_cgroups_wait"]:
         yield "  some new cgroups wait for kabpfctl apply: globs within names, or too many rules"
     files = status["policy_files"]
@@ -432,14 +431,6 @@ def _attached_policy(path: str, options: dict[str, str]) -> bytes:
         f"select: [{{cgroup: {json.dumps(path)}}}]\n"
         f"keepalive: {keepalive if options else 'on'}\n"
     ).encode()
-
-
-def _matching(directory: Path, pattern: str) -> list[Path]:
-    return (
-        sorted(directory.glob(pattern))
-        if "*" in pattern
-        else [file for file in [directory / pattern] if file.exists()]
-    )
 
 
 def _covered(resolution: Resolution) -> list[tuple[str, Policy]]:

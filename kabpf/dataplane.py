@@ -184,11 +184,7 @@ class Dataplane:
         """
         self.check()
         return Actual(
-            {
-                _number(key): _record(CPolicy.from_buffer_copy(value))
-                for key, value in self._policies.items()
-                if value[CPolicy.name.offset]
-            },
+            self.records(),
             {
                 (step.state, os.fsdecode(step.name)): _birth(value)
                 for key, value in self._births.items()
@@ -197,6 +193,14 @@ class Dataplane:
             {_number(key): _entry(value) for key, value in self._cgroups.items()},
         )
 
+    def records(self) -> dict[int, Record]:
+        """The policies that are in the kernel, by their ids."""
+        return {
+            _number(key): _record(CPolicy.from_buffer_copy(value))
+            for key, value in self._policies.items()
+            if value[CPolicy.name.offset]
+        }
+
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """What the kernel has for these cgroups; those that are gone are left out."""
         found = {id: self._cgroups.look_up(_key(id, 8)) for id in ids}
@@ -204,13 +208,12 @@ class Dataplane:
 
     def check(self) -> None:
         """Raise RefusedError unless the program is attached to the root of the cgroup2 tree."""
-        program, _ = libbpf.link_program(str(self._pins / SOCK_OPS))
         descriptor = os.open(self._tree.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             attached = libbpf.sock_ops_programs(descriptor)
         finally:
             os.close(descriptor)
-        if program not in attached:
+        if self.identity() not in attached:
             raise RefusedError(
                 f"{self._pins / SOCK_OPS} is not attached to {self._tree.mount}",
                 hint="expected it there: kabpfctl apply",
@@ -281,7 +284,7 @@ class Dataplane:
 
     def identity(self) -> int:
         """The id of the attached program: another one after the data plane was loaded anew."""
-        return libbpf.link_program(str(self._pins / SOCK_OPS))[0]
+        return libbpf.link_program(str(self._pins / SOCK_OPS))
 
     def _map(self, name: str, key_size: int, value: Any) -> AbstractContextManager[libbpf.Map]:
         return libbpf.Map(str(self._pins / name), key_size, ctypes.sizeof(value))

@@ -248,29 +248,24 @@ class _MapInfo(ctypes.Structure):
 
 
 class _LinkInfo(ctypes.Structure):
-    """The beginning of struct bpf_link_info with its cgroup member (linux/bpf.h)."""
+    """The beginning of struct bpf_link_info (linux/bpf.h)."""
 
     _fields_ = (
         ("type", _U32),
         ("id", _U32),
         ("prog_id", _U32),
-        ("padding", _U32),
-        ("cgroup_id", ctypes.c_uint64),
-        ("attach_type", _U32),
-        ("rest", ctypes.c_uint8 * 228),
     )
 
 
-def link_program(path: str) -> tuple[int, int]:
-    """The program id of a pinned link, and the id of the cgroup that it is attached to (0 for none,
-    or none any more)."""
+def link_program(path: str) -> int:
+    """The program id of a pinned link."""
     descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
     try:
         info = _LinkInfo()
         _object_info(descriptor, info, path)
     finally:
         os.close(descriptor)
-    return info.prog_id, info.cgroup_id
+    return int(info.prog_id)
 
 
 def _object_info(descriptor: int, info: ctypes.Structure, path: str) -> None:

@@ -44,6 +44,12 @@ def pinned(kind: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def known_cgroups() -> set[int]:
+    """The ids in the map of cgroups, as bpftool reads it."""
+    command = ["bpftool", "--json", "map", "dump", "pinned", str(PINS / "kabpf_cgroups")]
+    return {one["formatted"]["key"] for one in json.loads(subprocess.check_output(command))}
+
+
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
     """Wait for something that has no event of its own."""
     deadline = time.monotonic() + seconds
@@ -151,6 +157,14 @@ class Daemon:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(20)
+
+
+def options_of_new(peer: Callable[..., Peer], cgroup: Path) -> dict[str, int]:
+    """The options of a new connection from a cgroup."""
+    _, address = peer().listener()
+    client = peer(cgroup)
+    options: dict[str, int] = client.options(client.connection(address))
+    return options
 
 
 def set_sysctl(namespace: str, name: str, value: str) -> None:

@@ -1,12 +1,11 @@
 """Which policy a cgroup has: cgroups that come and go, nest, and are selected in every way."""
 
-import json
 import os
 import signal
 import subprocess
 
 import pytest
-from harness import PINS, UNTOUCHED, path_of, wait_until
+from harness import UNTOUCHED, known_cgroups, path_of, wait_until
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -74,14 +73,14 @@ def test_cgroup_of_another_hierarchy_is_not_taken_for_one_of_the_tree(
     )
     try:
         kabpfctl("attach", "--cgroup", make_cgroup("some"), "--idle", 61)
-        before = _entries()
+        before = known_cgroups()
         made = [tmp_path / f"v1-{number}" for number in range(50)]
         for directory in made:
             directory.mkdir()
-        assert _entries() == before
+        assert known_cgroups() == before
         for directory in made:
             directory.rmdir()
-        assert _entries() == before
+        assert known_cgroups() == before
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -92,16 +91,10 @@ def test_removed_cgroups_leave_the_map(kabpfctl, make_cgroup):
     kabpfctl("attach", "--cgroup", top, "--idle", 61)
     made = [make_cgroup(f"short-{number}") for number in range(100)]
     ids = {directory.stat().st_ino for directory in made}
-    assert ids <= _entries()
+    assert ids <= known_cgroups()
     for directory in made:
         directory.rmdir()
-    assert not ids & _entries()
-
-
-def _entries():
-    """The ids in the map of cgroups, as bpftool reads it."""
-    command = ["bpftool", "--json", "map", "dump", "pinned", PINS / "kabpf_cgroups"]
-    return {one["formatted"]["key"] for one in json.loads(subprocess.check_output(command))}
+    assert not ids & known_cgroups()
 
 
 def test_path_below_a_parent_that_is_made_later_is_covered(

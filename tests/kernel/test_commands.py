@@ -6,16 +6,10 @@ import subprocess
 import threading
 from pathlib import Path
 
-from harness import BIN, PINS, UNTOUCHED, path_of
+from harness import BIN, PINS, UNTOUCHED, options_of_new, path_of
 
 RUNTIME, PERSISTENT = Path("/run/kabpf/policy.d"), Path("/etc/kabpf/policy.d")
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
-
-
-def _options_of_new(peer, cgroup):
-    _, address = peer().listener()
-    client = peer(cgroup)
-    return client.options(client.connection(address))
 
 
 def _files(directory):
@@ -47,14 +41,14 @@ def test_attaching_again_changes_no_socket(cgroup, kabpfctl, peer):
 def test_attach_without_options_turns_keepalive_on(cgroup, kabpfctl, peer):
     """Without options the times are the system's."""
     kabpfctl("attach", "--cgroup", cgroup)
-    assert _options_of_new(peer, cgroup) == UNTOUCHED | {"keepalive": 1}
+    assert options_of_new(peer, cgroup) == UNTOUCHED | {"keepalive": 1}
 
 
 def test_attach_uses_the_defaults_of_the_policy_files(cgroup, kabpfctl, peer):
     """What attach leaves out comes from `defaults`."""
     Path("/etc/kabpf/policy.yaml").write_text("defaults: {interval: 11, probes: 5}\n")
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--user-timeout", "auto")
-    assert _options_of_new(peer, cgroup) == {
+    assert options_of_new(peer, cgroup) == {
         "keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 116_000,
     }  # fmt: skip
 
@@ -62,7 +56,7 @@ def test_attach_uses_the_defaults_of_the_policy_files(cgroup, kabpfctl, peer):
 def test_attach_accepts_a_cgroup_path(cgroup, kabpfctl, peer):
     """A path below the cgroup2 root does as well as the directory."""
     kabpfctl("attach", "--cgroup", path_of(cgroup), "--idle", 61)
-    assert _options_of_new(peer, cgroup) == IDLE_61
+    assert options_of_new(peer, cgroup) == IDLE_61
 
 
 def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
@@ -70,7 +64,7 @@ def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--persist")
     (name,) = _files(PERSISTENT)
-    assert _options_of_new(peer, cgroup) == IDLE_61
+    assert options_of_new(peer, cgroup) == IDLE_61
     done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 63, status=1)
     assert done.stderr == (
         f"kabpfctl: {path_of(cgroup)} is attached by {PERSISTENT / name} already,"
@@ -78,7 +72,7 @@ def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
     )
     kabpfctl("detach", "--cgroup", cgroup)
     assert _files(PERSISTENT) == _files(RUNTIME) == []
-    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
 def test_attach_under_a_policy_that_is_read_later_is_refused(cgroup, kabpfctl, peer, write_policy):
@@ -92,7 +86,7 @@ def test_attach_under_a_policy_that_is_read_later_is_refused(cgroup, kabpfctl, p
         " expected no other file to name this path\n"
     )
     assert _files(RUNTIME) == []
-    assert _options_of_new(peer, cgroup) == IDLE_61
+    assert options_of_new(peer, cgroup) == IDLE_61
 
 
 def test_detach_leaves_the_other_cgroups_covered(cgroup, other_cgroup, kabpfctl, peer):
@@ -104,8 +98,8 @@ def test_detach_leaves_the_other_cgroups_covered(cgroup, other_cgroup, kabpfctl,
     number = client.connection(address)
     kabpfctl("detach", "--cgroup", cgroup)
     assert client.options(number) == IDLE_61
-    assert _options_of_new(peer, cgroup) == UNTOUCHED
-    assert _options_of_new(peer, other_cgroup) == IDLE_61
+    assert options_of_new(peer, cgroup) == UNTOUCHED
+    assert options_of_new(peer, other_cgroup) == IDLE_61
 
 
 def test_detach_of_a_cgroup_that_is_gone_works(make_cgroup, kabpfctl):
@@ -136,9 +130,9 @@ def test_detach_all_leaves_nothing_in_the_kernel(cgroup, kabpfctl, peer):
     assert not PINS.exists()
     assert _files(RUNTIME) == []
     assert policy.exists()
-    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert options_of_new(peer, cgroup) == UNTOUCHED
     kabpfctl("apply")
-    assert _options_of_new(peer, cgroup)["idle"] == 62
+    assert options_of_new(peer, cgroup)["idle"] == 62
 
 
 def test_apply_says_what_it_changed(cgroup, kabpfctl, write_policy):
@@ -181,7 +175,7 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
     assert row.split() == [path_of(cgroup), "a", "61s", "-", "-", "-", f"{file}:1"]
     assert changes.startswith("apply would change: 1 policy, ")
     assert not PINS.exists()
-    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
 def test_status_counts_what_happened(cgroup, kabpfctl, peer):
@@ -232,4 +226,4 @@ def test_commands_at_the_same_time_end_in_what_the_files_say(make_cgroup, kabpfc
         thread.join()
     assert statuses == [0] * 12
     assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
-    assert [_options_of_new(peer, name) for name in names] == [IDLE_61] * 12
+    assert [options_of_new(peer, name) for name in names] == [IDLE_61] * 12

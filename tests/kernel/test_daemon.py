@@ -7,19 +7,13 @@ import subprocess
 import time
 from pathlib import Path
 
-from harness import BIN, PINS, UNTOUCHED, path_of, pinned
+from harness import BIN, PINS, UNTOUCHED, known_cgroups, options_of_new, path_of, pinned
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
 
 def _policy(cgroup, idle):
     return f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: {idle}}}\n'
-
-
-def _options_of_new(peer, cgroup):
-    _, address = peer().listener()
-    client = peer(cgroup)
-    return client.options(client.connection(address))
 
 
 def _pinned_ids():
@@ -42,7 +36,7 @@ def test_start_puts_the_policy_in_force_before_ready(cgroup, write_policy, kabpf
     write_policy("a.yaml", _policy(cgroup, 61))
     kabpfd()
     assert client.options(number) == IDLE_61
-    assert _options_of_new(peer, cgroup) == IDLE_61
+    assert options_of_new(peer, cgroup) == IDLE_61
 
 
 def test_stop_lifts_every_policy(cgroup, write_policy, kabpfd, peer):
@@ -55,7 +49,7 @@ def test_stop_lifts_every_policy(cgroup, write_policy, kabpfd, peer):
     assert daemon.stop() == 0
     assert not PINS.exists()
     assert client.options(number) == IDLE_61
-    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
 def test_killed_daemon_misses_no_connection_and_is_adopted(
@@ -101,7 +95,7 @@ def test_reload_applies_changed_files(cgroup, write_policy, kabpfd, peer):
     assert client.options(number)["idle"] == 62
     file.unlink()
     daemon.reload()
-    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
 def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy, kabpfd, peer):
@@ -110,11 +104,11 @@ def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy,
     daemon = kabpfd()
     bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
     assert daemon.reload().startswith(f"the last good policy stays in force: {bad}:1: keepalive")
-    assert _options_of_new(peer, cgroup) == IDLE_61
+    assert options_of_new(peer, cgroup) == IDLE_61
     bad.unlink()
     write_policy("a.yaml", _policy(cgroup, 62))
     daemon.reload()
-    assert _options_of_new(peer, cgroup)["idle"] == 62
+    assert options_of_new(peer, cgroup)["idle"] == 62
     daemon.stop()
     log = daemon.process.stderr.read()
     assert f"{bad}:1: keepalive.idle: never, expected a time in seconds" in log
@@ -135,7 +129,7 @@ def test_start_with_a_bad_file_keeps_what_a_killed_daemon_left(cgroup, write_pol
     kabpfd().stop(signal.SIGKILL)
     write_policy("b.service.yaml", "keepalive: {idle: never}\n")
     kabpfd()
-    assert _options_of_new(peer, cgroup) == IDLE_61
+    assert options_of_new(peer, cgroup) == IDLE_61
 
 
 def test_second_daemon_is_refused(kabpfd):
@@ -205,16 +199,10 @@ def test_daemon_survives_processes_that_come_and_go(make_cgroup, write_policy, k
     write_policy("b.yaml", f'select: [{{cgroup: "{path_of(top)}/last"}}]\nkeepalive: on\n')
     daemon.reload()  # by now it has seen every birth
     assert daemon.process.poll() is None
-    known = _entries()
+    known = known_cgroups()
     root = Path(str(top).removesuffix(path_of(top)))
     ids = {os.stat(directory).st_ino for directory, _, _ in os.walk(root)}
     assert len(known - ids) == 0
-
-
-def _entries():
-    """The ids in the map of cgroups, as bpftool reads it."""
-    command = ["bpftool", "--json", "map", "dump", "pinned", PINS / "kabpf_cgroups"]
-    return {one["formatted"]["key"] for one in json.loads(subprocess.check_output(command))}
 
 
 def test_daemon_sleeps_at_rest(cgroup, write_policy, kabpfd):
@@ -238,7 +226,7 @@ def test_daemon_follows_what_kabpfctl_attaches(
     """What kabpfctl changes while kabpfd runs is in force, globs included, until kabpfd stops."""
     daemon = kabpfd()
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
-    assert _options_of_new(peer, cgroup) == IDLE_61
+    assert options_of_new(peer, cgroup) == IDLE_61
     top = path_of(make_cgroup())
     write_policy("g.yaml", f'select: [{{cgroup: "{top}/w-*"}}]\nkeepalive: {{idle: 62}}\n')
     kabpfctl("apply")
@@ -246,7 +234,7 @@ def test_daemon_follows_what_kabpfctl_attaches(
     _, address = peer().listener()
     assert client.wait_for_keepalive(client.connection(address), 5) is not None
     assert daemon.stop() == 0
-    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
 def test_daemon_lets_go_when_kabpfctl_detaches_all(cgroup, kabpfd, kabpfctl, peer):
@@ -256,9 +244,9 @@ def test_daemon_lets_go_when_kabpfctl_detaches_all(cgroup, kabpfd, kabpfctl, pee
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--persist")
     kabpfctl("detach", "--all")
     assert not PINS.exists()
-    assert _options_of_new(peer, cgroup) == UNTOUCHED
+    assert options_of_new(peer, cgroup) == UNTOUCHED
     assert os.path.exists(f"/proc/{daemon.process.pid}")
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
-    assert _options_of_new(peer, cgroup)["idle"] == 62
+    assert options_of_new(peer, cgroup)["idle"] == 62
     daemon.reload()
-    assert _options_of_new(peer, cgroup)["idle"] == 62
+    assert options_of_new(peer, cgroup)["idle"] == 62
