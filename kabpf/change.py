@@ -1,0 +1,183 @@
+"""kabpfctl's verbs: attach, detach and apply change what is in force."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kabpf import cgroups, daemon, dataplane, output, plan, policy, reconcile
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import Dataplane
+from kabpf.errors import RefusedError
+from kabpf.policy import Policy
+from kabpf.reconcile import Resolution
+
+RUNTIME = Path("/run/kabpf/policy.d")
+PERSISTENT = Path("/etc/kabpf/policy.d")
+# Read last, so that what a person attaches by hand wins over a file that names the same path.
+ATTACHED = "zz-attach-"
+
+OPTION_KEYS = ("idle", "interval", "probes", "user_timeout")
+
+
+def attach(arguments: argparse.Namespace) -> int:
+    """Put a policy in force on one cgroup."""
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    options = {key: getattr(arguments, key) for key in OPTION_KEYS if getattr(arguments, key)}
+    with reconcile.locked():
+        cgroup = tree.find(arguments.cgroup)
+        file = _attached_file(PERSISTENT if arguments.persist else RUNTIME, cgroup.path)
+        if not arguments.persist and (PERSISTENT / file.name).exists():
+            raise RefusedError(
+                f"{cgroup.path} is attached by {PERSISTENT / file.name} already",
+                hint="expected --persist to change it",
+            )
+        with _written(file, _attached_policy(cgroup.path, options)):
+            policies = policy.load(policy.SYSTEM)
+            found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
+            if found is None:
+                raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
+            winner = found.policy
+            if winner is None or winner.source.path != str(file):
+                other = winner.source if winner else "a mask"
+                raise RefusedError(
+                    f"{cgroup.path} has its policy from {other}, which is read later",
+                    hint="expected no other file to name this path",
+                )
+            loaded = dataplane.open_or_load(dataplane.PINS, tree)
+        with loaded:
+            before = _retrofitted(loaded, winner)
+            _reconcile(policies, tree, loaded)
+            changed = _retrofitted(loaded, winner) - before
+    result = {
+        "cgroup": cgroup.path,
+        "policy": winner.name,
+        "file": str(file),
+        "options": dataclasses.asdict(winner.options),
+        "retrofitted": changed,
+    }
+    options_text = output.options_text(winner.options)
+    count = output.count(changed, "open socket")
+    text = f"{output.shown(cgroup.path)}: {options_text}; {count} changed"
+    return output.answer(arguments, result, text)
+
+
+def _retrofitted(loaded: Dataplane, wanted: Policy) -> int:
+    """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
+    ids = [id for id, found in loaded.records().items() if found == plan.record(wanted)]
+    return sum(counters.retrofitted for counters in loaded.counters(ids).values())
+
+
+def detach(arguments: argparse.Namespace) -> int:
+    """Undo attach."""
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    path = "/" if arguments.all else tree.path(arguments.cgroup)
+    pattern = f"{ATTACHED}*.yaml" if arguments.all else _attached_file(RUNTIME, path).name
+    with reconcile.locked():
+        removed = [
+            file for directory in (RUNTIME, PERSISTENT) for file in sorted(directory.glob(pattern))
+        ]
+        if not removed and not arguments.all:
+            raise RefusedError(f"{path} is not attached", hint="expected an attached cgroup")
+        with contextlib.ExitStack() as stack:
+            for file in removed:
+                stack.enter_context(_written(file, None))
+            policies = () if arguments.all else policy.load(policy.SYSTEM)
+        if arguments.all:
+            dataplane.lift(dataplane.PINS)
+            daemon.tell_changed()
+        else:
+            with dataplane.open_or_load(dataplane.PINS, tree) as loaded:
+                _reconcile(policies, tree, loaded)
+    text = f"{output.shown(path)}: detached"
+    if arguments.all:
+        files = len(policy.files(policy.SYSTEM))
+        stay = f"; {output.count(files, 'policy file')} left for kabpfctl apply" if files else ""
+        text = f"kabpf is out of the kernel{stay}"
+    return output.answer(arguments, {"removed": [str(file) for file in removed]}, text)
+
+
+def apply(arguments: argparse.Namespace) -> int:
+    """Put the policy files in force."""
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    with reconcile.locked():
+        policies = policy.load(policy.SYSTEM)
+        with dataplane.open_or_load(dataplane.PINS, tree) as loaded:
+            resolution = _reconcile(policies, tree, loaded)
+    result = {
+        "policies": len(resolution.plan.policies),
+        "cgroups": len(resolution.cgroups),
+        "covered": len(output.covered(resolution)),
+        "changes": output.changes_json(resolution),
+    }
+    in_force = output.count(len(policies), "policy", "policies")
+    covered = f"{result['covered']} of {output.count(len(resolution.cgroups), 'cgroup')} covered"
+    text = f"{in_force} in force, {covered}; changed: {output.changes_text(resolution)}"
+    return output.answer(arguments, result, text)
+
+
+def _reconcile(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane) -> Resolution:
+    try:
+        return reconcile.reconcile(policies, tree, loaded)
+    finally:
+        daemon.tell_changed()
+
+
+@contextlib.contextmanager
+def _written(file: Path, content: bytes | None) -> Iterator[None]:
+    """Replace a file, or with None remove it; where the block fails, put back what was there."""
+    before = file.read_bytes() if file.exists() else None
+    try:
+        try:
+            _write(file, content)
+        except OSError as error:
+            raise RefusedError(f"write {file}", error.errno or 0) from None
+        yield
+    except BaseException:
+        _write(file, before)
+        raise
+
+
+def _write(file: Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink(missing_ok=True)
+        return
+    if not file.parent.exists():
+        file.parent.mkdir(parents=True)
+        file.parent.chmod(0o755)  # whatever the umask: check needs no root
+    fresh = file.with_name(f".{file.name}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(descriptor)
+    os.rename(fresh, file)
+
+
+def _attached_file(directory: Path, path: str) -> Path:
+    """The drop-in of an attached cgroup, named by its path, escaped as systemd-escape(1) does."""
+    special = re.compile(rb"[^A-Za-z0-9:_./]")
+    plain = special.sub(lambda match: b"\\x%02x" % ord(match[0]), os.fsencode(path[1:])).decode()
+    escaped = plain.replace("/", "-")
+    if len(escaped) > 200:
+        digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+        escaped = f"{escaped[:180]}-{digest}"
+    return directory / f"{ATTACHED}{escaped or '-'}.yaml"
+
+
+def _attached_policy(path: str, options: dict[str, str]) -> bytes:
+    if policy.GLOB.search(path) or not path.isprintable():
+        raise RefusedError(f"cgroup {path!r}", hint="expected a printable path without *, ? and [")
+    keepalive = "{" + ", ".join(f"{key}: {text}" for key, text in options.items()) + "}"
+    return (
+        "# Written by kabpfctl attach; kabpfctl detach removes it.\n"
+        f"select: [{{cgroup: {json.dumps(path)}}}]\n"
+        f"keepalive: {keepalive if options else 'on'}\n"
+    ).encode()

@@ -1,0 +1,177 @@
+"""kabpfctl's nouns: check, plan and status read, and change nothing."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kabpf import cgroups, daemon, dataplane, output, policy, reconcile
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import Dataplane
+from kabpf.errors import PolicyError
+from kabpf.policy import Policy
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Check policy files; needs no root."""
+    results: list[dict[str, Any]] = []
+    if arguments.files:
+        for name in arguments.files:
+            results.append(_checked(name, partial(_read_alone, Path(name))))
+    else:
+        results.append(_checked("policy files", partial(policy.load, policy.SYSTEM)))
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    for result in results:
+        if result["errors"]:
+            print("\n".join(map(output.shown, result["errors"])), file=sys.stderr)
+        elif not arguments.json:
+            count = output.count(len(result["policies"]), "policy", "policies")
+            print(f"{result['file']}: ok, {count}")
+    return 1 if any(result["errors"] for result in results) else 0
+
+
+def _checked(name: str, read: Callable[[], tuple[Policy, ...]]) -> dict[str, Any]:
+    try:
+        return {"file": name, "policies": [found.name for found in read()], "errors": []}
+    except PolicyError as error:
+        return {"file": name, "policies": [], "errors": list(error.findings)}
+
+
+def _read_alone(path: Path) -> tuple[Policy, ...]:
+    """One file's policies, with the defaults of the installed files if they can be read."""
+    defaults: list[policy.PolicyFile] = []
+    with contextlib.suppress(PolicyError):
+        for installed in policy.files(policy.SYSTEM):
+            with contextlib.suppress(PolicyError):
+                defaults.append(dataclasses.replace(policy.read(installed), policies=()))
+    return policy.combine([*defaults, policy.read(path)])
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Show which cgroup gets what, and what apply would do."""
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    with _opened(tree) as loaded:
+        resolution = reconcile.preview(policy.load(policy.SYSTEM), tree, loaded)
+    covered = output.covered(resolution)
+    result = {
+        "cgroups": [
+            {
+                "cgroup": path,
+                "policy": found.name,
+                "source": str(found.source),
+                "options": dataclasses.asdict(found.options),
+            }
+            for path, found in covered
+        ],
+        "changes": output.changes_json(resolution),
+    }
+    rows = [
+        (output.shown(path), found.name, *output.option_cells(found.options), str(found.source))
+        for path, found in covered
+    ]
+    table = output.table(("CGROUP", "POLICY", *output.OPTION_HEADS, "FROM"), rows) if rows else ""
+    return output.answer(
+        arguments, result, f"{table}apply would change: {output.changes_text(resolution)}"
+    )
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Show what is in force, and what it did."""
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    policies, findings = _load_or_findings()
+    with _opened(tree) as loaded:
+        resolution = reconcile.preview(policies, tree, loaded)
+        records = resolution.actual.records
+        counters = loaded.counters(records) if loaded else {}
+        totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
+    used = Counter(entry.policy_id for entry in resolution.actual.cgroups.values())
+    sources = {found.name: str(found.source) for found in policies}
+    in_force = sorted(
+        (record.name, id, record.options)
+        for id, record in records.items()
+        if used[id] or record.name in sources
+    )
+    applied = not findings and not (resolution.changes if loaded else policies)
+    pid = daemon.running()
+    result = {
+        "loaded": loaded is not None,
+        "interrupted": dataplane.is_interrupted(dataplane.PINS),
+        "cgroup2": str(tree.mount),
+        "pins": str(dataplane.PINS),
+        "daemon": pid,
+        "new_cgroups_wait": resolution.plan.asks and not pid,
+        "policy_files": {"policies": len(policies), "errors": findings, "applied": applied},
+        "policies": [
+            {
+                "policy": name,
+                "options": dataclasses.asdict(options),
+                "cgroups": used[id],
+                "counters": dataclasses.asdict(counters[id]),
+                "source": sources.get(name),
+            }
+            for name, id, options in in_force
+        ],
+        "totals": dataclasses.asdict(totals),
+    }
+    rows = [
+        (
+            name,
+            str(used[id]),
+            *output.option_cells(options),
+            *output.counter_cells(counters[id]),
+            sources.get(name, "no file any more"),
+        )
+        for name, id, options in in_force
+    ]
+    heads = ("POLICY", "CGROUPS", *output.OPTION_HEADS, *output.COUNTER_HEADS, "FROM")
+    table = f"\n{output.table(heads, rows)}".rstrip() if rows else ""
+    return output.answer(arguments, result, "\n".join(_status_lines(result)) + table)
+
+
+def _status_lines(status: dict[str, Any]) -> Iterator[str]:
+    if status["loaded"]:
+        yield f"data plane: attached to {status['cgroup2']}, pinned at {status['pins']}"
+    else:
+        yield "data plane: not loaded; kabpfctl apply or systemctl start kabpf loads it"
+    if status["interrupted"]:
+        yield "  an interrupted command left pins in force beside it; kabpfctl apply clears up"
+    if unrecorded := status["totals"]["unrecorded"]:
+        yield f"  {output.count(unrecorded, 'new cgroup')} not recorded, because there are too many"
+    if status["daemon"]:
+        yield f"daemon: running as process {status['daemon']}"
+    else:
+        yield "daemon: not running"
+    if status["new_cgroups_wait"]:
+        yield "  some new cgroups wait for kabpfctl apply: globs within names, or too many rules"
+    files = status["policy_files"]
+    if files["errors"]:
+        yield "policy files: wrong; the last good ones stay in force"
+        yield from (f"  {output.shown(finding)}" for finding in files["errors"])
+    elif files["applied"]:
+        yield f"policy files: {'in force' if files['policies'] else 'none'}"
+    else:
+        yield "policy files: not in force as they are now; kabpfctl apply does it"
+    yield ""
+
+
+def _load_or_findings() -> tuple[tuple[Policy, ...], list[str]]:
+    try:
+        return policy.load(policy.SYSTEM), []
+    except PolicyError as error:
+        return (), list(error.findings)
+
+
+@contextlib.contextmanager
+def _opened(tree: CgroupTree) -> Iterator[Dataplane | None]:
+    loaded = dataplane.open_if_loaded(dataplane.PINS, tree)
+    with loaded or contextlib.nullcontext():
+        yield loaded
