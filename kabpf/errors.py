@@ -10,7 +10,9 @@ Anything else that is raised is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 
 class KabpfError(Exception):
@@ -23,6 +25,15 @@ class PolicyError(KabpfError):
     def __init__(self, *findings: str) -> None:
         super().__init__("\n".join(findings))
         self.findings = findings
+
+
+@contextlib.contextmanager
+def collected(findings: list[str]) -> Iterator[None]:
+    """Adds what a PolicyError says to `findings` instead of raising it."""
+    try:
+        yield
+    except PolicyError as error:
+        findings += error.findings
 
 
 class UnsupportedError(KabpfError):

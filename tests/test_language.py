@@ -15,17 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kabpf import policy
+from kabpf import files, language
 from kabpf.errors import PolicyError
-from kabpf.policy import Directories, Options, Policy, Selector
+from kabpf.files import Directories
+from kabpf.nodes import Source
+from kabpf.policy import Options, Policy, Selector
 
 FILE = "/etc/kabpf/policy.d/app.service.yaml"
 UNIT = b"select: [{unit: a.service}]\nkeepalive: {idle: %d}\n"
 
+POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing"
+OPTIONS = "idle, interval, probes, user_timeout, jitter, syn_retries, preset"
 KEEPALIVE = "off, on, or options (idle, interval, ...)"
-SECONDS = "a time in seconds (60, 90s, 5m, 1h)"
-TIMEOUT = "a time (30, 30s, 1500ms, 5m), auto or off"
-PROBES = "a number, 1 to 127"
+SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
+TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
+PROBES = "a number, 1 to 127, or a range (3..9)"
 LIST = "a list such as [{unit: nginx.service}]"
 NAME = "a unit's name with its type, as nginx.service"
 NAMES = "a path of printable names without '.', '..' and empty ones"
@@ -85,7 +89,7 @@ FEATURES = [
     ),
     (
         "keepalive: {<<: {idle: 5}}",
-        "1: keepalive.<<: unknown key, expected one of idle, interval, probes, user_timeout",
+        f"1: keepalive.<<: unknown key, expected one of {OPTIONS}",
     ),
     ("a: " + "[" * 8, "1: a[0][0][0][0][0][0][0]: nested too deep, expected at most 8 levels"),
     ("[" * 60_000, "1: [0][0][0][0][0][0][0][0]: nested too deep, expected at most 8 levels"),
@@ -110,13 +114,13 @@ KEYS = [
     ("Keepalive: on", "1: Keepalive: unknown key, did you mean keepalive?"),
     (
         "mode: fill",
-        "1: mode: unknown key, expected one of defaults, policies, select, keepalive",
+        f"1: mode: unknown key, expected one of defaults, policies, {POLICY_KEYS}",
     ),
-    ("'': x", "1: '': unknown key, expected one of defaults, policies, select, keepalive"),
+    ("'': x", f"1: '': unknown key, expected one of defaults, policies, {POLICY_KEYS}"),
     ("policies: {a: {selct: []}}", "1: policies.a.selct: unknown key, did you mean select?"),
     (
         "policies: {a: {defaults: {}}}",
-        "1: policies.a.defaults: unknown key, expected one of select, keepalive",
+        f"1: policies.a.defaults: unknown key, expected one of {POLICY_KEYS}",
     ),
     ("keepalive:\n  idel: 5", "2: keepalive.idel: unknown key, did you mean idle?"),
     (
@@ -130,23 +134,23 @@ KEYS = [
     ("policies: {{a: b}: on}", "1: policies: a mapping as a key, expected a word"),
     (
         "defaults: {}\nkeepalive: on",
-        "1: defaults: beside keepalive or select, expected a file of its own",
+        "1: defaults: beside keepalive, expected a file of its own",
     ),
     (
         "keepalive: on\npolicies: {}",
-        "2: policies: beside keepalive or select, expected a file of its own",
+        "2: policies: beside keepalive, expected a file of its own",
     ),
 ]
 TYPES = [
-    ("app", "1: app, expected keys (defaults, policies, select, keepalive)"),
-    ("- app", "1: a list, expected keys (defaults, policies, select, keepalive)"),
-    ("~", "1: ~, expected keys (defaults, policies, select, keepalive)"),
-    ("defaults:", "1: defaults: nothing, expected keys (idle, interval, probes, user_timeout)"),
-    ("defaults: []", "1: defaults: a list, expected keys (idle, interval, probes, user_timeout)"),
+    ("app", f"1: app, expected keys (defaults, policies, {POLICY_KEYS})"),
+    ("- app", f"1: a list, expected keys (defaults, policies, {POLICY_KEYS})"),
+    ("~", f"1: ~, expected keys (defaults, policies, {POLICY_KEYS})"),
+    ("defaults:", f"1: defaults: nothing, expected keys ({OPTIONS})"),
+    ("defaults: []", f"1: defaults: a list, expected keys ({OPTIONS})"),
     ("policies:", "1: policies: nothing, expected names with their policies"),
     ("policies: [a]", "1: policies: a list, expected names with their policies"),
-    ("policies: {a: on}", "1: policies.a: on, expected keys (select, keepalive)"),
-    ("policies: {a: }", "1: policies.a: nothing, expected keys (select, keepalive)"),
+    ("policies: {a: on}", f"1: policies.a: on, expected keys ({POLICY_KEYS})"),
+    ("policies: {a: }", f"1: policies.a: nothing, expected keys ({POLICY_KEYS})"),
     ("keepalive:", f"1: keepalive: nothing, expected {KEEPALIVE}"),
     ("keepalive: [idle]", f"1: keepalive: a list, expected {KEEPALIVE}"),
     ("keepalive: 60s", f"1: keepalive: 60s, expected {KEEPALIVE}"),
@@ -163,14 +167,14 @@ SELECTORS = [
     ("", f"1: select: nothing, expected {LIST}"),
     ("[]", f"1: select: nothing, expected {LIST}"),
     ("{unit: a.service}", f"1: select: a mapping, expected {LIST}"),
-    ("[a.service]", "1: select[0]: a.service, expected keys (unit, cgroup)"),
-    ("[[a]]", "1: select[0]: a list, expected keys (unit, cgroup)"),
-    ("[{}]", "1: select[0]: 0 keys, expected one: unit or cgroup"),
+    ("[a.service]", "1: select[0]: a.service, expected keys (unit, user_unit, cgroup)"),
+    ("[[a]]", "1: select[0]: a list, expected keys (unit, user_unit, cgroup)"),
+    ("[{}]", "1: select[0]: 0 keys, expected one: unit, user_unit or cgroup"),
     (
         "\n  - unit: a.service\n  - unit: b.service\n    cgroup: /b",
-        "3: select[1]: 2 keys, expected one: unit or cgroup",
+        "3: select[1]: 2 keys, expected one: unit, user_unit or cgroup",
     ),
-    ("[{foo: a}]", "1: select[0].foo: unknown key, expected one of unit, cgroup"),
+    ("[{foo: a}]", "1: select[0].foo: unknown key, expected one of unit, user_unit, cgroup"),
     ("[{unit: }]", "1: select[0].unit: nothing, expected a unit's name, as nginx.service"),
     (
         "[{cgroup: [/a]}]",
@@ -316,7 +320,7 @@ def test_malformed_file_is_refused_with_its_message(text: str | bytes, message: 
     """What is wrong in a file is said in one line: file, line, key, value, what was expected."""
     content = text if isinstance(text, bytes) else text.encode()
     with pytest.raises(PolicyError) as raised:
-        policy.combine([policy.parse(content, FILE)])
+        language.combine([language.parse(content, FILE)])
     assert str(raised.value) == f"{FILE}:{message}"
 
 
@@ -326,7 +330,7 @@ def test_malformed_file_is_refused_with_its_message(text: str | bytes, message: 
 def test_malformed_selector_is_refused_with_its_message(text: str, message: str) -> None:
     """What a selector may not be is said in one line, with its place in the list."""
     with pytest.raises(PolicyError) as raised:
-        policy.parse(f"select: {text}\nkeepalive: on".encode(), FILE)
+        language.parse(f"select: {text}\nkeepalive: on".encode(), FILE)
     assert str(raised.value) == f"{FILE}:{message}"
 
 
@@ -343,7 +347,7 @@ def test_malformed_selector_is_refused_with_its_message(text: str, message: str)
 def test_drop_in_with_an_unusable_name_is_refused(name: str, problem: str) -> None:
     """A file of one policy is named as a policy may be, and without select after a unit."""
     with pytest.raises(PolicyError) as raised:
-        policy.parse(b"keepalive: on", f"{name}.yaml")
+        language.parse(b"keepalive: on", f"{name}.yaml")
     assert str(raised.value) == f"{name}.yaml:1: {problem}"
 
 
@@ -351,7 +355,7 @@ def test_every_policy_whose_auto_lacks_numbers_is_reported() -> None:
     """Two files that each lack a number for user_timeout auto give one finding each."""
     text = b"select: [{cgroup: /a}]\nkeepalive: {idle: 5, probes: 6, user_timeout: auto}"
     with pytest.raises(PolicyError) as raised:
-        policy.combine([policy.parse(text, name) for name in ("a.yaml", "b.yaml")])
+        language.combine([language.parse(text, name) for name in ("a.yaml", "b.yaml")])
     assert [finding.partition(":")[0] for finding in raised.value.findings] == ["a.yaml", "b.yaml"]
 
 
@@ -366,7 +370,7 @@ def test_every_policy_whose_auto_lacks_numbers_is_reported() -> None:
 def test_time_is_read_in_seconds(text: str, seconds: int) -> None:
     """A plain number is seconds, s, m and h are units, and a leading zero is not octal."""
     found = options(f"keepalive: {{idle: {text}, interval: {text}}}")
-    assert found == Options(idle_s=seconds, interval_s=seconds)
+    assert found == Options(idle_s=exactly(seconds), interval_s=exactly(seconds))
 
 
 @pytest.mark.parametrize(
@@ -380,27 +384,27 @@ def test_time_is_read_in_seconds(text: str, seconds: int) -> None:
 def test_user_timeout_is_read_in_milliseconds(text: str, milliseconds: int | None) -> None:
     """A plain number is seconds, ms to d are units, and off leaves the option alone."""
     found = options(f"keepalive: {{user_timeout: {text}}}")
-    assert found == Options(user_timeout_ms=milliseconds)
+    assert found == Options(user_timeout_ms=exactly(milliseconds))
 
 
 @pytest.mark.parametrize(("text", "probes"), [("1", 1), ("127", 127), ("'6'", 6), ("017", 17)])
 def test_probes_are_a_decimal_number(text: str, probes: int) -> None:
     """Probes are a number from 1 to 127, quoted or not, never octal."""
-    assert options(f"keepalive: {{probes: {text}}}") == Options(probes=probes)
+    assert options(f"keepalive: {{probes: {text}}}") == Options(probes=exactly(probes))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("keepalive: on", Options(idle_s=9, probes=3, user_timeout_ms=1000)),
-        ("keepalive: {}", Options(idle_s=9, probes=3, user_timeout_ms=1000)),
-        ('"keepalive": "on"', Options(idle_s=9, probes=3, user_timeout_ms=1000)),
+        ("keepalive: on", Options(idle_s=exactly(9), probes=exactly(3), user_timeout_ms=exactly(1000))),
+        ("keepalive: {}", Options(idle_s=exactly(9), probes=exactly(3), user_timeout_ms=exactly(1000))),
+        ('"keepalive": "on"', Options(idle_s=exactly(9), probes=exactly(3), user_timeout_ms=exactly(1000))),
         ("keepalive: off", Options(keepalive=False)),
-        ("keepalive: {idle: 1}", Options(idle_s=1, probes=3, user_timeout_ms=1000)),
-        ("keepalive: {user_timeout: off}", Options(idle_s=9, probes=3)),
+        ("keepalive: {idle: 1}", Options(idle_s=exactly(1), probes=exactly(3), user_timeout_ms=exactly(1000))),
+        ("keepalive: {user_timeout: off}", Options(idle_s=exactly(9), probes=exactly(3))),
         (
             "keepalive: {interval: 2, user_timeout: auto}",
-            Options(idle_s=9, interval_s=2, probes=3, user_timeout_ms=15_000),
+            Options(idle_s=exactly(9), interval_s=exactly(2), probes=exactly(3), user_timeout_ms=exactly(15_000)),
         ),
     ],
 )
@@ -412,7 +416,7 @@ def test_defaults_fill_what_a_policy_leaves_out(text: str, expected: Options) ->
 def test_auto_in_defaults_is_computed_for_each_policy() -> None:
     """The defaults' user_timeout auto is idle + interval * probes of the policy it fills in."""
     found = options("keepalive: {idle: 5m}", "{interval: 10, probes: 6, user_timeout: auto}")
-    assert found == Options(True, 300, 10, 6, 360_000)
+    assert found == Options(True, *map(exactly, (300, 10, 6, 360_000)))
 
 
 def test_later_defaults_win_key_by_key() -> None:
@@ -422,7 +426,7 @@ def test_later_defaults_win_key_by_key() -> None:
         ("a.service.yaml", "keepalive: {probes: 9}"),
         ("b.yaml", "defaults: {interval: 2, probes: 2}"),
     )
-    assert [each.options for each in found] == [Options(True, 1, 2, 9)]
+    assert [each.rules.options for each in found] == [Options(True, *map(exactly, (1, 2, 9)))]
 
 
 def test_later_policy_of_the_same_name_replaces_the_earlier() -> None:
@@ -437,7 +441,7 @@ def test_later_policy_of_the_same_name_replaces_the_earlier() -> None:
         ("zz.yaml", "policies: {a: {select: [{cgroup: /two}], keepalive: {probes: 3}}}"),
     )
     assert [each.name for each in found] == ["b", "a"]
-    assert found[1].options == Options(probes=3)
+    assert found[1].rules.options == Options(probes=exactly(3))
     assert [selector.text for selector in found[1].selectors] == ["/two"]
 
 
@@ -460,7 +464,7 @@ def test_drop_in_named_after_a_unit_selects_it(name: str, unit: str) -> None:
     (found,) = combined((f"/etc/kabpf/policy.d/{name}.yaml", "keepalive: on"))
     assert found.name == name
     assert found.selectors == (
-        Selector("unit", unit, policy.Source(f"/etc/kabpf/policy.d/{name}.yaml", 1)),
+        Selector("unit", unit, Source(f"/etc/kabpf/policy.d/{name}.yaml", 1)),
     )
 
 
@@ -522,7 +526,7 @@ def test_file_without_policies_is_taken(text: str) -> None:
 
 def test_byte_order_mark_is_passed_over() -> None:
     """A file that an editor marked as UTF-8 reads as if it were not."""
-    assert policy.parse(b"\xef\xbb\xbfkeepalive: off", FILE).policies[0][0].name == "app.service"
+    assert language.parse(b"\xef\xbb\xbfkeepalive: off", FILE).policies[0].policy.name == "app.service"
 
 
 def test_name_of_255_bytes_is_taken() -> None:
@@ -537,8 +541,8 @@ def test_strongest_directory_wins_for_a_name(tmp_path: Path) -> None:
     where = directories(tmp_path)
     for strength, directory in enumerate(reversed(where.drop_ins)):
         put(directory / "a.yaml", UNIT % (strength + 1))
-        assert policy.files(where) == [directory / "a.yaml"]
-        assert policy.combine(read_all(where))[0].options.idle_s == strength + 1
+        assert files.paths(where) == [directory / "a.yaml"]
+        assert language.combine(read_all(where))[0].rules.options.idle_s == exactly(strength + 1)
 
 
 def test_drop_ins_are_sorted_by_name_across_directories(tmp_path: Path) -> None:
@@ -548,7 +552,7 @@ def test_drop_ins_are_sorted_by_name_across_directories(tmp_path: Path) -> None:
     paths = [where.main, local / "10-z.yaml", etc / "9.yaml", usr / "B.yaml", run / "a.yaml"]
     for path in [*paths, run / "ä.yaml"]:
         put(path, UNIT % 1)
-    assert policy.files(where) == [*paths, run / "ä.yaml"]
+    assert files.paths(where) == [*paths, run / "ä.yaml"]
 
 
 @pytest.mark.parametrize("mask", ["empty", "null"])
@@ -562,17 +566,17 @@ def test_mask_hides_weaker_files(tmp_path: Path, mask: str) -> None:
         put(run / "a.yaml", b"")
     else:
         (run / "a.yaml").symlink_to("/dev/null")
-    assert policy.files(where) == [usr / "b.yaml"]
-    assert [each.name for each in policy.combine(read_all(where))] == ["b"]
+    assert files.paths(where) == [usr / "b.yaml"]
+    assert [each.name for each in language.combine(read_all(where))] == ["b"]
     put(etc / "a.yaml", UNIT % 3)
-    assert [each.options.idle_s for each in policy.combine(read_all(where))] == [3, 2]
+    assert [each.rules.options.idle_s for each in language.combine(read_all(where))] == [3, 2]
 
 
 def test_masked_main_file_says_nothing(tmp_path: Path) -> None:
     """The main file may be a link to /dev/null."""
     where = directories(tmp_path)
     where.main.symlink_to("/dev/null")
-    assert policy.files(where) == []
+    assert files.paths(where) == []
 
 
 def test_other_files_of_a_directory_are_not_read(tmp_path: Path) -> None:
@@ -580,21 +584,21 @@ def test_other_files_of_a_directory_are_not_read(tmp_path: Path) -> None:
     where = directories(tmp_path)
     for name in (".a.yaml", ".yaml", "a.yml", "a.yaml~", "a.yaml.dpkg-old", "a.YAML", "README"):
         put(where.drop_ins[0] / name, b"!")
-    assert policy.files(where) == []
+    assert files.paths(where) == []
 
 
 def test_missing_directories_are_fine(tmp_path: Path) -> None:
     """Nothing has to exist."""
     where = Directories(tmp_path / "none/policy.yaml", (tmp_path / "a", tmp_path / "b/c"))
-    assert policy.files(where) == []
-    assert policy.load(where) == ()
+    assert files.paths(where) == []
+    assert files.load(where) == ()
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
         (b"#" * 65537, ": 65537 bytes, expected at most 65536"),
-        (b"x", ":1: x, expected keys (defaults, policies, select, keepalive)"),
+        (b"x", f":1: x, expected keys (defaults, policies, {POLICY_KEYS})"),
     ],
     ids=["too large", "wrong"],
 )
@@ -602,7 +606,7 @@ def test_reading_a_bad_file_names_it(tmp_path: Path, content: bytes, problem: st
     """A file that can be checked by itself is refused with its own name."""
     put(tmp_path / "a.yaml", content)
     with pytest.raises(PolicyError) as raised:
-        policy.read(tmp_path / "a.yaml")
+        files.read(tmp_path / "a.yaml")
     assert str(raised.value) == f"{tmp_path}/a.yaml{problem}"
 
 
@@ -610,8 +614,8 @@ def test_file_of_64_kib_is_read_whole(tmp_path: Path) -> None:
     """The largest file that is taken is read to its end."""
     text = b"keepalive: off"
     put(tmp_path / "a.service.yaml", b"#" * (65536 - len(text) - 1) + b"\n" + text)
-    ((found, _),) = policy.read(tmp_path / "a.service.yaml").policies
-    assert found.options == Options(keepalive=False)
+    ((found, _),) = files.read(tmp_path / "a.service.yaml").policies
+    assert found.rules.options == Options(keepalive=False)
 
 
 @pytest.mark.usefixtures("deadline")
@@ -621,7 +625,7 @@ def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     (tmp_path / "directory.yaml").mkdir()
     for name in ("fifo.yaml", "directory.yaml"):
         with pytest.raises(PolicyError) as raised:
-            policy.read(tmp_path / name)
+            files.read(tmp_path / name)
         assert str(raised.value) == (
             f"{tmp_path}/{name}: not a regular file, expected a policy file"
         )
@@ -686,7 +690,7 @@ def test_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
     where = directories(tmp_path)
     put(tmp_path / "target", UNIT % 7)
     (where.drop_ins[0] / "a.yaml").symlink_to(tmp_path / "target")
-    assert policy.load(where)[0].options.idle_s == 7
+    assert files.load(where)[0].rules.options.idle_s == 7
     os.chown(tmp_path / "target", 65534, 0)
     path = where.drop_ins[0] / "a.yaml"
     assert findings(where) == [f"{path}: owned by uid 65534, expected root"]
@@ -742,14 +746,14 @@ def test_unchanged_file_is_not_parsed_again(tmp_path: Path) -> None:
     kept, changed, gone = (where.drop_ins[0] / name for name in ("k.yaml", "c.yaml", "g.yaml"))
     for path in (kept, changed, gone):
         put(path, UNIT % 5)
-    cache: policy.Cache = {}
-    first = policy.load(where, cache)
+    cache: files.Cache = {}
+    first = files.load(where, cache)
     before = dict(cache)
-    assert policy.load(where, cache) == first
+    assert files.load(where, cache) == first
     assert all(cache[path] is before[path] for path in (kept, changed, gone))
     put(changed, UNIT % 66)
     gone.unlink()
-    assert [each.options.idle_s for each in policy.load(where, cache)] == [66, 5]
+    assert [each.rules.options.idle_s for each in files.load(where, cache)] == [66, 5]
     assert cache.keys() == {kept, changed}
     assert cache[kept] is before[kept]
 
@@ -761,8 +765,8 @@ def test_change_of_the_same_size_and_time_is_noticed(tmp_path: Path, way: str) -
     where = directories(tmp_path)
     path = where.drop_ins[0] / "a.yaml"
     put(path, UNIT % 5)
-    cache: policy.Cache = {}
-    policy.load(where, cache)
+    cache: files.Cache = {}
+    files.load(where, cache)
     before = path.stat()
     fresh = path if way == "in place" else path.with_name(".fresh")
     deadline = time.monotonic() + 5
@@ -774,7 +778,7 @@ def test_change_of_the_same_size_and_time_is_noticed(tmp_path: Path, way: str) -
             break
     fresh.rename(path)
     assert path.stat().st_mtime_ns == before.st_mtime_ns
-    assert policy.load(where, cache)[0].options.idle_s == 6
+    assert files.load(where, cache)[0].rules.options.idle_s == 6
 
 
 @needs_root
@@ -783,8 +787,8 @@ def test_bad_file_keeps_the_cache(tmp_path: Path) -> None:
     where = directories(tmp_path)
     path = where.drop_ins[0] / "a.yaml"
     put(path, UNIT % 5)
-    cache: policy.Cache = {}
-    policy.load(where, cache)
+    cache: files.Cache = {}
+    files.load(where, cache)
     before = dict(cache)
     put(path, b"wrong")
     assert findings(where, cache)
@@ -868,7 +872,7 @@ def test_options_that_are_taken_are_in_the_ranges_of_the_kernel(
 
 def check_refusal_or_policies(content: bytes) -> None:
     try:
-        found = policy.combine([policy.parse(content, FILE)])
+        found = language.combine([language.parse(content, FILE)])
     except PolicyError as error:
         assert error.findings
         for finding in error.findings:
@@ -878,7 +882,7 @@ def check_refusal_or_policies(content: bytes) -> None:
             assert 1 <= line <= max(1, len(content.decode(errors="replace").splitlines()))
         return
     for each in found:
-        given = each.options
+        given = each.rules.options
         assert each.selectors
         assert given.idle_s is None or 1 <= given.idle_s <= 32767
         assert given.interval_s is None or 1 <= given.interval_s <= 32767
@@ -902,13 +906,13 @@ def deadline() -> Iterator[None]:
 
 def combined(*files: tuple[str, str]) -> tuple[Policy, ...]:
     """Policies of (path, text), in the order in which they are read."""
-    return policy.combine([policy.parse(text.encode(), path) for path, text in files])
+    return language.combine([language.parse(text.encode(), path) for path, text in files])
 
 
 def options(text: str, defaults: str = "{}") -> Options:
     """The options of a one-policy file under defaults."""
     (found,) = combined(("policy.yaml", f"defaults: {defaults}"), (FILE, text))
-    return found.options
+    return found.rules.options
 
 
 def directories(tmp_path: Path) -> Directories:
@@ -924,12 +928,12 @@ def put(path: Path, content: bytes) -> None:
     path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH)
 
 
-def read_all(where: Directories) -> list[policy.PolicyFile]:
+def read_all(where: Directories) -> list[language.PolicyFile]:
     """What load reads, whoever owns it."""
-    return [policy.read(path) for path in policy.files(where)]
+    return [files.read(path) for path in files.paths(where)]
 
 
-def findings(where: Directories, cache: policy.Cache | None = None) -> list[str]:
+def findings(where: Directories, cache: files.Cache | None = None) -> list[str]:
     with pytest.raises(PolicyError) as raised:
-        policy.load(where, cache)
+        files.load(where, cache)
     return list(raised.value.findings)

@@ -1,0 +1,175 @@
+"""Where policy files are, which of them count, who may write them, and reading them all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from itertools import filterfalse
+from pathlib import Path
+
+from kabpf.errors import PolicyError, collected
+from kabpf.language import PolicyFile, combine, parse
+from kabpf.policy import Policy
+
+FILE_SIZE_MAX = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Directories:
+    """Where policy files are: one main file, and drop-in directories with the strongest first."""
+
+    main: Path
+    drop_ins: tuple[Path, ...]
+
+
+SYSTEM = Directories(
+    Path("/etc/kabpf/policy.yaml"),
+    (
+        Path("/etc/kabpf/policy.d"),
+        Path("/run/kabpf/policy.d"),
+        Path("/usr/local/lib/kabpf/policy.d"),
+        Path("/usr/lib/kabpf/policy.d"),
+    ),
+)
+
+Cache = dict[Path, tuple[tuple[int, ...], PolicyFile]]
+
+
+def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, ...]:
+    """Read every policy file of `directories`; of files in `cache` that did not change, nothing.
+
+    The files and their directories have to belong to root and be writable by root alone. Raises
+    PolicyError with one finding for each bad file.
+    """
+    read_now: Cache = {}
+    findings: list[str] = []
+    for directory in dict.fromkeys((directories.main.parent, *directories.drop_ins)):
+        # Before any of its files counts: one that masks another is never opened.
+        with collected(findings):
+            _check_directory(directory)
+    for path in filterfalse(_is_null, _strongest(directories)):
+        with collected(findings):
+            read_now[path] = _read_unless_cached(path, cache or {})
+    if findings:
+        raise PolicyError(*findings)
+    policies = combine([file for _, file in read_now.values()])
+    if cache is not None:
+        cache.clear()
+        cache.update(read_now)
+    return policies
+
+
+def paths(directories: Directories) -> list[Path]:
+    """The files that count, in the order they are read: systemd's rules for configuration
+    directories (systemd.unit(5)), where an empty file or a link to /dev/null masks a weaker one."""
+    return [path for path in _strongest(directories) if not (_is_null(path) or _is_empty(path))]
+
+
+def _strongest(directories: Directories) -> list[Path]:
+    by_name: dict[str, Path] = {}
+    for directory in reversed(directories.drop_ins):
+        for path in _entries(directory):
+            if path.suffix == ".yaml" and not path.name.startswith("."):
+                by_name[path.name] = path
+    drop_ins = [by_name[name] for name in sorted(by_name)]
+    main = [directories.main] if os.path.lexists(directories.main) else []
+    return main + drop_ins
+
+
+def read(path: Path) -> PolicyFile:
+    """Read one file, whoever owns it."""
+    with _opened(path) as descriptor:
+        return parse(_content(path, descriptor), str(path))
+
+
+def _read_unless_cached(path: Path, cache: Cache) -> tuple[tuple[int, ...], PolicyFile]:
+    with _opened(path) as descriptor:
+        status = os.fstat(descriptor)
+        _check_owner(path, status)
+        stamp = (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_ctime_ns,
+        )
+        if path in cache and cache[path][0] == stamp:
+            return cache[path]
+        return stamp, parse(_content(path, descriptor), str(path))
+
+
+class _opened:
+    """A regular file's descriptor; a FIFO does not block and is refused."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> int:
+        try:
+            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            os.close(self.descriptor)
+            raise PolicyError(f"{self.path}: not a regular file, expected a policy file")
+        return self.descriptor
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+
+def _content(path: Path, descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    if size > FILE_SIZE_MAX:
+        raise PolicyError(f"{path}: {size} bytes, expected at most {FILE_SIZE_MAX}")
+    try:
+        return os.read(descriptor, FILE_SIZE_MAX)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> PolicyError:
+    return PolicyError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}")
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return [directory / name for name in os.listdir(directory)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+
+
+def _is_null(path: Path) -> bool:
+    status = _status(path)
+    return bool(status and stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3))
+
+
+def _is_empty(path: Path) -> bool:
+    status = _status(path)
+    return bool(status and stat.S_ISREG(status.st_mode) and status.st_size == 0)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None  # said with its reason when the file is opened
+
+
+def _check_directory(directory: Path) -> None:
+    try:
+        _check_owner(directory, os.stat(directory))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != 0:
+        raise PolicyError(f"{path}: owned by uid {status.st_uid}, expected root")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise PolicyError(f"{path}: mode {mode:04o}, expected to be writable by root alone")

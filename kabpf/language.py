@@ -1,0 +1,233 @@
+"""The language of policy files: from the text of files to policies.
+
+A file holds either `defaults` and `policies`, or one policy (`select`, `keepalive` and so on) that
+takes its name, and where `select` is missing its unit, from the file's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+from kabpf import nodes, options, selectors
+from kabpf.errors import PolicyError, collected
+from kabpf.nodes import Node
+from kabpf.options import Draft
+from kabpf.policy import Destination, Direction, Mode, Options, Origin, Policy, Rules, Selector
+
+NAME_BYTES_MAX = 255
+POLICY_KEYS = (
+    "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing",
+)  # fmt: skip
+KEEPALIVE = "off, on, or options (idle, interval, ...)"
+NETWORK = "a network or an address, as 10.0.0.0/8 or 2001:db8::1"
+
+
+@dataclass(frozen=True)
+class DestinationDraft:
+    """A destination before its policy fills in what it leaves out; `to` as it was written."""
+
+    to: str
+    network: IPv6Network
+    ports: tuple[int, ...]
+    keepalive: bool
+    options: Draft
+
+
+@dataclass(frozen=True)
+class PolicyDraft:
+    """A policy before defaults are filled in: one without numbers, and the numbers given."""
+
+    policy: Policy
+    options: Draft
+    destinations: tuple[DestinationDraft, ...]
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """What one file says, before `combine` fills in what other files' defaults say."""
+
+    defaults: Draft
+    policies: tuple[PolicyDraft, ...]
+
+
+def parse(content: bytes, path: str) -> PolicyFile:
+    """Check the text of one file. `path` names it in messages, and a policy without a name."""
+    try:
+        root = nodes.read(content.decode(), path)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise PolicyError(f"{path}:{line}: not UTF-8, expected UTF-8 text") from None
+    if root is None:
+        return PolicyFile(Draft(), ())
+    top = root.mapping(("defaults", "policies", *POLICY_KEYS))
+    if own := [key for key in top if key in POLICY_KEYS]:
+        for key in ("defaults", "policies"):
+            if key in top:
+                raise top[key].error(f"beside {own[0]}, expected a file of its own")
+        name = _name(root, Path(path).stem)
+        return PolicyFile(Draft(), (_policy(root, name, selectors.named_by(path)),))
+    defaults = Draft()
+    if "defaults" in top:
+        defaults = options.read(top["defaults"].mapping(options.KEYS), "defaults")
+    named = top["policies"].named("names with their policies") if "policies" in top else {}
+    return PolicyFile(
+        defaults, tuple(_policy(node, _name(node, name), ()) for name, node in named.items())
+    )
+
+
+def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
+    """Merge files in the order they were read: a later default and a later policy of the same name
+    win. Raises PolicyError where `user_timeout: auto` has nothing to be computed from."""
+    defaults = Draft()
+    drafts: dict[str, PolicyDraft] = {}
+    for file in parsed:
+        defaults = options.over(file.defaults, defaults)
+        for draft in file.policies:
+            drafts.pop(draft.policy.name, None)
+            drafts[draft.policy.name] = draft
+    policies: list[Policy] = []
+    findings: list[str] = []
+    for draft in drafts.values():
+        with collected(findings):
+            policies.append(_finished(draft, defaults))
+    if findings:
+        raise PolicyError(*findings)
+    return tuple(policies)
+
+
+def _finished(draft: PolicyDraft, defaults: Draft) -> Policy:
+    policy = draft.policy
+    whose = f"policy {policy.name}"
+    own, origins = policy.rules.options, policy.origins
+    filled = options.over(draft.options, defaults)
+    contradictions: list[options.Contradiction] = []
+    if own.keepalive:
+        own, found = options.finish(filled, whose)
+        origins = {**origins, **found}
+        contradictions = list(options.contradictions(filled, own))
+    warnings = [each.text(whose) for each in contradictions]
+    destinations: list[Destination] = []
+    for each in draft.destinations:
+        given = Options(keepalive=False)
+        if each.keepalive:
+            theirs = options.over(each.options, filled)
+            given, _ = options.finish(theirs, f"{whose} to {each.to}")
+            warnings += [
+                contradiction.text(f"{whose} to {each.to}")
+                for contradiction in options.contradictions(theirs, given)
+                if contradiction not in contradictions
+            ]
+        destinations.append(Destination(each.network, each.ports, given))
+    rules = replace(policy.rules, options=own, destinations=tuple(destinations))
+    return replace(policy, rules=rules, origins=origins, warnings=tuple(warnings))
+
+
+def _name(node: Node, name: str) -> str:
+    if not name or not name.isprintable() or len(name.encode()) > NAME_BYTES_MAX:
+        raise node.error(f"{name!r}, expected a name of 1 to {NAME_BYTES_MAX} printable bytes")
+    return name
+
+
+def _policy(node: Node, name: str, fallback: tuple[Selector, ...]) -> PolicyDraft:
+    keys = node.mapping(POLICY_KEYS)
+    if "keepalive" not in keys:
+        raise node.error(f"no keepalive, expected {KEEPALIVE}")
+    selected = selectors.read(keys["select"]) if "select" in keys else fallback
+    if not selected:
+        raise node.error(
+            "no select, expected a list of selectors or a file named after a unit"
+            " (nginx.service.yaml)"
+        )
+    draft = Draft()
+    if isinstance(keys["keepalive"].value, dict):
+        on = True
+        draft = options.read(keys["keepalive"].mapping(options.KEYS))
+    else:
+        on = _choice(keys, "keepalive", ("on", "off"), KEEPALIVE) == "on"
+    rules = Rules(
+        Options(keepalive=on),
+        Mode(_choice(keys, "mode", tuple(Mode))),
+        Direction(_choice(keys, "direction", tuple(Direction))),
+        _choice(keys, "loopback", ("true", "false")) == "true",
+    )
+    existing = _choice(keys, "existing", ("true", "false")) == "true"
+    origins: dict[str, Origin] = {
+        key: Origin(keys[key].source)
+        for key in ("keepalive", "mode", "direction", "loopback", "existing")
+        if key in keys
+    }
+    policy = Policy(name, selected, rules, node.source, existing, origins)
+    return PolicyDraft(policy, draft, _destinations(keys))
+
+
+def _choice(keys: Mapping[str, Node], key: str, words: tuple[str, ...], expected: str = "") -> str:
+    """The word given, or the first of the words."""
+    if key not in keys:
+        return words[0]
+    expected = expected or f"{', '.join(words[:-1])} or {words[-1]}"
+    word = keys[key].word(expected)
+    if word not in words:
+        raise keys[key].expected(expected)
+    return word
+
+
+def _destinations(keys: Mapping[str, Node]) -> tuple[DestinationDraft, ...]:
+    if "destinations" not in keys:
+        return ()
+    items = keys["destinations"].items("a list such as [{to: 10.0.0.0/8, keepalive: off}]")
+    return tuple(_destination(item) for item in items)
+
+
+def _destination(node: Node) -> DestinationDraft:
+    keys = node.mapping(("to", "ports", "keepalive", *options.KEYS))
+    if "to" not in keys:
+        raise node.error(f"no to, expected {NETWORK}")
+    given = {key: value for key, value in keys.items() if key in options.KEYS}
+    if "keepalive" not in keys and not given:
+        raise node.error("no options, expected keepalive: off, or options (idle, interval, ...)")
+    for value in given.values():
+        if "keepalive" in keys:
+            raise value.error("beside keepalive, expected one of the two")
+    return DestinationDraft(
+        keys["to"].word(NETWORK),
+        _network(keys["to"]),
+        _ports(keys["ports"]) if "ports" in keys else (),
+        _choice(keys, "keepalive", ("on", "off")) == "on",
+        options.read(given),
+    )
+
+
+def _network(node: Node) -> IPv6Network:
+    word = node.word(NETWORK)
+    # Without the netmasks and zones that ipaddress would take.
+    if not re.fullmatch(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?", word):
+        raise node.expected(NETWORK)
+    try:
+        network = ip_network(word, strict=False)
+    except ValueError:
+        raise node.expected(NETWORK) from None
+    if network.network_address != ip_network(word.partition("/")[0]).network_address:
+        raise node.error(f"{node} has bits set beyond its prefix, expected {network}")
+    if isinstance(network, IPv4Network):
+        return IPv6Network((f"::ffff:{network.network_address}", 96 + network.prefixlen))
+    return network
+
+
+def _ports(node: Node) -> tuple[int, ...]:
+    found: set[int] = set()
+    for item in node.items("a list of ports, as [5432]"):
+        expected = "a port, 1 to 65535"
+        word = item.word(expected)
+        if not re.fullmatch(r"[0-9]+", word):
+            raise item.expected(expected)
+        port = int(word)
+        if not 1 <= port <= 65535:
+            raise item.error(f"{item} is not in 1 to 65535")
+        if port in found:
+            raise item.error(f"{item} is given twice, expected each port once")
+        found.add(port)
+    return tuple(sorted(found))

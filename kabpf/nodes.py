@@ -1,0 +1,179 @@
+"""YAML as policy files may use it: words, lists and mappings, each with its file, line and key.
+
+Anchors, aliases, tags, duplicate keys, deep nesting and control characters are refused. A scalar
+stays the text that it is; the key that it stands under gives it a type.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kabpf.errors import PolicyError
+
+DEPTH_MAX = 8
+TEXT_MAX = 4095  # PATH_MAX without its NUL
+SHOWN_MAX = 300  # characters of a wrong value in a message
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place in a policy file; the line counts from 1."""
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A YAML node with the key that leads to it."""
+
+    value: str | list[Node] | dict[str, Node]
+    key: str
+    source: Source
+
+    def error(self, what: str) -> PolicyError:
+        """`what` with the place before it."""
+        return PolicyError(self.at(what))
+
+    def at(self, what: str) -> str:
+        """`file:line: key: what`."""
+        return f"{self.source}: {self.key}: {what}" if self.key else f"{self.source}: {what}"
+
+    def expected(self, what: str) -> PolicyError:
+        """An error that shows the value and says what was expected instead."""
+        return self.error(f"{self}, expected {what}")
+
+    def __str__(self) -> str:
+        if isinstance(self.value, dict):
+            return "a mapping"
+        if isinstance(self.value, list):
+            return "a list"
+        if len(self.value) > SHOWN_MAX:
+            return f"{self.value[:SHOWN_MAX]}..."
+        return self.value or "nothing"
+
+    def word(self, expected: str) -> str:
+        """The text of a scalar that is not empty."""
+        if not isinstance(self.value, str) or not self.value:
+            raise self.expected(expected)
+        return self.value
+
+    def items(self, expected: str) -> list[Node]:
+        """The items of a list that is not empty."""
+        if self.value == []:
+            raise self.error(f"nothing, expected {expected}")
+        if not isinstance(self.value, list):
+            raise self.expected(expected)
+        return self.value
+
+    def mapping(self, known: tuple[str, ...]) -> dict[str, Node]:
+        """The values of a mapping whose keys are all `known`."""
+        found = self.named(f"keys ({', '.join(known)})")
+        for key, value in found.items():
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                expected = f"expected one of {', '.join(known)}"
+                raise value.error(
+                    f"unknown key, {f'did you mean {close[0]}?' if close else expected}"
+                )
+        return found
+
+    def named(self, expected: str) -> dict[str, Node]:
+        """The values of a mapping of any keys."""
+        if not isinstance(self.value, dict):
+            raise self.expected(expected)
+        return self.value
+
+
+def read(text: str, path: str) -> Node | None:
+    """The document of `text`, or None if it is empty; `path` names it in messages."""
+    return _Tree(text, path).build()
+
+
+class _Tree:
+    """Builds nodes from YAML events."""
+
+    def __init__(self, text: str, path: str) -> None:
+        import yaml  # late: what only reads the kernel's state starts faster without it
+
+        self._yaml = yaml
+        self._path = path
+        self._events = self._parse(text)
+
+    def build(self) -> Node | None:
+        next(self._events)  # the stream's start
+        if isinstance(next(self._events), self._yaml.StreamEndEvent):
+            return None
+        root = self._node(next(self._events), "", 1)
+        next(self._events)  # the document's end
+        event = next(self._events)
+        if not isinstance(event, self._yaml.StreamEndEvent):
+            line = event.start_mark.line + 1
+            raise PolicyError(f"{self._path}:{line}: a second document, expected one")
+        return None if root.value == "" else root
+
+    def _parse(self, text: str) -> Iterator[Any]:
+        yaml = self._yaml
+        try:
+            yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            # libyaml marks the end of the text by a line that is not there.
+            line = min(mark.line + 1, len(text.splitlines()) or 1) if mark else 1
+            raise PolicyError(f"{self._path}:{line}: not YAML: {error.problem}") from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, _position(text, error.character)) + 1
+            raise PolicyError(f"{self._path}:{line}: not YAML: {error.reason}") from None
+
+    def _node(self, event: Any, key: str, depth: int) -> Node:
+        yaml = self._yaml
+        source = Source(self._path, event.start_mark.line + 1)
+        node = Node("", key, source)
+        if isinstance(event, yaml.AliasEvent):
+            raise node.error(f"*{event.anchor}: an alias, expected the value itself")
+        if event.anchor is not None:
+            raise node.error(f"&{event.anchor}: an anchor, expected the value alone")
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise node.error(f"{ascii(tag)[1:-1]}: a tag, expected the value alone")
+        if depth > DEPTH_MAX:
+            raise node.error(f"nested too deep, expected at most {DEPTH_MAX} levels")
+        if isinstance(event, yaml.ScalarEvent):
+            if not event.value.isprintable() or len(event.value) > TEXT_MAX:
+                raise node.error(f"expected one line of at most {TEXT_MAX} printable characters")
+            return Node(event.value, key, source)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return Node(self._items(key, depth), key, source)
+        return Node(self._pairs(key, depth), key, source)
+
+    def _items(self, key: str, depth: int) -> list[Node]:
+        items: list[Node] = []
+        while not isinstance(event := next(self._events), self._yaml.SequenceEndEvent):
+            items.append(self._node(event, f"{key}[{len(items)}]", depth + 1))
+        return items
+
+    def _pairs(self, key: str, depth: int) -> dict[str, Node]:
+        pairs: dict[str, Node] = {}
+        while not isinstance(event := next(self._events), self._yaml.MappingEndEvent):
+            name = self._node(event, key, depth + 1)
+            if not isinstance(name.value, str):
+                raise name.error(f"{name} as a key, expected a word")
+            word = name.value or "''"
+            inner = f"{key}.{word}" if key else word
+            if name.value in pairs:
+                first = pairs[name.value].source.line
+                raise PolicyError(f"{name.source}: {inner}: given twice, first in line {first}")
+            value = self._node(next(self._events), inner, depth + 1)
+            pairs[name.value] = replace(value, source=name.source)
+        return pairs
+
+
+def _position(text: str, character: int | str) -> int:
+    """Where the offending character is; libyaml counts bytes and characters inconsistently."""
+    return text.find(chr(character) if isinstance(character, int) else character)
