@@ -22,21 +22,27 @@ NO_LIMIT = 1 << 20
 
 NAMES = (
     "a", "b", "ab", "c.scope", "a.service", "b.service", "a.socket", "a@1.service", "a@2.socket",
+    "_cpu.service", "_cpu.socket", "cpu.service", "__a.service",
 )  # fmt: skip
 UNITS = (
     "a.service", "b.service", "a.socket", "a@1.service", "a@.service", "a*.service", "*.service",
-    "?.service", "[ab].socket", "[!a].service", "c.scope",
+    "?.service", "[ab].socket", "[!a].service", "c.scope", "cpu.service", "_a.service",
+    "a*e.service",
 )  # fmt: skip
+USERS = ("user.slice", "user-1.slice", "user@1.service")
 PARTS = (*NAMES, "*", "*", "**", "**", "a*", "?", "[ab]", "*.service", "a@?.*")
 
 SELECTORS = st.one_of(
     st.sampled_from(UNITS).map(lambda unit: {"unit": unit}),
+    st.sampled_from(UNITS).map(lambda unit: {"user_unit": unit}),
     st.lists(st.sampled_from(PARTS), max_size=4).map(
         lambda names: {"cgroup": "/" + "/".join(names)}
     ),
 )
 POLICIES = st.lists(st.lists(SELECTORS, min_size=1, max_size=3), max_size=6)
-PATHS = st.lists(st.lists(st.sampled_from(NAMES), max_size=4), max_size=8)
+BELOW = st.lists(st.sampled_from(NAMES), max_size=4)
+MANAGED = st.tuples(*(st.sampled_from((name, "user@1.service")) for name in USERS)).map(list)
+PATHS = st.lists(BELOW | st.tuples(MANAGED, BELOW).map(lambda both: both[0] + both[1]), max_size=8)
 
 THOROUGHLY = settings(max_examples=150, deadline=2000, database=None)
 
@@ -167,6 +173,7 @@ def test_number_of_a_state_is_the_same_in_every_process() -> None:
         ({"unit": "a.service"}, False),
         ({"unit": "a@.service"}, True),
         ({"unit": "*.service"}, True),
+        ({"user_unit": "a.service"}, True),
         ({"cgroup": "/"}, False),
         ({"cgroup": "/a/b"}, False),
         ({"cgroup": "/*/**/b/**"}, False),
@@ -186,6 +193,36 @@ def test_kernel_asks_only_where_a_glob_might_match() -> None:
     automaton = Automaton(policies_of([[{"cgroup": "/a/x*"}], [{"cgroup": "/a/b"}]]))
     asking = {step for step, birth in automaton.table(NO_LIMIT).items() if birth.ask}
     assert asking == {(state_at(automaton, "/a"), "")}
+
+
+def test_user_unit_asks_only_where_users_managers_are() -> None:
+    """A unit of users' managers leaves births elsewhere to the kernel."""
+    automaton = Automaton(policies_of([[{"user_unit": "a.service"}], [{"unit": "b.service"}]]))
+    asking = {step for step, birth in automaton.table(NO_LIMIT).items() if birth.ask}
+    assert asking == {(state_at(automaton, "/user.slice/user-1.slice"), "")}
+
+
+@pytest.mark.parametrize(
+    ("unit", "name"),
+    [
+        ("cpu.service", "_cpu.service"),
+        ("memory.pressure.service", "_memory.pressure.service"),
+        ("cgroup.slice", "_cgroup.slice"),
+        ("bpf-firewall.service", "_bpf-firewall.service"),
+        ("_x.service", "__x.service"),
+        (".x.service", "_.x.service"),
+        ("cpus.service", "cpus.service"),
+        ("tasks.service", "tasks.service"),
+        ("user-cpu.slice", "user-cpu.slice"),
+    ],
+)
+def test_unit_is_found_under_the_name_that_systemd_escapes(unit: str, name: str) -> None:
+    """Systemd puts _ before a name that might clash with a file of the cgroup, and so do we."""
+    (found,) = policies_of([[{"unit": unit}]])
+    automaton = Automaton((found,))
+    assert automaton.step(ANYWHERE, name).policy == found
+    if unit != name:
+        assert automaton.step(ANYWHERE, unit).policy is None
 
 
 def test_many_units_make_one_row_each() -> None:
@@ -230,8 +267,9 @@ def birth(table: dict[tuple[int, str], Birth], parent: Born, name: str) -> Born:
 
 
 def reference(policies: tuple[Policy, ...], path: str) -> Policy | None:
-    """DESIGN's sentence on precedence: an exact path beats a unit name, which beats a glob, the
-    longer literal prefix beats the shorter, then the one read last wins; else the parent's."""
+    """The rule of precedence: an exact path beats a user's unit, which beats a unit, which beats
+    its socket, which beats a glob, the longer literal prefix beats the shorter, then the one read
+    last wins; else the parent's."""
     names = path.split("/")[1:] if path != "/" else []
     named = [
         ((rank, prefix, order), each)
@@ -246,19 +284,28 @@ def reference(policies: tuple[Policy, ...], path: str) -> Policy | None:
 
 
 def rank_of(selector: policy.Selector, names: list[str]) -> tuple[int, int]:
-    """4 for an exact path, 3 for a unit's name, 2 for its socket's, 1 for a glob, 0 for none."""
+    """5 for an exact path, 4 for a user's unit, 3 for a unit, 2 for its socket, 1 for a glob, 0 for
+    none."""
     text = selector.text
     prefix = min([text.index(char) for char in "*?[" if char in text], default=len(text))
     exact = prefix == len(text)
     if selector.kind == "cgroup":
         pattern = text.split("/")[1:] if text != "/" else []
-        return (4 if exact else 1) * path_matches(pattern, names), prefix
-    last = names[-1] if names else ""
-    if name_matches(text, last):
-        return 3 if exact else 1, prefix
+        return (5 if exact else 1) * path_matches(pattern, names), prefix
+    *above, last = names or [""]
+    if selector.kind == "user_unit" and not (
+        above[:1] == ["user.slice"] and name_matches("user@*.service", "".join(above[2:3]))
+    ):
+        return 0, 0
+    if name_matches(escaped(text), last):
+        return (4 if selector.kind == "user_unit" else 3) if exact else 1, prefix
     stem = text.removesuffix(".service")
-    is_socket = stem != text and name_matches(f"{stem}.socket", last)
+    is_socket = stem != text and name_matches(escaped(f"{stem}.socket"), last)
     return (2 if exact else 1) * is_socket, prefix
+
+
+def escaped(unit: str) -> str:
+    return f"_{unit}" if unit.startswith(("_", "cpu.")) else unit
 
 
 def path_matches(pattern: list[str], names: list[str]) -> bool:
