@@ -4,16 +4,20 @@
  *
  * Which policy a cgroup has is decided when the cgroup is made (kabpf_birth), so that a connection
  * costs one look-up (kabpf_sockops). Sockets that were open before are visited once
- * (kabpf_retrofit). An option that the application set itself stays as it is.
+ * (kabpf_retrofit). What applications ask for later is seen only while a policy needs it
+ * (kabpf_setsockopt).
  *
  * No program here fails a connection or changes what another program decided: kabpf_sockops always
  * returns 1, leaves `reply` alone and asks for no callbacks, and what can't be set is only counted.
  */
 #include <linux/bpf.h>
+#include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/tcp.h>
 #include <stdbool.h>
 #include <asm/socket.h>
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
@@ -22,6 +26,15 @@
 #ifndef SOL_TCP
 #define SOL_TCP 6
 #endif
+
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+
+/* linux/socket.h and asm/socket.h keep these to themselves. */
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
 
 /*
  * The few kernel structures that are read; the loader finds the members' real offsets through BTF.
@@ -55,20 +68,36 @@ struct sock_cgroup_data {
 };
 
 struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	unsigned int skc_hash; /* of both addresses and ports, with a secret of this boot */
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
 	unsigned long skc_flags;
+	volatile unsigned char skc_state;
 };
 
 struct sock {
 	struct sock_common __sk_common;
 	struct sock_cgroup_data sk_cgrp_data;
+	__u8 sk_userlocks : 4;
 };
 
 struct inet_sock {
 	struct sock sk;
 };
 
+struct inet_bind_bucket {
+	signed char fastreuse;
+};
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct inet_bind_bucket *icsk_bind_hash;
+	__u8 icsk_syn_retries;
 	__u32 icsk_user_timeout; /* ms */
 };
 
@@ -91,6 +120,9 @@ enum sock_flags {
 	SOCK_KEEPOPEN = 3,
 };
 
+/* net/sock.h: the socket was bound to a port. */
+#define SOCK_BINDPORT_LOCK 8
+
 /* Jiffies in a second; user space sets it before it loads the programs. */
 const volatile __u32 kabpf_hz = 250;
 
@@ -109,6 +141,23 @@ struct {
 	__type(key, __u32);
 	__type(value, struct kabpf_counters);
 } kabpf_counters SEC(".maps");
+
+/* The destinations of policies. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, KABPF_NETWORKS);
+	__type(key, struct kabpf_network);
+	__type(value, __u32);
+} kabpf_networks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, KABPF_PORTS);
+	__type(key, struct kabpf_port);
+	__type(value, struct kabpf_options);
+} kabpf_ports SEC(".maps");
 
 /* Every cgroup of the tree by its id. Not preallocated: most machines have a few hundred. */
 struct {
@@ -153,11 +202,22 @@ struct {
 /* One socket on its way through a program, and the policy it is measured by. */
 struct visit {
 	struct tcp_sock *tp;
+	struct kabpf_cgroup *cgroup;
 	struct kabpf_policy *policy;
-	struct kabpf_policy *was; /* NULL: whatever is set, the application set it */
+	struct kabpf_options *options;
 	struct kabpf_counters *counters;
 	__u32 policy_id;
+	__u32 direction; /* KABPF_OUT or KABPF_IN; 0: a listener */
+	__u32 ours; /* bits of the options whose values came from a former policy */
 	__u32 changed;
+};
+
+/* Bits of visit.ours, and places in the order of setting. */
+enum option {
+	IDLE,
+	INTERVAL,
+	PROBES,
+	USER_TIMEOUT
 };
 
 static __always_inline void count_failure(struct visit *v, int error)
@@ -183,17 +243,9 @@ static __always_inline void set_option(void *to, struct visit *v, int level, int
 		v->changed = 1;
 }
 
-/* Sets one number unless the application did: `now` is what the socket has, 0 for unset, `ours`
- * what it would have from an earlier policy, `wanted` what it would have from this one. */
-static __always_inline void fill(void *to, struct visit *v, int name, __u32 value, __u32 now,
-				 __u32 ours, __u32 wanted)
+static __always_inline void count_left(struct visit *v)
 {
-	if (!value || now == wanted)
-		return;
-	if (now && now != ours)
-		__sync_fetch_and_add(&v->counters->left, 1);
-	else
-		set_option(to, v, SOL_TCP, name, value);
+	__sync_fetch_and_add(&v->counters->left, 1);
 }
 
 static __always_inline bool has_flag(struct tcp_sock *tp, __u32 flag)
@@ -201,23 +253,193 @@ static __always_inline bool has_flag(struct tcp_sock *tp, __u32 flag)
 	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags >> flag & 1;
 }
 
-static __always_inline void fill_options(void *to, struct visit *v)
+static __always_inline bool keeps_alive(struct tcp_sock *tp)
 {
-	struct kabpf_policy *p = v->policy, *was = v->was;
-	struct tcp_sock *tp = v->tp;
+	return has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN));
+}
 
-	if (!p->keepalive)
+/* The peer's address as 128 bits, and whether the connection stays on this machine: to a loopback
+ * address, or to the socket's own. */
+static __always_inline bool read_peer(struct sock_common *skc, __u8 *address)
+{
+	__u32 own[4] = {}, *peer = (__u32 *)address;
+	__u32 differs;
+
+	if (BPF_CORE_READ(skc, skc_family) == AF_INET6 &&
+	    bpf_core_field_exists(skc->skc_v6_daddr)) {
+		BPF_CORE_READ_INTO((struct in6_addr *)peer, skc, skc_v6_daddr);
+		BPF_CORE_READ_INTO((struct in6_addr *)own, skc, skc_v6_rcv_saddr);
+	} else {
+		peer[2] = own[2] = bpf_htonl(0xffff);
+		peer[3] = BPF_CORE_READ(skc, skc_daddr);
+		own[3] = BPF_CORE_READ(skc, skc_rcv_saddr);
+	}
+	differs = (peer[0] ^ own[0]) | (peer[1] ^ own[1]) | (peer[2] ^ own[2]) | (peer[3] ^ own[3]);
+	if (!differs)
+		return true;
+	if (peer[0] || peer[1])
+		return false;
+	return peer[2] ? peer[2] == bpf_htonl(0xffff) && address[12] == 127
+		       : peer[3] == bpf_htonl(1);
+}
+
+/* What a policy with conditions gives a connection: NULL where it leaves it alone.
+ * Not inlined, because a socket is measured by former policies, too. */
+static __noinline struct kabpf_options *find_options(struct kabpf_policy *policy, __u32 policy_id,
+						     struct sock_common *skc, __u32 direction)
+{
+	struct kabpf_network network = { .bits = 32 + 128, .policy_id = policy_id };
+	struct kabpf_options *options = NULL;
+	struct kabpf_port port = {};
+	__u32 *number;
+	bool local;
+
+	if (!(policy->flags & direction))
+		return NULL;
+	local = read_peer(skc, network.address);
+	if (local && !(policy->flags & KABPF_LOOPBACK))
+		return NULL;
+	if (!policy->destinations)
+		return &policy->options;
+	number = bpf_map_lookup_elem(&kabpf_networks, &network);
+	if (number) {
+		port.network = *number;
+		port.port = direction == KABPF_OUT ? bpf_ntohs(BPF_CORE_READ(skc, skc_dport))
+						   : BPF_CORE_READ(skc, skc_num);
+		options = bpf_map_lookup_elem(&kabpf_ports, &port);
+		if (!options) {
+			port.port = 0;
+			options = bpf_map_lookup_elem(&kabpf_ports, &port);
+		}
+	}
+	return options ? options : &policy->options;
+}
+
+static __always_inline struct kabpf_options *
+options_of(struct kabpf_policy *policy, __u32 policy_id, struct sock_common *skc, __u32 direction)
+{
+	struct kabpf_options *options = &policy->options;
+
+	if (!direction)
+		return policy->flags & KABPF_LISTENERS ? options : NULL;
+	if (!(policy->flags & KABPF_PLAIN))
+		options = find_options(policy, policy_id, skc, direction);
+	return options && options->keepalive ? options : NULL;
+}
+
+/* A connection's direction is not kept by the kernel. An accepted socket shares the listener's
+ * port, which was bound, without having bound it (sk_clone_lock() in net/core/sock.c clears the
+ * lock); a port that connect() chose is marked by -1 (__inet_hash_connect()). A connection from an
+ * address that was bound without a port counts as accepted. */
+static __always_inline __u32 direction_of(struct sock *sk)
+{
+	struct inet_connection_sock *icsk = (void *)sk;
+	struct inet_bind_bucket *bucket = BPF_CORE_READ(icsk, icsk_bind_hash);
+
+	if (!bucket || BPF_CORE_READ(bucket, fastreuse) < 0)
+		return KABPF_OUT;
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK ? KABPF_OUT
+										    : KABPF_IN;
+}
+
+/* Idle in seconds for an unset option of this socket: the same again at every visit. */
+static __always_inline __u32 idle_of(struct kabpf_options *o, __u32 hash)
+{
+	__u64 spread = (__u64)o->idle_s.high * o->jitter_percent / 100;
+
+	return o->idle_s.high - (__u32)((spread + 1) * (hash >> 8) >> 24);
+}
+
+static __always_inline __u32 hash_of(struct tcp_sock *tp)
+{
+	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_hash;
+}
+
+static __always_inline bool came_from(struct kabpf_range range, __u32 preferred, __u32 unit,
+				      __u32 now)
+{
+	return now && (now == range.low * unit || now == preferred * unit);
+}
+
+/* Tells the values that a former policy set from those the application chose. */
+static __always_inline void find_ours(struct visit *v, __u32 was_id)
+{
+	struct tcp_sock *tp = v->tp;
+	struct kabpf_policy *was = bpf_map_lookup_elem(&kabpf_policies, &was_id);
+	struct kabpf_options *o;
+
+	if (!was)
 		return;
-	fill(to, v, TCP_KEEPIDLE, p->idle_s, tp->keepalive_time, was ? was->idle_s * kabpf_hz : 0,
-	     p->idle_s * kabpf_hz);
-	fill(to, v, TCP_KEEPINTVL, p->interval_s, tp->keepalive_intvl,
-	     was ? was->interval_s * kabpf_hz : 0, p->interval_s * kabpf_hz);
-	fill(to, v, TCP_KEEPCNT, p->probes, tp->keepalive_probes, was ? was->probes : 0, p->probes);
-	fill(to, v, TCP_USER_TIMEOUT, p->user_timeout_ms, tp->inet_conn.icsk_user_timeout,
-	     was ? was->user_timeout_ms : 0, p->user_timeout_ms);
+	o = options_of(was, was_id, (void *)tp, v->direction);
+	if (!o)
+		return;
+	if (came_from(o->idle_s, idle_of(o, hash_of(tp)), kabpf_hz, tp->keepalive_time))
+		v->ours |= 1 << IDLE;
+	if (came_from(o->interval_s, o->interval_s.high, kabpf_hz, tp->keepalive_intvl))
+		v->ours |= 1 << INTERVAL;
+	if (came_from(o->probes, o->probes.high, 1, tp->keepalive_probes))
+		v->ours |= 1 << PROBES;
+	if (came_from(o->user_timeout_ms, o->user_timeout_ms.high, 1,
+		      tp->inet_conn.icsk_user_timeout))
+		v->ours |= 1 << USER_TIMEOUT;
+}
+
+/* `now` is what the socket has, in units of the kernel; 0 for unset. */
+static __always_inline void set_number(void *to, struct visit *v, enum option which, int name,
+				       struct kabpf_range range, __u32 preferred, __u32 unit,
+				       __u32 now)
+{
+	__u32 value = preferred;
+
+	if (!preferred || now == preferred * unit)
+		return;
+	if (now && !(v->ours >> which & 1)) {
+		if (range.low == range.high) {
+			if (v->policy->mode == KABPF_FILL)
+				return count_left(v);
+		} else if (now >= range.low * unit && now <= range.high * unit) {
+			return count_left(v);
+		} else if (now < range.low * unit) {
+			value = range.low;
+		}
+	}
+	set_option(to, v, SOL_TCP, name, value);
+}
+
+static __always_inline void set_options(void *to, struct visit *v)
+{
+	struct kabpf_options *o = v->options;
+	struct tcp_sock *tp = v->tp;
+	__u32 idle_s = o->idle_s.high;
+
+	if (o->jitter_percent)
+		idle_s = idle_of(o, hash_of(tp));
+	if (idle_s < o->idle_s.low && o->idle_s.low < o->idle_s.high)
+		idle_s = o->idle_s.low;
+	set_number(to, v, IDLE, TCP_KEEPIDLE, o->idle_s, idle_s, kabpf_hz, tp->keepalive_time);
+	set_number(to, v, INTERVAL, TCP_KEEPINTVL, o->interval_s, o->interval_s.high, kabpf_hz,
+		   tp->keepalive_intvl);
+	set_number(to, v, PROBES, TCP_KEEPCNT, o->probes, o->probes.high, 1, tp->keepalive_probes);
+	set_number(to, v, USER_TIMEOUT, TCP_USER_TIMEOUT, o->user_timeout_ms,
+		   o->user_timeout_ms.high, 1, tp->inet_conn.icsk_user_timeout);
+	if (keeps_alive(tp))
+		return;
+	/* Values of ours without keepalive: the application turned it off again. */
+	if (v->ours && v->policy->mode == KABPF_FILL)
+		return count_left(v);
 	/* Last, because it arms the timer; the other way round would arm it twice. */
-	if (!has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN)))
-		set_option(to, v, SOL_SOCKET, SO_KEEPALIVE, 1);
+	set_option(to, v, SOL_SOCKET, SO_KEEPALIVE, 1);
+}
+
+static __always_inline void set_syn_retries(void *to, struct visit *v)
+{
+	__u32 now = v->tp->inet_conn.icsk_syn_retries, retries = v->options->syn_retries;
+
+	if (!retries || now == retries)
+		return;
+	if (now && v->policy->mode == KABPF_FILL)
+		return count_left(v);
+	set_option(to, v, SOL_TCP, TCP_SYNCNT, retries);
 }
 
 static __always_inline struct kabpf_cgroup *cgroup_of(struct tcp_sock *tp)
@@ -228,43 +450,76 @@ static __always_inline struct kabpf_cgroup *cgroup_of(struct tcp_sock *tp)
 }
 
 /* False where no policy concerns the socket. */
-static __always_inline bool begin_visit(struct visit *v, struct tcp_sock *tp,
-					struct kabpf_cgroup *cgroup)
+static __always_inline bool begin_visit(struct visit *v, struct sock_common *skc)
 {
-	__u32 was_id = cgroup->was_id;
-
-	v->tp = tp;
-	v->policy_id = cgroup->policy_id;
+	v->policy_id = v->cgroup->policy_id;
 	if (!v->policy_id)
 		return false;
 	v->policy = bpf_map_lookup_elem(&kabpf_policies, &v->policy_id);
 	v->counters = bpf_map_lookup_elem(&kabpf_counters, &v->policy_id);
-	if (was_id)
-		v->was = bpf_map_lookup_elem(&kabpf_policies, &was_id);
-	return v->policy && v->counters;
+	if (!v->policy || !v->counters)
+		return false;
+	v->options = options_of(v->policy, v->policy_id, skc, v->direction);
+	return v->options;
+}
+
+static __always_inline void visit(void *to, struct visit *v)
+{
+	for (int i = 0; i < KABPF_FORMER; i++) {
+		__u32 was_id = v->cgroup->was_id[i];
+
+		if (!was_id)
+			break;
+		find_ours(v, was_id);
+	}
+	set_options(to, v);
+}
+
+static __always_inline bool syn_retries_wanted(void)
+{
+	struct kabpf_totals *totals;
+	__u32 zero = 0;
+
+	totals = bpf_map_lookup_elem(&kabpf_totals, &zero);
+	return totals && totals->syn_retries;
 }
 
 SEC("sockops")
 int kabpf_sockops(struct bpf_sock_ops *ctx)
 {
-	bool listens = ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB;
-	struct kabpf_cgroup *cgroup;
 	struct visit v = {};
-	struct tcp_sock *tp;
 
-	if (!listens && ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
-	    ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (!syn_retries_wanted())
+			return 1;
+		v.direction = KABPF_OUT;
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		v.direction = KABPF_OUT;
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		v.direction = KABPF_IN;
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		break;
+	default:
 		return 1;
+	}
 	if (!ctx->sk)
 		return 1;
-	tp = bpf_skc_to_tcp_sock(ctx->sk);
-	if (!tp)
+	v.tp = bpf_skc_to_tcp_sock(ctx->sk);
+	if (!v.tp)
 		return 1;
-	cgroup = cgroup_of(tp);
-	if (!cgroup || !begin_visit(&v, tp, cgroup))
+	v.cgroup = cgroup_of(v.tp);
+	if (!v.cgroup || !begin_visit(&v, (void *)v.tp))
 		return 1;
-	fill_options(ctx, &v);
-	__sync_fetch_and_add(listens ? &v.counters->listening : &v.counters->established, 1);
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		set_syn_retries(ctx, &v);
+		return 1;
+	}
+	visit(ctx, &v);
+	__sync_fetch_and_add(v.direction ? &v.counters->established : &v.counters->listening, 1);
 	return 1;
 }
 
@@ -275,23 +530,131 @@ SEC("iter/tcp")
 int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
-	struct kabpf_cgroup *cgroup;
 	struct visit v = {};
-	struct tcp_sock *tp;
 
 	if (!skc)
 		return 0;
-	tp = bpf_skc_to_tcp_sock(skc);
+	v.tp = bpf_skc_to_tcp_sock(skc);
 	/* A dead socket is one that no process has any more; the kernel ends it by itself. */
-	if (!tp || has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)))
+	if (!v.tp || has_flag(v.tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)))
 		return 0;
-	cgroup = cgroup_of(tp);
-	if (!cgroup || !cgroup->owed || !begin_visit(&v, tp, cgroup))
+	v.cgroup = cgroup_of(v.tp);
+	if (!v.cgroup || !v.cgroup->owed)
 		return 0;
-	fill_options(tp, &v);
+	if (skc->skc_state != BPF_TCP_LISTEN)
+		v.direction = direction_of((void *)v.tp);
+	if (!begin_visit(&v, skc))
+		return 0;
+	visit(v.tp, &v);
 	if (v.changed)
 		__sync_fetch_and_add(&v.counters->retrofitted, 1);
 	return 0;
+}
+
+/* The kernel's struct sock behind the verifier's view of it, as a number: to be read by probes. */
+static __always_inline struct sock *sock_of(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *seen = ctx->sk;
+	struct sock *sk = NULL;
+
+	bpf_probe_read_kernel(&sk, sizeof(sk), &seen);
+	return sk;
+}
+
+/* What the options mean that an application may set; NULL for any other. */
+static __always_inline struct kabpf_range *range_of(struct kabpf_options *o, int name)
+{
+	switch (name) {
+	case TCP_KEEPIDLE:
+		return &o->idle_s;
+	case TCP_KEEPINTVL:
+		return &o->interval_s;
+	case TCP_KEEPCNT:
+		return &o->probes;
+	case TCP_USER_TIMEOUT:
+		return &o->user_timeout_ms;
+	default:
+		return NULL;
+	}
+}
+
+static __always_inline bool is_ours(int level, int name)
+{
+	if (level == SOL_SOCKET)
+		return name == SO_KEEPALIVE;
+	return level == SOL_TCP && (name == TCP_KEEPIDLE || name == TCP_KEEPINTVL ||
+				    name == TCP_KEEPCNT || name == TCP_USER_TIMEOUT);
+}
+
+/* Before it is connected a socket takes what the application asks for; what the policy says of it
+ * comes when it is. */
+static __always_inline bool is_settled(struct bpf_sock *sk)
+{
+	return sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_SYN_SENT &&
+	       (sk->family == AF_INET || sk->family == AF_INET6) && sk->type == SOCK_STREAM &&
+	       (sk->protocol == IPPROTO_TCP || sk->protocol == IPPROTO_MPTCP);
+}
+
+/* Linked only while a policy enforces its options, or gives a range. Returns 1: 0 would be EPERM.
+ */
+SEC("cgroup/setsockopt")
+int kabpf_setsockopt(struct bpf_sockopt *ctx)
+{
+	int *value = ctx->optval, asked;
+	struct kabpf_range *range;
+	struct visit v = {};
+	struct sock *sk;
+	__u64 id;
+
+	/* The kernel lends us one page. Where there is more it takes the value from our page, or
+	 * answers EFAULT, unless it is told that nothing was changed. */
+	if (ctx->optlen > 0 && (long)ctx->optlen > (long)(ctx->optval_end - ctx->optval))
+		ctx->optlen = 0;
+	if (ctx->optlen < 0) /* another program's decision */
+		return 1;
+	if (!is_ours(ctx->level, ctx->optname) || !ctx->sk || !is_settled(ctx->sk))
+		return 1;
+	if ((void *)(value + 1) > ctx->optval_end)
+		return 1;
+	asked = *value;
+	sk = sock_of(ctx);
+	id = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+	v.cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &id);
+	if (!v.cgroup)
+		return 1;
+	if (ctx->sk->state != BPF_TCP_LISTEN)
+		v.direction = direction_of(sk);
+	if (!begin_visit(&v, (void *)sk))
+		return 1;
+	if (ctx->level == SOL_SOCKET) {
+		if (asked || v.policy->mode != KABPF_ENFORCE)
+			return 1;
+		goto swallow;
+	}
+	range = range_of(v.options, ctx->optname);
+	if (!range || !range->high)
+		return 1;
+	if (range->low < range->high) {
+		__u32 limited = asked;
+
+		if (asked < 0 || (!asked && ctx->optname != TCP_USER_TIMEOUT))
+			return 1; /* the kernel says what is wrong with it */
+		if (!limited || limited > range->high)
+			limited = range->high;
+		else if (limited < range->low)
+			limited = range->low;
+		if (limited != asked) {
+			*value = limited;
+			__sync_fetch_and_add(&v.counters->limited, 1);
+		}
+		return 1;
+	}
+	if (v.policy->mode != KABPF_ENFORCE)
+		return 1;
+swallow:
+	ctx->optlen = -1;
+	__sync_fetch_and_add(&v.counters->swallowed, 1);
+	return 1;
 }
 
 /* In the order: this name here, this name anywhere, any name here. */

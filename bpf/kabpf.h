@@ -22,30 +22,78 @@
 /* Bytes; the events of about 900 births that nobody has read yet. */
 #define KABPF_EVENTS (256 * 1024)
 
+/* Of the layout of everything here: another one when any of it changes. */
+#define KABPF_LAYOUT 2
+
+/* Former policies that a cgroup remembers. */
+#define KABPF_FORMER 4
+
+#define KABPF_NETWORKS 65536
+#define KABPF_PORTS 65536
+
 /* The state of a cgroup that only user space can resolve; so are the cgroups below it. */
 #define KABPF_STATE_UNKNOWN 0
 
 /* The state from which only selectors that apply anywhere in the tree go on. */
 #define KABPF_STATE_ANYWHERE 1
 
+/* What an option may be on a socket: one value if both are equal; left alone if both are 0. */
+struct kabpf_range {
+	__u32 low;
+	__u32 high; /* what an unset option becomes */
+};
+
+struct kabpf_options {
+	__u32 keepalive; /* 0: leave the socket alone */
+	__u32 jitter_percent; /* idle is spread over so much below its upper bound */
+	struct kabpf_range idle_s;
+	struct kabpf_range interval_s;
+	struct kabpf_range probes;
+	struct kabpf_range user_timeout_ms;
+	__u32 syn_retries; /* 0: left alone */
+	__u32 reserved;
+};
+
+/* Where the application has an opinion: 0 its values stay, 1 the policy's count when a connection
+ * is established, 2 and ever after. */
+#define KABPF_FILL 0
+#define KABPF_OVERRIDE 1
+#define KABPF_ENFORCE 2
+
+#define KABPF_OUT 1 /* outgoing connections are meant */
+#define KABPF_IN 2 /* accepted connections are meant */
+#define KABPF_LOOPBACK 4 /* connections over loopback are meant */
+#define KABPF_PLAIN 8 /* every connection is meant, with the policy's own options */
+#define KABPF_LISTENERS 16 /* keepalive for listeners, so that what they accept has it already */
+
 /* A policy as user space resolved it. Never changed while a cgroup refers to it. */
 struct kabpf_policy {
-	__u32 keepalive; /* 0: leave the sockets alone */
-	__u32 idle_s; /* this and the next three: 0 leaves the option alone */
-	__u32 interval_s;
-	__u32 probes;
-	__u32 user_timeout_ms;
+	struct kabpf_options options;
+	__u32 mode;
+	__u32 flags;
+	__u64 destinations; /* a digest of its rows in kabpf_networks and kabpf_ports; 0: none */
 	char name[KABPF_NAME]; /* for people; an unused slot of the array has none */
-	__u32 reserved;
+};
+
+/* A peer's network, by policy; the value is the number of its rows in kabpf_ports. */
+struct kabpf_network {
+	__u32 bits; /* of what follows, that count: 32 and the network's */
+	__u32 policy_id;
+	__u8 address[16]; /* an IPv4 address is v4-mapped */
+};
+
+/* The options for a port of a network; 0 stands for every other port. */
+struct kabpf_port {
+	__u32 network;
+	__u32 port;
 };
 
 /* What kabpf knows of one cgroup; the key is the cgroup id. */
 struct kabpf_cgroup {
 	__u64 state; /* how far the selectors have matched its path */
 	__u32 policy_id; /* 0: none */
-	__u32 was_id; /* the policy whose values open sockets may still hold; 0: none */
 	__u32 owed; /* 1: open sockets still wait for kabpf_retrofit */
-	__u32 reserved;
+	__u32 was_id[KABPF_FORMER]; /* policies whose values sockets may still hold; 0: none */
 };
 
 /* A step from a cgroup to a child of this name; no name stands for every other name. */
@@ -65,8 +113,10 @@ struct kabpf_counters {
 	__u64 listening; /* listeners opened */
 	__u64 retrofitted; /* open sockets that a retrofit changed */
 	__u64 left; /* options left as the application had set them */
+	__u64 swallowed; /* setsockopt(2) calls of applications that were not obeyed */
+	__u64 limited; /* the same, whose value was brought into the policy's range */
 	__u64 failed; /* options that the kernel refused; kabpf_failures has the errnos */
-	__u64 reserved[3]; /* a cache line each */
+	__u64 reserved; /* a cache line each */
 };
 
 struct kabpf_failure {
@@ -76,6 +126,8 @@ struct kabpf_failure {
 
 /* One for the whole data plane. */
 struct kabpf_totals {
+	__u32 layout; /* KABPF_LAYOUT; the first member in every version */
+	__u32 syn_retries; /* 1: a policy gives them, so that kabpf_sockops looks before the SYN */
 	__u64 build; /* a digest of the object file that the programs and maps come from */
 	__u64 asked_in_vain; /* events lost because the ring buffer was full */
 	__u64 unrecorded; /* births lost because the map of cgroups was full */

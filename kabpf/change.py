@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kabpf import cgroups, daemon, dataplane, output, plan, policy, reconcile
+from kabpf import cgroups, daemon, files, output, plan, policy, reconcile
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Dataplane
 from kabpf.errors import RefusedError
@@ -39,8 +38,8 @@ def attach(arguments: argparse.Namespace) -> int:
                 f"{cgroup.path} is attached by {PERSISTENT / file.name} already",
                 hint="expected --persist to change it",
             )
-        with _written(file, _attached_policy(cgroup.path, options)):
-            policies = policy.load(policy.SYSTEM)
+        with _written(file, _attached_policy(cgroup.path, options, new_only=arguments.new_only)):
+            stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
             found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
             if found is None:
                 raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
@@ -51,19 +50,19 @@ def attach(arguments: argparse.Namespace) -> int:
                     f"{cgroup.path} has its policy from {other}, which is read later",
                     hint="expected no other file to name this path",
                 )
-            loaded = dataplane.open_or_load(dataplane.PINS, tree)
+            loaded = reconcile.open_or_load(policies, tree)
         with loaded:
             before = _retrofitted(loaded, winner)
-            _reconcile(policies, tree, loaded)
+            _reconcile(policies, tree, loaded, stamp)
             changed = _retrofitted(loaded, winner) - before
     result = {
         "cgroup": cgroup.path,
         "policy": winner.name,
         "file": str(file),
-        "options": dataclasses.asdict(winner.options),
+        "options": output.options_json(winner.rules.options),
         "retrofitted": changed,
     }
-    options_text = output.options_text(winner.options)
+    options_text = output.options_text(winner.rules.options)
     count = output.count(changed, "open socket")
     text = f"{output.shown(cgroup.path)}: {options_text}; {count} changed"
     return output.answer(arguments, result, text)
@@ -89,17 +88,18 @@ def detach(arguments: argparse.Namespace) -> int:
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(_written(file, None))
-            policies = () if arguments.all else policy.load(policy.SYSTEM)
+            stamp = files.stamp(files.SYSTEM)
+            policies = () if arguments.all else files.load(files.SYSTEM)
         if arguments.all:
-            dataplane.lift(dataplane.PINS)
+            reconcile.lift(tree)
             daemon.tell_changed()
         else:
-            with dataplane.open_or_load(dataplane.PINS, tree) as loaded:
-                _reconcile(policies, tree, loaded)
+            with reconcile.open_or_load(policies, tree) as loaded:
+                _reconcile(policies, tree, loaded, stamp)
     text = f"{output.shown(path)}: detached"
     if arguments.all:
-        files = len(policy.files(policy.SYSTEM))
-        stay = f"; {output.count(files, 'policy file')} left for kabpfctl apply" if files else ""
+        count = len(files.paths(files.SYSTEM))
+        stay = f"; {output.count(count, 'policy file')} left for kabpfctl apply" if count else ""
         text = f"kabpf is out of the kernel{stay}"
     return output.answer(arguments, {"removed": [str(file) for file in removed]}, text)
 
@@ -108,9 +108,9 @@ def apply(arguments: argparse.Namespace) -> int:
     """Put the policy files in force."""
     tree = cgroups.find_tree(cgroups.own_mounts())
     with reconcile.locked():
-        policies = policy.load(policy.SYSTEM)
-        with dataplane.open_or_load(dataplane.PINS, tree) as loaded:
-            resolution = _reconcile(policies, tree, loaded)
+        stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
+        with reconcile.open_or_load(policies, tree) as loaded:
+            resolution = _reconcile(policies, tree, loaded, stamp)
     result = {
         "policies": len(resolution.plan.policies),
         "cgroups": len(resolution.cgroups),
@@ -123,9 +123,11 @@ def apply(arguments: argparse.Namespace) -> int:
     return output.answer(arguments, result, text)
 
 
-def _reconcile(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane) -> Resolution:
+def _reconcile(
+    policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane, stamp: str
+) -> Resolution:
     try:
-        return reconcile.reconcile(policies, tree, loaded)
+        return reconcile.reconcile(policies, tree, loaded, stamp)
     finally:
         daemon.tell_changed()
 
@@ -172,12 +174,12 @@ def _attached_file(directory: Path, path: str) -> Path:
     return directory / f"{ATTACHED}{escaped or '-'}.yaml"
 
 
-def _attached_policy(path: str, options: dict[str, str]) -> bytes:
+def _attached_policy(path: str, options: dict[str, str], *, new_only: bool) -> bytes:
     if policy.GLOB.search(path) or not path.isprintable():
         raise RefusedError(f"cgroup {path!r}", hint="expected a printable path without *, ? and [")
     keepalive = "{" + ", ".join(f"{key}: {text}" for key, text in options.items()) + "}"
     return (
         "# Written by kabpfctl attach; kabpfctl detach removes it.\n"
         f"select: [{{cgroup: {json.dumps(path)}}}]\n"
-        f"keepalive: {keepalive if options else 'on'}\n"
+        f"keepalive: {keepalive if options else 'on'}\n" + "existing: false\n" * new_only
     ).encode()

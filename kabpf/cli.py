@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from kabpf import __version__, change, output, policy, show
+from kabpf import __version__, change, options, output, show
 from kabpf.errors import KabpfError, PolicyError, RefusedError
 
 
@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         attach.add_argument(_flag(key), type=_option(key), metavar=_METAVARS[key], help=_HELP[key])
     attach.add_argument(
         "--persist", action="store_true", help=f"keep it over a reboot, in {change.PERSISTENT}"
+    )
+    attach.add_argument(
+        "--new-only", action="store_true", help="leave the sockets alone that are open now"
     )
 
     detach = _command(commands, "detach", change.detach, "undo attach; sockets keep their options")
@@ -102,7 +105,7 @@ def _option(key: str) -> Callable[[str], str]:
 
     def checked(text: str) -> str:
         try:
-            policy.check_option(key, text)
+            options.check(key, text)
         except PolicyError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         return text

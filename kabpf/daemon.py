@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kabpf import __version__, cgroups, dataplane, policy, reconcile
+from kabpf import __version__, cgroups, dataplane, files, loading, reconcile
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, RefusedError
 from kabpf.libbpf import RingBuffer
+from kabpf.policy import Policy
 
 log = logging.getLogger("kabpfd")
 
@@ -97,13 +98,14 @@ class Daemon:
 
     def __init__(self, tree: CgroupTree) -> None:
         self._tree = tree
-        self._cache: policy.Cache = {}
+        self._cache: files.Cache = {}
         self._loaded: Dataplane | None = None
         self._identity = 0
         self._events: RingBuffer | None = None
         self._born: list[Born] = []
         self._asked_in_vain = 0
-        self._policies: tuple[policy.Policy, ...] | None = None  # the last good ones
+        self._policies: tuple[Policy, ...] | None = None  # the last good ones
+        self._stamp = ""
         self._last: reconcile.Resolution | None = (
             None  # None after a failure: the kernel may differ
         )
@@ -155,38 +157,45 @@ class Daemon:
         notify("STOPPING=1")
         with reconcile.locked():
             self._close()
-            dataplane.lift(dataplane.PINS)
+            reconcile.lift(self._tree)
         log.info("every policy is lifted; sockets keep the options they have")
 
     def _reload(self) -> None:
         with reconcile.locked():
-            self._policies = policy.load(policy.SYSTEM, self._cache)
-            self._open()
-            self._reconcile(self._policies)
+            self._load_and_reconcile()
 
     def _look_again(self) -> None:
         with reconcile.locked():
             self._last = None
             if dataplane.PINS.exists():
-                self._policies = policy.load(policy.SYSTEM, self._cache)
-                self._open()
-                self._reconcile(self._policies)
+                self._load_and_reconcile()
             else:
                 self._close()
                 log.info("kabpfctl lifted every policy; a reload puts them in force again")
 
+    def _load_and_reconcile(self) -> None:
+        self._stamp = files.stamp(files.SYSTEM)
+        self._policies = files.load(files.SYSTEM, self._cache)
+        if not self._is_open():
+            self._watch(reconcile.open_or_load(self._policies, self._tree))
+        self._reconcile(self._policies)
+
     def _adopt(self) -> None:
         with reconcile.locked():
-            self._open()
+            if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
+                self._watch(loaded)
 
-    def _open(self) -> None:
-        """Have the pinned data plane open, loading it where there is none."""
+    def _is_open(self) -> bool:
+        """Whether the data plane that is pinned is the one that is open here."""
         if self._loaded:
             with contextlib.suppress(RefusedError):
                 if self._loaded.identity() == self._identity:
-                    return
+                    return True
             self._close()
-        self._loaded = dataplane.open_or_load(dataplane.PINS, self._tree)
+        return False
+
+    def _watch(self, loaded: Dataplane) -> None:
+        self._loaded = loaded
         self._identity = self._loaded.identity()
         self._events = self._loaded.events(self._born.append)
         self._poll.register(self._events, select.EPOLLIN)
@@ -200,13 +209,13 @@ class Daemon:
         self._events = self._loaded = self._last = None
         self._born.clear()
 
-    def _reconcile(self, policies: tuple[policy.Policy, ...]) -> None:
+    def _reconcile(self, policies: tuple[Policy, ...]) -> None:
         assert self._loaded and self._events
         self._events.consume()
         self._born.clear()
         self._asked_in_vain = self._loaded.totals().asked_in_vain
         self._last = None
-        self._last = reconcile.reconcile(policies, self._tree, self._loaded)
+        self._last = reconcile.reconcile(policies, self._tree, self._loaded, self._stamp)
         self._problem = ""
 
     def _resolve_born(self) -> None:

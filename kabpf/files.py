@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -60,6 +61,15 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     return policies
 
 
+def stamp(directories: Directories) -> str:
+    """Another text whenever a policy file was added, removed, written or given to somebody else."""
+    digest = hashlib.blake2b(digest_size=16)
+    parents = (directories.main.parent, *directories.drop_ins)
+    for path in (*parents, *_strongest(directories)):
+        digest.update(repr((str(path), _stamp(_status(path)))).encode())
+    return digest.hexdigest()
+
+
 def paths(directories: Directories) -> list[Path]:
     """The files that count, in the order they are read: systemd's rules for configuration
     directories (systemd.unit(5)), where an empty file or a link to /dev/null masks a weaker one."""
@@ -87,15 +97,16 @@ def _read_unless_cached(path: Path, cache: Cache) -> tuple[tuple[int, ...], Poli
     with _opened(path) as descriptor:
         status = os.fstat(descriptor)
         _check_owner(path, status)
-        stamp = (
-            status.st_dev,
-            status.st_ino,
-            status.st_size,
-            status.st_ctime_ns,
-        )
+        stamp = _stamp(status)
         if path in cache and cache[path][0] == stamp:
             return cache[path]
         return stamp, parse(_content(path, descriptor), str(path))
+
+
+def _stamp(status: os.stat_result | None) -> tuple[int, ...]:
+    if status is None:
+        return ()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
 
 
 class _opened:

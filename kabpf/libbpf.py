@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from typing import Any
 from kabpf.errors import RefusedError, UnsupportedError
 
 CGROUP_SOCK_OPS = 3  # enum bpf_attach_type: BPF_CGROUP_SOCK_OPS
+CGROUP_SETSOCKOPT = 22  # BPF_CGROUP_SETSOCKOPT
+RENAME_EXCHANGE = 2
 BPF_EXIST = 2  # bpf(2): update an entry that is there
 CLONE_NEWNET = 0x40000000
 PRINT_WARN = 0  # enum libbpf_print_level
@@ -37,15 +41,21 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_map__initial_value": (_POINTER, _POINTER, ctypes.POINTER(ctypes.c_size_t)),
     "bpf_map__pin": (_INT, _POINTER, _TEXT),
     "bpf_program__attach": (_POINTER, _POINTER),
-    "bpf_program__attach_cgroup": (_POINTER, _POINTER, _INT),
+    "bpf_program__fd": (_INT, _POINTER),
+    "bpf_program__pin": (_INT, _POINTER, _TEXT),
     "bpf_link__pin": (_INT, _POINTER, _TEXT),
     "bpf_link__destroy": (_INT, _POINTER),
+    "bpf_link_create": (_INT, _INT, _INT, _INT, _POINTER),
+    "bpf_link_update": (_INT, _INT, _INT, _POINTER),
     "bpf_obj_get": (_INT, _TEXT),
+    "bpf_obj_pin": (_INT, _INT, _TEXT),
+    "bpf_prog_get_fd_by_id": (_INT, _U32),
     "bpf_obj_get_info_by_fd": (_INT, _INT, _POINTER, _U32_POINTER),
     "bpf_prog_query": (_INT, _INT, _INT, _U32, _U32_POINTER, _U32_POINTER, _U32_POINTER),
     "bpf_map_lookup_elem": (_INT, _INT, _TEXT, _POINTER),
     "bpf_map_update_elem": (_INT, _INT, _TEXT, _TEXT, ctypes.c_uint64),
     "bpf_map_delete_elem": (_INT, _INT, _TEXT),
+    "bpf_map_get_next_key": (_INT, _INT, _TEXT, _POINTER),
     "bpf_map_lookup_batch": (
         _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _U32_POINTER, _POINTER,
     ),
@@ -92,20 +102,28 @@ class Object:
 
     def pin_map(self, name: str, path: str) -> None:
         """Pin a map at `path`; after `load`."""
+        fault_point(f"pin {name}")
         _checked(f"pin {path}", _library().bpf_map__pin(self._map(name), path.encode()))
 
-    def attach(self, name: str, path: str, cgroup: int | None = None) -> None:
-        """Attach a program, to a cgroup's descriptor if given, and pin its link at `path`."""
-        library, program = _library(), self._program(name)
-        if cgroup is not None:
-            link = library.bpf_program__attach_cgroup(program, cgroup)
-        else:
-            link = library.bpf_program__attach(program)
-        _pointer(f"attach {name}", link)
+    def pin_program(self, name: str, path: str) -> None:
+        """Pin a program at `path`; after `load`."""
+        fault_point(f"pin {name}")
+        _checked(f"pin {path}", _library().bpf_program__pin(self._program(name), path.encode()))
+
+    def attach(self, name: str, path: str) -> None:
+        """Attach a program where its section says, and pin its link at `path`."""
+        library = _library()
+        fault_point(f"attach {name}")
+        link = _pointer(f"attach {name}", library.bpf_program__attach(self._program(name)))
         try:
+            fault_point(f"pin {name}")
             _checked(f"pin {path}", library.bpf_link__pin(link, path.encode()))
         finally:
             library.bpf_link__destroy(link)  # closes the descriptor; the pin keeps the link
+
+    def descriptor(self, name: str) -> int:
+        """A program's descriptor, open as long as the object is."""
+        return int(_library().bpf_program__fd(self._program(name)))
 
     def _map(self, name: str) -> int:
         return _pointer(
@@ -125,10 +143,12 @@ class Map:
 
     def __init__(self, path: str, key_size: int, value_size: int) -> None:
         self._path, self._key_size, self._value_size = path, key_size, value_size
+        self.name = os.path.basename(path)
         self.descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
         info = _MapInfo()
         try:
             _object_info(self.descriptor, info, path)
+            self.id = int(info.id)
             if (info.key_size, info.value_size) != (key_size, value_size):
                 raise RefusedError(f"{path} is another map", hint="expected kabpf's")
         except RefusedError:
@@ -139,6 +159,10 @@ class Map:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; the pin keeps the map."""
         os.close(self.descriptor)
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
@@ -176,18 +200,33 @@ class Map:
         self._check("read", error)
         return value.raw
 
+    def all_keys(self) -> list[bytes]:
+        """Every key, for a map whose entries can't be read in batches: a trie, on older kernels."""
+        found: list[bytes] = []
+        following = ctypes.create_string_buffer(self._key_size)
+        while True:
+            previous = found[-1] if found else None
+            error = _library().bpf_map_get_next_key(self.descriptor, previous, following)
+            if error == -errno.ENOENT:
+                return found
+            self._check("read", error)
+            found.append(following.raw)
+
     def update(self, key: bytes, value: bytes) -> None:
         """Write an entry, whether there is one or not."""
+        fault_point(f"write {self.name}")
         self._check("write", _library().bpf_map_update_elem(self.descriptor, key, value, 0))
 
     def replace(self, key: bytes, value: bytes) -> None:
         """Write an entry that is there; one that is gone stays so."""
+        fault_point(f"write {self.name}")
         error = _library().bpf_map_update_elem(self.descriptor, key, value, BPF_EXIST)
         if error != -errno.ENOENT:
             self._check("write", error)
 
     def delete(self, key: bytes) -> None:
         """Delete an entry; one that is not there is no error."""
+        fault_point(f"delete from {self.name}")
         error = _library().bpf_map_delete_elem(self.descriptor, key)
         if error != -errno.ENOENT:
             self._check("delete from", error)
@@ -257,15 +296,83 @@ class _LinkInfo(ctypes.Structure):
     )
 
 
+class _ProgramInfo(ctypes.Structure):
+    """The beginning of struct bpf_prog_info (linux/bpf.h)."""
+
+    _fields_ = (
+        ("type", _U32),
+        ("id", _U32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", _U32),
+        ("xlated_prog_len", _U32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", _U32),
+        ("nr_map_ids", _U32),
+        ("map_ids", ctypes.c_uint64),
+    )
+
+
 def link_program(path: str) -> int:
     """The program id of a pinned link."""
-    descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
-    try:
-        info = _LinkInfo()
+    info = _LinkInfo()
+    with _pinned(path) as descriptor:
         _object_info(descriptor, info, path)
+    return int(info.prog_id)
+
+
+def program_maps(program: int) -> list[int]:
+    """The ids of the maps that a program, given by its id, uses."""
+    step = f"look at BPF program {program}"
+    descriptor = _checked(step, _library().bpf_prog_get_fd_by_id(program))
+    ids = (_U32 * 64)()  # MAX_USED_MAPS
+    info = _ProgramInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
+    try:
+        _object_info(descriptor, info, step)
     finally:
         os.close(descriptor)
-    return int(info.prog_id)
+    return list(ids[: info.nr_map_ids])
+
+
+def link_to_cgroup(program: int, cgroup: int, kind: int, path: str) -> None:
+    """Attach a program to a cgroup, both given by descriptors, and pin the link at `path`."""
+    step = f"attach {os.path.basename(path)}"
+    fault_point(step)
+    link = _checked(step, _library().bpf_link_create(program, cgroup, kind, None))
+    try:
+        _pin(link, path)
+    finally:
+        os.close(link)
+
+
+def link_pinned_to_cgroup(program_path: str, cgroup: int, kind: int, path: str) -> None:
+    """`link_to_cgroup` for a pinned program."""
+    with _pinned(program_path) as program:
+        link_to_cgroup(program, cgroup, kind, path)
+
+
+def take_over_link(old_path: str, new_path: str, program: int) -> None:
+    """Pin a link a second time, at `new_path`, and put `program`, a descriptor, in the place of its
+    program, between two connections."""
+    with _pinned(old_path) as link:
+        _pin(link, new_path)
+        fault_point("update the link")
+        _checked("replace the program", _library().bpf_link_update(link, program, None))
+
+
+@contextmanager
+def _pinned(path: str) -> Iterator[int]:
+    descriptor = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _pin(descriptor: int, path: str) -> None:
+    fault_point(f"pin {os.path.basename(path)}")
+    _checked(f"pin {path}", _library().bpf_obj_pin(descriptor, path.encode()))
 
 
 def _object_info(descriptor: int, info: ctypes.Structure, path: str) -> None:
@@ -321,6 +428,33 @@ def mount_bpffs(path: str) -> None:
         raise RefusedError(
             f"mount a BPF file system at {path}", ctypes.get_errno(), "expected one there"
         )
+
+
+def exchange(one: str, other: str) -> bool:
+    """Let two files or directories change their places in one step (renameat2(2)).
+
+    False where the file system can't: bpffs since Linux kernel commit 6429e46304ac ("libfs: Support
+    RENAME_EXCHANGE in simple_rename()") (in v5.17).
+    """
+    fault_point("exchange the pins")
+    if _libc().renameat2(-1, one.encode(), -1, other.encode(), RENAME_EXCHANGE):
+        if ctypes.get_errno() == errno.EINVAL:
+            return False
+        raise RefusedError(f"exchange {one} and {other}", ctypes.get_errno())
+    return True
+
+
+_faults = itertools.count(1)
+
+
+def fault_point(step: str) -> None:
+    """Called before each step that changes the kernel's state. The tests have a process die there:
+    KABPF_FAULT is the number of the step, or "trace" to print them all."""
+    fault = os.environ.get("KABPF_FAULT")
+    if fault == "trace":
+        print(f"fault point {next(_faults)}: {step}", file=sys.stderr)
+    elif fault and int(fault) == next(_faults):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _setns(descriptor: int) -> None:

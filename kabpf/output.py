@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from kabpf.dataplane import Counters
-from kabpf.policy import Options, Policy
+from kabpf.policy import Options, Policy, Range
 from kabpf.reconcile import Resolution
 
 OPTION_HEADS = ("IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT")
-COUNTER_HEADS = ("NEW", "LISTENERS", "RETROFITTED", "LEFT", "FAILED")
+COUNTER_HEADS = ("NEW", "LISTENERS", "RETROFITTED", "LEFT", "SWALLOWED", "LIMITED", "FAILED")
 
 
 def answer(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> int:
@@ -50,6 +50,16 @@ def option_cells(options: Options) -> tuple[str, str, str, str]:
     )
 
 
+def options_json(options: Options) -> dict[str, Any]:
+    """Options by name; a range is a list of its bounds."""
+    return {
+        key: (value[0] if value[0] == value[1] else list(value))
+        if isinstance(value, Range)
+        else value
+        for key, value in vars(options).items()
+    }
+
+
 def options_text(options: Options) -> str:
     """Options as a person would say them."""
     if not options.keepalive:
@@ -62,7 +72,14 @@ def options_text(options: Options) -> str:
 def counter_cells(counters: Counters) -> tuple[str, ...]:
     """One cell for each of COUNTER_HEADS."""
     failed = ", ".join(f"{name} {times}" for name, times in sorted(counters.failed.items()))
-    counts = (counters.established, counters.listening, counters.retrofitted, counters.left)
+    counts = (
+        counters.established,
+        counters.listening,
+        counters.retrofitted,
+        counters.left,
+        counters.swallowed,
+        counters.limited,
+    )
     return (*map(str, counts), failed or "0")
 
 
@@ -101,9 +118,10 @@ def changes_text(resolution: Resolution) -> str:
     return ", ".join(count(*each) for each in counts if each[0]) or "nothing"
 
 
-def _cell(value: int | None, unit: str) -> str:
+def _cell(value: Range | None, unit: str) -> str:
     if value is None:
         return "-"
-    if unit == "ms" and value % 1000 == 0:
-        value, unit = value // 1000, "s"
-    return f"{value}{unit}"
+    if unit == "ms" and not any(bound % 1000 for bound in value):
+        value, unit = Range(value.low // 1000, value.high // 1000), "s"
+    low = "" if value.low == value.high else f"{value.low}{unit}.."
+    return f"{low}{value.high}{unit}"

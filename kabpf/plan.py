@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kabpf.matching import UNKNOWN, Automaton, Birth
-from kabpf.policy import Options, Policy
+from kabpf.policy import Destination, Direction, Mode, Options, Policy, Range, Rules
+
+FORMER_MAX = 4  # KABPF_FORMER in kabpf.h
 
 
 class Cgroup(NamedTuple):
@@ -22,11 +25,31 @@ class Cgroup(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
-class Record(NamedTuple):
-    """A policy as the kernel has it. It never changes: other options make another record."""
+@dataclass(frozen=True)
+class Record:
+    """A policy as the kernel has it. It never changes: other options make another record.
+
+    What it says of destinations is told apart by a digest, 0 for none, because the kernel's tables
+    are not read back.
+    """
 
     name: str
     options: Options
+    mode: Mode = Mode.FILL
+    direction: Direction = Direction.BOTH
+    loopback: bool = True
+    digest: int = 0
+    destinations: tuple[Destination, ...] = field(default=(), compare=False)
+
+    @property
+    def acts(self) -> bool:
+        """Whether it sets anything on any socket."""
+        return self.options.keepalive or self.digest != 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every connection of its cgroups gets the same options."""
+        return self.loopback and self.direction == Direction.BOTH and not self.digest
 
 
 class Resolved(NamedTuple):
@@ -41,8 +64,8 @@ class Entry(NamedTuple):
 
     state: int
     policy_id: int
-    was_id: int = 0
     owed: bool = False
+    was: tuple[int, ...] = ()  # the latest first
 
 
 class BirthEntry(NamedTuple):
@@ -51,6 +74,14 @@ class BirthEntry(NamedTuple):
     state: int
     policy_id: int  # 0: the parent's
     ask: bool
+
+
+class Needs(NamedTuple):
+    """What costs connections or applications time, and is therefore on only for a policy that
+    needs it."""
+
+    setsockopt: bool = False  # to see what applications set: enforce, and ranges
+    syn_retries: bool = False  # to look at a connection before its SYN
 
 
 Step = tuple[int, str]
@@ -70,6 +101,16 @@ class Plan:
         within a name, or because there are more rules than the kernel has room for."""
         return any(birth.ask or birth.state == UNKNOWN for birth in self.births.values())
 
+    @property
+    def needs(self) -> Needs:
+        """What the policies need."""
+        rules = [policy.rules for policy in self.policies]
+        options = [each for rule in rules for each in _every_option(rule) if each.keepalive]
+        return Needs(
+            any(rule.mode == Mode.ENFORCE for rule in rules) or any(map(_has_range, options)),
+            any(each.syn_retries for each in options),
+        )
+
 
 @dataclass(frozen=True)
 class Actual:
@@ -78,6 +119,7 @@ class Actual:
     records: dict[int, Record] = field(default_factory=dict)
     births: dict[Step, BirthEntry] = field(default_factory=dict)
     cgroups: dict[int, Entry] = field(default_factory=dict)
+    needs: Needs = field(default_factory=Needs)
 
 
 @dataclass(frozen=True)
@@ -86,15 +128,16 @@ class Changes:
     stale goes when nothing refers to it any more."""
 
     records: dict[int, Record] = field(default_factory=dict)
+    needs: Needs | None = None
     births: dict[Step, BirthEntry] = field(default_factory=dict)
     cgroups: dict[int, Entry] = field(default_factory=dict)
-    retrofits: dict[int, Entry] = field(default_factory=dict)  # entries that owe their open sockets
+    retrofits: dict[int, Entry] = field(default_factory=dict)  # as they are once it is done
     stale_births: tuple[Step, ...] = ()
     stale_cgroups: tuple[int, ...] = ()
     stale_records: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
-        return any(vars(self).values())
+        return self.needs is not None or any(vars(self).values())
 
 
 class TooManyError(Exception):
@@ -120,83 +163,166 @@ def resolve_one(automaton: Automaton, cgroup: Cgroup, parent: Resolved | None) -
     return Resolved(birth.state, birth.policy or (parent.policy if parent else None))
 
 
-def number(policies: Iterable[Policy], records: dict[int, Record], limit: int) -> dict[Record, int]:
-    """An id below `limit` for the record of each policy: the one it has, or a free one.
+def number(policies: Iterable[Policy], records: dict[int, Record], limit: int) -> dict[int, Record]:
+    """The record of each policy under an id below `limit`: the one it has, or a free one.
 
     Raises TooManyError where there are not enough.
     """
     present = {record: id for id, record in records.items()}
     free = (id for id in range(1, limit) if id not in records)
-    wanted = dict.fromkeys(map(record, policies))
     try:
-        return {record: present.get(record) or next(free) for record in wanted}
+        return {present.get(wanted) or next(free): wanted for wanted in map(record, policies)}
     except StopIteration:
         raise TooManyError from None
 
 
-def diff(plan: Plan, actual: Actual, numbers: dict[Record, int]) -> Changes:
-    """What brings `actual` to `plan`, whose records have these `numbers`.
+def diff(plan: Plan, actual: Actual, wanted: dict[int, Record], *, visits: bool = True) -> Changes:
+    """What brings `actual` to `plan`, whose records are `wanted`; without `visits` open
+    sockets stay owed.
 
     Stale births and records are left alone as long as anything else is to be written: a cgroup that
     is born meanwhile may still need them. So apply, read again and diff until nothing is left.
     """
-    if owed := {id: entry for id, entry in actual.cgroups.items() if entry.owed}:
-        return Changes(retrofits=owed)  # what an interrupted apply left
-    records = {id: record for record, id in numbers.items() if id not in actual.records}
+    records = {id: record for id, record in wanted.items() if id not in actual.records}
+    known = actual.records | records
+    owed = {id: entry for id, entry in actual.cgroups.items() if entry.owed}
+    if owed and visits:  # what an interrupted apply left
+        return Changes(retrofits=settled(owed, known))
+    ids = policy_ids(wanted)
     births = {
         step: entry
         for step, birth in plan.births.items()
-        for entry in [BirthEntry(birth.state, _id(numbers, birth.policy), birth.ask)]
+        for entry in [BirthEntry(birth.state, _id(ids, birth.policy), birth.ask)]
         if actual.births.get(step) != entry
     }
-    cgroups = changed_entries(plan.births, plan.cgroups, actual.cgroups, numbers)
+    cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids)
     stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys())
-    if records or births or cgroups:
-        retrofits = {id: entry for id, entry in cgroups.items() if entry.owed}
-        return Changes(records, births, cgroups, retrofits, stale_cgroups=stale_cgroups)
-    used = {id for entry in actual.cgroups.values() for id in (entry.policy_id, entry.was_id)}
+    both = Needs(*map(any, zip(plan.needs, actual.needs, strict=True)))
+    if records or births or cgroups or both != actual.needs:
+        owed = {id: entry for id, entry in cgroups.items() if entry.owed}
+        return Changes(
+            records,
+            both if both != actual.needs else None,
+            births,
+            cgroups,
+            settled(owed, known) if visits else {},
+            stale_cgroups=stale_cgroups,
+        )
+    used = {id for entry in actual.cgroups.values() for id in (entry.policy_id, *entry.was)}
     used |= {birth.policy_id for birth in actual.births.values()}
     return Changes(
+        needs=plan.needs if plan.needs != actual.needs else None,
         stale_cgroups=stale_cgroups,
         stale_births=tuple(actual.births.keys() - plan.births.keys()),
-        stale_records=tuple(actual.records.keys() - used - set(numbers.values())),
+        stale_records=tuple(actual.records.keys() - used - wanted.keys()),
     )
 
 
 def changed_entries(
-    births: dict[Step, Birth],
-    desired: dict[int, Resolved],
-    now: dict[int, Entry],
-    numbers: dict[Record, int],
+    plan: Plan,
+    desired: Mapping[int, Resolved],
+    now: Mapping[int, Entry],
+    records: Mapping[int, Record],
+    ids: Mapping[str, int],
+    *,
+    new: bool = False,
 ) -> dict[int, Entry]:
-    """The entries that differ from what is wanted, as they should be. A state that `births` had no
-    room for is UNKNOWN, so that user space is asked about births below."""
+    """The entries that differ from what is wanted, as they should be; `ids` are the policies' by
+    name, `records` all that are in the kernel.
+
+    A state that the plan's births had no room for is UNKNOWN, so that user space is asked about
+    births below. With `new` the cgroups are younger than their policies, whose `existing` says
+    nothing about them then.
+    """
+    changed = {}
+    for id, resolved in desired.items():
+        state = resolved.state if (resolved.state, "") in plan.births else UNKNOWN
+        policy_id = _id(ids, resolved.policy)
+        before = now.get(id)
+        if before and before.policy_id == policy_id:
+            entry = before._replace(state=state)
+        else:
+            acts = policy_id != 0 and records[policy_id].acts
+            owed = acts and resolved.policy is not None and (new or resolved.policy.existing)
+            entry = Entry(state, policy_id, owed, _former(before, policy_id, records))
+        if entry != before:
+            changed[id] = entry
+    return changed
+
+
+def settled(entries: Mapping[int, Entry], records: Mapping[int, Record]) -> dict[int, Entry]:
+    """The entries after their open sockets were visited: a former policy is forgotten once no
+    socket can have a value from it."""
     return {
-        id: entry
-        for id, resolved in desired.items()
-        for state in [resolved.state if (resolved.state, "") in births else UNKNOWN]
-        for entry in [_entry(resolved, state, _id(numbers, resolved.policy), now.get(id))]
-        if now.get(id) != entry
+        cgroup_id: entry._replace(
+            owed=False,
+            was=tuple(
+                id for id in entry.was if not _replaces(records[entry.policy_id], records[id])
+            ),
+        )
+        for cgroup_id, entry in entries.items()
     }
-
-
-def settled(entry: Entry) -> Entry:
-    """The entry after its open sockets were visited."""
-    return entry._replace(was_id=0, owed=False)
 
 
 def record(policy: Policy) -> Record:
     """The record that a policy makes."""
-    return Record(policy.name, policy.options)
+    rules = policy.rules
+    return Record(
+        policy.name,
+        rules.options,
+        rules.mode,
+        rules.direction,
+        rules.loopback,
+        _digest(rules.destinations),
+        rules.destinations,
+    )
 
 
-def _id(numbers: dict[Record, int], policy: Policy | None) -> int:
-    return numbers[record(policy)] if policy else 0
+def policy_ids(wanted: Mapping[int, Record]) -> dict[str, int]:
+    """The ids of these records by their policies' names."""
+    return {record.name: id for id, record in wanted.items()}
 
 
-def _entry(resolved: Resolved, state: int, policy_id: int, now: Entry | None) -> Entry:
-    if now and now.policy_id == policy_id:
-        return now._replace(state=state)
-    owed = resolved.policy is not None and resolved.policy.options.keepalive
-    was_id = now.was_id or now.policy_id if now else 0
-    return Entry(state, policy_id, was_id, owed)
+def _id(ids: Mapping[str, int], policy: Policy | None) -> int:
+    return ids[policy.name] if policy else 0
+
+
+def _former(before: Entry | None, policy_id: int, records: Mapping[int, Record]) -> tuple[int, ...]:
+    if before is None:
+        return ()
+    ids = dict.fromkeys((before.policy_id, *before.was))
+    return tuple(id for id in ids if id not in (0, policy_id) and records[id].acts)[:FORMER_MAX]
+
+
+def _replaces(record: Record, former: Record) -> bool:
+    """Whether every value that `former` may have set is another one's after a visit by `record`."""
+    return (
+        record.is_plain
+        and record.options.keepalive
+        and not former.digest
+        and all(
+            given or not before
+            for given, before in zip(
+                _numbers(record.options), _numbers(former.options), strict=True
+            )
+        )
+    )
+
+
+def _numbers(options: Options) -> tuple[Range | None, ...]:
+    return (options.idle_s, options.interval_s, options.probes, options.user_timeout_ms)
+
+
+def _every_option(rules: Rules) -> list[Options]:
+    return [rules.options, *(destination.options for destination in rules.destinations)]
+
+
+def _has_range(options: Options) -> bool:
+    return any(each.low != each.high for each in _numbers(options) if each)
+
+
+def _digest(destinations: tuple[Destination, ...]) -> int:
+    if not destinations:
+        return 0
+    digest = hashlib.blake2b(repr(destinations).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") | 1

@@ -5,15 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kabpf import dataplane, plan
+from kabpf import layout, loading, notes, plan
 from kabpf.cgroups import CgroupTree, network_namespaces
-from kabpf.dataplane import Born, Dataplane
+from kabpf.dataplane import PINS, Born, Dataplane
 from kabpf.errors import RefusedError
 from kabpf.matching import Automaton
+from kabpf.notes import Applied
 from kabpf.plan import Actual, Cgroup, Changes, Plan, Record
 from kabpf.policy import Policy
 
@@ -31,7 +32,7 @@ class Resolution:
     cgroups: dict[int, Cgroup]
     plan: Plan
     actual: Actual
-    numbers: dict[Record, int]  # policy ids
+    wanted: dict[int, Record]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
 
 
@@ -50,21 +51,54 @@ def locked(run: Path = RUN) -> Iterator[None]:
         os.close(descriptor)
 
 
-def reconcile(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane) -> Resolution:
+def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN) -> Dataplane:
+    """The data plane, loaded where there is none, and replaced where another version left it: then
+    it is filled before the first connection is measured by it.
+
+    The caller, who holds the lock, reconciles.
+    """
+
+    def fill(fresh: Dataplane) -> None:
+        for resolution in _passes(policies, tree, fresh, visits=False):
+            fresh.apply(resolution.changes, ())
+
+    loaded = loading.open_or_load(PINS, tree, fill)
+    former = notes.former(run)
+    if former and not loaded.records():
+        loaded.apply(former, ())
+    notes.forget_former(run)
+    return loaded
+
+
+def lift(tree: CgroupTree, run: Path = RUN) -> None:
+    """Take everything out of the kernel; sockets keep their options. The caller holds the lock."""
+    with suppress(RefusedError), loading.open_if_loaded(PINS, tree) or nullcontext() as loaded:
+        if loaded:
+            notes.keep_former(loaded.actual(), run)
+    loading.lift(PINS)
+
+
+def reconcile(
+    policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane, stamp: str, run: Path = RUN
+) -> Resolution:
     """Bring what is in the kernel in line with `policies`, open sockets included; under the lock.
 
     Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
     completes. Raises RefusedError where the kernel refused something; the rest is in force then.
+    `stamp` is that of the files that the policies come from, taken before they were read.
     """
-    automaton = Automaton(policies)
+    sources = {policy.name: str(policy.source) for policy in policies}
     first: Changes | None = None
-    for _ in range(PASSES_MAX):
-        resolution = _look(policies, automaton, tree, loaded)
-        first = first or resolution.changes
-        if not resolution.changes:
-            return replace(resolution, changes=first)
-        loaded.apply(resolution.changes, network_namespaces())
-    raise RefusedError("reconcile", hint="cgroups come and go faster than they can be resolved")
+    try:
+        loaded.check()
+        for resolution in _passes(policies, tree, loaded):
+            first = first or resolution.changes
+            loaded.apply(resolution.changes, network_namespaces())
+    except RefusedError as error:
+        notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
+        raise
+    notes.keep_applied(Applied(stamp, resolution.plan.asks, sources), run)
+    return replace(resolution, changes=first or resolution.changes)
 
 
 def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:
@@ -90,35 +124,57 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
             last.plan.cgroups[inside.id] = plan.resolve_one(last.automaton, inside, above)
     now = loaded.entries(fresh)
     wanted = {id: last.plan.cgroups[id] for id in now}
-    changed = plan.changed_entries(last.plan.births, wanted, now, last.numbers)
+    records = last.actual.records | last.wanted
+    ids = plan.policy_ids(last.wanted)
+    changed = plan.changed_entries(last.plan, wanted, now, records, ids, new=True)
     loaded.correct(changed)
     owed = {id: entry for id, entry in changed.items() if entry.owed}
+    done = plan.settled(owed, records)
     # A cgroup that has no process even now had no socket before its entry was written.
-    busy = {id: entry for id, entry in owed.items() if tree.is_populated(fresh[id])}
-    loaded.correct({id: plan.settled(entry) for id, entry in owed.items() if id not in busy})
+    busy = {id: entry for id, entry in done.items() if tree.is_populated(fresh[id])}
+    loaded.correct({id: entry for id, entry in done.items() if id not in busy})
     processes = tree.processes(fresh[id].path for id in busy)
     loaded.apply(Changes(retrofits=busy), network_namespaces(processes))
     return True
 
 
+def _passes(
+    policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane, *, visits: bool = True
+) -> Iterator[Resolution]:
+    """Looks at policies, tree and kernel, until there is nothing left to do; the caller applies
+    each one's changes before it asks for the next."""
+    automaton = Automaton(policies)
+    for _ in range(PASSES_MAX):
+        resolution = _look(policies, automaton, tree, loaded, visits=visits)
+        yield resolution
+        if not resolution.changes:
+            return
+    raise RefusedError("reconcile", hint="cgroups come and go faster than they can be resolved")
+
+
 def _look(
-    policies: tuple[Policy, ...], automaton: Automaton, tree: CgroupTree, loaded: Dataplane | None
+    policies: tuple[Policy, ...],
+    automaton: Automaton,
+    tree: CgroupTree,
+    loaded: Dataplane | None,
+    *,
+    visits: bool = True,
 ) -> Resolution:
     # First the map, then the tree: the other way round a cgroup born in between would look like one
     # that is gone.
     actual = loaded.actual() if loaded else Actual()
     cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups()}
-    desired = plan.resolve(policies, automaton, cgroups.values(), dataplane.BIRTHS)
+    desired = plan.resolve(policies, automaton, cgroups.values(), layout.BIRTHS)
     if loaded:
         _settle_differences(tree, loaded, actual, cgroups, desired)
     try:
-        numbers = plan.number(policies, actual.records, dataplane.POLICIES)
+        wanted = plan.number(policies, actual.records, layout.POLICIES)
     except plan.TooManyError:
         raise RefusedError(
-            "too many policies", hint=f"expected at most {dataplane.POLICIES - 1} in force"
+            "too many policies", hint=f"expected at most {layout.POLICIES - 1} in force"
         ) from None
-    changes = plan.diff(desired, actual, numbers)
-    return Resolution(automaton, cgroups, desired, actual, numbers, changes)
+    changes = plan.diff(desired, actual, wanted, visits=visits)
+    return Resolution(automaton, cgroups, desired, actual, wanted, changes)
 
 
 def _settle_differences(

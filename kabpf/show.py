@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kabpf import cgroups, daemon, dataplane, output, policy, reconcile
+from kabpf import cgroups, daemon, dataplane, files, language, loading, output, reconcile
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Dataplane
 from kabpf.errors import PolicyError
@@ -27,7 +27,7 @@ def check(arguments: argparse.Namespace) -> int:
         for name in arguments.files:
             results.append(_checked(name, partial(_read_alone, Path(name))))
     else:
-        results.append(_checked("policy files", partial(policy.load, policy.SYSTEM)))
+        results.append(_checked("policy files", partial(files.load, files.SYSTEM)))
     if arguments.json:
         print(json.dumps(results, indent=2))
     for result in results:
@@ -48,19 +48,19 @@ def _checked(name: str, read: Callable[[], tuple[Policy, ...]]) -> dict[str, Any
 
 def _read_alone(path: Path) -> tuple[Policy, ...]:
     """One file's policies, with the defaults of the installed files if they can be read."""
-    defaults: list[policy.PolicyFile] = []
+    defaults: list[language.PolicyFile] = []
     with contextlib.suppress(PolicyError):
-        for installed in policy.files(policy.SYSTEM):
+        for installed in files.paths(files.SYSTEM):
             with contextlib.suppress(PolicyError):
-                defaults.append(dataclasses.replace(policy.read(installed), policies=()))
-    return policy.combine([*defaults, policy.read(path)])
+                defaults.append(dataclasses.replace(files.read(installed), policies=()))
+    return language.combine([*defaults, files.read(path)])
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """Show which cgroup gets what, and what apply would do."""
     tree = cgroups.find_tree(cgroups.own_mounts())
     with _opened(tree) as loaded:
-        resolution = reconcile.preview(policy.load(policy.SYSTEM), tree, loaded)
+        resolution = reconcile.preview(files.load(files.SYSTEM), tree, loaded)
     covered = output.covered(resolution)
     result = {
         "cgroups": [
@@ -68,14 +68,19 @@ def plan(arguments: argparse.Namespace) -> int:
                 "cgroup": path,
                 "policy": found.name,
                 "source": str(found.source),
-                "options": dataclasses.asdict(found.options),
+                "options": output.options_json(found.rules.options),
             }
             for path, found in covered
         ],
         "changes": output.changes_json(resolution),
     }
     rows = [
-        (output.shown(path), found.name, *output.option_cells(found.options), str(found.source))
+        (
+            output.shown(path),
+            found.name,
+            *output.option_cells(found.rules.options),
+            str(found.source),
+        )
         for path, found in covered
     ]
     table = output.table(("CGROUP", "POLICY", *output.OPTION_HEADS, "FROM"), rows) if rows else ""
@@ -104,7 +109,7 @@ def status(arguments: argparse.Namespace) -> int:
     pid = daemon.running()
     result = {
         "loaded": loaded is not None,
-        "interrupted": dataplane.is_interrupted(dataplane.PINS),
+        "interrupted": loading.is_interrupted(dataplane.PINS),
         "cgroup2": str(tree.mount),
         "pins": str(dataplane.PINS),
         "daemon": pid,
@@ -113,7 +118,7 @@ def status(arguments: argparse.Namespace) -> int:
         "policies": [
             {
                 "policy": name,
-                "options": dataclasses.asdict(options),
+                "options": output.options_json(options),
                 "cgroups": used[id],
                 "counters": dataclasses.asdict(counters[id]),
                 "source": sources.get(name),
@@ -165,13 +170,13 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
 
 def _load_or_findings() -> tuple[tuple[Policy, ...], list[str]]:
     try:
-        return policy.load(policy.SYSTEM), []
+        return files.load(files.SYSTEM), []
     except PolicyError as error:
         return (), list(error.findings)
 
 
 @contextlib.contextmanager
 def _opened(tree: CgroupTree) -> Iterator[Dataplane | None]:
-    loaded = dataplane.open_if_loaded(dataplane.PINS, tree)
+    loaded = loading.open_if_loaded(dataplane.PINS, tree)
     with loaded or contextlib.nullcontext():
         yield loaded

@@ -14,25 +14,29 @@ from typing import Any
 
 import pytest
 
-from kabpf import dataplane, matching
+from kabpf import dataplane, layout, matching
 
 HEADER = (Path(__file__).parent.parent / "bpf/kabpf.h").read_text()
 BPFTOOL = shutil.which("bpftool", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
 
 MIRRORS = {
-    "kabpf_policy": dataplane.CPolicy,
-    "kabpf_cgroup": dataplane.CCgroup,
-    "kabpf_step": dataplane.CStep,
-    "kabpf_birth": dataplane.CBirth,
-    "kabpf_counters": dataplane.CCounters,
-    "kabpf_failure": dataplane.CFailure,
-    "kabpf_totals": dataplane.CTotals,
-    "kabpf_event": dataplane.CEvent,
+    "kabpf_range": layout.CRange,
+    "kabpf_options": layout.COptions,
+    "kabpf_policy": layout.CPolicy,
+    "kabpf_network": layout.CNetwork,
+    "kabpf_port": layout.CPort,
+    "kabpf_cgroup": layout.CCgroup,
+    "kabpf_step": layout.CStep,
+    "kabpf_birth": layout.CBirth,
+    "kabpf_counters": layout.CCounters,
+    "kabpf_failure": layout.CFailure,
+    "kabpf_totals": layout.CTotals,
+    "kabpf_event": layout.CEvent,
 }
 # BTF has what maps and arguments of programs lead to; an event goes through a ring buffer.
 IN_BTF = [name for name in MIRRORS if name != "kabpf_event"]
 
-HASH, ARRAY, RINGBUF = 1, 2, 27  # enum bpf_map_type
+HASH, ARRAY, TRIE, RINGBUF = 1, 2, 11, 27  # enum bpf_map_type
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 
 needs_bpftool = pytest.mark.skipif(BPFTOOL is None, reason="it takes bpftool to read BTF")
@@ -72,12 +76,14 @@ def test_mirror_has_the_members_of_the_object(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "key", "value", "entries", "flags"),
     [
-        ("kabpf_policies", ARRAY, 4, dataplane.CPolicy, dataplane.POLICIES, 0),
-        ("kabpf_counters", ARRAY, 4, dataplane.CCounters, dataplane.POLICIES, 0),
-        ("kabpf_cgroups", HASH, 8, dataplane.CCgroup, 65536, NO_PREALLOC),
-        ("kabpf_births", HASH, dataplane.CStep, dataplane.CBirth, dataplane.BIRTHS, NO_PREALLOC),
-        ("kabpf_failures", HASH, dataplane.CFailure, 8, 1024, NO_PREALLOC),
-        ("kabpf_totals", ARRAY, 4, dataplane.CTotals, 1, 0),
+        ("kabpf_policies", ARRAY, 4, layout.CPolicy, layout.POLICIES, 0),
+        ("kabpf_counters", ARRAY, 4, layout.CCounters, layout.POLICIES, 0),
+        ("kabpf_cgroups", HASH, 8, layout.CCgroup, 65536, NO_PREALLOC),
+        ("kabpf_networks", TRIE, layout.CNetwork, 4, 65536, NO_PREALLOC),
+        ("kabpf_ports", HASH, layout.CPort, layout.COptions, 65536, NO_PREALLOC),
+        ("kabpf_births", HASH, layout.CStep, layout.CBirth, layout.BIRTHS, NO_PREALLOC),
+        ("kabpf_failures", HASH, layout.CFailure, 8, 1024, NO_PREALLOC),
+        ("kabpf_totals", ARRAY, 4, layout.CTotals, 1, 0),
         ("kabpf_events", RINGBUF, 0, 0, 262144, 0),
     ],
 )
@@ -100,13 +106,24 @@ def test_map_is_declared_as_python_opens_it(
 def test_python_pins_every_map_and_attaches_every_program() -> None:
     """What the object has is what the data plane pins."""
     programs = {each["name"] for each in btf() if each["kind"] == "FUNC"}
-    assert maps().keys() == set(dataplane.MAPS)
-    assert programs == {*dataplane.TRACERS, dataplane.SOCK_OPS}
+    assert maps().keys() == {*dataplane.MAPS, dataplane.EVENTS}
+    assert programs == {
+        *dataplane.TRACERS,
+        dataplane.SOCK_OPS,
+        dataplane.SETSOCKOPT,
+        "find_options",
+    }
 
 
 def test_names_are_kept_whole_by_the_kernel() -> None:
     """Names of programs and maps start with kabpf_ and fit into the 15 characters of the kernel."""
-    names = [*dataplane.MAPS, *dataplane.TRACERS, dataplane.SOCK_OPS]
+    names = [
+        *dataplane.MAPS,
+        dataplane.EVENTS,
+        *dataplane.TRACERS,
+        dataplane.SOCK_OPS,
+        "kabpf_setsockopt",
+    ]
     assert [name for name in names if not re.fullmatch("kabpf_.{1,9}", name)] == []
 
 
@@ -121,9 +138,9 @@ def test_object_has_one_constant_to_set() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("KABPF_POLICIES", dataplane.POLICIES),
-        ("KABPF_BIRTHS", dataplane.BIRTHS),
-        ("KABPF_NAME", dataplane.NAME),
+        ("KABPF_POLICIES", layout.POLICIES),
+        ("KABPF_BIRTHS", layout.BIRTHS),
+        ("KABPF_NAME", layout.NAME),
         ("KABPF_STATE_UNKNOWN", matching.UNKNOWN),
         ("KABPF_STATE_ANYWHERE", matching.ANYWHERE),
     ],

@@ -13,10 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kabpf import plan, policy
+from kabpf import files, language, plan
 from kabpf.matching import ANYWHERE, UNKNOWN, Automaton
-from kabpf.plan import Actual, BirthEntry, Cgroup, Changes, Entry, Plan, Record
-from kabpf.policy import Directories, Options, Policy
+from kabpf.plan import Actual, BirthEntry, Cgroup, Changes, Entry, Needs, Plan, Record
+from kabpf.files import Directories
+from kabpf.policy import Options, Policy, Range
 
 CASES = sorted((Path(__file__).parent / "plans").iterdir())
 BIRTHS = 1 << 16
@@ -30,7 +31,7 @@ def test_plan_of_a_tree_is_the_one_that_was_written_down(case: Path) -> None:
     """Each folder's policy files give each of its cgroups the policy that its plan.yaml names; a
     cgroup that is missing there has none."""
     where = Directories(case / "policy.yaml", (case / "policy.d",))
-    policies = policy.combine([policy.read(path) for path in policy.files(where)])
+    policies = language.combine([files.read(path) for path in files.paths(where)])
     cgroups = tree((case / "cgroups").read_text().splitlines())
     resolved = plan.resolve(policies, Automaton(policies), cgroups, BIRTHS).cgroups
     found = [(cgroup.path, resolved[cgroup.id].policy) for cgroup in cgroups]
@@ -40,43 +41,44 @@ def test_plan_of_a_tree_is_the_one_that_was_written_down(case: Path) -> None:
 
 def test_first_plan_is_written_once() -> None:
     """From an empty kernel one apply brings everything, and nothing is left to do then."""
-    desired, numbers = planned(
+    desired, wanted = planned(
         {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b", "/c"]), Actual()
     )
-    changes = plan.diff(desired, Actual(), numbers)
-    assert changes.records == {1: Record("a", Options(idle_s=5))}
+    changes = plan.diff(desired, Actual(), wanted)
+    assert changes.records == {1: Record("a", idle(5))}
     assert changes.births.keys() == desired.births.keys()
     assert changes.cgroups.keys() == desired.cgroups.keys()
     assert [changes.cgroups[id].policy_id for id in (1, 2, 3, 4)] == [0, 1, 1, 0]
-    assert changes.retrofits == {id: changes.cgroups[id] for id in (2, 3)}
-    assert all(entry.owed and not entry.was_id for entry in changes.retrofits.values())
+    assert changes.retrofits == settled({id: changes.cgroups[id] for id in (2, 3)})
+    assert all(changes.cgroups[id].owed and not changes.cgroups[id].was for id in (2, 3))
     actual = applied(Actual(), changes)
     assert not any(entry.owed for entry in actual.cgroups.values())
-    assert not plan.diff(desired, actual, numbers)
+    assert not plan.diff(desired, actual, wanted)
 
 
 def test_no_changes_are_false() -> None:
     """Changes are true if anything is to be written, whatever it is."""
     assert not Changes()
     assert Changes(stale_records=(1,))
-    assert Changes(retrofits={1: Entry(1, 1, 0, True)})
+    assert Changes(retrofits={1: Entry(1, 1)})
+    assert Changes(needs=Needs())
 
 
 def test_changed_options_are_owed_to_open_sockets() -> None:
     """With other options a policy is another record under another id; the cgroups move there,
     remember the old one until their sockets were visited, and only then it goes."""
     before = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b"]))
-    desired, numbers = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a/b"]), before)
-    changes = plan.diff(desired, before, numbers)
-    assert changes.records == {2: Record("a", Options(idle_s=6))}
-    assert policies_and_debts(changes.cgroups) == {2: (2, 1, True), 3: (2, 1, True)}
-    assert changes.retrofits == changes.cgroups
+    desired, wanted = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a/b"]), before)
+    changes = plan.diff(desired, before, wanted)
+    assert changes.records == {2: Record("a", idle(6))}
+    assert policies_and_debts(changes.cgroups) == {2: (2, (1,), True), 3: (2, (1,), True)}
+    assert changes.retrofits == settled(changes.cgroups)
     assert changes.stale_records == ()
     between = applied(before, changes)
     assert policies_and_debts(between.cgroups) == {
-        1: (0, 0, False), 2: (2, 0, False), 3: (2, 0, False),
+        1: (0, (), False), 2: (2, (), False), 3: (2, (), False),
     }  # fmt: skip
-    assert plan.diff(desired, between, numbers) == Changes(stale_records=(1,))
+    assert plan.diff(desired, between, wanted) == Changes(stale_records=(1,))
 
 
 @pytest.mark.parametrize("off", [True, False])
@@ -87,23 +89,23 @@ def test_lifted_policy_is_remembered_for_its_sockets(off: bool) -> None:
     actual = reconciled(Actual(), one, tree(["/a"]))
     actual = reconciled(actual, {"a": ({"cgroup": "/a"}, "off")} if off else {}, tree(["/a"]))
     lifted = actual.cgroups[2]
-    assert (bool(lifted.policy_id), lifted.was_id, lifted.owed) == (off, 1, False)
-    assert actual.records[1] == Record("a", Options(idle_s=5))
-    desired, numbers = planned({"b": ({"cgroup": "/a"}, {"idle": 7})}, tree(["/a"]), actual)
-    changes = plan.diff(desired, actual, numbers)
-    assert changes.cgroups[2].was_id == 1
+    assert (bool(lifted.policy_id), lifted.was, lifted.owed) == (off, (1,), False)
+    assert actual.records[1] == Record("a", idle(5))
+    desired, wanted = planned({"b": ({"cgroup": "/a"}, {"idle": 7})}, tree(["/a"]), actual)
+    changes = plan.diff(desired, actual, wanted)
+    assert changes.cgroups[2].was == (1,)
     assert changes.cgroups[2].owed
     again = reconciled(actual, one, tree(["/a"]))
-    assert policies_and_debts(again.cgroups)[2] == (1, 0, False)
+    assert policies_and_debts(again.cgroups)[2] == (1, (), False)
 
 
 def test_cgroup_without_an_entry_is_owed_its_sockets() -> None:
     """A cgroup that the kernel does not know yet may have sockets already."""
     policies = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), policies, tree(["/a"]))
-    desired, numbers = planned(policies, tree(["/a", "/a/b", "/c"]), actual)
-    changes = plan.diff(desired, actual, numbers)
-    assert policies_and_debts(changes.cgroups) == {3: (1, 0, True), 4: (0, 0, False)}
+    desired, wanted = planned(policies, tree(["/a", "/a/b", "/c"]), actual)
+    changes = plan.diff(desired, actual, wanted)
+    assert policies_and_debts(changes.cgroups) == {3: (1, (), True), 4: (0, (), False)}
     assert changes.retrofits.keys() == {3}
 
 
@@ -111,26 +113,27 @@ def test_entry_of_a_removed_cgroup_goes() -> None:
     """What the tree does not have any more is deleted, and that is all."""
     policies = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), policies, tree(["/a", "/b"]))
-    desired, numbers = planned(policies, tree(["/a"]), actual)
-    assert plan.diff(desired, actual, numbers) == Changes(stale_cgroups=(3,))
+    desired, wanted = planned(policies, tree(["/a"]), actual)
+    assert plan.diff(desired, actual, wanted) == Changes(stale_cgroups=(3,))
 
 
 def test_interrupted_apply_is_completed_first() -> None:
     """Entries that still owe their sockets a visit come before any other change, as they are: they
     name the policies between which the sockets are."""
     actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a", "/b"]))
-    owed = Entry(actual.cgroups[2].state, 1, 9, True)
-    actual = replace(actual, cgroups=actual.cgroups | {2: owed})
-    desired, numbers = planned({"b": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
-    assert plan.diff(desired, actual, numbers) == Changes(retrofits={2: owed})
+    owed = Entry(actual.cgroups[2].state, 1, True, (9,))
+    former = {9: Record("was", idle(4))}
+    actual = replace(actual, records=actual.records | former, cgroups=actual.cgroups | {2: owed})
+    desired, wanted = planned({"b": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
+    assert plan.diff(desired, actual, wanted) == Changes(retrofits=settled({2: owed}))
 
 
 def test_state_alone_is_written_without_a_visit() -> None:
     """Where other selectors change how far a cgroup's path has matched, its sockets are left."""
     one = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), one, tree(["/a"]))
-    desired, numbers = planned(one | {"b": ({"cgroup": "/a/b"}, {"idle": 6})}, tree(["/a"]), actual)
-    changes = plan.diff(desired, actual, numbers)
+    desired, wanted = planned(one | {"b": ({"cgroup": "/a/b"}, {"idle": 6})}, tree(["/a"]), actual)
+    changes = plan.diff(desired, actual, wanted)
     assert changes.cgroups.keys() == {1, 2}
     assert changes.retrofits == {}
     assert changes.cgroups[2]._replace(state=0) == actual.cgroups[2]._replace(state=0)
@@ -140,16 +143,16 @@ def test_stale_births_and_records_wait_for_everything_else() -> None:
     """Old births go when nothing new is to be written, and old records when no birth leads to them:
     a cgroup born meanwhile may need them."""
     before = reconciled(Actual(), {"a": ({"unit": "a.service"}, {"idle": 5})}, tree(["/b"]))
-    desired, numbers = planned({"b": ({"unit": "b.service"}, {"idle": 6})}, tree(["/b"]), before)
-    changes = plan.diff(desired, before, numbers)
+    desired, wanted = planned({"b": ({"unit": "b.service"}, {"idle": 6})}, tree(["/b"]), before)
+    changes = plan.diff(desired, before, wanted)
     assert (changes.stale_births, changes.stale_records) == ((), ())
     before = applied(before, changes)
-    changes = plan.diff(desired, before, numbers)
+    changes = plan.diff(desired, before, wanted)
     stale = {(ANYWHERE, "a.service"), (ANYWHERE, "a.socket")}
     assert changes == Changes(stale_births=changes.stale_births)
     assert set(changes.stale_births) == stale
     before = applied(before, changes)
-    assert plan.diff(desired, before, numbers) == Changes(stale_records=(1,))
+    assert plan.diff(desired, before, wanted) == Changes(stale_records=(1,))
 
 
 def test_unrelated_unit_changes_only_its_own_births() -> None:
@@ -157,9 +160,9 @@ def test_unrelated_unit_changes_only_its_own_births() -> None:
     one = {"a": ({"cgroup": "/a/b"}, {"idle": 5}), "u": ({"unit": "u.service"}, {"idle": 6})}
     actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
     more = one | {"x": ({"unit": "x.service"}, {"idle": 7})}
-    desired, numbers = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
-    assert plan.diff(desired, actual, numbers) == Changes(
-        records={3: Record("x", Options(idle_s=7))},
+    desired, wanted = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
+    assert plan.diff(desired, actual, wanted) == Changes(
+        records={3: Record("x", idle(7))},
         births={
             (ANYWHERE, "x.service"): BirthEntry(ANYWHERE, 3, False),
             (ANYWHERE, "x.socket"): BirthEntry(ANYWHERE, 3, False),
@@ -172,8 +175,8 @@ def test_unrelated_path_changes_only_its_ancestors() -> None:
     one = {"a": ({"cgroup": "/a/b"}, {"idle": 5}), "u": ({"unit": "u.service"}, {"idle": 6})}
     actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
     more = one | {"x": ({"cgroup": "/d/x/y"}, {"idle": 7})}
-    desired, numbers = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
-    changes = plan.diff(desired, actual, numbers)
+    desired, wanted = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
+    changes = plan.diff(desired, actual, wanted)
     by_path = {cgroup.path: cgroup.id for cgroup in tree(["/a/b/c", "/d/u.service"])}
     assert changes.cgroups.keys() == {by_path["/"], by_path["/d"]}
     assert {state for state, _ in changes.births}.isdisjoint(
@@ -185,21 +188,21 @@ def test_number_keeps_ids_and_fills_gaps() -> None:
     """A record keeps its id, whatever its selectors; a new one gets a free id; 0 is none's."""
     a, b, c = (Record(name, Options()) for name in "abc")
     policies = policies_of({"c": ({"cgroup": "/"}, "on"), "a": ({"cgroup": "/new"}, "on")})
-    assert plan.number(policies, {1: b, 3: a}, POLICIES) == {c: 2, a: 3}
+    assert plan.number(policies, {1: b, 3: a}, POLICIES) == {2: c, 3: a}
 
 
 def test_id_of_a_retired_policy_is_not_given_away() -> None:
     """An id is taken as long as the kernel has its record, because sockets may have its options."""
     actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a"]))
     actual = reconciled(actual, {}, tree(["/a"]))
-    _, numbers = planned({"b": ({"cgroup": "/b"}, {"idle": 6})}, tree(["/a"]), actual)
+    _, wanted = planned({"b": ({"cgroup": "/b"}, {"idle": 6})}, tree(["/a"]), actual)
     assert list(numbers.values()) == [2]
 
 
 def test_too_many_policies_are_an_error() -> None:
     """Ids are below the limit, retired ones included; one policy too many raises TooManyError."""
     policies = policies_of({name: ({"cgroup": f"/{name}"}, "on") for name in "abc"})
-    assert sorted(plan.number(policies, {}, 4).values()) == [1, 2, 3]
+    assert sorted(plan.number(policies, {}, 4)) == [1, 2, 3]
     with pytest.raises(plan.TooManyError):
         plan.number(policies, {}, 3)
     with pytest.raises(plan.TooManyError):
@@ -252,8 +255,8 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
             del actual.cgroups[id]  # kabpf_death
         born = iter(seeds)
         for _ in range(10):
-            desired, numbers = planned(files, cgroups, actual)
-            changes = plan.diff(desired, actual, numbers)
+            desired, wanted = planned(files, cgroups, actual)
+            changes = plan.diff(desired, actual, wanted)
             if not changes:
                 break
             if (seed := next(born, None)) is not None:
@@ -267,8 +270,8 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
                 wanted.state,
                 plan.record(wanted.policy) if wanted.policy else None,
             )
-        stale = actual.records.keys() - set(numbers.values())
-        assert stale <= {entry.was_id for entry in actual.cgroups.values()}
+        stale = actual.records.keys() - wanted.keys()
+        assert stale <= {id for entry in actual.cgroups.values() for id in entry.was}
         assert actual.births.keys() == desired.births.keys()
 
 
@@ -290,15 +293,24 @@ def bear(actual: Actual, cgroups: list[Cgroup], seed: int) -> None:
     actual.cgroups[id] = Entry(state, policy_id)
 
 
-def policies_and_debts(entries: dict[int, Entry]) -> dict[int, tuple[int, int, bool]]:
-    return {id: (entry.policy_id, entry.was_id, entry.owed) for id, entry in entries.items()}
+def settled(entries: dict[int, Entry]) -> dict[int, Entry]:
+    """Entries whose sockets were visited, with nothing left of a former policy."""
+    return {id: entry._replace(owed=False, was=()) for id, entry in entries.items()}
+
+
+def idle(seconds: int) -> Options:
+    return Options(idle_s=Range.exactly(seconds))
+
+
+def policies_and_debts(entries: dict[int, Entry]) -> dict[int, tuple[int, tuple[int, ...], bool]]:
+    return {id: (entry.policy_id, entry.was, entry.owed) for id, entry in entries.items()}
 
 
 def applied(actual: Actual, changes: Changes) -> Actual:
     """The kernel after `changes`, which are written in their order (Dataplane.apply)."""
     for now in writes(actual, changes):
         ids = {entry.policy_id for entry in now.births.values()}
-        ids |= {id for entry in now.cgroups.values() for id in (entry.policy_id, entry.was_id)}
+        ids |= {id for entry in now.cgroups.values() for id in (entry.policy_id, *entry.was)}
         assert ids <= now.records.keys() | {0}
     return now
 
@@ -306,10 +318,11 @@ def applied(actual: Actual, changes: Changes) -> Actual:
 def writes(actual: Actual, changes: Changes) -> Iterator[Actual]:
     records, births, cgroups = actual.records, actual.births, actual.cgroups
     yield (actual := replace(actual, records=records | changes.records))
+    if changes.needs is not None:
+        yield (actual := replace(actual, needs=changes.needs))
     yield (actual := replace(actual, births=births | changes.births))
     yield (actual := replace(actual, cgroups=cgroups | changes.cgroups))
-    settled = {id: plan.settled(entry) for id, entry in changes.retrofits.items()}
-    yield (actual := replace(actual, cgroups=actual.cgroups | settled))
+    yield (actual := replace(actual, cgroups=actual.cgroups | changes.retrofits))
     yield (actual := replace(actual, cgroups=without(actual.cgroups, changes.stale_cgroups)))
     yield (actual := replace(actual, births=without(actual.births, changes.stale_births)))
     yield replace(actual, records=without(actual.records, changes.stale_records))
@@ -322,13 +335,13 @@ def without(entries: dict, keys: tuple) -> dict:
 def reconciled(actual: Actual, files: Files, cgroups: list[Cgroup]) -> Actual:
     """The kernel after it was brought to these policies."""
     for _ in range(10):
-        desired, numbers = planned(files, cgroups, actual)
-        actual = applied(actual, plan.diff(desired, actual, numbers))
-    assert not plan.diff(desired, actual, numbers)
+        desired, wanted = planned(files, cgroups, actual)
+        actual = applied(actual, plan.diff(desired, actual, wanted))
+    assert not plan.diff(desired, actual, wanted)
     return actual
 
 
-def planned(files: Files, cgroups: list[Cgroup], actual: Actual) -> tuple[Plan, dict[Record, int]]:
+def planned(files: Files, cgroups: list[Cgroup], actual: Actual) -> tuple[Plan, dict[int, Record]]:
     policies = policies_of(files)
     desired = plan.resolve(policies, Automaton(policies), cgroups, BIRTHS)
     return desired, plan.number(policies, actual.records, POLICIES)
@@ -339,7 +352,7 @@ def policies_of(files: Files) -> tuple[Policy, ...]:
         name: {"select": [selector], "keepalive": keepalive}
         for name, (selector, keepalive) in files.items()
     }
-    return policy.combine([policy.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
+    return language.combine([language.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
 
 
 def tree(paths: list[str]) -> list[Cgroup]:

@@ -157,7 +157,7 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
             "source": f"{file}:1",
             "options": {
                 "keepalive": True, "idle_s": 61, "interval_s": None, "probes": None,
-                "user_timeout_ms": None,
+                "user_timeout_ms": None, "jitter_percent": 0, "syn_retries": None,
             },
         }
     ]  # fmt: skip
@@ -194,7 +194,8 @@ def test_status_counts_what_happened(cgroup, kabpfctl, peer):
     (policy,) = status["policies"]
     assert policy["cgroups"] == 1
     assert policy["counters"] == {
-        "established": 2, "listening": 1, "retrofitted": 1, "left": 1, "failed": {},
+        "established": 2, "listening": 1, "retrofitted": 1, "left": 1, "swallowed": 0,
+        "limited": 0, "failed": {},
     }  # fmt: skip
     assert status["policy_files"] == {"policies": 1, "errors": [], "applied": True}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import BIN, DROP_INS, PINS, cgroup_root, path_of
-from test_policy import MALFORMED
+from test_language import MALFORMED
 
 from kabpf import libbpf
 

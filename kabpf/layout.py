@@ -1,0 +1,217 @@
+"""The layout of the maps' keys and values, as kabpf.h has it, and what they mean in Python."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+
+from kabpf.plan import BirthEntry, Entry, Record
+from kabpf.policy import Direction, Mode, Options, Range
+
+LAYOUT = 2
+POLICIES = 4096
+BIRTHS = 65536
+NAME = 256
+FORMER = 4
+
+MODES = {Mode.FILL: 0, Mode.OVERRIDE: 1, Mode.ENFORCE: 2}
+OUT, IN, LOOPBACK, PLAIN, LISTENERS = 1, 2, 4, 8, 16
+DIRECTIONS = {Direction.OUT: OUT, Direction.IN: IN, Direction.BOTH: OUT | IN}
+
+
+class CRange(ctypes.Structure):
+    _fields_ = (("low", ctypes.c_uint32), ("high", ctypes.c_uint32))
+
+
+class COptions(ctypes.Structure):
+    _fields_ = (
+        ("keepalive", ctypes.c_uint32),
+        ("jitter_percent", ctypes.c_uint32),
+        ("idle_s", CRange),
+        ("interval_s", CRange),
+        ("probes", CRange),
+        ("user_timeout_ms", CRange),
+        ("syn_retries", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class CPolicy(ctypes.Structure):
+    _fields_ = (
+        ("options", COptions),
+        ("mode", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("destinations", ctypes.c_uint64),
+        ("name", ctypes.c_char * NAME),
+    )
+
+
+class CNetwork(ctypes.Structure):
+    _fields_ = (
+        ("bits", ctypes.c_uint32),
+        ("policy_id", ctypes.c_uint32),
+        ("address", ctypes.c_uint8 * 16),
+    )
+
+
+class CPort(ctypes.Structure):
+    _fields_ = (("network", ctypes.c_uint32), ("port", ctypes.c_uint32))
+
+
+class CCgroup(ctypes.Structure):
+    _fields_ = (
+        ("state", ctypes.c_uint64),
+        ("policy_id", ctypes.c_uint32),
+        ("owed", ctypes.c_uint32),
+        ("was_id", ctypes.c_uint32 * FORMER),
+    )
+
+
+class CStep(ctypes.Structure):
+    _fields_ = (("state", ctypes.c_uint64), ("name", ctypes.c_char * NAME))
+
+
+class CBirth(ctypes.Structure):
+    _fields_ = (
+        ("state", ctypes.c_uint64),
+        ("policy_id", ctypes.c_uint32),
+        ("ask", ctypes.c_uint32),
+    )
+
+
+class CCounters(ctypes.Structure):
+    _fields_ = (
+        ("established", ctypes.c_uint64),
+        ("listening", ctypes.c_uint64),
+        ("retrofitted", ctypes.c_uint64),
+        ("left", ctypes.c_uint64),
+        ("swallowed", ctypes.c_uint64),
+        ("limited", ctypes.c_uint64),
+        ("failed", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64),
+    )
+
+
+class CFailure(ctypes.Structure):
+    _fields_ = (("policy_id", ctypes.c_uint32), ("error", ctypes.c_uint32))
+
+
+class CTotals(ctypes.Structure):
+    _fields_ = (
+        ("layout", ctypes.c_uint32),
+        ("syn_retries", ctypes.c_uint32),
+        ("build", ctypes.c_uint64),
+        ("asked_in_vain", ctypes.c_uint64),
+        ("unrecorded", ctypes.c_uint64),
+    )
+
+
+class CEvent(ctypes.Structure):
+    _fields_ = (
+        ("cgroup_id", ctypes.c_uint64),
+        ("parent_id", ctypes.c_uint64),
+        ("name", ctypes.c_char * NAME),
+    )
+
+
+def number(raw: bytes) -> int:
+    """A number as a map has it."""
+    return int.from_bytes(raw, sys.byteorder)
+
+
+def key(number: int, size: int = 4) -> bytes:
+    """A number as a map's key or value of so many bytes."""
+    return number.to_bytes(size, sys.byteorder)
+
+
+def step(step: tuple[int, str]) -> bytes:
+    """A key of kabpf_births."""
+    state, name = step
+    return bytes(CStep(state, os.fsencode(name)))
+
+
+def read_step(raw: bytes) -> tuple[int, str]:
+    """The step of a key of kabpf_births."""
+    found = CStep.from_buffer_copy(raw)
+    return found.state, os.fsdecode(found.name)
+
+
+def read_birth(raw: bytes) -> BirthEntry:
+    """A value of kabpf_births."""
+    found = CBirth.from_buffer_copy(raw)
+    return BirthEntry(found.state, found.policy_id, bool(found.ask))
+
+
+def entry(entry: Entry) -> bytes:
+    """A value of kabpf_cgroups."""
+    was = (ctypes.c_uint32 * FORMER)(*entry.was)
+    return bytes(CCgroup(entry.state, entry.policy_id, entry.owed, was))
+
+
+_CGROUP = struct.Struct(f"=QII{FORMER}I")
+
+
+def read_entry(raw: bytes) -> Entry:
+    """The entry in a value of kabpf_cgroups."""
+    state, policy_id, owed, *was = _CGROUP.unpack(raw)
+    return Entry(state, policy_id, bool(owed), tuple(filter(None, was)))
+
+
+def options(options: Options) -> COptions:
+    """Options as the kernel has them."""
+    return COptions(
+        options.keepalive,
+        options.jitter_percent,
+        _range(options.idle_s),
+        _range(options.interval_s),
+        _range(options.probes),
+        _range(options.user_timeout_ms),
+        options.syn_retries or 0,
+    )
+
+
+def policy(record: Record) -> bytes:
+    """A value of kabpf_policies."""
+    flags = DIRECTIONS[record.direction]
+    flags |= LOOPBACK if record.loopback else 0
+    flags |= PLAIN if record.is_plain else 0
+    # What a listener has, every socket has that it accepts.
+    if flags & IN and record.loopback and not record.digest and not record.options.jitter_percent:
+        flags |= LISTENERS if record.options.keepalive else 0
+    mode = MODES[record.mode]
+    return bytes(CPolicy(options(record.options), mode, flags, record.digest, record.name.encode()))
+
+
+def read_policy(raw: bytes) -> Record:
+    """The record in a value of kabpf_policies, without its destinations."""
+    found = CPolicy.from_buffer_copy(raw)
+    return Record(
+        found.name.decode(),
+        _read_options(found.options),
+        next(mode for mode, number in MODES.items() if number == found.mode),
+        next(way for way, bits in DIRECTIONS.items() if bits == found.flags & (OUT | IN)),
+        bool(found.flags & LOOPBACK),
+        found.destinations,
+    )
+
+
+def _range(found: Range | None) -> CRange:
+    return CRange(*(found or (0, 0)))
+
+
+def _read_options(found: COptions) -> Options:
+    return Options(
+        bool(found.keepalive),
+        _read_range(found.idle_s),
+        _read_range(found.interval_s),
+        _read_range(found.probes),
+        _read_range(found.user_timeout_ms),
+        found.jitter_percent,
+        found.syn_retries or None,
+    )
+
+
+def _read_range(found: CRange) -> Range | None:
+    return Range(found.low, found.high) if found.high else None

@@ -1,0 +1,250 @@
+"""Puts the data plane into the kernel, replaces it by another version's, and takes it out.
+
+All state is in the pins below one directory of a BPF file system. The directory appears complete,
+and so it disappears; a process that dies meanwhile leaves the old state or the new, and what the
+next one has to do can be seen:
+
+    kabpf        in force
+    kabpf-new    being built; in force from the moment in which the link works with its maps
+    kabpf-old    on its way out
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kabpf import dataplane, libbpf
+from kabpf.cgroups import CgroupTree, own_mounts
+from kabpf.dataplane import EVENTS, MAPS, OBJECT, SETSOCKOPT_PROGRAM, SOCK_OPS, TRACERS, Dataplane
+from kabpf.errors import RefusedError, UnsupportedError
+from kabpf.layout import LAYOUT, CTotals
+
+BTF = Path("/sys/kernel/btf/vmlinux")
+
+# capability.h; root has them all unless a container or a unit took some away.
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+
+CLOCK_MONOTONIC_COARSE = 6
+
+
+def open_or_load(pins: Path, tree: CgroupTree, fill: Callable[[Dataplane], None]) -> Dataplane:
+    """Adopt the data plane that is pinned at `pins`, or load and attach it there.
+
+    One that another version of kabpf left, or whose maps are damaged, is replaced: `fill` writes
+    the new maps before any connection is measured by them, then the program in the link is
+    exchanged. Where `fill` is refused, the old one stays in force. Raises UnsupportedError where
+    this machine can't run it, RefusedError where a step failed. The caller holds the lock.
+    """
+    _require_bpffs(pins.parent)
+    _clear_up(pins, tree)
+    loaded: Dataplane | None = None
+    with contextlib.suppress(RefusedError):
+        loaded = Dataplane(pins, tree)
+        loaded.check()
+        return loaded
+    if loaded:
+        loaded.close()
+    _load(pins, tree, fill)
+    return Dataplane(pins, tree)
+
+
+def open_if_loaded(pins: Path, tree: CgroupTree) -> Dataplane | None:
+    """The data plane pinned at `pins`, or None where there is none."""
+    if not pins.exists():
+        return None
+    loaded = Dataplane(pins, tree)
+    try:
+        loaded.check()
+    except RefusedError:
+        loaded.close()
+        raise
+    return loaded
+
+
+def is_interrupted(pins: Path) -> bool:
+    """Whether a process died while it loaded or lifted, and left pins that may be in force."""
+    return _staging(pins).exists() or _lifted(pins).exists()
+
+
+def lift(pins: Path) -> None:
+    """Detach and unpin everything; sockets keep their options. The caller holds the lock."""
+    if pins.exists():
+        libbpf.fault_point("rename the pins")
+        os.rename(pins, _lifted(pins))
+    for leftover in (_staging(pins), _lifted(pins)):
+        _unpin(leftover)
+
+
+def _staging(pins: Path) -> Path:
+    return pins.with_name(f"{pins.name}-new")
+
+
+def _lifted(pins: Path) -> Path:
+    return pins.with_name(f"{pins.name}-old")
+
+
+def _unpin(directory: Path) -> None:
+    if directory.exists():
+        for pin in directory.iterdir():
+            libbpf.fault_point("unpin")
+            pin.unlink()
+        libbpf.fault_point("remove the pins' directory")
+        directory.rmdir()
+
+
+def _clear_up(pins: Path, tree: CgroupTree) -> None:
+    """Complete what a process that died had begun."""
+    staging = _staging(pins)
+    if staging.exists() and _is_in_force(staging, tree):
+        _publish(pins)
+    for leftover in (staging, _lifted(pins)):
+        _unpin(leftover)
+
+
+def _is_in_force(staging: Path, tree: CgroupTree) -> bool:
+    try:
+        with Dataplane(staging, tree) as fresh:
+            fresh.check()
+    except RefusedError:
+        return False
+    return True
+
+
+def _load(pins: Path, tree: CgroupTree, fill: Callable[[Dataplane], None]) -> None:
+    """Build beside, attach, and publish by a rename."""
+    _require_btf()
+    _require_capabilities()
+    staging = _staging(pins)
+    libbpf.fault_point("make the pins' directory")
+    staging.mkdir(mode=0o700)
+    try:
+        with libbpf.Object(str(OBJECT)) as programs:
+            _load_into(staging, programs)
+            _attach(pins, tree, programs, fill)
+    except RefusedError:
+        if not _is_in_force(staging, tree):
+            _unpin(staging)
+        raise
+    _publish(pins)
+
+
+def _load_into(staging: Path, programs: libbpf.Object) -> None:
+    programs.set_constant(round(1 / time.clock_getres(CLOCK_MONOTONIC_COARSE)))
+    try:
+        programs.load()
+    except RefusedError as error:
+        _require_system_call(error)
+        _require_features()
+        raise RefusedError(
+            "load the BPF programs",
+            error.error,
+            f"expected the kernel to take them; it says:\n{error.__cause__}",
+        ) from None
+    for name in (*MAPS, EVENTS):
+        programs.pin_map(name, str(staging / name))
+    programs.pin_program("kabpf_setsockopt", str(staging / SETSOCKOPT_PROGRAM))
+    with dataplane.open_map(staging, "kabpf_totals") as totals:
+        mark = CTotals(layout=LAYOUT, build=dataplane.build())
+        totals.update(bytes(4), bytes(mark))
+    for name in TRACERS:
+        programs.attach(name, str(staging / name))
+
+
+def _attach(
+    pins: Path, tree: CgroupTree, programs: libbpf.Object, fill: Callable[[Dataplane], None]
+) -> None:
+    staging, program = _staging(pins), programs.descriptor(SOCK_OPS)
+    link = str(staging / SOCK_OPS)
+    with Dataplane(staging, tree) as fresh:
+        if _is_attached(pins, fresh):
+            if _has_our_layout(pins):
+                fresh.copy_from(pins)
+            fill(fresh)
+            libbpf.take_over_link(str(pins / SOCK_OPS), link, program)
+            return
+    with dataplane.opened_directory(tree.mount) as cgroup:
+        libbpf.link_to_cgroup(program, cgroup, libbpf.CGROUP_SOCK_OPS, link)
+
+
+def _is_attached(pins: Path, fresh: Dataplane) -> bool:
+    try:
+        return libbpf.link_program(str(pins / SOCK_OPS)) in fresh.attached()
+    except RefusedError:
+        return False
+
+
+def _has_our_layout(pins: Path) -> bool:
+    try:
+        for name in MAPS:
+            dataplane.open_map(pins, name).close()
+        with dataplane.open_map(pins, "kabpf_totals") as totals:
+            found = CTotals.from_buffer_copy(totals.look_up(bytes(4)) or bytes(CTotals()))
+    except RefusedError:
+        return False
+    return int(found.layout) == LAYOUT
+
+
+def _publish(pins: Path) -> None:
+    staging, lifted = _staging(pins), _lifted(pins)
+    if pins.exists():
+        if libbpf.exchange(str(staging), str(pins)):
+            _unpin(staging)
+            return
+        _unpin(lifted)
+        libbpf.fault_point("rename the old pins")
+        os.rename(pins, lifted)
+    libbpf.fault_point("rename the new pins")
+    os.rename(staging, pins)
+    _unpin(lifted)
+
+
+def _require_bpffs(directory: Path) -> None:
+    mounted = [(mount.type, mount.point) for mount in own_mounts()]
+    if ("bpf", str(directory)) not in mounted:
+        if not directory.is_dir():
+            raise UnsupportedError(
+                f"{directory} is missing, expected a kernel with BPF and all of sysfs"
+                " (in a container: mount -t sysfs sysfs /sys)"
+            )
+        libbpf.mount_bpffs(str(directory))
+
+
+def _require_btf() -> None:
+    if not BTF.exists():
+        raise UnsupportedError(f"{BTF} is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF")
+
+
+def _require_capabilities() -> None:
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        raise UnsupportedError(
+            f"{', '.join(missing)} missing, expected root with these capabilities"
+        )
+
+
+def _require_system_call(error: RefusedError) -> None:
+    if error.error == errno.EPERM:
+        raise UnsupportedError(
+            "the kernel refuses bpf(2) to root, expected a container whose system call filter"
+            " allows it (systemd-nspawn --system-call-filter=bpf) and no kernel lockdown"
+        )
+
+
+def _require_features() -> None:
+    """Say which feature the kernel lacks, after the programs were refused."""
+    struct, function = 4, 12  # BTF_KIND_STRUCT, BTF_KIND_FUNC
+    # Since Linux kernel commit 3cee6fb8e69e ("bpf: tcp: Support bpf_(get|set)sockopt in bpf tcp
+    # iter") (in v5.15) this function is there.
+    features = {"bpf_iter_tcp_get_func_proto": function, "bpf_ringbuf": struct}
+    if missing := libbpf.missing_from_btf(features):
+        raise UnsupportedError(
+            f"kernel {os.uname().release} is too old (it has no {', '.join(missing)}),"
+            " expected Linux 5.15 or later"
+        )
