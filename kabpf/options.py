@@ -68,7 +68,7 @@ def read(keys: Mapping[str, Node], note: str = "") -> Draft:
     def derived(key: str, value: Callable[[Preset], int]) -> Given[Range] | None:
         if preset is None:
             return None
-        return Given(_exactly(value(preset)), keys["preset"], _joined(note, preset.why(key)))
+        return Given(Range.exactly(value(preset)), keys["preset"], _joined(note, preset.why(key)))
 
     return Draft(
         given("idle", _seconds) or derived("idle", lambda preset: preset.idle_s),
@@ -112,7 +112,7 @@ def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
     timeout, sum_ = _auto(options, draft.user_timeout.node, whose)
     source, note = origins["user_timeout"]
     origins["user_timeout"] = Origin(source, _joined(note, f"auto: {sum_}"))
-    return replace(options, user_timeout_ms=_exactly(timeout)), origins
+    return replace(options, user_timeout_ms=Range.exactly(timeout)), origins
 
 
 def contradictions(draft: Draft, options: Options) -> Iterator[Contradiction]:
@@ -259,10 +259,6 @@ def _range(
 
 def _value(given: Given[T] | None) -> T | None:
     return given.value if given else None
-
-
-def _exactly(value: int) -> Range:
-    return Range(value, value)
 
 
 def _joined(*notes: str) -> str:

@@ -20,6 +20,10 @@ class Range(NamedTuple):
     low: int
     high: int
 
+    @classmethod
+    def exactly(cls, value: int) -> Range:
+        return cls(value, value)
+
     def __str__(self) -> str:
         return f"{self.low}" if self.low == self.high else f"{self.low}..{self.high}"
 

@@ -1,29 +1,19 @@
-"""Policy files: what is refused and in which words, what is taken and as what, and which files
-count."""
+"""The language of policy files: what is refused and in which words, and what is taken as what."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import stat
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kabpf import files, language
+from kabpf import language
 from kabpf.errors import PolicyError
-from kabpf.files import Directories
 from kabpf.nodes import Source
-from kabpf.policy import Options, Policy, Selector
+from kabpf.policy import Options, Policy, Range, Selector, warnings
 
 FILE = "/etc/kabpf/policy.d/app.service.yaml"
-UNIT = b"select: [{unit: a.service}]\nkeepalive: {idle: %d}\n"
-
 POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing"
 OPTIONS = "idle, interval, probes, user_timeout, jitter, syn_retries, preset"
 KEEPALIVE = "off, on, or options (idle, interval, ...)"
@@ -113,8 +103,8 @@ KEYS = [
     ("defalts: {}", "1: defalts: unknown key, did you mean defaults?"),
     ("Keepalive: on", "1: Keepalive: unknown key, did you mean keepalive?"),
     (
-        "mode: fill",
-        f"1: mode: unknown key, expected one of defaults, policies, {POLICY_KEYS}",
+        "app: fill",
+        f"1: app: unknown key, expected one of defaults, policies, {POLICY_KEYS}",
     ),
     ("'': x", f"1: '': unknown key, expected one of defaults, policies, {POLICY_KEYS}"),
     ("policies: {a: {selct: []}}", "1: policies.a.selct: unknown key, did you mean select?"),
@@ -212,7 +202,7 @@ VALUES = [
     ("keepalive: {idle: ٣}", f"1: keepalive.idle: ٣, expected {SECONDS}"),
     ("keepalive: {idle: off}", f"1: keepalive.idle: off, expected {SECONDS}"),
     ("keepalive: {idle: auto}", f"1: keepalive.idle: auto, expected {SECONDS}"),
-    ("keepalive: {idle: 30s..5m}", f"1: keepalive.idle: 30s..5m, expected {SECONDS}"),
+    ("keepalive: {idle: 30s..5m..1h}", f"1: keepalive.idle: 30s..5m..1h, expected {SECONDS}"),
     ("keepalive: {probes: 6s}", f"1: keepalive.probes: 6s, expected {PROBES}"),
     ("keepalive: {user_timeout: on}", f"1: keepalive.user_timeout: on, expected {TIMEOUT}"),
     ("keepalive: {user_timeout: Auto}", f"1: keepalive.user_timeout: Auto, expected {TIMEOUT}"),
@@ -370,7 +360,7 @@ def test_every_policy_whose_auto_lacks_numbers_is_reported() -> None:
 def test_time_is_read_in_seconds(text: str, seconds: int) -> None:
     """A plain number is seconds, s, m and h are units, and a leading zero is not octal."""
     found = options(f"keepalive: {{idle: {text}, interval: {text}}}")
-    assert found == Options(idle_s=exactly(seconds), interval_s=exactly(seconds))
+    assert found == Options(idle_s=Range.exactly(seconds), interval_s=Range.exactly(seconds))
 
 
 @pytest.mark.parametrize(
@@ -384,27 +374,63 @@ def test_time_is_read_in_seconds(text: str, seconds: int) -> None:
 def test_user_timeout_is_read_in_milliseconds(text: str, milliseconds: int | None) -> None:
     """A plain number is seconds, ms to d are units, and off leaves the option alone."""
     found = options(f"keepalive: {{user_timeout: {text}}}")
-    assert found == Options(user_timeout_ms=exactly(milliseconds))
+    assert found == Options(user_timeout_ms=milliseconds and Range.exactly(milliseconds))
 
 
 @pytest.mark.parametrize(("text", "probes"), [("1", 1), ("127", 127), ("'6'", 6), ("017", 17)])
 def test_probes_are_a_decimal_number(text: str, probes: int) -> None:
     """Probes are a number from 1 to 127, quoted or not, never octal."""
-    assert options(f"keepalive: {{probes: {text}}}") == Options(probes=exactly(probes))
+    assert options(f"keepalive: {{probes: {text}}}") == Options(probes=Range.exactly(probes))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("keepalive: on", Options(idle_s=exactly(9), probes=exactly(3), user_timeout_ms=exactly(1000))),
-        ("keepalive: {}", Options(idle_s=exactly(9), probes=exactly(3), user_timeout_ms=exactly(1000))),
-        ('"keepalive": "on"', Options(idle_s=exactly(9), probes=exactly(3), user_timeout_ms=exactly(1000))),
+        (
+            "keepalive: on",
+            Options(
+                idle_s=Range.exactly(9),
+                probes=Range.exactly(3),
+                user_timeout_ms=Range.exactly(1000),
+            ),
+        ),
+        (
+            "keepalive: {}",
+            Options(
+                idle_s=Range.exactly(9),
+                probes=Range.exactly(3),
+                user_timeout_ms=Range.exactly(1000),
+            ),
+        ),
+        (
+            '"keepalive": "on"',
+            Options(
+                idle_s=Range.exactly(9),
+                probes=Range.exactly(3),
+                user_timeout_ms=Range.exactly(1000),
+            ),
+        ),
         ("keepalive: off", Options(keepalive=False)),
-        ("keepalive: {idle: 1}", Options(idle_s=exactly(1), probes=exactly(3), user_timeout_ms=exactly(1000))),
-        ("keepalive: {user_timeout: off}", Options(idle_s=exactly(9), probes=exactly(3))),
+        (
+            "keepalive: {idle: 1}",
+            Options(
+                idle_s=Range.exactly(1),
+                probes=Range.exactly(3),
+                user_timeout_ms=Range.exactly(1000),
+            ),
+        ),
+        (
+            "keepalive: {user_timeout: off}",
+            Options(idle_s=Range.exactly(9), probes=Range.exactly(3)),
+        ),
         (
             "keepalive: {interval: 2, user_timeout: auto}",
-            Options(idle_s=exactly(9), interval_s=exactly(2), probes=exactly(3), user_timeout_ms=exactly(15_000)),
+            Options(
+                idle_s=Range.exactly(9),
+                interval_s=Range.exactly(2),
+                probes=Range.exactly(3),
+                user_timeout_ms=Range.exactly(15_000),
+            ),
         ),
     ],
 )
@@ -416,7 +442,7 @@ def test_defaults_fill_what_a_policy_leaves_out(text: str, expected: Options) ->
 def test_auto_in_defaults_is_computed_for_each_policy() -> None:
     """The defaults' user_timeout auto is idle + interval * probes of the policy it fills in."""
     found = options("keepalive: {idle: 5m}", "{interval: 10, probes: 6, user_timeout: auto}")
-    assert found == Options(True, *map(exactly, (300, 10, 6, 360_000)))
+    assert found == Options(True, *map(Range.exactly, (300, 10, 6, 360_000)))
 
 
 def test_later_defaults_win_key_by_key() -> None:
@@ -426,7 +452,7 @@ def test_later_defaults_win_key_by_key() -> None:
         ("a.service.yaml", "keepalive: {probes: 9}"),
         ("b.yaml", "defaults: {interval: 2, probes: 2}"),
     )
-    assert [each.rules.options for each in found] == [Options(True, *map(exactly, (1, 2, 9)))]
+    assert [each.rules.options for each in found] == [Options(True, *map(Range.exactly, (1, 2, 9)))]
 
 
 def test_later_policy_of_the_same_name_replaces_the_earlier() -> None:
@@ -441,7 +467,7 @@ def test_later_policy_of_the_same_name_replaces_the_earlier() -> None:
         ("zz.yaml", "policies: {a: {select: [{cgroup: /two}], keepalive: {probes: 3}}}"),
     )
     assert [each.name for each in found] == ["b", "a"]
-    assert found[1].rules.options == Options(probes=exactly(3))
+    assert found[1].rules.options == Options(probes=Range.exactly(3))
     assert [selector.text for selector in found[1].selectors] == ["/two"]
 
 
@@ -526,7 +552,9 @@ def test_file_without_policies_is_taken(text: str) -> None:
 
 def test_byte_order_mark_is_passed_over() -> None:
     """A file that an editor marked as UTF-8 reads as if it were not."""
-    assert language.parse(b"\xef\xbb\xbfkeepalive: off", FILE).policies[0].policy.name == "app.service"
+    assert (
+        language.parse(b"\xef\xbb\xbfkeepalive: off", FILE).policies[0].policy.name == "app.service"
+    )
 
 
 def test_name_of_255_bytes_is_taken() -> None:
@@ -534,269 +562,6 @@ def test_name_of_255_bytes_is_taken() -> None:
     name = "é" * 127 + "x"
     text = f"policies: {{{name}: {{select: [{{cgroup: /a}}], keepalive: on}}}}"
     assert [each.name for each in combined(("a.yaml", text))] == [name]
-
-
-def test_strongest_directory_wins_for_a_name(tmp_path: Path) -> None:
-    """Of files of one name that in the strongest directory counts, as systemd.unit(5) has it."""
-    where = directories(tmp_path)
-    for strength, directory in enumerate(reversed(where.drop_ins)):
-        put(directory / "a.yaml", UNIT % (strength + 1))
-        assert files.paths(where) == [directory / "a.yaml"]
-        assert language.combine(read_all(where))[0].rules.options.idle_s == exactly(strength + 1)
-
-
-def test_drop_ins_are_sorted_by_name_across_directories(tmp_path: Path) -> None:
-    """The main file comes first; then names decide, bytewise, wherever the file is."""
-    where = directories(tmp_path)
-    etc, run, local, usr = where.drop_ins
-    paths = [where.main, local / "10-z.yaml", etc / "9.yaml", usr / "B.yaml", run / "a.yaml"]
-    for path in [*paths, run / "ä.yaml"]:
-        put(path, UNIT % 1)
-    assert files.paths(where) == [*paths, run / "ä.yaml"]
-
-
-@pytest.mark.parametrize("mask", ["empty", "null"])
-def test_mask_hides_weaker_files(tmp_path: Path, mask: str) -> None:
-    """An empty file and a link to /dev/null hide files of their name in weaker directories."""
-    where = directories(tmp_path)
-    etc, run, _, usr = where.drop_ins
-    put(usr / "a.yaml", UNIT % 1)
-    put(usr / "b.yaml", UNIT % 2)
-    if mask == "empty":
-        put(run / "a.yaml", b"")
-    else:
-        (run / "a.yaml").symlink_to("/dev/null")
-    assert files.paths(where) == [usr / "b.yaml"]
-    assert [each.name for each in language.combine(read_all(where))] == ["b"]
-    put(etc / "a.yaml", UNIT % 3)
-    assert [each.rules.options.idle_s for each in language.combine(read_all(where))] == [3, 2]
-
-
-def test_masked_main_file_says_nothing(tmp_path: Path) -> None:
-    """The main file may be a link to /dev/null."""
-    where = directories(tmp_path)
-    where.main.symlink_to("/dev/null")
-    assert files.paths(where) == []
-
-
-def test_other_files_of_a_directory_are_not_read(tmp_path: Path) -> None:
-    """Hidden files, and files that do not end in .yaml, are none of ours."""
-    where = directories(tmp_path)
-    for name in (".a.yaml", ".yaml", "a.yml", "a.yaml~", "a.yaml.dpkg-old", "a.YAML", "README"):
-        put(where.drop_ins[0] / name, b"!")
-    assert files.paths(where) == []
-
-
-def test_missing_directories_are_fine(tmp_path: Path) -> None:
-    """Nothing has to exist."""
-    where = Directories(tmp_path / "none/policy.yaml", (tmp_path / "a", tmp_path / "b/c"))
-    assert files.paths(where) == []
-    assert files.load(where) == ()
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"#" * 65537, ": 65537 bytes, expected at most 65536"),
-        (b"x", f":1: x, expected keys (defaults, policies, {POLICY_KEYS})"),
-    ],
-    ids=["too large", "wrong"],
-)
-def test_reading_a_bad_file_names_it(tmp_path: Path, content: bytes, problem: str) -> None:
-    """A file that can be checked by itself is refused with its own name."""
-    put(tmp_path / "a.yaml", content)
-    with pytest.raises(PolicyError) as raised:
-        files.read(tmp_path / "a.yaml")
-    assert str(raised.value) == f"{tmp_path}/a.yaml{problem}"
-
-
-def test_file_of_64_kib_is_read_whole(tmp_path: Path) -> None:
-    """The largest file that is taken is read to its end."""
-    text = b"keepalive: off"
-    put(tmp_path / "a.service.yaml", b"#" * (65536 - len(text) - 1) + b"\n" + text)
-    ((found, _),) = files.read(tmp_path / "a.service.yaml").policies
-    assert found.rules.options == Options(keepalive=False)
-
-
-@pytest.mark.usefixtures("deadline")
-def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
-    """A FIFO, which nobody writes to, is refused at once; so is a directory."""
-    os.mkfifo(tmp_path / "fifo.yaml")
-    (tmp_path / "directory.yaml").mkdir()
-    for name in ("fifo.yaml", "directory.yaml"):
-        with pytest.raises(PolicyError) as raised:
-            files.read(tmp_path / name)
-        assert str(raised.value) == (
-            f"{tmp_path}/{name}: not a regular file, expected a policy file"
-        )
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to own the files")
-
-
-@needs_root
-@pytest.mark.parametrize("content", [UNIT % 1, b""], ids=["policy", "mask"])
-@pytest.mark.parametrize(
-    ("uid", "mode", "problem"),
-    [
-        (65534, 0o644, "owned by uid 65534, expected root"),
-        (0, 0o664, "mode 0664, expected to be writable by root alone"),
-        (0, 0o646, "mode 0646, expected to be writable by root alone"),
-    ],
-)
-def test_file_that_others_can_change_is_refused(
-    tmp_path: Path, uid: int, mode: int, problem: str, content: bytes
-) -> None:
-    """A policy file, also one that only masks another, belongs to root and is writable by root
-    alone."""
-    where = directories(tmp_path)
-    path = where.drop_ins[1] / "a.yaml"
-    put(path, content)
-    os.chown(path, uid, 0)
-    path.chmod(mode)
-    assert findings(where) == [f"{path}: {problem}"]
-
-
-@needs_root
-@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
-@pytest.mark.parametrize("mask", [False, True])
-def test_directory_that_others_can_change_is_refused(tmp_path: Path, mode: int, mask: bool) -> None:
-    """Who may write to a directory may put a file there, or a link that masks one elsewhere."""
-    where = directories(tmp_path)
-    for name in ("a.yaml", "b.yaml"):
-        put(where.drop_ins[3] / name, UNIT % 1)
-        if mask:
-            (where.drop_ins[0] / name).symlink_to("/dev/null")
-        else:
-            put(where.drop_ins[0] / name, UNIT % 1)
-    where.drop_ins[0].chmod(mode)
-    problem = f"mode {mode:04o}, expected to be writable by root alone"
-    assert findings(where) == [f"{where.drop_ins[0]}: {problem}"]
-
-
-@needs_root
-def test_directory_of_someone_else_is_refused(tmp_path: Path) -> None:
-    """The owner of a directory can replace what is in it, the main file included."""
-    where = directories(tmp_path)
-    os.chown(where.main.parent, 65534, 0)
-    os.chown(where.drop_ins[2], 65534, 0)
-    problem = "owned by uid 65534, expected root"
-    assert findings(where) == [f"{where.main.parent}: {problem}", f"{where.drop_ins[2]}: {problem}"]
-
-
-@needs_root
-def test_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
-    """A link is followed, and the file at its end has to be root's."""
-    where = directories(tmp_path)
-    put(tmp_path / "target", UNIT % 7)
-    (where.drop_ins[0] / "a.yaml").symlink_to(tmp_path / "target")
-    assert files.load(where)[0].rules.options.idle_s == 7
-    os.chown(tmp_path / "target", 65534, 0)
-    path = where.drop_ins[0] / "a.yaml"
-    assert findings(where) == [f"{path}: owned by uid 65534, expected root"]
-
-
-@needs_root
-@pytest.mark.usefixtures("deadline")
-def test_what_cannot_be_read_is_reported(tmp_path: Path) -> None:
-    """A dangling link, a FIFO and a directory are findings, each by its name; nothing waits."""
-    where = directories(tmp_path)
-    etc = where.drop_ins[0]
-    (etc / "a.yaml").symlink_to("nowhere")
-    os.mkfifo(etc / "b.yaml")
-    (etc / "c.yaml").mkdir()
-    (etc / "d.yaml").symlink_to("d.yaml")
-    assert findings(where) == [
-        f"{etc}/a.yaml: cannot be read: No such file or directory",
-        f"{etc}/b.yaml: not a regular file, expected a policy file",
-        f"{etc}/c.yaml: not a regular file, expected a policy file",
-        f"{etc}/d.yaml: cannot be read: Too many levels of symbolic links",
-    ]
-
-
-@needs_root
-def test_file_in_place_of_a_directory_is_reported(tmp_path: Path) -> None:
-    """A drop-in directory that is none is a finding."""
-    where = directories(tmp_path)
-    where.drop_ins[0].rmdir()
-    put(where.drop_ins[0], b"")
-    assert findings(where) == [f"{where.drop_ins[0]}: cannot be read: Not a directory"]
-
-
-@needs_root
-def test_all_bad_files_are_reported(tmp_path: Path) -> None:
-    """One look finds every bad file, a line for each; the good ones change nothing about it."""
-    where = directories(tmp_path)
-    etc, run, *_ = where.drop_ins
-    put(where.main, b"policies: [")
-    put(etc / "b.service.yaml", b"keepalive: maybe\nselect: wrong too")
-    put(run / "a.service.yaml", b"keepalive: on")
-    put(run / "c.service.yaml", b"\nkeepalive: {probes: 200}")
-    assert findings(where) == [
-        f"{where.main}:1: not YAML: did not find expected node content",
-        f"{etc}/b.service.yaml:2: select: wrong too, expected {LIST}",
-        f"{run}/c.service.yaml:2: keepalive.probes: 200 is not in 1 to 127",
-    ]
-
-
-@needs_root
-def test_unchanged_file_is_not_parsed_again(tmp_path: Path) -> None:
-    """With a cache, a second load parses what changed and nothing else."""
-    where = directories(tmp_path)
-    kept, changed, gone = (where.drop_ins[0] / name for name in ("k.yaml", "c.yaml", "g.yaml"))
-    for path in (kept, changed, gone):
-        put(path, UNIT % 5)
-    cache: files.Cache = {}
-    first = files.load(where, cache)
-    before = dict(cache)
-    assert files.load(where, cache) == first
-    assert all(cache[path] is before[path] for path in (kept, changed, gone))
-    put(changed, UNIT % 66)
-    gone.unlink()
-    assert [each.rules.options.idle_s for each in files.load(where, cache)] == [66, 5]
-    assert cache.keys() == {kept, changed}
-    assert cache[kept] is before[kept]
-
-
-@needs_root
-@pytest.mark.parametrize("way", ["in place", "renamed"])
-def test_change_of_the_same_size_and_time_is_noticed(tmp_path: Path, way: str) -> None:
-    """A file that was changed is read again, though its size and its mtime be what they were."""
-    where = directories(tmp_path)
-    path = where.drop_ins[0] / "a.yaml"
-    put(path, UNIT % 5)
-    cache: files.Cache = {}
-    files.load(where, cache)
-    before = path.stat()
-    fresh = path if way == "in place" else path.with_name(".fresh")
-    deadline = time.monotonic() + 5
-    while True:
-        put(fresh, UNIT % 6)
-        os.utime(fresh, ns=(before.st_atime_ns, before.st_mtime_ns))
-        # The clock of file times may stand still for some milliseconds.
-        if fresh.stat().st_ctime_ns != before.st_ctime_ns or time.monotonic() > deadline:
-            break
-    fresh.rename(path)
-    assert path.stat().st_mtime_ns == before.st_mtime_ns
-    assert files.load(where, cache)[0].rules.options.idle_s == 6
-
-
-@needs_root
-def test_bad_file_keeps_the_cache(tmp_path: Path) -> None:
-    """A load that fails leaves the cache as it was, and a file made wrong is not served from it."""
-    where = directories(tmp_path)
-    path = where.drop_ins[0] / "a.yaml"
-    put(path, UNIT % 5)
-    cache: files.Cache = {}
-    files.load(where, cache)
-    before = dict(cache)
-    put(path, b"wrong")
-    assert findings(where, cache)
-    assert cache == before
-    assert findings(where, cache)
-    put(path, UNIT % 5)
-    path.chmod(0o666)
-    assert findings(where, cache) == [f"{path}: mode 0666, expected to be writable by root alone"]
 
 
 @settings(max_examples=300, deadline=2000, database=None)
@@ -882,26 +647,26 @@ def check_refusal_or_policies(content: bytes) -> None:
             assert 1 <= line <= max(1, len(content.decode(errors="replace").splitlines()))
         return
     for each in found:
-        given = each.rules.options
         assert each.selectors
-        assert given.idle_s is None or 1 <= given.idle_s <= 32767
-        assert given.interval_s is None or 1 <= given.interval_s <= 32767
-        assert given.probes is None or 1 <= given.probes <= 127
-        assert given.user_timeout_ms is None or 1 <= given.user_timeout_ms < 2**31
+        check_options(each.rules.options)
+        for destination in each.rules.destinations:
+            check_options(destination.options)
+            assert all(1 <= port <= 65535 for port in destination.ports)
+        for warning in warnings([each]):
+            assert warning.startswith(f"{FILE}:")
+            assert warning.isprintable()
 
 
-@pytest.fixture
-def deadline() -> Iterator[None]:
-    """Five seconds, in which what does not wait for anything is done."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError("it waits")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(5)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+def check_options(given: Options) -> None:
+    for range_, limit in (
+        (given.idle_s, 32767),
+        (given.interval_s, 32767),
+        (given.probes, 127),
+        (given.user_timeout_ms, 2**31 - 1),
+        (given.syn_retries and Range.exactly(given.syn_retries), 127),
+    ):
+        assert range_ is None or 1 <= range_.low <= range_.high <= limit
+    assert 0 <= given.jitter_percent <= 50
 
 
 def combined(*files: tuple[str, str]) -> tuple[Policy, ...]:
@@ -913,27 +678,3 @@ def options(text: str, defaults: str = "{}") -> Options:
     """The options of a one-policy file under defaults."""
     (found,) = combined(("policy.yaml", f"defaults: {defaults}"), (FILE, text))
     return found.rules.options
-
-
-def directories(tmp_path: Path) -> Directories:
-    """A main file's directory and four drop-in directories, empty, for their owner alone."""
-    drop_ins = tuple(tmp_path / name for name in ("etc", "run", "local", "usr"))
-    for directory in (*drop_ins, tmp_path / "main"):
-        directory.mkdir(mode=0o755)
-    return Directories(tmp_path / "main/policy.yaml", drop_ins)
-
-
-def put(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH)
-
-
-def read_all(where: Directories) -> list[language.PolicyFile]:
-    """What load reads, whoever owns it."""
-    return [files.read(path) for path in files.paths(where)]
-
-
-def findings(where: Directories, cache: files.Cache | None = None) -> list[str]:
-    with pytest.raises(PolicyError) as raised:
-        files.load(where, cache)
-    return list(raised.value.findings)

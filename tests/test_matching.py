@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kabpf import plan, policy
+from kabpf import language, plan, policy
 from kabpf.matching import ANYWHERE, UNKNOWN, Automaton, Birth
 from kabpf.plan import Cgroup
 from kabpf.policy import Policy
@@ -149,9 +149,9 @@ def test_number_of_a_state_is_the_same_in_every_process() -> None:
     """The numbers outlive a process in the kernel, so they depend on the selectors and on nothing
     else; none is UNKNOWN or ANYWHERE."""
     program = (
-        "from kabpf import matching, policy;"
+        "from kabpf import language, matching;"
         "text = b'select: [{cgroup: /a/b}, {cgroup: /**/x/*}, {unit: a.service}]\\nkeepalive: on';"
-        "policies = policy.combine([policy.parse(text, 'a.yaml')]);"
+        "policies = language.combine([language.parse(text, 'a.yaml')]);"
         "print(matching.Automaton(policies).root.state)"
     )
     numbers = {
@@ -333,7 +333,7 @@ def name_matches(glob: str, name: str) -> bool:
 def policies_of(selectors: list[list[dict[str, str]]]) -> tuple[Policy, ...]:
     """A policy for each list of selectors, read from a file."""
     named = {f"p{n}": {"select": each, "keepalive": "on"} for n, each in enumerate(selectors)}
-    return policy.combine([policy.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
+    return language.combine([language.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
 
 
 def tree(paths: list[list[str]]) -> list[Cgroup]:
