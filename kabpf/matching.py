@@ -8,6 +8,7 @@ and a parent that is removed and made again changes nothing.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import itertools
 import re
@@ -23,6 +24,14 @@ UNKNOWN = 0
 ANYWHERE = 1
 
 ANY_DEPTH = "**"
+USER_MANAGERS = ("user.slice", "*", "user@*.service")
+
+# What is before the first dot of a cgroup file's name: the controllers that systemd knows.
+CGROUP_FILES = frozenset((
+    "cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids",
+    "bpf-firewall", "bpf-devices", "bpf-foreign", "bpf-socket-bind",
+    "bpf-restrict-network-interfaces", "bpf-bind-network-interface",
+))  # fmt: skip
 
 
 class Kind(IntEnum):
@@ -31,7 +40,8 @@ class Kind(IntEnum):
     GLOB = 0
     SOCKET = 1  # foo.socket, because foo.service is selected
     UNIT = 2
-    PATH = 3
+    USER_UNIT = 3
+    PATH = 4
 
 
 class Rank(NamedTuple):
@@ -61,12 +71,57 @@ _Position = tuple[int, int]  # a pattern, and how many of its names have matched
 _Positions = frozenset[_Position]
 
 
-class _Moves(NamedTuple):
-    """Where positions go from: by a literal name, by any name, by a glob on the name."""
+class _Globs:
+    """Globs within a name, by the literal text at their ends, so that few are tried on a name."""
 
+    def __init__(self) -> None:
+        self._by_ends: dict[tuple[str, str], list[tuple[str, _Position]]] = {}
+        self._lengths: set[tuple[int, int]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._by_ends)
+
+    def add(self, glob: str, position: _Position) -> None:
+        start = re.split(r"[*?\[]", glob, maxsplit=1)[0]
+        end = re.split(r"[*?\[\]]", glob)[-1]
+        self._by_ends.setdefault((start, end), []).append((glob, position))
+        self._lengths.add((len(start), len(end)))
+
+    def matching(self, name: str) -> list[_Position]:
+        found = []
+        for start, end in self._lengths:
+            ends = name[:start], name[len(name) - end :]
+            for glob, position in self._by_ends.get(ends, ()):
+                if len(glob) == start + 1 + end and glob[start] == "*":
+                    matches = len(name) >= start + end
+                else:
+                    matches = bool(_compiled(glob).match(name))
+                if matches:
+                    found.append(position)
+        return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(glob: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(glob))
+
+
+class _Arrival(NamedTuple):
+    """Where a move leads: a state, and the strongest pattern that is complete there."""
+
+    state: int
+    best: _Pattern | None
+
+
+_NOWHERE = _Arrival(ANYWHERE, None)
+
+
+class _Moves(NamedTuple):
+    """Where positions go from: by any name, by a literal name, by a glob on the name."""
+
+    always: _Arrival
     literal: dict[str, list[_Position]]
-    always: list[_Position]
-    globs: list[tuple[re.Pattern[str], _Position]]
+    globs: _Globs
 
 
 class Automaton:
@@ -85,18 +140,24 @@ class Automaton:
             position for position in starts if self._patterns[position[0]].names[:1] == (ANY_DEPTH,)
         )
         self._positions: dict[int, _Positions] = {ANYWHERE: frozenset()}
+        self._numbers: dict[_Positions, int] = {frozenset(): ANYWHERE}
         self._moves: dict[int, _Moves] = {}
         self._anywhere_moves = self._moves_of(self._anywhere)
-        self._steps: dict[tuple[int, str | None], Birth] = {}
-        self.root = self._arrive(starts)
+        self._anywhere_literals = {
+            name: self._by_name(self._anywhere_moves, name) for name in self._anywhere_moves.literal
+        }
+        self.root = _birth(self._arrive(starts), False)
 
     def step(self, state: int, name: str | None) -> Birth:
         """From a parent in `state` to its child `name`; None stands for a name that no selector
         spells out, assuming that it matches no glob within a name."""
-        known = self._steps.get((state, name))
-        if known is None:
-            known = self._steps[state, name] = self._step(state, name)
-        return known
+        moves, anywhere = self._moves_from(state), self._anywhere_moves
+        arrival = self._both(moves.always, anywhere.always)
+        if name is None:
+            return _birth(arrival, bool(moves.globs or anywhere.globs))
+        arrival = self._both(arrival, self._by_name(moves, name))
+        in_any = self._anywhere_literals.get(name) or self._by_name(anywhere, name)
+        return _birth(self._both(arrival, in_any), False)
 
     def table(self, limit: int) -> dict[tuple[int, str], Birth]:
         """The automaton as kabpf_births, breadth first, with at most `limit` entries.
@@ -124,7 +185,7 @@ class Automaton:
     def _rows(self, state: int) -> Iterator[tuple[tuple[int, str], Birth]]:
         moves = self._moves_from(state)
         names = set(moves.literal)
-        if moves.always or moves.globs:
+        if moves.always != _NOWHERE or moves.globs:
             names |= set(self._anywhere_moves.literal)
         yield (state, ""), self.step(state, None)
         for name in sorted(names):
@@ -136,41 +197,44 @@ class Automaton:
             for name in sorted(self._anywhere_moves.literal):
                 yield (state, name), self.step(state, name)
 
-    def _step(self, state: int, name: str | None) -> Birth:
-        reached: list[_Position] = []
-        ask = False
-        for moves in (self._moves_from(state), self._anywhere_moves):
-            reached += moves.always
-            if name is None:
-                ask = ask or bool(moves.globs)
-            else:
-                reached += moves.literal.get(name, ())
-                reached += [position for glob, position in moves.globs if glob.match(name)]
-        return self._arrive(self._closed(reached))._replace(ask=ask)
+    def _by_name(self, moves: _Moves, name: str) -> _Arrival:
+        """Where a name leads that a selector spells out or has a glob for."""
+        reached = [*moves.literal.get(name, ()), *moves.globs.matching(name)]
+        return self._arrive(self._closed(reached)) if reached else _NOWHERE
 
-    def _arrive(self, positions: _Positions) -> Birth:
+    def _arrive(self, positions: _Positions) -> _Arrival:
         done = [
             self._patterns[index]
             for index, matched in positions
             if matched == len(self._patterns[index].names)
         ]
-        policy = max(done, key=lambda pattern: pattern.rank).policy if done else None
         pending = frozenset(
             (index, matched)
             for index, matched in positions - self._anywhere
             if matched < len(self._patterns[index].names)
         )
-        return Birth(self._number(pending), policy, False)
+        return _Arrival(self._number(pending), max(done, key=_rank, default=None))
+
+    def _both(self, one: _Arrival, other: _Arrival) -> _Arrival:
+        if _NOWHERE in (one, other):
+            return other if one == _NOWHERE else one
+        if ANYWHERE in (one.state, other.state):
+            state = max(one.state, other.state)
+        else:
+            state = self._number(self._positions[one.state] | self._positions[other.state])
+        return _Arrival(state, max(filter(None, (one.best, other.best)), key=_rank, default=None))
 
     def _number(self, positions: _Positions) -> int:
         """A number that depends on what can still match and on nothing else, so that a reload
         leaves the states alone that it does not concern."""
-        if not positions:
-            return ANYWHERE
+        known = self._numbers.get(positions)
+        if known is not None:
+            return known
         words = sorted(f"{'/'.join(self._patterns[i].names)}\0{n}" for i, n in positions)
         digest = hashlib.blake2b("\1".join(words).encode(), digest_size=8).digest()
         number = int.from_bytes(digest, "little") | 2
         self._positions[number] = positions
+        self._numbers[positions] = number
         return number
 
     def _closed(self, positions: Iterator[_Position] | list[_Position]) -> _Positions:
@@ -191,20 +255,29 @@ class Automaton:
         return moves
 
     def _moves_of(self, positions: _Positions) -> _Moves:
-        moves = _Moves({}, [], [])
+        always: list[_Position] = []
+        literal: dict[str, list[_Position]] = {}
+        globs = _Globs()
         for index, matched in positions:
             name = self._patterns[index].names[matched : matched + 1]
             if name == (ANY_DEPTH,):
                 if (index, matched) not in self._anywhere:  # there it stays anyway
-                    moves.always.append((index, matched))
+                    always.append((index, matched))
             elif name == ("*",):
-                moves.always.append((index, matched + 1))
+                always.append((index, matched + 1))
             elif name and GLOB.search(name[0]):
-                glob = re.compile(fnmatch.translate(name[0]))
-                moves.globs.append((glob, (index, matched + 1)))
+                globs.add(name[0], (index, matched + 1))
             elif name:
-                moves.literal.setdefault(name[0], []).append((index, matched + 1))
-        return moves
+                literal.setdefault(name[0], []).append((index, matched + 1))
+        return _Moves(self._arrive(self._closed(always)), literal, globs)
+
+
+def _birth(arrival: _Arrival, ask: bool) -> Birth:
+    return Birth(arrival.state, arrival.best.policy if arrival.best else None, ask)
+
+
+def _rank(pattern: _Pattern) -> Rank:
+    return pattern.rank
 
 
 def _patterns(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]]]:
@@ -219,7 +292,16 @@ def _patterns(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]]]
             names += ("*",)  # everything inside, not the directory itself
         yield Kind.GLOB if found else Kind.PATH, prefix, names
         return
-    yield Kind.GLOB if found else Kind.UNIT, prefix, (ANY_DEPTH, text)
+    above = USER_MANAGERS if selector.kind == "user_unit" else ()
+    kind = Kind.USER_UNIT if selector.kind == "user_unit" else Kind.UNIT
+    yield Kind.GLOB if found else kind, prefix, (*above, ANY_DEPTH, _escaped(text))
     if text.endswith(".service"):
         socket = text.removesuffix("service") + "socket"
-        yield Kind.GLOB if found else Kind.SOCKET, prefix, (ANY_DEPTH, socket)
+        yield Kind.GLOB if found else Kind.SOCKET, prefix, (*above, ANY_DEPTH, _escaped(socket))
+
+
+def _escaped(unit: str) -> str:
+    """The name of a unit's cgroup: systemd keeps it apart from the files that the kernel may have
+    in a cgroup's directory (cg_needs_escape() in its src/basic/cgroup-util.c)."""
+    clashes = unit.startswith(("_", ".")) or unit.partition(".")[0] in CGROUP_FILES
+    return f"_{unit}" if clashes else unit
