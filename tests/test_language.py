@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Network
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 from kabpf import language
 from kabpf.errors import PolicyError
 from kabpf.nodes import Source
-from kabpf.policy import Options, Policy, Range, Selector, warnings
+from kabpf.policy import (
+    Destination,
+    Direction,
+    Mode,
+    Options,
+    Policy,
+    Range,
+    Rules,
+    Selector,
+    warnings,
+)
+from kabpf.presets import presets
 
 FILE = "/etc/kabpf/policy.d/app.service.yaml"
 POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing"
@@ -165,6 +177,7 @@ SELECTORS = [
         "3: select[1]: 2 keys, expected one: unit, user_unit or cgroup",
     ),
     ("[{foo: a}]", "1: select[0].foo: unknown key, expected one of unit, user_unit, cgroup"),
+    ("[{user_unit: nginx}]", f"1: select[0].user_unit: nginx, expected {NAME}"),
     ("[{unit: }]", "1: select[0].unit: nothing, expected a unit's name, as nginx.service"),
     (
         "[{cgroup: [/a]}]",
@@ -207,6 +220,158 @@ VALUES = [
     ("keepalive: {user_timeout: on}", f"1: keepalive.user_timeout: on, expected {TIMEOUT}"),
     ("keepalive: {user_timeout: Auto}", f"1: keepalive.user_timeout: Auto, expected {TIMEOUT}"),
     ("keepalive: {user_timeout: OFF}", f"1: keepalive.user_timeout: OFF, expected {TIMEOUT}"),
+]
+RANGES = [
+    (
+        "keepalive: {idle: 5m..30s}",
+        "1: keepalive.idle: 5m..30s, expected the lower bound first (30s..5m)",
+    ),
+    (
+        "keepalive: {probes: 9..3}",
+        "1: keepalive.probes: 9..3, expected the lower bound first (3..9)",
+    ),
+    ("keepalive: {idle: 0..5m}", "1: keepalive.idle: 0 is not in 1 to 32767 seconds"),
+    ("keepalive: {interval: 5m..10h}", "1: keepalive.interval: 10h is not in 1 to 32767 seconds"),
+    ("keepalive: {probes: 3..128}", "1: keepalive.probes: 128 is not in 1 to 127"),
+    (
+        "keepalive: {user_timeout: 0..1s}",
+        "1: keepalive.user_timeout: 0 is not in 1 to 2147483647 ms",
+    ),
+    ("keepalive: {idle: 30s..}", f"1: keepalive.idle: 30s.., expected {SECONDS}"),
+    ("keepalive: {idle: ..5m}", f"1: keepalive.idle: ..5m, expected {SECONDS}"),
+    ("keepalive: {idle: ..}", f"1: keepalive.idle: .., expected {SECONDS}"),
+    ("keepalive: {idle: 30s - 5m}", f"1: keepalive.idle: 30s - 5m, expected {SECONDS}"),
+    ("keepalive: {idle: 30s .. 5m}", f"1: keepalive.idle: 30s .. 5m, expected {SECONDS}"),
+    ("keepalive: {idle: auto..5m}", f"1: keepalive.idle: auto..5m, expected {SECONDS}"),
+    ("keepalive: {probes: 3...9}", f"1: keepalive.probes: 3...9, expected {PROBES}"),
+    (
+        "keepalive: {user_timeout: 30s..auto}",
+        f"1: keepalive.user_timeout: 30s..auto, expected {TIMEOUT}",
+    ),
+    (
+        "keepalive: {user_timeout: off..2m}",
+        f"1: keepalive.user_timeout: off..2m, expected {TIMEOUT}",
+    ),
+]
+JITTER = "a percentage, 0% to 50%"
+PRESETS = ", ".join(presets())
+MORE_OPTIONS = [
+    ("keepalive: {syn_retries: 0}", "1: keepalive.syn_retries: 0 is not in 1 to 127"),
+    ("keepalive: {syn_retries: 128}", "1: keepalive.syn_retries: 128 is not in 1 to 127"),
+    (
+        "keepalive: {syn_retries: 3..4}",
+        "1: keepalive.syn_retries: 3..4, expected a number, 1 to 127",
+    ),
+    (
+        "defaults: {syn_retries: }",
+        "1: defaults.syn_retries: nothing, expected a number, 1 to 127",
+    ),
+    ("keepalive: {jitter: 10}", f"1: keepalive.jitter: 10, expected {JITTER}"),
+    ("keepalive: {jitter: 10%%}", f"1: keepalive.jitter: 10%%, expected {JITTER}"),
+    ("keepalive: {jitter: 1.5%}", f"1: keepalive.jitter: 1.5%, expected {JITTER}"),
+    ("keepalive: {jitter: -5%}", f"1: keepalive.jitter: -5%, expected {JITTER}"),
+    ("keepalive: {jitter: 10 %}", f"1: keepalive.jitter: 10 %, expected {JITTER}"),
+    ("keepalive: {jitter: 51%}", "1: keepalive.jitter: 51% is not in 0% to 50%"),
+    ("keepalive: {jitter: 5%..10%}", f"1: keepalive.jitter: 5%..10%, expected {JITTER}"),
+    ("keepalive: {preset: aws-nbl}", "1: keepalive.preset: aws-nbl, did you mean aws-nlb?"),
+    ("keepalive: {preset: f5}", f"1: keepalive.preset: f5, expected one of {PRESETS}"),
+    ("defaults: {preset: }", "1: defaults.preset: nothing, expected the name of a preset"),
+    ("keepalive: {preset: [ipvs]}", "1: keepalive.preset: a list, expected the name of a preset"),
+]
+WORDS_OF_A_POLICY = [
+    ("mode: full", "1: mode: full, expected fill, override or enforce"),
+    ("mode: Fill", "1: mode: Fill, expected fill, override or enforce"),
+    ("mode: ", "1: mode: nothing, expected fill, override or enforce"),
+    ("mode: [fill]", "1: mode: a list, expected fill, override or enforce"),
+    ("direction: outgoing", "1: direction: outgoing, expected both, in or out"),
+    ("direction: {in: on}", "1: direction: a mapping, expected both, in or out"),
+    ("loopback: no", "1: loopback: no, expected true or false"),
+    ("loopback: off", "1: loopback: off, expected true or false"),
+    ("loopback: True", "1: loopback: True, expected true or false"),
+    ("existing: 0", "1: existing: 0, expected true or false"),
+    ("existing: ~", "1: existing: ~, expected true or false"),
+    ("mod: fill", "1: mod: unknown key, did you mean mode?"),
+    ("destination: []", "1: destination: unknown key, did you mean destinations?"),
+]
+NETWORK = "a network or an address, as 10.0.0.0/8 or 2001:db8::1"
+TO = [
+    ("any", f"any, expected {NETWORK}"),
+    ("''", f"nothing, expected {NETWORK}"),
+    ("[10.0.0.0/8]", f"a list, expected {NETWORK}"),
+    ("10.0.0.0/33", f"10.0.0.0/33, expected {NETWORK}"),
+    ("10.0.0/8", f"10.0.0/8, expected {NETWORK}"),
+    ("10.0.0.256", f"10.0.0.256, expected {NETWORK}"),
+    ("010.0.0.1", f"010.0.0.1, expected {NETWORK}"),
+    ("10.0.0.0/255.0.0.0", f"10.0.0.0/255.0.0.0, expected {NETWORK}"),
+    ("10.0.0.0/", f"10.0.0.0/, expected {NETWORK}"),
+    ("10.0.0.0/+8", f"10.0.0.0/+8, expected {NETWORK}"),
+    ("10.0.0.1:5432", f"10.0.0.1:5432, expected {NETWORK}"),
+    ("'fe80::1%eth0'", f"fe80::1%eth0, expected {NETWORK}"),
+    ("'[::1]'", f"[::1], expected {NETWORK}"),
+    ("'::/129'", f"::/129, expected {NETWORK}"),
+    ("example.com", f"example.com, expected {NETWORK}"),
+    ("10.1.2.3/8", "10.1.2.3/8 has bits set beyond its prefix, expected 10.0.0.0/8"),
+    ("10.0.0.1/0", "10.0.0.1/0 has bits set beyond its prefix, expected 0.0.0.0/0"),
+    ("'2001:db8::1/32'", "2001:db8::1/32 has bits set beyond its prefix, expected 2001:db8::/32"),
+    (
+        "'::ffff:10.0.0.1/104'",
+        "::ffff:10.0.0.1/104 has bits set beyond its prefix, expected ::ffff:a00:0/104",
+    ),
+]
+PORT = "a port, 1 to 65535"
+PORTS = [
+    ("5432", "ports: 5432, expected a list of ports, as [5432]"),
+    ("", "ports: nothing, expected a list of ports, as [5432]"),
+    ("[]", "ports: nothing, expected a list of ports, as [5432]"),
+    ("{5432: }", "ports: a mapping, expected a list of ports, as [5432]"),
+    ("[postgresql]", f"ports[0]: postgresql, expected {PORT}"),
+    ("[80, 80-90]", f"ports[1]: 80-90, expected {PORT}"),
+    ("[[80]]", f"ports[0]: a list, expected {PORT}"),
+    ("[0]", "ports[0]: 0 is not in 1 to 65535"),
+    ("[80, 65536]", "ports[1]: 65536 is not in 1 to 65535"),
+    ("[80, 443, 080]", "ports[2]: 080 is given twice, expected each port once"),
+]
+DESTINATION_KEYS = f"to, ports, keepalive, {OPTIONS}"
+DESTINATIONS = [
+    ("", "1: destinations: nothing, expected a list such as [{to: 10.0.0.0/8, keepalive: off}]"),
+    (
+        "{to: 10.0.0.0/8}",
+        "1: destinations: a mapping, expected a list such as [{to: 10.0.0.0/8, keepalive: off}]",
+    ),
+    ("[10.0.0.0/8]", f"1: destinations[0]: 10.0.0.0/8, expected keys ({DESTINATION_KEYS})"),
+    ("[{keepalive: off}]", f"1: destinations[0]: no to, expected {NETWORK}"),
+    ("[{to: '::', port: [1]}]", "1: destinations[0].port: unknown key, did you mean ports?"),
+    (
+        "[{to: fd00::1, mode: fill}]",
+        f"1: destinations[0].mode: unknown key, expected one of {DESTINATION_KEYS}",
+    ),
+    (
+        "\n  - {to: fd00::1, idle: 5}\n  - {to: fd00::2, ports: [80]}",
+        "3: destinations[1]: no options, expected keepalive: off, or options (idle, interval, ...)",
+    ),
+    (
+        "[{to: fd00::1, keepalive: maybe}]",
+        "1: destinations[0].keepalive: maybe, expected on or off",
+    ),
+    (
+        "[{to: fd00::1, keepalive: {idle: 5}}]",
+        "1: destinations[0].keepalive: a mapping, expected on or off",
+    ),
+    (
+        "[{to: fd00::1, keepalive: off, idle: 5}]",
+        "1: destinations[0].idle: beside keepalive, expected one of the two",
+    ),
+    ("[{to: fd00::1, idle: 0}]", "1: destinations[0].idle: 0 is not in 1 to 32767 seconds"),
+    (
+        "[{to: 10.0.0.0/8, idle: 5, user_timeout: auto}]",
+        "1: destinations[0].user_timeout: auto without interval, probes in policy app.service to"
+        " 10.0.0.0/8 or in defaults, expected all of idle, interval and probes",
+    ),
+    *((f"[{{to: {to}, idle: 5}}]", f"1: destinations[0].to: {problem}") for to, problem in TO),
+    *(
+        (f"[{{to: fd00::1, ports: {ports}, idle: 5}}]", f"1: destinations[0].{problem}")
+        for ports, problem in PORTS
+    ),
 ]
 YAML_1_1 = [
     ("keepalive: yes", f"1: keepalive: yes, expected {KEEPALIVE}"),
@@ -302,10 +467,14 @@ POLICIES = [
 ]
 
 
-MALFORMED = [*SYNTAX, *FEATURES, *KEYS, *TYPES, *VALUES, *YAML_1_1, *POLICIES]
+MALFORMED = [
+    *(*SYNTAX, *FEATURES, *KEYS, *TYPES, *VALUES, *RANGES, *MORE_OPTIONS, *YAML_1_1, *POLICIES),
+    *((f"keepalive: on\n{text}", f"2{message[1:]}") for text, message in WORDS_OF_A_POLICY),
+    *((f"destinations: {text}\nkeepalive: on", message) for text, message in DESTINATIONS),
+]
 
 
-@pytest.mark.parametrize(("text", "message"), MALFORMED, ids=lambda value: ascii(value[:60]))
+@pytest.mark.parametrize(("text", "message"), MALFORMED, ids=lambda value: ascii(value[:70]))
 def test_malformed_file_is_refused_with_its_message(text: str | bytes, message: str) -> None:
     """What is wrong in a file is said in one line: file, line, key, value, what was expected."""
     content = text if isinstance(text, bytes) else text.encode()
@@ -472,6 +641,96 @@ def test_later_policy_of_the_same_name_replaces_the_earlier() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", Rules(Options())),
+        ("mode: fill\ndirection: both\nloopback: true", Rules(Options())),
+        ("mode: override", Rules(Options(), Mode.OVERRIDE)),
+        ("mode: enforce\ndirection: in", Rules(Options(), Mode.ENFORCE, Direction.IN)),
+        ("direction: out", Rules(Options(), direction=Direction.OUT)),
+        ("loopback: false", Rules(Options(), loopback=False)),
+        ("'loopback': \"false\"", Rules(Options(), loopback=False)),
+    ],
+)
+def test_rules_of_a_policy(text: str, expected: Rules) -> None:
+    """What is not given is fill, both directions, loopback too; words may be quoted."""
+    (found,) = combined((FILE, f"keepalive: on\n{text}"))
+    assert found.rules == expected
+
+
+@pytest.mark.parametrize(("text", "existing"), [("", True), ("true", True), ("false", False)])
+def test_policy_may_leave_existing_connections(text: str, existing: bool) -> None:
+    """Open connections are given what is new unless the policy says not to."""
+    (found,) = combined((FILE, f"keepalive: on\n{text and f'existing: {text}'}"))
+    assert found.existing is existing
+
+
+@pytest.mark.parametrize(
+    ("to", "network"),
+    [
+        ("10.0.0.0/8", "::ffff:10.0.0.0/104"),
+        ("10.1.2.3", "::ffff:10.1.2.3/128"),
+        ("10.1.2.3/32", "::ffff:10.1.2.3/128"),
+        ("0.0.0.0/0", "::ffff:0:0/96"),
+        ("'::ffff:10.0.0.0/104'", "::ffff:10.0.0.0/104"),
+        ("'::ffff:10.1.2.3'", "::ffff:10.1.2.3/128"),
+        ("'::/0'", "::/0"),
+        ("'::1'", "::1/128"),
+        ("2001:DB8::/32", "2001:db8::/32"),
+        ("2001:db8:0:0::1", "2001:db8::1/128"),
+    ],
+)
+def test_destination_is_an_ipv6_network(to: str, network: str) -> None:
+    """IPv4 is v4-mapped, however it is written, and an address is one host."""
+    (found,) = destinations(f"[{{to: {to}, idle: 5}}]")
+    assert found.network == IPv6Network(network)
+
+
+def test_ports_are_sorted() -> None:
+    """Ports are numbers in order; without any, every port is meant."""
+    found = destinations(
+        "[{to: fd00::1, ports: [6432, '80', 5432], idle: 5}, {to: fd00::2, idle: 5}]"
+    )
+    assert [each.ports for each in found] == [(80, 5432, 6432), ()]
+
+
+@pytest.mark.parametrize(
+    ("keepalive", "destination", "expected"),
+    [
+        ("{idle: 60, probes: 6}", "idle: 5", "5 10 6 -"),
+        ("{idle: 60, probes: 6}", "keepalive: on", "60 10 6 -"),
+        ("{idle: 60, probes: 6}", "keepalive: off", "off"),
+        ("{idle: 60, user_timeout: auto, probes: 6}", "idle: 5", "5 10 6 65000"),
+        ("{idle: 60, user_timeout: auto, probes: 6}", "user_timeout: off", "60 10 6 -"),
+        ("{idle: 60, user_timeout: auto, probes: 6}", "user_timeout: 1..9", "60 10 6 1000..9000"),
+        ("{idle: 60, probes: 6}", "preset: aws-nlb", "175 29 5 -"),
+        ("{preset: aws-nlb}", "idle: 60", "60 29 5 -"),
+        ("off", "idle: 5", "5 10 - -"),
+        ("off", "keepalive: on", "- 10 - -"),
+        ("off", "keepalive: off", "off"),
+    ],
+)
+def test_options_of_a_destination_start_from_its_policy(
+    keepalive: str, destination: str, expected: str
+) -> None:
+    """What a destination leaves out is its policy's, or where that is off the defaults'; auto is
+    computed from what the destination has in the end."""
+    (found,) = destinations(f"[{{to: 10.0.0.0/8, {destination}}}]", keepalive)
+    given = found.options
+    numbers = (given.idle_s, given.interval_s, given.probes, given.user_timeout_ms)
+    shown = " ".join(str(number or "-") for number in numbers) if given.keepalive else "off"
+    assert shown == expected
+
+
+def test_destinations_keep_their_order() -> None:
+    """Two destinations may name the same network: the later one counts, so their order is kept."""
+    found = destinations(
+        "[{to: fd00::1, idle: 9}, {to: 10.0.0.1, idle: 8}, {to: fd00::1, idle: 7}]"
+    )
+    assert [each.options.idle_s for each in found] == [Range(n, n) for n in (9, 8, 7)]
+
+
+@pytest.mark.parametrize(
     ("name", "unit"),
     [
         ("nginx.service", "nginx.service"),
@@ -507,6 +766,7 @@ def test_drop_in_with_select_speaks_of_that_alone() -> None:
     ("selector", "kind", "text", "is_glob"),
     [
         ("unit: a.service", "unit", "a.service", False),
+        ("user_unit: a@.service", "user_unit", "a@*.service", True),
         ("unit: a@.service", "unit", "a@*.service", True),
         ("unit: '[ab]?.socket'", "unit", "[ab]?.socket", True),
         ("cgroup: /", "cgroup", "/", False),
@@ -582,11 +842,20 @@ policies:
     select:
       - cgroup: '/b'
     keepalive: off
+    mode: enforce
+    direction: out
+    existing: false
+    destinations:
+      - {to: 10.0.0.0/8, ports: [5432, 80], idle: 9..1m, jitter: 10%}
+      - {to: 'fe80::/10', keepalive: on}
 """,
     """\
-select: [{unit: a.socket}]
+select: [{unit: a.socket}, {user_unit: a.service}]
+loopback: false
 keepalive:
-  idle: 60
+  idle: 60..90
+  syn_retries: 3
+  preset: aws-nlb
   interval: 10
   probes: "6"
   user_timeout: 1500ms
@@ -594,6 +863,9 @@ keepalive:
 )
 WORDS = [
     *("defaults", "policies", "select", "keepalive", "idle", "interval", "probes", "user_timeout"),
+    *("jitter", "syn_retries", "preset", "mode", "direction", "destinations", "loopback", "to"),
+    *("existing", "ports", "ipvs", "fill", "both", "true", "30s..5m", "..", "5..3", "10%", "99%"),
+    *("::", "::1", "10.0.0.1", "10.0.0.0/8", "fe80::1/10", "/33", "65536", "[1, 1]", "user_unit"),
     *("unit", "cgroup", "service", "a", "/", "//", "..", "**", "on", "off", "auto", "no", "~", "."),
     *("0", "-1", "017", "0x10", "1e3", ".inf", "128", "32768", "25d", "9" * 20, "5m", "ms", "\n"),
     *("'", '"', '"\\x1b"', "*a", "&a ", "!!str ", "!!map ", "<<", ": ", "- ", "? ", ", ", "#", " "),
@@ -605,7 +877,7 @@ WORDS = [
 @settings(max_examples=500, deadline=2000, database=None)
 @given(
     st.sampled_from(GOOD),
-    st.lists(st.tuples(st.integers(0, 150), st.lists(st.sampled_from(WORDS), max_size=2))),
+    st.lists(st.tuples(st.integers(0, 250), st.lists(st.sampled_from(WORDS), max_size=2))),
 )
 def test_any_text_of_keys_and_scalars_is_policies_or_a_policy_error(
     good: str, replaced: list[tuple[int, list[str]]]
@@ -672,6 +944,13 @@ def check_options(given: Options) -> None:
 def combined(*files: tuple[str, str]) -> tuple[Policy, ...]:
     """Policies of (path, text), in the order in which they are read."""
     return language.combine([language.parse(text.encode(), path) for path, text in files])
+
+
+def destinations(text: str, keepalive: str = "on") -> tuple[Destination, ...]:
+    """The destinations of a one-policy file under defaults that give the interval alone."""
+    text = f"keepalive: {keepalive}\ndestinations: {text}"
+    (found,) = combined(("policy.yaml", "defaults: {interval: 10}"), (FILE, text))
+    return found.rules.destinations
 
 
 def options(text: str, defaults: str = "{}") -> Options:

@@ -1,0 +1,258 @@
+"""Options: ranges, presets, jitter, `user_timeout: auto`, where each value comes from, and what is
+warned of."""
+
+from __future__ import annotations
+
+import pytest
+
+from kabpf import language, options
+from kabpf.errors import PolicyError
+from kabpf.nodes import Source
+from kabpf.policy import Options, Origin, Policy, Range, warnings
+
+FILE = "a.service.yaml"
+NLB = Options(True, Range(175, 175), Range(29, 29), Range(5, 5))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("idle: 30s..5m", Options(idle_s=Range(30, 300))),
+        ("idle: 5m..5m", Options(idle_s=Range(300, 300))),
+        ("interval: 1..32767", Options(interval_s=Range(1, 32767))),
+        ("probes: 3..9", Options(probes=Range(3, 9))),
+        ("user_timeout: 1500ms..2m", Options(user_timeout_ms=Range(1500, 120_000))),
+        ("user_timeout: 1ms..24d", Options(user_timeout_ms=Range(1, 2_073_600_000))),
+        ("syn_retries: 1", Options(syn_retries=1)),
+        ("syn_retries: '127'", Options(syn_retries=127)),
+        ("jitter: 0%", Options(jitter_percent=0)),
+        ("jitter: 50%", Options(jitter_percent=50)),
+        ("idle: 30..60, jitter: 007%", Options(idle_s=Range(30, 60), jitter_percent=7)),
+    ],
+)
+def test_option_is_read_in_the_units_of_the_kernel(text: str, expected: Options) -> None:
+    """A range has both its bounds, and every option may stand in a policy and in defaults."""
+    assert policy(f"keepalive: {{{text}}}").rules.options == expected
+    assert policy("keepalive: on", f"{{{text}}}").rules.options == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "defaults", "expected"),
+    [
+        ("preset: aws-nlb", "", NLB),
+        ("preset: aws-nlb, idle: 60", "", Options(True, Range(60, 60), NLB.interval_s, NLB.probes)),
+        ("idle: 60, preset: aws-nlb", "", Options(True, Range(60, 60), NLB.interval_s, NLB.probes)),
+        ("preset: aws-nlb", "idle: 9, interval: 9, probes: 9", NLB),
+        ("", "preset: aws-nlb", NLB),
+        ("probes: 9", "preset: aws-nlb", Options(True, NLB.idle_s, NLB.interval_s, Range(9, 9))),
+        ("preset: aws-nlb", "preset: aws-alb", NLB),
+        (
+            "preset: aws-nlb, user_timeout: auto",
+            "",
+            Options(True, NLB.idle_s, NLB.interval_s, NLB.probes, Range(320_000, 320_000)),
+        ),
+    ],
+)
+def test_preset_gives_what_is_not_given_beside_it(
+    text: str, defaults: str, expected: Options
+) -> None:
+    """Single options override the preset beside them, and a policy's preset beats the defaults."""
+    assert policy(f"keepalive: {{{text}}}", f"{{{defaults}}}").rules.options == expected
+
+
+def test_later_defaults_beat_an_earlier_preset() -> None:
+    """Defaults are merged key by key, and a preset counts as the keys that it gives."""
+    found = combined(
+        ("1.yaml", "defaults: {preset: aws-nlb, probes: 9}"),
+        ("2.yaml", "defaults: {idle: 60}"),
+        (FILE, "keepalive: on"),
+        ("z.yaml", "defaults: {preset: aws-alb, idle: 25}"),
+    )
+    assert found[0].rules.options == Options(True, Range(25, 25), Range(5, 5), Range(5, 5))
+
+
+def test_auto_takes_the_upper_bounds() -> None:
+    """A user timeout of auto is idle + interval * probes of the upper bounds."""
+    text = "keepalive: {idle: 30s..5m, interval: 5..10, probes: 3..6, user_timeout: auto}"
+    assert policy(text).rules.options.user_timeout_ms == Range.exactly(360_000)
+
+
+def test_origins_tell_where_every_value_comes_from() -> None:
+    """Each key that counts has its file and line, and what was derived its arithmetic."""
+    defaults = "\ndefaults:\n  probes: 6\n  syn_retries: 4\n  user_timeout: auto\n"
+    text = (
+        "keepalive:\n  preset: aws-nlb\n  interval: 10s\n  jitter: 10%\nmode: override\n"
+        "direction: out\nloopback: false\nexisting: true\n"
+    )
+    found = combined(("policy.yaml", defaults), (FILE, text))[0].origins
+    preset = "preset aws-nlb: idle + interval * 5 stays below its time-out of 350 s"
+    assert found == {
+        "keepalive": Origin(Source(FILE, 1)),
+        "idle": Origin(Source(FILE, 2), "preset aws-nlb: half of its time-out of 350 s"),
+        "interval": Origin(Source(FILE, 3)),
+        "probes": Origin(Source(FILE, 2), preset),
+        "user_timeout": Origin(
+            Source("policy.yaml", 5), "defaults, auto: 175 s + 10 s * 5"
+        ),
+        "jitter": Origin(Source(FILE, 4)),
+        "syn_retries": Origin(Source("policy.yaml", 4), "defaults"),
+        "mode": Origin(Source(FILE, 5)),
+        "direction": Origin(Source(FILE, 6)),
+        "loopback": Origin(Source(FILE, 7)),
+        "existing": Origin(Source(FILE, 8)),
+    }  # fmt: skip
+
+
+def test_origin_of_a_preset_in_defaults_says_both() -> None:
+    """A value of the defaults' preset is marked as the defaults', with its arithmetic."""
+    found = policy("keepalive: on", "{preset: conntrack}").origins
+    assert found["idle"].note == (
+        "defaults, preset conntrack: half of its time-out of 432000 s, at most 7200 s"
+    )
+    assert found["interval"].note == (
+        "defaults, preset conntrack: a twelfth of its time-out of 432000 s, at most 75 s"
+    )
+
+
+def test_policy_that_is_off_has_no_origins_of_numbers() -> None:
+    """With keepalive off nothing comes from anywhere but that."""
+    assert policy("keepalive: off", "{idle: 5}").origins == {"keepalive": Origin(Source(FILE, 1))}
+
+
+NLB_LIMIT = "the time-out of preset aws-nlb (350 s)"
+TIMEOUTS = [
+    (
+        "idle: 60, interval: 10, user_timeout: 69",
+        "user_timeout: 69 s is below idle + interval of policy a.service (60 s + 10 s), expected at"
+        " least 70 s, or auto",
+    ),
+    ("idle: 60, interval: 10, user_timeout: 70", ""),
+    (
+        "idle: 30..60, interval: 5..10, user_timeout: 1500ms..2m",
+        "user_timeout: 1500 ms is below idle + interval of policy a.service (60 s + 10 s), expected"
+        " at least 70 s, or auto",
+    ),
+    ("idle: 60, interval: 10, probes: 1, user_timeout: auto", ""),
+    ("idle: 60, user_timeout: 5", ""),
+    ("interval: 60, user_timeout: 5", ""),
+    ("idle: 60, interval: 10, user_timeout: off", ""),
+    ("preset: aws-nlb", ""),
+    (
+        "preset: aws-nlb, idle: 350",
+        f"idle: 350 s of policy a.service is not below {NLB_LIMIT}, expected at most 175 s",
+    ),
+    (
+        "preset: aws-nlb, idle: 30..400, interval: 9",
+        f"idle: 400 s of policy a.service is not below {NLB_LIMIT}, expected at most 175 s",
+    ),
+    (
+        "preset: aws-nlb, idle: 292",
+        "idle: idle + 2 * interval of policy a.service (292 s + 2 * 29 s) is not below"
+        f" {NLB_LIMIT}, expected room for a second probe",
+    ),
+    ("preset: aws-nlb, idle: 291", ""),
+    (
+        "preset: aws-nlb, interval: 5..88",
+        "interval: idle + 2 * interval of policy a.service (175 s + 2 * 88 s) is not below"
+        f" {NLB_LIMIT}, expected room for a second probe",
+    ),
+    ("preset: aws-nlb, interval: 87", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "warning"), TIMEOUTS)
+def test_contradiction_is_warned_of(text: str, warning: str) -> None:
+    """Numbers that can't be meant are taken, and said in one line with the place to change."""
+    expected = [f"{FILE}:1: keepalive.{warning}"] if warning else []
+    assert warnings([policy(f"keepalive: {{{text}}}")]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "defaults", "expected"),
+    [
+        ("idle: 600", "preset: aws-nlb", []),
+        (
+            "interval: 100",
+            "preset: aws-nlb",
+            [
+                f"{FILE}:1: keepalive.interval: idle + 2 * interval of policy a.service (175 s + 2"
+                f" * 100 s) is not below {NLB_LIMIT}, expected room for a second probe"
+            ],
+        ),
+        (
+            "idle: 60",
+            "interval: 10, user_timeout: 5",
+            [
+                "policy.yaml:1: defaults.user_timeout: 5 s is below idle + interval of policy"
+                " a.service (60 s + 10 s), expected at least 70 s, or auto"
+            ],
+        ),
+    ],
+)
+def test_defaults_are_part_of_a_contradiction(
+    text: str, defaults: str, expected: list[str]
+) -> None:
+    """What a policy has in the end counts; an idle of its own is not measured by the preset of the
+    defaults."""
+    assert warnings([policy(f"keepalive: {{{text}}}", f"{{{defaults}}}")]) == expected
+
+
+def test_destinations_are_warned_of_where_they_differ() -> None:
+    """A destination has its warnings, but not those that its policy has already."""
+    text = (
+        "keepalive: {idle: 60, interval: 10, user_timeout: 30}\n"
+        "destinations:\n"
+        "  - {to: 10.0.0.0/8, probes: 3}\n"
+        "  - {to: 10.1.0.0/16, idle: 90}\n"
+        "  - {to: fd00::/8, keepalive: off}\n"
+        "  - {to: fd01::/16, preset: aws-alb, idle: 60, user_timeout: off}\n"
+    )
+    timeout = f"{FILE}:1: keepalive.user_timeout: 30 s is below idle + interval of policy a.service"
+    assert warnings([policy(text)]) == [
+        f"{timeout} (60 s + 10 s), expected at least 70 s, or auto",
+        f"{timeout} to 10.1.0.0/16 (90 s + 10 s), expected at least 100 s, or auto",
+        f"{FILE}:6: destinations[3].idle: 60 s of policy a.service to fd01::/16 is not below the"
+        " time-out of preset aws-alb (60 s), expected at most 30 s",
+    ]
+
+
+def test_warnings_come_in_the_order_of_reading() -> None:
+    """The warnings of several files follow each other as the files do."""
+    text = "keepalive: {idle: 60, interval: 10, user_timeout: 30}"
+    found = combined(("b.service.yaml", text), ("c.service.yaml", text))
+    assert [each.partition(":")[0] for each in warnings(found)] == [
+        "b.service.yaml",
+        "c.service.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("idle", "30s..5m", ""),
+        ("user_timeout", "auto", ""),
+        ("preset", "azure-lb", ""),
+        ("idle", "0", "0 is not in 1 to 32767 seconds"),
+        ("jitter", "60%", "60% is not in 0% to 50%"),
+        ("preset", "azure-bl", "azure-bl, did you mean azure-lb?"),
+    ],
+)
+def test_single_option_is_checked_without_a_file(key: str, text: str, message: str) -> None:
+    """An option of a command line is judged as in a policy file, and named by its value alone."""
+    found = ""
+    try:
+        options.check(key, text)
+    except PolicyError as error:
+        found = str(error)
+    assert found == message
+
+
+def combined(*files: tuple[str, str]) -> tuple[Policy, ...]:
+    """Policies of (path, text), in the order in which they are read."""
+    return language.combine([language.parse(text.encode(), path) for path, text in files])
+
+
+def policy(text: str, defaults: str = "{}") -> Policy:
+    """The policy of a one-policy file under defaults."""
+    (found,) = combined(("policy.yaml", f"defaults: {defaults}"), (FILE, text))
+    return found
