@@ -20,8 +20,8 @@ import kabpf
 KABPFCTL = str(Path(sys.executable).with_name("kabpfctl"))
 NOBODY = 65534
 
-SECONDS = "a time in seconds (60, 90s, 5m, 1h)"
-TIMEOUT = "a time (30, 30s, 1500ms, 5m), auto or off"
+SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
+TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
 GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
 COMMANDS = "attach, detach, apply, check, plan, status"
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
         ("--interval", "0s", "0s is not in 1 to 32767 seconds"),
         ("--interval", "é\n", f"é\n, expected {SECONDS}"),
         ("--probes", "128", "128 is not in 1 to 127"),
-        ("--probes", "six", "six, expected a number, 1 to 127"),
+        ("--probes", "six", "six, expected a number, 1 to 127, or a range (3..9)"),
         ("--user-timeout", "0", "0 is not in 1 to 2147483647 ms"),
         ("--user-timeout", "25d", "25d is not in 1 to 2147483647 ms"),
         ("--user-timeout", "never", f"never, expected {TIMEOUT}"),

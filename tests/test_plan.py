@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kabpf import files, language, plan
+from kabpf.files import Directories
 from kabpf.matching import ANYWHERE, UNKNOWN, Automaton
 from kabpf.plan import Actual, BirthEntry, Cgroup, Changes, Entry, Needs, Plan, Record
-from kabpf.files import Directories
 from kabpf.policy import Options, Policy, Range
 
 CASES = sorted((Path(__file__).parent / "plans").iterdir())
@@ -196,7 +196,7 @@ def test_id_of_a_retired_policy_is_not_given_away() -> None:
     actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a"]))
     actual = reconciled(actual, {}, tree(["/a"]))
     _, wanted = planned({"b": ({"cgroup": "/b"}, {"idle": 6})}, tree(["/a"]), actual)
-    assert list(numbers.values()) == [2]
+    assert list(wanted) == [2]
 
 
 def test_too_many_policies_are_an_error() -> None:
@@ -249,13 +249,13 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
     do; at no moment does a cgroup or a birth refer to a record that is not there, also when cgroups
     are born between reading and writing."""
     actual = Actual()
-    for files, paths, seeds in steps:
+    for named, paths, seeds in steps:
         cgroups = tree(paths)
         for id in actual.cgroups.keys() - {cgroup.id for cgroup in cgroups}:
             del actual.cgroups[id]  # kabpf_death
         born = iter(seeds)
         for _ in range(10):
-            desired, wanted = planned(files, cgroups, actual)
+            desired, wanted = planned(named, cgroups, actual)
             changes = plan.diff(desired, actual, wanted)
             if not changes:
                 break
@@ -264,11 +264,11 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
             actual = applied(actual, changes)
         assert not changes
         for cgroup in cgroups:
-            entry, wanted = actual.cgroups[cgroup.id], desired.cgroups[cgroup.id]
+            entry, resolved = actual.cgroups[cgroup.id], desired.cgroups[cgroup.id]
             has = actual.records.get(entry.policy_id)
             assert (entry.state, has) == (
-                wanted.state,
-                plan.record(wanted.policy) if wanted.policy else None,
+                resolved.state,
+                plan.record(resolved.policy) if resolved.policy else None,
             )
         stale = actual.records.keys() - wanted.keys()
         assert stale <= {id for entry in actual.cgroups.values() for id in entry.was}
@@ -332,27 +332,27 @@ def without(entries: dict, keys: tuple) -> dict:
     return {key: entry for key, entry in entries.items() if key not in keys}
 
 
-def reconciled(actual: Actual, files: Files, cgroups: list[Cgroup]) -> Actual:
+def reconciled(actual: Actual, named: Files, cgroups: list[Cgroup]) -> Actual:
     """The kernel after it was brought to these policies."""
     for _ in range(10):
-        desired, wanted = planned(files, cgroups, actual)
+        desired, wanted = planned(named, cgroups, actual)
         actual = applied(actual, plan.diff(desired, actual, wanted))
     assert not plan.diff(desired, actual, wanted)
     return actual
 
 
-def planned(files: Files, cgroups: list[Cgroup], actual: Actual) -> tuple[Plan, dict[int, Record]]:
-    policies = policies_of(files)
+def planned(named: Files, cgroups: list[Cgroup], actual: Actual) -> tuple[Plan, dict[int, Record]]:
+    policies = policies_of(named)
     desired = plan.resolve(policies, Automaton(policies), cgroups, BIRTHS)
     return desired, plan.number(policies, actual.records, POLICIES)
 
 
-def policies_of(files: Files) -> tuple[Policy, ...]:
-    named = {
+def policies_of(named: Files) -> tuple[Policy, ...]:
+    policies = {
         name: {"select": [selector], "keepalive": keepalive}
-        for name, (selector, keepalive) in files.items()
+        for name, (selector, keepalive) in named.items()
     }
-    return language.combine([language.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
+    return language.combine([language.parse(json.dumps({"policies": policies}).encode(), "p.yaml")])
 
 
 def tree(paths: list[str]) -> list[Cgroup]:
