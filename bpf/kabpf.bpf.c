@@ -67,6 +67,25 @@ struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct netns_ipv4 {
+	int sysctl_tcp_keepalive_time; /* jiffies */
+	int sysctl_tcp_keepalive_intvl; /* jiffies */
+	__u8 sysctl_tcp_keepalive_probes;
+};
+
+struct net {
+	struct ns_common ns;
+	struct netns_ipv4 ipv4;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -74,14 +93,25 @@ struct sock_common {
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
-	struct in6_addr skc_v6_daddr;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr; /* only with CONFIG_IPV6 */
 	struct in6_addr skc_v6_rcv_saddr;
 	unsigned long skc_flags;
 	volatile unsigned char skc_state;
 };
 
+struct hlist_node {
+	struct hlist_node **pprev;
+};
+
+struct timer_list {
+	struct hlist_node entry;
+	unsigned long expires; /* jiffies */
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct timer_list sk_timer;
 	struct sock_cgroup_data sk_cgrp_data;
 	__u8 sk_userlocks : 4;
 };
@@ -98,17 +128,27 @@ struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct inet_bind_bucket *icsk_bind_hash;
 	__u8 icsk_syn_retries;
+	struct timer_list icsk_keepalive_timer;
+	struct {
+		__u32 lrcvtime; /* jiffies */
+	} icsk_ack;
 	__u32 icsk_user_timeout; /* ms */
 };
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	__u32 rcv_tstamp; /* jiffies */
 	unsigned int keepalive_time; /* jiffies */
 	unsigned int keepalive_intvl; /* jiffies */
 	__u8 keepalive_probes;
 };
 
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
 struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
 };
 
@@ -212,12 +252,13 @@ struct visit {
 	__u32 changed;
 };
 
-/* Bits of visit.ours, and places in the order of setting. */
+/* Bits of visit.ours, and places in kabpf_socket.by. */
 enum option {
 	IDLE,
 	INTERVAL,
 	PROBES,
-	USER_TIMEOUT
+	USER_TIMEOUT,
+	KEEPALIVE
 };
 
 static __always_inline void count_failure(struct visit *v, int error)
@@ -463,7 +504,7 @@ static __always_inline bool begin_visit(struct visit *v, struct sock_common *skc
 	return v->options;
 }
 
-static __always_inline void visit(void *to, struct visit *v)
+static __always_inline void find_former(struct visit *v)
 {
 	for (int i = 0; i < KABPF_FORMER; i++) {
 		__u32 was_id = v->cgroup->was_id[i];
@@ -472,7 +513,6 @@ static __always_inline void visit(void *to, struct visit *v)
 			break;
 		find_ours(v, was_id);
 	}
-	set_options(to, v);
 }
 
 static __always_inline bool syn_retries_wanted(void)
@@ -518,7 +558,8 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 		set_syn_retries(ctx, &v);
 		return 1;
 	}
-	visit(ctx, &v);
+	find_former(&v);
+	set_options(ctx, &v);
 	__sync_fetch_and_add(v.direction ? &v.counters->established : &v.counters->listening, 1);
 	return 1;
 }
@@ -545,7 +586,8 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 		v.direction = direction_of((void *)v.tp);
 	if (!begin_visit(&v, skc))
 		return 0;
-	visit(v.tp, &v);
+	find_former(&v);
+	set_options(v.tp, &v);
 	if (v.changed)
 		__sync_fetch_and_add(&v.counters->retrofitted, 1);
 	return 0;
@@ -746,6 +788,146 @@ int BPF_PROG(kabpf_death, struct cgroup *cgrp)
 		return 0;
 	id = cgrp->kn->id;
 	bpf_map_delete_elem(&kabpf_cgroups, &id);
+	return 0;
+}
+
+static __always_inline void put_ipv4(__u8 *to, __be32 address)
+{
+	to[10] = to[11] = 0xff;
+	__builtin_memcpy(to + 12, &address, sizeof(address));
+}
+
+static __always_inline void put_addresses(struct kabpf_socket *s, struct sock_common *skc)
+{
+	s->family = skc->skc_family;
+	s->local_port = skc->skc_num;
+	s->remote_port = bpf_ntohs(skc->skc_dport);
+	if (s->family == AF_INET) {
+		put_ipv4(s->local, skc->skc_rcv_saddr);
+		put_ipv4(s->remote, skc->skc_daddr);
+	} else if (bpf_core_field_exists(skc->skc_v6_daddr)) {
+		bpf_probe_read_kernel(s->local, sizeof(s->local), &skc->skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(s->remote, sizeof(s->remote), &skc->skc_v6_daddr);
+	}
+}
+
+/* Whether the policy turns keepalive on and leaves the rest to the system. */
+static __always_inline bool gives_no_number(struct visit *v)
+{
+	struct kabpf_options *o;
+
+	if (!begin_visit(v, (void *)v->tp))
+		return false;
+	o = v->options;
+	return !o->idle_s.high && !o->interval_s.high && !o->probes.high &&
+	       !o->user_timeout_ms.high;
+}
+
+static __always_inline __u8 who_set(bool is_set, bool ours)
+{
+	if (!is_set)
+		return KABPF_BY_SYSTEM;
+	return ours ? KABPF_BY_POLICY : KABPF_BY_APPLICATION;
+}
+
+/* A value that is the policy's, or a former one's, is taken for theirs. */
+static __always_inline void put_setters(struct kabpf_socket *s, struct tcp_sock *tp,
+					struct kabpf_cgroup *cgroup)
+{
+	struct visit v = { .tp = tp };
+	bool policy_alone = false;
+
+	if (s->state != BPF_TCP_LISTEN)
+		v.direction = direction_of((void *)tp);
+	if (cgroup) {
+		v.cgroup = cgroup;
+		find_ours(&v, cgroup->policy_id);
+		find_former(&v);
+		policy_alone = gives_no_number(&v);
+	}
+	s->by[IDLE] = who_set(tp->keepalive_time, v.ours >> IDLE & 1);
+	s->by[INTERVAL] = who_set(tp->keepalive_intvl, v.ours >> INTERVAL & 1);
+	s->by[PROBES] = who_set(tp->keepalive_probes, v.ours >> PROBES & 1);
+	s->by[USER_TIMEOUT] = who_set(tp->inet_conn.icsk_user_timeout, v.ours >> USER_TIMEOUT & 1);
+	/* Values of ours without keepalive: the application turned it off. */
+	s->by[KEEPALIVE] =
+	    s->keepalive ? who_set(true, v.ours || policy_alone) : who_set(v.ours, false);
+}
+
+static __always_inline struct timer_list *keepalive_timer(struct tcp_sock *tp)
+{
+	/* Since Linux kernel commit 08dfe370239e ("tcp: introduce icsk->icsk_keepalive_timer") (in
+	 * v6.19 and in stable releases) sk_timer is another timer. */
+	if (bpf_core_field_exists(tp->inet_conn.icsk_keepalive_timer))
+		return &tp->inet_conn.icsk_keepalive_timer;
+	return &tp->inet_conn.icsk_inet.sk.sk_timer;
+}
+
+/* Whether the timer's end is a probe: before a connection is established and after its last close
+ * it is not (tcp_keepalive_timer() in net/ipv4/tcp_timer.c). */
+static __always_inline bool probes(struct kabpf_socket *s, struct tcp_sock *tp)
+{
+	if (!s->keepalive || s->state == BPF_TCP_SYN_SENT || !keepalive_timer(tp)->entry.pprev)
+		return false;
+	return s->state != BPF_TCP_FIN_WAIT2 ||
+	       !has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD));
+}
+
+/* When the timer ends, a probe goes out if the last receipt is `idle` jiffies ago (same function);
+ * if not, the timer is set to when it will be. */
+static __always_inline __u32 next_probe_ms(struct kabpf_socket *s, struct tcp_sock *tp, __u32 idle)
+{
+	__u32 now = bpf_jiffies64(), data = now - tp->inet_conn.icsk_ack.lrcvtime;
+	__u32 any = now - tp->rcv_tstamp, silent = data < any ? data : any;
+	__s32 timer, left = idle - silent;
+
+	if (!probes(s, tp))
+		return KABPF_NEVER;
+	timer = (__u32)keepalive_timer(tp)->expires - now;
+	if (left < timer)
+		left = timer;
+	return left > 0 ? (__u64)left * 1000 / kabpf_hz : 0;
+}
+
+static __always_inline void put_options(struct kabpf_socket *s, struct tcp_sock *tp,
+					struct net *net)
+{
+	__u32 idle = tp->keepalive_time ?: net->ipv4.sysctl_tcp_keepalive_time;
+	__u32 interval = tp->keepalive_intvl ?: net->ipv4.sysctl_tcp_keepalive_intvl;
+
+	s->keepalive = has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN));
+	s->idle_s = idle / kabpf_hz;
+	s->interval_s = interval / kabpf_hz;
+	s->probes = tp->keepalive_probes ?: net->ipv4.sysctl_tcp_keepalive_probes;
+	s->user_timeout_ms = tp->inet_conn.icsk_user_timeout;
+	s->next_probe_ms = next_probe_ms(s, tp, idle);
+}
+
+/* Writes a kabpf_socket for each socket, except for time-wait and request sockets, which have no
+ * options. */
+SEC("iter/tcp")
+int kabpf_list(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct kabpf_socket s = {};
+	struct kabpf_cgroup *cgroup;
+	struct tcp_sock *tp;
+
+	if (!skc)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (!tp)
+		return 0;
+	s.cgroup_id = tp->inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup->kn->id;
+	cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &s.cgroup_id);
+	if (cgroup)
+		s.policy_id = cgroup->policy_id;
+	s.namespace = skc->skc_net.net->ns.inum;
+	s.state = skc->skc_state;
+	put_addresses(&s, skc);
+	put_options(&s, tp, skc->skc_net.net);
+	put_setters(&s, tp, cgroup);
+	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
 	return 0;
 }
 

@@ -140,4 +140,33 @@ struct kabpf_event {
 	char name[KABPF_NAME];
 };
 
+/* What next_probe_ms says where no probe is due. */
+#define KABPF_NEVER 0xffffffff
+
+/* Who gave an option its value. */
+#define KABPF_BY_SYSTEM 0 /* nobody: the sysctl's of its network namespace, or off */
+#define KABPF_BY_APPLICATION 1
+#define KABPF_BY_POLICY 2
+
+/* One socket, as kabpf_list writes it. */
+struct kabpf_socket {
+	__u64 cgroup_id;
+	__u32 namespace; /* the inode number of its network namespace */
+	__u32 policy_id; /* of its cgroup; 0: none */
+	__u8 local[16]; /* both addresses: an IPv4 one is v4-mapped */
+	__u8 remote[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 family;
+	__u8 state; /* as in tcp_states.h of the kernel */
+	__u8 keepalive;
+	__u32 idle_s; /* this and the next three: as in force */
+	__u32 interval_s;
+	__u32 probes;
+	__u32 user_timeout_ms; /* 0: none */
+	__u32 next_probe_ms; /* from now, if the connection stays silent */
+	__u8 by[8]; /* idle, interval, probes, user timeout, keepalive */
+	__u32 reserved;
+};
+
 #endif

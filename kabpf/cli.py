@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parsed = _parser().parse_args(arguments)
     try:
-        if parsed.command != "check" and os.geteuid() != 0:
+        if parsed.needs_root and os.geteuid() != 0:
             raise RefusedError(f"{parsed.command}: not root", hint="expected root")
         status: int = parsed.run(parsed)
         sys.stdout.flush()
@@ -70,9 +70,21 @@ def _parser() -> argparse.ArgumentParser:
 
     _command(commands, "apply", change.apply, "put the policy files in force")
     check = _command(commands, "check", show.check, "check policy files; needs no root")
+    check.set_defaults(needs_root=False)
     check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
     _command(commands, "plan", show.plan, "show which cgroup gets what, and what apply would do")
     _command(commands, "status", show.status, "show what is in force, and what it did")
+
+    sockets = _command(
+        commands, "sockets", show.sockets, "list TCP sockets, to root with their options"
+    )
+    sockets.set_defaults(needs_root=False)
+    sockets.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
+    sockets.add_argument("--unit", metavar="NAME", help="only of this unit; * stands for any text")
+    sockets.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
+    sockets.add_argument(
+        "--without-keepalive", action="store_true", help="only where keepalive is off"
+    )
     return parser
 
 
@@ -92,7 +104,7 @@ def _command(
         name, help=purpose, description=purpose, allow_abbrev=False
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, needs_root=True)
     return parser
 
 

@@ -28,6 +28,7 @@ from kabpf.layout import (
     COptions,
     CPolicy,
     CPort,
+    CSocket,
     CStep,
     CTotals,
 )
@@ -47,14 +48,18 @@ MAPS = {  # their keys and values
     "kabpf_totals": (4, CTotals),
 }
 EVENTS = "kabpf_events"
+LISTER = "kabpf_list"
 RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
-TRACERS = ("kabpf_birth", "kabpf_death", RETROFIT)
+TRACERS = ("kabpf_birth", "kabpf_death", RETROFIT, LISTER)
 SOCK_OPS = "kabpf_sockops"
 SETSOCKOPT = "kabpf_setsockopt"  # the link, while there is one
 SETSOCKOPT_PROGRAM = "kabpf_setsockopt_program"
 
 NODES = 1 << 20  # numbers for the networks of one policy
+
+# What a BPF iterator gathers before a read ends (bpf_seq_read() in kernel/bpf/bpf_iter.c).
+ITERATOR_ROOM = 8 * os.sysconf("SC_PAGE_SIZE")
 
 
 class Born(NamedTuple):
@@ -239,6 +244,17 @@ class Dataplane:
         raw = self._read_totals()
         return Totals(raw.asked_in_vain, raw.unrecorded)
 
+    def sockets(self, namespaces: Iterable[int]) -> Iterator[CSocket]:
+        """The TCP sockets of these network namespaces (descriptors), as kabpf_socket in kabpf.h
+        says. One that is opened or closed meanwhile may be missing or come still.
+
+        Raises RefusedError where a namespace can't be entered.
+        """
+        for namespace in namespaces:
+            with libbpf.network_namespace(namespace):
+                raw = b"".join(_output(self.pins / LISTER))
+            yield from (CSocket * (len(raw) // ctypes.sizeof(CSocket))).from_buffer_copy(raw)
+
     def events(self, receive: Callable[[Born], None]) -> libbpf.RingBuffer:
         """The births that user space has to resolve, for one reader on the machine."""
 
@@ -353,22 +369,28 @@ def build() -> int:
     return int.from_bytes(digest, sys.byteorder)
 
 
-def _exhaust(iterator: Path) -> None:
-    """Run a pinned iterator to its end. It writes nothing, so that a read ends with EAGAIN after
-    every million objects (bpf_seq_read() in kernel/bpf/bpf_iter.c)."""
-    libbpf.fault_point("retrofit")
+def _output(iterator: Path) -> Iterator[bytes]:
+    """Run a pinned iterator to its end; what it writes."""
     descriptor = os.open(iterator, os.O_RDONLY | os.O_CLOEXEC)
     try:
         while True:
             try:
-                if not os.read(descriptor, 4096):
+                if not (piece := os.read(descriptor, ITERATOR_ROOM)):
                     return
-            except BlockingIOError:
+                yield piece
+            except BlockingIOError:  # a million objects visited, and nothing written (same place)
                 continue
             except OSError as error:
                 raise RefusedError(f"run {iterator}", error.errno or 0) from None
     finally:
         os.close(descriptor)
+
+
+def _exhaust(iterator: Path) -> None:
+    """Run a pinned iterator that writes nothing to its end."""
+    libbpf.fault_point("retrofit")
+    for _ in _output(iterator):
+        pass
 
 
 @contextlib.contextmanager

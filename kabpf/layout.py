@@ -15,6 +15,7 @@ POLICIES = 4096
 BIRTHS = 65536
 NAME = 256
 FORMER = 4
+NEVER = 0xFFFFFFFF
 
 MODES = {Mode.FILL: 0, Mode.OVERRIDE: 1, Mode.ENFORCE: 2}
 OUT, IN, LOOPBACK, PLAIN, LISTENERS = 1, 2, 4, 8, 16
@@ -113,6 +114,28 @@ class CEvent(ctypes.Structure):
         ("cgroup_id", ctypes.c_uint64),
         ("parent_id", ctypes.c_uint64),
         ("name", ctypes.c_char * NAME),
+    )
+
+
+class CSocket(ctypes.Structure):
+    _fields_ = (
+        ("cgroup_id", ctypes.c_uint64),
+        ("namespace", ctypes.c_uint32),
+        ("policy_id", ctypes.c_uint32),
+        ("local", ctypes.c_uint8 * 16),
+        ("remote", ctypes.c_uint8 * 16),
+        ("local_port", ctypes.c_uint16),
+        ("remote_port", ctypes.c_uint16),
+        ("family", ctypes.c_uint16),
+        ("state", ctypes.c_uint8),
+        ("keepalive", ctypes.c_uint8),
+        ("idle_s", ctypes.c_uint32),
+        ("interval_s", ctypes.c_uint32),
+        ("probes", ctypes.c_uint32),
+        ("user_timeout_ms", ctypes.c_uint32),
+        ("next_probe_ms", ctypes.c_uint32),
+        ("by", ctypes.c_uint8 * 8),
+        ("reserved", ctypes.c_uint32),
     )
 
 

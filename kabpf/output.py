@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from kabpf.dataplane import Counters
 from kabpf.policy import Options, Policy, Range
 from kabpf.reconcile import Resolution
+
+# Rich takes 1 ms a row.
+_RICH_ROWS = 300
+_NARROW = 12  # characters; a column of such cells is not folded
 
 OPTION_HEADS = ("IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT")
 COUNTER_HEADS = ("NEW", "LISTENERS", "RETROFITTED", "LEFT", "SWALLOWED", "LIMITED", "FAILED")
@@ -33,9 +39,28 @@ def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
 
 
+def print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table: plainly, or by rich, if it is installed, so that it fits the terminal."""
+    if sys.stdout.isatty() and len(rows) <= _RICH_ROWS:
+        with contextlib.suppress(ImportError):
+            _print_fitted(heads, rows)
+            return
+    print(table(heads, rows), end="")
+
+
 def count(number: int, one: str, many: str = "") -> str:
     """A number with its noun."""
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def cell(value: int | Range | None, unit: str) -> str:
+    """A number or range with its unit; - is none."""
+    if value is None:
+        return "-"
+    low, high = (value, value) if isinstance(value, int) else value
+    if unit == "ms" and not (low % 1000 or high % 1000):
+        low, high, unit = low // 1000, high // 1000, "s"
+    return f"{high}{unit}" if low == high else f"{low}{unit}..{high}{unit}"
 
 
 def option_cells(options: Options) -> tuple[str, str, str, str]:
@@ -43,10 +68,10 @@ def option_cells(options: Options) -> tuple[str, str, str, str]:
     if not options.keepalive:
         return ("off",) * 4
     return (
-        _cell(options.idle_s, "s"),
-        _cell(options.interval_s, "s"),
-        _cell(options.probes, ""),
-        _cell(options.user_timeout_ms, "ms"),
+        cell(options.idle_s, "s"),
+        cell(options.interval_s, "s"),
+        cell(options.probes, ""),
+        cell(options.user_timeout_ms, "ms"),
     )
 
 
@@ -118,10 +143,16 @@ def changes_text(resolution: Resolution) -> str:
     return ", ".join(count(*each) for each in counts if each[0]) or "nothing"
 
 
-def _cell(value: Range | None, unit: str) -> str:
-    if value is None:
-        return "-"
-    if unit == "ms" and not any(bound % 1000 for bound in value):
-        value, unit = Range(value.low // 1000, value.high // 1000), "s"
-    low = "" if value.low == value.high else f"{value.low}{unit}.."
-    return f"{low}{value.high}{unit}"
+def _print_fitted(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console  # here, because it takes 70 ms
+    from rich.table import Table
+    from rich.text import Text
+
+    fitted = Table(box=None, pad_edge=False)
+    for column, head in enumerate(heads):
+        is_narrow = all(len(row[column]) <= _NARROW for row in rows)
+        fitted.add_column(head.replace("-", "\n"), overflow="fold", no_wrap=is_narrow)
+    styles = {"off": "yellow", "-": "dim"}
+    for row in rows:
+        fitted.add_row(*(Text(cell, styles.get(cell, "")) for cell in row))
+    Console().print(fitted)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kabpf import dataplane, layout, matching, plan
+from kabpf import dataplane, layout, matching, plan, sockets
 
 HEADER = (Path(__file__).parent.parent / "bpf/kabpf.h").read_text()
 BPFTOOL = shutil.which("bpftool", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
@@ -32,9 +32,11 @@ MIRRORS = {
     "kabpf_failure": layout.CFailure,
     "kabpf_totals": layout.CTotals,
     "kabpf_event": layout.CEvent,
+    "kabpf_socket": layout.CSocket,
 }
-# BTF has what maps and arguments of programs lead to; an event goes through a ring buffer.
-IN_BTF = [name for name in MIRRORS if name != "kabpf_event"]
+# BTF has what maps and arguments of programs lead to; an event goes through a ring buffer, a socket
+# through the output of an iterator.
+IN_BTF = [name for name in MIRRORS if name not in ("kabpf_event", "kabpf_socket")]
 
 HASH, ARRAY, TRIE, RINGBUF = 1, 2, 11, 27  # enum bpf_map_type
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
@@ -146,6 +148,10 @@ def test_object_has_one_constant_to_set() -> None:
         ("KABPF_LISTENERS", layout.LISTENERS),
         ("KABPF_STATE_UNKNOWN", matching.UNKNOWN),
         ("KABPF_STATE_ANYWHERE", matching.ANYWHERE),
+        ("KABPF_NEVER", layout.NEVER),
+        ("KABPF_BY_SYSTEM", sockets.SETTERS.index("system")),
+        ("KABPF_BY_APPLICATION", sockets.SETTERS.index("application")),
+        ("KABPF_BY_POLICY", sockets.SETTERS.index("policy")),
     ],
 )
 def test_constant_is_that_of_the_header(name: str, value: int) -> None:
@@ -154,15 +160,15 @@ def test_constant_is_that_of_the_header(name: str, value: int) -> None:
 
 
 def constant(name: str) -> int:
-    (value,) = re.findall(rf"^#define {name} (\d+)(?: /\*.*)?$", HEADER, re.MULTILINE)
-    return int(value)
+    (value,) = re.findall(rf"^#define {name} (\w+)(?: /\*.*)?$", HEADER, re.MULTILINE)
+    return int(value, 0)
 
 
 def declared(name: str) -> type[ctypes.Structure]:
     """The struct of the header, laid out as C would lay it out."""
     kinds: dict[str, Any] = {
-        "__u8": ctypes.c_uint8, "__u32": ctypes.c_uint32, "__u64": ctypes.c_uint64,
-        "char": ctypes.c_char,
+        "__u8": ctypes.c_uint8, "__u16": ctypes.c_uint16, "__u32": ctypes.c_uint32,
+        "__u64": ctypes.c_uint64, "char": ctypes.c_char,
     }  # fmt: skip
     (body,) = re.findall(rf"^struct {name} \{{\n(.*?)^\}};$", HEADER, re.MULTILINE | re.DOTALL)
     kinds |= {

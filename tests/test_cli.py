@@ -24,7 +24,7 @@ SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
 TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
 GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
-COMMANDS = "attach, detach, apply, check, plan, status"
+COMMANDS = "attach, detach, apply, check, plan, status, sockets"
 
 
 class Outcome(NamedTuple):
@@ -99,7 +99,7 @@ def test_help_shows_every_command() -> None:
     outcome = kabpfctl("--help")
     assert (outcome.status, outcome.errors) == (0, "")
     listed = re.findall(r"^    ([a-z]+)  +\w", outcome.output, re.MULTILINE)
-    assert listed == ["attach", "detach", "apply", "check", "plan", "status"]
+    assert listed == COMMANDS.split(", ")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,213 @@
+"""The TCP sockets of the machine: whose they are, and which keepalive options are in force.
+
+The data plane knows all of it, in every network namespace. Where it can't be asked, inet_diag
+knows whose they are, in the caller's namespace, and whether a keepalive timer runs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from kabpf.cgroups import CgroupTree, network_namespaces
+from kabpf.dataplane import Dataplane
+from kabpf.errors import UnsupportedError
+from kabpf.layout import NEVER
+
+# include/net/tcp_states.h in the kernel.
+STATES = (
+    "none", "established", "syn-sent", "syn-recv", "fin-wait-1", "fin-wait-2", "time-wait", "close",
+    "close-wait", "last-ack", "listen", "closing",
+)  # fmt: skip
+# Time-wait and request sockets have no options.
+LISTED = sum(
+    1 << STATES.index(state) for state in STATES[1:] if state not in ("time-wait", "syn-recv")
+)
+
+FAMILIES = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
+
+SETTERS = ("system", "application", "policy")  # KABPF_BY_ in kabpf.h
+SET = ("idle_s", "interval_s", "probes", "user_timeout_ms", "keepalive")  # in the order of `by`
+
+# Units that have a cgroup (systemd.unit(5)).
+UNIT = re.compile(r".+\.(service|socket|scope|slice|mount|swap)", re.DOTALL)
+
+MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
+
+CGROUP_ID = "INET_DIAG_CGROUP_ID"
+KEEPALIVE_TIMER = 2  # idiag_timer (sock_diag(7))
+
+
+class Address(NamedTuple):
+    """One end; an IPv4 address is written as such, also where the socket is of IPv6."""
+
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        if not self.port:
+            return "*"
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Socket:
+    """A TCP socket that is neither a request nor in time-wait. None: nothing there, or unknown."""
+
+    cgroup_id: int | None
+    cgroup: str | None  # the path; None: removed
+    namespace: int  # the network namespace's inode number
+    family: str
+    local: Address
+    remote: Address
+    state: str
+    keepalive: bool | None
+    idle_s: int | None
+    interval_s: int | None
+    probes: int | None
+    user_timeout_ms: int | None  # 0: none
+    next_probe_ms: int | None  # from now, if the connection stays silent
+    policy: str | None  # its cgroup's
+    set_by: Mapping[str, str]  # by option, as in SET: policy, application or system
+
+    @property
+    def unit(self) -> str | None:
+        """The innermost systemd unit that the cgroup is in."""
+        return next(reversed(_units(self.cgroup)), None)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which sockets are asked for; None is any."""
+
+    cgroup: str | None = None  # a cgroup path, and all below it
+    unit: str | None = None  # a unit's name or a glob, and all inside it
+    policy: str | None = None
+    without_keepalive: bool = False
+
+    def __call__(self, found: Socket) -> bool:
+        """Whether a socket is asked for."""
+        return (
+            (self.cgroup is None or _is_within(found.cgroup, self.cgroup))
+            and (self.unit is None or bool(fnmatch.filter(_units(found.cgroup), self.unit)))
+            and (self.policy is None or found.policy == self.policy)
+            and (not self.without_keepalive or found.keepalive is False)
+        )
+
+
+def from_dataplane(
+    loaded: Dataplane, policies: Mapping[int, str], tree: CgroupTree
+) -> Iterator[Socket]:
+    """The sockets of every network namespace; `policies` are the names of policies by their ids."""
+    records = list(loaded.sockets(network_namespaces()))
+    paths = _paths(tree)  # read last: whatever is missing is gone, and not newer
+    for record in records:
+        yield Socket(
+            record.cgroup_id,
+            paths.get(record.cgroup_id),
+            record.namespace,
+            FAMILIES[record.family],
+            Address(_text(bytes(record.local)), record.local_port),
+            Address(_text(bytes(record.remote)), record.remote_port),
+            STATES[record.state],
+            bool(record.keepalive),
+            record.idle_s,
+            record.interval_s,
+            record.probes,
+            record.user_timeout_ms,
+            None if record.next_probe_ms == NEVER else record.next_probe_ms,
+            policies.get(record.policy_id),
+            _set_by(bytes(record.by)),
+        )
+
+
+def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:
+    """The sockets of the caller's network namespace; it takes no privilege.
+
+    Raises UnsupportedError without pyroute2.
+    """
+    namespace = os.stat("/proc/self/ns/net").st_ino
+    messages = list(_inet_diag())
+    paths = _paths(tree)
+    for message in messages:
+        id = message.get_attr(CGROUP_ID)
+        state, timer = STATES[message["idiag_state"]], message["idiag_timer"]
+        # After its last close a socket waits for the end of the other side by the same timer.
+        probes = timer == KEEPALIVE_TIMER and state != "fin-wait-2"
+        silent = timer == 0 and state in ("established", "close-wait")
+        yield Socket(
+            id,
+            paths.get(id),
+            namespace,
+            FAMILIES[message["idiag_family"]],
+            Address(_unmapped(message["idiag_src"]), message["idiag_sport"]),
+            Address(_unmapped(message["idiag_dst"]), message["idiag_dport"]),
+            state,
+            True if probes else False if silent else None,
+            None,
+            None,
+            None,
+            None,
+            message["idiag_expires"] if probes else None,
+            None,
+            {},
+        )
+
+
+def _inet_diag() -> Iterator[Any]:
+    try:
+        # Imported here, because it takes 0.2 s and is not needed otherwise.
+        from pyroute2 import DiagSocket
+        from pyroute2.netlink.diag import inet_diag_msg
+    except ImportError:
+        raise UnsupportedError(
+            "pyroute2 is missing, expected the package python3-pyroute2 (Debian, Fedora)"
+        ) from None
+
+    class Message(inet_diag_msg):  # type: ignore[misc]
+        """With the one attribute of linux/inet_diag.h that matters; pyroute2 lacks it before
+        0.7.9. Linux has it since commit 6e3a401fc8af ("inet_diag: add cgroup id attribute") (in
+        v5.8)."""
+
+        nla_map = ((21, CGROUP_ID, "uint64"),)
+
+    with DiagSocket() as diag:
+        diag.marshal.msg_map = dict.fromkeys(FAMILIES, Message)
+        diag.bind()
+        for family in FAMILIES:
+            yield from diag.get_sock_stats(family=family, states=LISTED)
+
+
+def _paths(tree: CgroupTree) -> dict[int, str]:
+    return {cgroup.id: cgroup.path for cgroup in tree.cgroups()}
+
+
+@functools.cache
+def _set_by(setters: bytes) -> dict[str, str]:
+    return {option: SETTERS[setter] for option, setter in zip(SET, setters, strict=False)}
+
+
+@functools.cache
+def _units(path: str | None) -> tuple[str, ...]:
+    return tuple(name for name in (path or "").split("/") if UNIT.fullmatch(name))
+
+
+def _is_within(path: str | None, outer: str) -> bool:
+    return path is not None and (path == outer or path.startswith(outer.rstrip("/") + "/"))
+
+
+def _text(address: bytes) -> str:
+    if address.startswith(MAPPED):
+        return socket.inet_ntop(socket.AF_INET, address[len(MAPPED) :])
+    return socket.inet_ntop(socket.AF_INET6, address)
+
+
+def _unmapped(address: str) -> str:
+    return address.removeprefix("::ffff:") if "." in address else address
