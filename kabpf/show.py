@@ -184,7 +184,9 @@ def sockets(arguments: argparse.Namespace) -> int:
                 hint="expected one that kabpfctl status shows" if is_root else "expected root",
             )
         found = tcp.from_dataplane(loaded, names, tree) if loaded else tcp.from_inet_diag(tree)
-        listed = sorted(filter(wanted, found), key=lambda one: (one.cgroup or "", one.local))
+        listed = sorted(
+            filter(wanted, found), key=lambda one: (one.cgroup or "", one.local, one.remote)
+        )
     if not loaded:
         reason = "the data plane is not loaded; kabpfctl apply does it" if is_root else "not root"
         print(f"kabpfctl: options are not shown: {reason}", file=sys.stderr)

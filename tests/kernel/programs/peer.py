@@ -64,6 +64,10 @@ def local_port(number):
     return SOCKETS[number].getsockname()[1]
 
 
+def send(number):
+    SOCKETS[number].send(b"data")
+
+
 def close(number):
     SOCKETS[number].close()
 

@@ -1,0 +1,364 @@
+"""`kabpfctl sockets`: whose sockets there are, which options are in force, and who set them."""
+
+import json
+import os
+import pty
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import BIN, cgroup_root, path_of, set_sysctl, wait_until
+
+NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
+SYSTEM = dict.fromkeys(("keepalive", "idle_s", "interval_s", "probes", "user_timeout_ms"), "system")
+DROP = """
+table inet kabpf_test {
+    chain input { type filter hook input priority 0; tcp dport 9000 drop; }
+}
+"""
+HEADS = [
+    "CGROUP", "LOCAL", "REMOTE", "STATE", "KEEPALIVE", "IDLE", "INTERVAL", "PROBES",
+    "USER-TIMEOUT", "NEXT-PROBE", "SET-BY",
+]  # fmt: skip
+
+
+@pytest.fixture
+def find(kabpfctl):
+    """The one socket of a cgroup with this local port, as --json has it."""
+
+    def find(cgroup, port):
+        done = kabpfctl("sockets", "--json", "--cgroup", cgroup)
+        (found,) = (
+            one for one in json.loads(done.stdout)["sockets"] if one["local"]["port"] == port
+        )
+        return found
+
+    return find
+
+
+@pytest.fixture
+def loaded(kabpfctl, other_cgroup):
+    """The data plane is loaded, and a policy is on another cgroup."""
+    kabpfctl("attach", "--cgroup", other_cgroup, "--idle", 61)
+
+
+@pytest.fixture
+def connected(peer, cgroup):
+    """A client in the cgroup, its socket's number and its port; the server is in no cgroup."""
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    return client, number, client.local_port(number)
+
+
+def test_options_of_the_application(loaded, connected, cgroup, find):
+    """What the application sets itself is shown as it is in force, and as the application's."""
+    client, number, port = connected
+    options = {"keepalive": 1, "idle": 15, "interval": 7, "probes": 4, "user_timeout": 9000}
+    for name, value in options.items():
+        client.set_option(number, name, value)
+    assert client.options(number) == options
+    found = find(cgroup, port)
+    assert found["keepalive"] is True
+    assert (found["idle_s"], found["interval_s"], found["probes"]) == (15, 7, 4)
+    assert found["user_timeout_ms"] == 9000
+    assert found["set_by"] == dict.fromkeys(SYSTEM, "application")
+    assert (found["policy"], found["source"]) == (None, None)
+
+
+def test_options_that_nobody_set(loaded, peer, cgroup, namespace, find):
+    """Unset options are those of the sysctls of the socket's own network namespace."""
+    set_sysctl(namespace, "tcp_keepalive_time", "600")
+    set_sysctl(namespace, "tcp_keepalive_intvl", "8")
+    set_sysctl(namespace, "tcp_keepalive_probes", "3")
+    client = peer(cgroup, namespace)
+    number, address = client.listener()
+    found = find(cgroup, address[1])
+    assert client.options(number)["idle"] == 600
+    assert found["keepalive"] is False
+    assert (found["idle_s"], found["interval_s"], found["probes"]) == (600, 8, 3)
+    assert (found["user_timeout_ms"], found["next_probe_ms"]) == (0, None)
+    assert found["set_by"] == SYSTEM
+    assert found["network_namespace"] == os.stat(f"/run/netns/{namespace}").st_ino
+
+
+def test_options_of_a_policy(connected, cgroup, kabpfctl, write_policy, find):
+    """What a policy set is shown as the policy's, with its name, file and line; what it leaves
+    alone, and what the application had chosen, is not."""
+    client, number, port = connected
+    client.set_option(number, "interval", 7)
+    text = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 61, interval: 11}}\n'
+    file = write_policy("mine.yaml", text)
+    kabpfctl("apply")
+    found = find(cgroup, port)
+    assert client.options(number)["idle"] == found["idle_s"] == 61
+    assert client.options(number)["interval"] == found["interval_s"] == 7
+    by_policy = {"keepalive": "policy", "idle_s": "policy", "interval_s": "application"}
+    assert found["set_by"] == SYSTEM | by_policy
+    assert (found["policy"], found["source"]) == ("mine", f"{file}:1")
+
+
+@pytest.mark.parametrize(
+    ("listening", "connecting", "family"),
+    [("127.0.0.1", "127.0.0.1", "ipv4"), ("::1", "::1", "ipv6"), ("::", "127.0.0.1", "ipv6")],
+    ids=["ipv4", "ipv6", "v4-mapped"],
+)
+def test_addresses(loaded, peer, cgroup, find, listening, connecting, family):
+    """Both ends are shown; an IPv4 connection of an IPv6 socket has IPv4 addresses."""
+    server, client = peer(cgroup), peer()
+    kinds = {True: socket.AF_INET6, False: socket.AF_INET}
+    listener = server.open_socket(kinds[":" in listening])
+    _, port = server.listen(listener, [listening, 0])
+    number = client.connection([connecting, port], kinds[":" in connecting])
+    server.accept(listener)
+    server.close(listener)
+    found = find(cgroup, port)
+    assert found["state"] == "established"
+    assert found["family"] == family
+    assert found["local"] == {"address": connecting, "port": port}
+    assert found["remote"] == {"address": connecting, "port": client.local_port(number)}
+
+
+def test_listener_has_no_next_probe(peer, cgroup, kabpfctl, find):
+    """A covered listener has keepalive on, for those that it accepts, and sends no probes."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    _, address = peer(cgroup).listener()
+    found = find(cgroup, address[1])
+    assert (found["state"], found["keepalive"], found["idle_s"]) == ("listen", True, 61)
+    assert found["next_probe_ms"] is None
+
+
+def test_next_probe_counts_down_from_idle(connected, cgroup, kabpfctl, find):
+    """On a silent connection the time to the next probe runs from idle towards 0."""
+    _, _, port = connected
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    first = find(cgroup, port)["next_probe_ms"]
+    assert 55_000 < first <= 61_000
+    wait_until(lambda: find(cgroup, port)["next_probe_ms"] < first - 100, "the countdown")
+
+
+def test_next_probe_counts_anew_after_receipt(peer, cgroup, kabpfctl, find):
+    """What is received puts the next probe off, though the timer runs on as it was set."""
+    server, client = peer(), peer(cgroup)
+    listener, address = server.listener()
+    client.connection(address)
+    port = client.local_port(0)
+    accepted = server.accept(listener)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    wait_until(lambda: find(cgroup, port)["next_probe_ms"] < 60_500, "the countdown")
+    server.send(accepted)
+    assert find(cgroup, port)["next_probe_ms"] > 60_500
+
+
+def test_next_probe_to_a_silent_peer_is_an_interval_away(peer, cgroup, namespace, kabpfctl, find):
+    """After a probe that nobody answers the next one is due after the interval, not after idle."""
+    server, client = peer(None, namespace), peer(cgroup, namespace)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 1, "--interval", 40)
+    address = server.listen(server.open_socket(socket.AF_INET), ["127.0.0.1", 9000])
+    port = client.local_port(client.connection(address))
+    command = ["ip", "netns", "exec", namespace, "nft", "-f", "-"]
+    subprocess.run(command, input=DROP, text=True, check=True)
+    wait_until(lambda: find(cgroup, port)["next_probe_ms"] > 1000, "the first probe")
+    assert 30_000 < find(cgroup, port)["next_probe_ms"] <= 40_000
+
+
+def test_filters(make_cgroup, peer, kabpfctl, write_policy):
+    """Each filter alone, and two together, give the sockets that they describe."""
+    top = make_cgroup("top")
+    service, other = make_cgroup("top/web@1.service/inner"), make_cgroup("top/plain")
+    selector = f'select: [{{cgroup: "{path_of(service.parent)}"}}]'
+    write_policy("web.yaml", f"{selector}\nkeepalive: on\n")
+    kabpfctl("apply")
+    web, plain = (peer(each).listener()[1][1] for each in (service, other))
+
+    def ports(*filters):
+        found = json.loads(kabpfctl("sockets", "--json", *filters).stdout)["sockets"]
+        return {one["local"]["port"] for one in found}
+
+    assert ports("--cgroup", top) == {web, plain}
+    assert ports("--cgroup", path_of(service)) == {web}
+    assert ports("--cgroup", other) == {plain}
+    assert ports("--unit", "web@1.service") == ports("--unit", "web@*.service") == {web}
+    assert ports("--unit", "web@1") == set()
+    assert ports("--policy", "web") == {web}
+    assert ports("--cgroup", top, "--without-keepalive") == {plain}
+    assert ports("--without-keepalive") >= {plain}
+    assert web not in ports("--without-keepalive")
+
+
+def test_filter_by_what_is_not_there_is_refused(loaded, kabpfctl):
+    """A cgroup that does not exist, and a policy that is not in force, are errors."""
+    gone = kabpfctl("sockets", "--cgroup", "/kabpf-no-such", status=1)
+    assert gone.stderr == (
+        "kabpfctl: cgroup /kabpf-no-such: No such file or directory,"
+        f" expected a directory below {cgroup_root()}\n"
+    )
+    none = kabpfctl("sockets", "--policy", "no-such", status=1)
+    assert none.stderr == (
+        "kabpfctl: policy no-such is not in force, expected one that kabpfctl status shows\n"
+    )
+
+
+def test_socket_of_a_removed_cgroup(loaded, make_cgroup, peer, kabpfctl):
+    """A socket may outlive its cgroup; it is listed without the path."""
+    gone = make_cgroup("gone")
+    holder = peer(gone)
+    _, address = holder.listener()
+    (gone.parent / "cgroup.procs").write_text(str(holder.process.pid))
+    gone.rmdir()
+    local = f"127.0.0.1:{address[1]}"
+    (line,) = (each for each in kabpfctl("sockets").stdout.splitlines() if local in each)
+    assert line.split()[0] == "(removed)"
+    listed = json.loads(kabpfctl("sockets", "--json").stdout)["sockets"]
+    (found,) = (each for each in listed if each["local"]["port"] == address[1])
+    assert (found["cgroup"], found["unit"]) == (None, None)
+
+
+def test_json_of_a_socket(loaded, make_cgroup, peer, find):
+    """A socket's object has these members, however much is known."""
+    cgroup = make_cgroup("web.service/inner")
+    port = peer(cgroup).listener()[1][1]
+    assert find(cgroup, port) == {
+        "cgroup": path_of(cgroup),
+        "cgroup_id": cgroup.stat().st_ino,
+        "unit": "web.service",
+        "network_namespace": os.stat("/proc/self/ns/net").st_ino,
+        "family": "ipv4",
+        "local": {"address": "127.0.0.1", "port": port},
+        "remote": {"address": "0.0.0.0", "port": 0},
+        "state": "listen",
+        "keepalive": False,
+        "idle_s": 7200,
+        "interval_s": 75,
+        "probes": 9,
+        "user_timeout_ms": 0,
+        "next_probe_ms": None,
+        "set_by": SYSTEM,
+        "policy": None,
+        "source": None,
+    }
+
+
+def test_plain_table(make_cgroup, peer, kabpfctl, write_policy):
+    """Without a terminal there is a line for each socket: its unit if it has one, else its path."""
+    cgroup = make_cgroup("odd\x1b[31mname")
+    text = "{select: [{unit: web.service}], keepalive: {idle: 61, user_timeout: 1500ms}}\n"
+    file = write_policy("mine.yaml", text)
+    kabpfctl("apply")
+    port = peer(cgroup).listener()[1][1]
+    web = peer(make_cgroup("web.service"))
+    number = web.connection(["127.0.0.1", port])
+    web.set_option(number, "interval", 7)
+    web.set_option(number, "probes", 5)
+    done = kabpfctl("sockets", "--cgroup", cgroup.parent)
+    heads, *lines = done.stdout.splitlines()
+    assert heads.split() == HEADS
+    first, _accepted, second = (line.split(maxsplit=10) for line in lines)
+    shown = path_of(cgroup).replace("\x1b", "\\x1b")
+    assert first == [
+        shown, f"127.0.0.1:{port}", "*", "listen", "off", "7200s", "75s", "9", "off", "-", "system",
+    ]  # fmt: skip
+    assert 55 < float(second.pop(9).removesuffix("s")) <= 61
+    assert second == [
+        "web.service", f"127.0.0.1:{web.local_port(number)}", f"127.0.0.1:{port}", "established",
+        "on", "61s", "7s", "5", "1500ms", f"mine ({file}:1), application (interval, probes)",
+    ]  # fmt: skip
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("has_rich", [True, False], ids=["rich", "without-rich"])
+def test_table_on_a_terminal(loaded, connected, cgroup, tmp_path, has_rich):
+    """On a terminal rich, if it is installed, makes the table fit."""
+    if has_rich:
+        pytest.importorskip("rich")
+    lines = on_terminal(100, without(tmp_path, *([] if has_rich else ["rich"])), cgroup)
+    assert any("established" in line for line in lines)
+    assert (max(map(len, lines)) <= 100) == has_rich
+
+
+def test_user_without_privilege_sees_the_sockets_of_his_namespace(
+    connected, peer, cgroup, kabpfctl, namespace
+):
+    """Without root inet_diag tells the cgroup, and whether a keepalive timer runs."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    _, _, port = connected
+    listening = peer(cgroup).listener()[1][1]
+    peer(cgroup, namespace).listener()
+    done = as_nobody("sockets", "--json", "--cgroup", str(cgroup))
+    assert (done.returncode, done.stderr) == (0, "kabpfctl: options are not shown: not root\n")
+    found = {one["local"]["port"]: one for one in json.loads(done.stdout)["sockets"]}
+    assert found.keys() == {port, listening}
+    assert found[port]["cgroup"] == path_of(cgroup)
+    assert found[port]["cgroup_id"] == cgroup.stat().st_ino
+    assert (found[port]["state"], found[port]["keepalive"]) == ("established", True)
+    assert 55_000 < found[port]["next_probe_ms"] <= 61_000
+    assert (found[port]["idle_s"], found[port]["set_by"]) == (None, {})
+    assert (found[listening]["state"], found[listening]["keepalive"]) == ("listen", None)
+
+
+def test_user_without_privilege_sees_no_policies(loaded):
+    """Which policy a socket has is for root to see."""
+    done = as_nobody("sockets", "--policy", "any")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "kabpfctl: --policy: not root, expected root\n"
+
+
+def test_without_the_data_plane_inet_diag_is_asked(connected, cgroup, kabpfctl):
+    """Where kabpf is not in the kernel, root gets what anybody gets, and is told why."""
+    _, _, port = connected
+    done = kabpfctl("sockets", "--cgroup", cgroup, "--without-keepalive")
+    assert done.stderr == (
+        "kabpfctl: options are not shown: the data plane is not loaded; kabpfctl apply does it\n"
+    )
+    _, line = done.stdout.splitlines()
+    assert line.split()[0] == path_of(cgroup)
+    assert line.split()[1] == f"127.0.0.1:{port}"
+    assert line.split()[3:] == ["established", "off", *["-"] * 6]
+
+
+def test_without_pyroute2_the_package_is_named(tmp_path):
+    """inet_diag takes pyroute2; without it the error says which package has it."""
+    done = subprocess.run(
+        [BIN / "kabpfctl", "sockets"],
+        env=without(tmp_path, "pyroute2"),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "kabpfctl: pyroute2 is missing, expected the package python3-pyroute2 (Debian, Fedora)\n"
+    )
+
+
+def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+    if subprocess.run([*NOBODY, "test", "-x", BIN / "kabpfctl"]).returncode:
+        pytest.skip(f"{BIN} is in a directory that only root may enter")
+    return subprocess.run([*NOBODY, BIN / "kabpfctl", *arguments], capture_output=True, text=True)
+
+
+def without(directory: Path, *modules: str) -> dict[str, str]:
+    """An environment in which these modules can't be imported."""
+    for module in modules:
+        (directory / f"{module}.py").write_text("raise ImportError\n")
+    return {**os.environ, "PYTHONPATH": str(directory)}
+
+
+def on_terminal(columns: int, environment: dict[str, str], cgroup: Path) -> list[str]:
+    """What `kabpfctl sockets` writes to a terminal so wide, without colours."""
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [BIN / "kabpfctl", "sockets", "--cgroup", cgroup],
+        env=environment | {"COLUMNS": str(columns), "TERM": "dumb"},
+        stdout=theirs,
+    )
+    os.close(theirs)
+    assert done.returncode == 0
+    written = b""
+    try:
+        while piece := os.read(ours, 65536):
+            written += piece
+    except OSError:  # EIO: nobody has the other end any more
+        pass
+    os.close(ours)
+    return written.decode().split("\r\n")
