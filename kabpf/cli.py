@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from kabpf import __version__, change, options, output, show
+from kabpf import __version__, change, explain, options, output, show
 from kabpf.errors import KabpfError, PolicyError, RefusedError
 
 
@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
     _command(commands, "plan", show.plan, "show which cgroup gets what, and what apply would do")
     _command(commands, "status", show.status, "show what is in force, and what it did")
+
+    why = _command(commands, "explain", explain.explain, "say where a cgroup's policy comes from")
+    why.set_defaults(needs_root=False)
+    why.add_argument("what", metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process")
+    presets = _command(commands, "presets", show.presets, "list middleboxes and what fits them")
+    presets.set_defaults(needs_root=False)
 
     sockets = _command(
         commands, "sockets", show.sockets, "list TCP sockets, to root with their options"

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ class Dataplane:
                 for key, value in self._births.items()
             },
             {layout.number(key): layout.read_entry(value) for key, value in self._cgroups.items()},
-            self._needs(),
+            self.needs(),
         )
 
     def records(self) -> dict[int, Record]:
@@ -154,6 +155,14 @@ class Dataplane:
         """What the kernel has for these cgroups; those that are gone are left out."""
         found = {id: self._cgroups.look_up(layout.key(id, 8)) for id in ids}
         return {id: layout.read_entry(value) for id, value in found.items() if value}
+
+    def usage(self) -> Counter[int]:
+        """How many cgroups have each policy, by its id."""
+        return Counter(layout.read_entry(value).policy_id for _, value in self._cgroups.items())
+
+    def needs(self) -> Needs:
+        """What is on because a policy needs it."""
+        return Needs((self.pins / SETSOCKOPT).exists(), bool(self._read_totals().syn_retries))
 
     def check(self) -> None:
         """Raise RefusedError unless the program is attached to the root of the cgroup2 tree, and
@@ -287,9 +296,6 @@ class Dataplane:
 
     def _read_totals(self) -> CTotals:
         return CTotals.from_buffer_copy(self._totals.look_up(layout.key(0)) or bytes(CTotals()))
-
-    def _needs(self) -> Needs:
-        return Needs((self.pins / SETSOCKOPT).exists(), bool(self._read_totals().syn_retries))
 
     def _provide(self, needs: Needs) -> None:
         totals = self._read_totals()

@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kabpf import cgroups, daemon, dataplane, files, language, loading, output, reconcile
+from kabpf import cgroups, daemon, dataplane, files, language, loading, notes, output, reconcile
 from kabpf import sockets as tcp
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Dataplane
 from kabpf.errors import PolicyError, RefusedError
-from kabpf.policy import Policy
+from kabpf.plan import Needs
+from kabpf.policy import Policy, warnings
+from kabpf.presets import presets as preset_table
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -33,19 +35,24 @@ def check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(results, indent=2))
     for result in results:
+        for warning in result["warnings"]:
+            print(f"warning: {output.shown(warning)}", file=sys.stderr)
         if result["errors"]:
             print("\n".join(map(output.shown, result["errors"])), file=sys.stderr)
         elif not arguments.json:
             count = output.count(len(result["policies"]), "policy", "policies")
-            print(f"{result['file']}: ok, {count}")
+            warned = output.count(len(result["warnings"]), "warning")
+            print(f"{result['file']}: ok, {count}{f', {warned}' if result['warnings'] else ''}")
     return 1 if any(result["errors"] for result in results) else 0
 
 
 def _checked(name: str, read: Callable[[], tuple[Policy, ...]]) -> dict[str, Any]:
+    result: dict[str, Any] = {"file": name, "policies": [], "errors": [], "warnings": []}
     try:
-        return {"file": name, "policies": [found.name for found in read()], "errors": []}
+        found = read()
     except PolicyError as error:
-        return {"file": name, "policies": [], "errors": list(error.findings)}
+        return result | {"errors": list(error.findings)}
+    return result | {"policies": [each.name for each in found], "warnings": warnings(found)}
 
 
 def _read_alone(path: Path) -> tuple[Policy, ...]:
@@ -91,57 +98,132 @@ def plan(arguments: argparse.Namespace) -> int:
     )
 
 
+def presets(arguments: argparse.Namespace) -> int:
+    """List the presets, with the options that they give."""
+    known = preset_table().values()
+    result = [
+        {
+            "preset": each.name,
+            "timeout_s": each.timeout_s,
+            "idle_s": each.idle_s,
+            "interval_s": each.interval_s,
+            "probes": each.probes,
+            "after": each.after,
+            "source": each.source,
+        }
+        for each in known
+    ]
+    rows = [
+        (
+            each.name,
+            f"{each.timeout_s}s",
+            f"{each.idle_s}s",
+            f"{each.interval_s}s",
+            str(each.probes),
+            each.after,
+            each.source,
+        )
+        for each in known
+    ]
+    heads = ("PRESET", "TIME-OUT", "IDLE", "INTERVAL", "PROBES", "AFTER-IT", "SOURCE")
+    if arguments.json:
+        return output.answer(arguments, {"presets": result}, "")
+    output.print_table(heads, rows)
+    return 0
+
+
 def status(arguments: argparse.Namespace) -> int:
     """Show what is in force, and what it did."""
     tree = cgroups.find_tree(cgroups.own_mounts())
-    policies, findings = _load_or_findings()
     with _opened(tree) as loaded:
-        resolution = reconcile.preview(policies, tree, loaded)
-        records = resolution.actual.records
+        found = _look(tree, loaded)
+        records = loaded.records() if loaded else {}
+        used: Counter[int] = loaded.usage() if loaded else Counter()
         counters = loaded.counters(records) if loaded else {}
         totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
-    used = Counter(entry.policy_id for entry in resolution.actual.cgroups.values())
-    sources = {found.name: str(found.source) for found in policies}
+        needs = loaded.needs() if loaded else Needs()
     in_force = sorted(
-        (record.name, id, record.options)
+        (record.name, id, record)
         for id, record in records.items()
-        if used[id] or record.name in sources
+        if used[id] or record.name in found.sources
     )
-    applied = not findings and not (resolution.changes if loaded else policies)
     pid = daemon.running()
     result = {
         "loaded": loaded is not None,
         "interrupted": loading.is_interrupted(dataplane.PINS),
         "cgroup2": str(tree.mount),
         "pins": str(dataplane.PINS),
+        "kernel": {"release": os.uname().release, "btf": loading.BTF.exists()},
+        "watched": needs._asdict(),
         "daemon": pid,
-        "new_cgroups_wait": resolution.plan.asks and not pid,
-        "policy_files": {"policies": len(policies), "errors": findings, "applied": applied},
+        "new_cgroups_wait": found.asks and not pid,
+        "policy_files": {
+            "policies": len(found.sources),
+            "errors": found.errors,
+            "applied": found.applied,
+        },
+        "refused": found.refused,
         "policies": [
             {
                 "policy": name,
-                "options": output.options_json(options),
+                "mode": str(record.mode),
+                "direction": str(record.direction),
+                "loopback": record.loopback,
+                "destinations": record.digest != 0,
+                "options": output.options_json(record.options),
                 "cgroups": used[id],
                 "counters": dataclasses.asdict(counters[id]),
-                "source": sources.get(name),
+                "source": found.sources.get(name),
             }
-            for name, id, options in in_force
+            for name, id, record in in_force
         ],
         "totals": dataclasses.asdict(totals),
     }
-    rows = [
-        (
-            name,
-            str(used[id]),
-            *output.option_cells(options),
-            *output.counter_cells(counters[id]),
-            sources.get(name, "no file any more"),
-        )
-        for name, id, options in in_force
-    ]
-    heads = ("POLICY", "CGROUPS", *output.OPTION_HEADS, *output.COUNTER_HEADS, "FROM")
-    table = f"\n{output.table(heads, rows)}".rstrip() if rows else ""
-    return output.answer(arguments, result, "\n".join(_status_lines(result)) + table)
+    if arguments.json:
+        return output.answer(arguments, result, "")
+    print("\n".join(_status_lines(result)))
+    if in_force:
+        rows = [
+            (
+                output.shown(name),
+                str(used[id]),
+                str(record.mode),
+                *output.option_cells(record.options),
+                *output.counter_cells(counters[id]),
+                found.sources.get(name, "no file any more"),
+            )
+            for name, id, record in in_force
+        ]
+        heads = ("POLICY", "CGROUPS", "MODE", *output.OPTION_HEADS, *output.COUNTER_HEADS, "FROM")
+        print()
+        output.print_table(heads, rows)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """How the policy files compare with what is in force."""
+
+    sources: dict[str, str]  # by the policy's name
+    applied: bool
+    asks: bool = False
+    errors: list[str] = dataclasses.field(default_factory=list)
+    refused: str = ""
+
+
+def _look(tree: CgroupTree, loaded: Dataplane | None) -> _Look:
+    """From the note of the last reconcile, or where the files are others now, by looking."""
+    applied = notes.read_applied(reconcile.RUN)
+    if loaded and applied and applied.stamp == files.stamp(files.SYSTEM):
+        return _Look(applied.sources, not applied.refused, applied.asks, [], applied.refused)
+    policies, errors = _load_or_findings()
+    resolution = reconcile.preview(policies, tree, loaded)
+    return _Look(
+        {each.name: str(each.source) for each in policies},
+        not errors and not (resolution.changes if loaded else policies),
+        resolution.plan.asks,
+        errors,
+    )
 
 
 def _status_lines(status: dict[str, Any]) -> Iterator[str]:
@@ -149,6 +231,12 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield f"data plane: attached to {status['cgroup2']}, pinned at {status['pins']}"
     else:
         yield "data plane: not loaded; kabpfctl apply or systemctl start kabpf loads it"
+    kernel = status["kernel"]
+    yield f"kernel: Linux {kernel['release']}, {'with' if kernel['btf'] else 'without'} BTF"
+    if status["watched"]["setsockopt"]:
+        yield "  setsockopt(2) is watched, because a policy enforces its options or gives a range"
+    if status["watched"]["syn_retries"]:
+        yield "  connections are looked at before the SYN, because a policy gives SYN retries"
     if status["interrupted"]:
         yield "  an interrupted command left pins in force beside it; kabpfctl apply clears up"
     if unrecorded := status["totals"]["unrecorded"]:
@@ -159,15 +247,17 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield "daemon: not running"
     if status["new_cgroups_wait"]:
         yield "  some new cgroups wait for kabpfctl apply: globs within names, or too many rules"
-    files = status["policy_files"]
-    if files["errors"]:
+    policy_files = status["policy_files"]
+    if policy_files["errors"]:
         yield "policy files: wrong; the last good ones stay in force"
-        yield from (f"  {output.shown(finding)}" for finding in files["errors"])
-    elif files["applied"]:
-        yield f"policy files: {'in force' if files['policies'] else 'none'}"
+        yield from (f"  {output.shown(finding)}" for finding in policy_files["errors"])
+    elif status["refused"]:
+        yield "policy files: in force, except for what the kernel refused"
+        yield f"  {output.shown(status['refused'])}"
+    elif policy_files["applied"]:
+        yield f"policy files: {'in force' if policy_files['policies'] else 'none'}"
     else:
         yield "policy files: not in force as they are now; kabpfctl apply does it"
-    yield ""
 
 
 def sockets(arguments: argparse.Namespace) -> int:
@@ -190,7 +280,7 @@ def sockets(arguments: argparse.Namespace) -> int:
     if not loaded:
         reason = "the data plane is not loaded; kabpfctl apply does it" if is_root else "not root"
         print(f"kabpfctl: options are not shown: {reason}", file=sys.stderr)
-    sources = {each.name: str(each.source) for each in _load_or_findings()[0]} if names else {}
+    sources = _look(tree, loaded).sources if loaded else {}
     if arguments.json:
         result = [_socket_json(one, sources) for one in listed]
         return output.answer(arguments, {"sockets": result}, "")

@@ -1,0 +1,234 @@
+"""Why a cgroup has the policy that it has: the selector, those it beats, and each option's line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kabpf import cgroups, files, loading, output, plan
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import PINS
+from kabpf.errors import RefusedError
+from kabpf.matching import Automaton
+from kabpf.plan import Cgroup
+from kabpf.policy import Destination, Policy, Selector
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What decides about one cgroup; without a policy there is no selector."""
+
+    cgroup: Cgroup
+    decided_at: str  # the path of the cgroup that the selector names: its own, or an ancestor's
+    policy: Policy | None
+    selector: Selector | None
+    beaten: tuple[tuple[Policy, Selector], ...]  # that name the same cgroup
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Explain the policy of a cgroup, of a unit's cgroups, or of a process's."""
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    policies = files.load(files.SYSTEM)
+    reasons = [reason(policies, cgroup) for cgroup in _cgroups(arguments.what, tree)]
+    in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
+    result = [_json(each, in_force.get(each.cgroup.id)) for each in reasons]
+    text = "\n".join("\n".join(_lines(each, in_force.get(each.cgroup.id))) for each in reasons)
+    return output.answer(arguments, {"cgroups": result}, text)
+
+
+def reason(policies: tuple[Policy, ...], cgroup: Cgroup) -> Reason:
+    """What decides about a cgroup."""
+    decided_at, winner = _decided(Automaton(policies), cgroup.path)
+    if winner is None:
+        return Reason(cgroup, cgroup.path, None, None, ())
+    naming = [
+        (policy, selector)
+        for policy in policies
+        for selector in policy.selectors
+        if _names(policy, selector, decided_at)
+    ]
+    own = next(selector for policy, selector in naming if policy is winner)
+    beaten = tuple(each for each in naming if each[0] is not winner)
+    return Reason(cgroup, decided_at, winner, own, beaten)
+
+
+def _decided(automaton: Automaton, path: str) -> tuple[str, Policy | None]:
+    birth = automaton.root
+    found, here = ("/", birth.policy), ""
+    for name in filter(None, path.split("/")):
+        here = f"{here}/{name}"
+        birth = automaton.step(birth.state, name)
+        if birth.policy:
+            found = (here, birth.policy)
+    return found
+
+
+def _names(policy: Policy, selector: Selector, path: str) -> bool:
+    decided_at, found = _decided(Automaton((replace(policy, selectors=(selector,)),)), path)
+    return found is not None and decided_at == path
+
+
+def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
+    """The cgroups that are meant by a process id, a path, or a unit's name or glob."""
+    if what.isdecimal():
+        return [tree.find(_path_of_process(int(what)))]
+    if "/" in what:
+        return [tree.find(what)]
+    found = [
+        cgroup
+        for cgroup in tree.cgroups()
+        if fnmatch.fnmatchcase(cgroup.name, what) or cgroup.name == f"_{what}"
+    ]
+    if not found:
+        raise RefusedError(
+            f"no cgroup is named {what}", hint="expected a running unit, a cgroup path or a PID"
+        )
+    return found
+
+
+def _path_of_process(pid: int) -> str:
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError as error:
+        raise RefusedError(f"process {pid}", error.errno or 0, "expected one that runs") from None
+    # The line of the cgroup2 tree (cgroups(7)); in a cgroup namespace it may lead outside by "..".
+    found = re.search(r"^0::(/.*?)( \(deleted\))?$", text, re.MULTILINE)
+    if not found or "/.." in found[1]:
+        raise RefusedError(f"process {pid} is outside of this cgroup2 tree", hint="expected inside")
+    return found[1]
+
+
+def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
+    """Whether the kernel has for these cgroups what the files say now."""
+    with loading.open_if_loaded(PINS, tree) or contextlib.nullcontext() as loaded:
+        if loaded is None:
+            return dict.fromkeys((each.cgroup.id for each in reasons), False)
+        records = loaded.records()
+        entries = loaded.entries(each.cgroup.id for each in reasons)
+    has = {id: records.get(entry.policy_id) for id, entry in entries.items()}
+    return {
+        each.cgroup.id: has.get(each.cgroup.id)
+        == (plan.record(each.policy) if each.policy else None)
+        for each in reasons
+    }
+
+
+_RULES = ("mode", "direction", "loopback", "existing")
+_OPTIONS = {
+    "idle": "idle_s",
+    "interval": "interval_s",
+    "probes": "probes",
+    "user_timeout": "user_timeout_ms",
+    "jitter": "jitter_percent",
+    "syn_retries": "syn_retries",
+}
+
+
+def _values(policy: Policy) -> dict[str, Any]:
+    """What the policy gives, by key; what it leaves alone is left out."""
+    rules = policy.rules
+    options = output.options_json(rules.options)
+    given = {key: options[name] for key, name in _OPTIONS.items() if options[name]}
+    return {
+        "mode": str(rules.mode),
+        "direction": str(rules.direction),
+        "loopback": rules.loopback,
+        "existing": policy.existing,
+        "keepalive": rules.options.keepalive,
+        **(given if rules.options.keepalive else {}),
+    }
+
+
+def _json(found: Reason, in_force: bool | None) -> dict[str, Any]:
+    policy, selector = found.policy, found.selector
+    result: dict[str, Any] = {"cgroup": found.cgroup.path, "policy": None, "in_force": in_force}
+    if policy is None or selector is None:
+        return result
+    origins = {key: policy.origins.get(key) for key in _values(policy)}
+    return result | {
+        "policy": policy.name,
+        "source": str(policy.source),
+        "decided_at": found.decided_at,
+        "selector": {selector.kind: selector.text, "source": str(selector.source)},
+        "beaten": [
+            {"policy": other.name, each.kind: each.text, "source": str(each.source)}
+            for other, each in found.beaten
+        ],
+        "values": {
+            key: {
+                "value": value,
+                "source": str(origin.source) if (origin := origins[key]) else None,
+                "note": origin.note if origin else "default",
+            }
+            for key, value in _values(policy).items()
+        },
+        "destinations": [
+            {
+                "to": _network(each),
+                "ports": list(each.ports),
+                "options": output.options_json(each.options),
+            }
+            for each in policy.rules.destinations
+        ],
+    }
+
+
+def _lines(found: Reason, in_force: bool | None) -> Iterator[str]:
+    policy, selector = found.policy, found.selector
+    yield output.shown(found.cgroup.path)
+    if policy is None or selector is None:
+        yield "  no policy: nothing names it, nor a cgroup above it"
+        return
+    yield f"  policy {output.shown(policy.name)}, {policy.source}"
+    yield f"  because {_named(selector)} names {_where(found)}"
+    for other, each in found.beaten:
+        yield f"    stronger than {_named(each)} of policy {output.shown(other.name)}"
+    if in_force is False:
+        yield "  not in force as it is now; kabpfctl apply does it"
+    rows = []
+    for key, text in _texts(policy).items():
+        origin = policy.origins.get(key)
+        source, note = (str(origin.source), origin.note) if origin else ("default", "")
+        rows.append((f"  {key.replace('_', ' ')}", text, source, note))
+    yield output.table(("  OPTION", "VALUE", "FROM", ""), rows).rstrip()
+    for destination in policy.rules.destinations:
+        ports = f" port {', '.join(map(str, destination.ports))}" if destination.ports else ""
+        yield f"  to {_network(destination)}{ports}: {output.options_text(destination.options)}"
+
+
+def _texts(policy: Policy) -> dict[str, str]:
+    rules = policy.rules
+    texts = {key: str(value).lower() for key, value in _values(policy).items()}
+    cells = output.option_cells(rules.options)
+    for key, cell in zip(_OPTIONS, cells, strict=False):
+        if key in texts:
+            texts[key] = cell
+    texts["keepalive"] = "on" if rules.options.keepalive else "off"
+    if "jitter" in texts:
+        texts["jitter"] += "%"
+    return texts
+
+
+def _named(selector: Selector) -> str:
+    return f"{selector.kind.replace('_', ' ')} {output.shown(selector.text)} ({selector.source})"
+
+
+def _where(found: Reason) -> str:
+    if found.decided_at == found.cgroup.path:
+        return "it"
+    return f"{output.shown(found.decided_at)}, which it is in"
+
+
+def _network(destination: Destination) -> str:
+    network = destination.network
+    mapped = network.network_address.ipv4_mapped
+    if mapped and network.prefixlen >= 96:
+        return f"{mapped}/{network.prefixlen - 96}"
+    return str(network)
