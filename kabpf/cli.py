@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception:
+        import traceback  # here, because it takes 3 ms
+
         traceback.print_exc()
         print("kabpfctl: this is a bug in kabpf; please report the lines above", file=sys.stderr)
         return 3

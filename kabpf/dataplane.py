@@ -158,7 +158,8 @@ class Dataplane:
 
     def usage(self) -> Counter[int]:
         """How many cgroups have each policy, by its id."""
-        return Counter(layout.read_entry(value).policy_id for _, value in self._cgroups.items())
+        values = (value for _, value in self._cgroups.items())
+        return Counter(map(layout.read_policy_id, values))
 
     def needs(self) -> Needs:
         """What is on because a policy needs it."""

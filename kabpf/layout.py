@@ -173,6 +173,7 @@ def entry(entry: Entry) -> bytes:
     return bytes(CCgroup(entry.state, entry.policy_id, entry.owed, was))
 
 
+_POLICY_ID = struct.Struct("=I")
 _CGROUP = struct.Struct(f"=QII{FORMER}I")
 
 
@@ -180,6 +181,11 @@ def read_entry(raw: bytes) -> Entry:
     """The entry in a value of kabpf_cgroups."""
     state, policy_id, owed, *was = _CGROUP.unpack(raw)
     return Entry(state, policy_id, bool(owed), tuple(filter(None, was)))
+
+
+def read_policy_id(raw: bytes) -> int:
+    """The policy's id alone; a third of `read_entry`'s time."""
+    return int(_POLICY_ID.unpack_from(raw, CCgroup.policy_id.offset)[0])
 
 
 def options(options: Options) -> COptions:

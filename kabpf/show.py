@@ -148,7 +148,7 @@ def status(arguments: argparse.Namespace) -> int:
         if used[id] or record.name in found.sources
     )
     pid = daemon.running()
-    result = {
+    result: dict[str, Any] = {
         "loaded": loaded is not None,
         "interrupted": loading.is_interrupted(dataplane.PINS),
         "cgroup2": str(tree.mount),
@@ -163,7 +163,10 @@ def status(arguments: argparse.Namespace) -> int:
             "applied": found.applied,
         },
         "refused": found.refused,
-        "policies": [
+        "totals": vars(totals),
+    }
+    if arguments.json:
+        policies = [
             {
                 "policy": name,
                 "mode": str(record.mode),
@@ -172,15 +175,12 @@ def status(arguments: argparse.Namespace) -> int:
                 "destinations": record.digest != 0,
                 "options": output.options_json(record.options),
                 "cgroups": used[id],
-                "counters": dataclasses.asdict(counters[id]),
+                "counters": vars(counters[id]),
                 "source": found.sources.get(name),
             }
             for name, id, record in in_force
-        ],
-        "totals": dataclasses.asdict(totals),
-    }
-    if arguments.json:
-        return output.answer(arguments, result, "")
+        ]
+        return output.answer(arguments, result | {"policies": policies}, "")
     print("\n".join(_status_lines(result)))
     if in_force:
         rows = [
