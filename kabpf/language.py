@@ -62,15 +62,16 @@ def parse(content: bytes, path: str) -> PolicyFile:
         line = content.count(b"\n", 0, error.start) + 1
         raise PolicyError(f"{path}:{line}: not UTF-8, expected UTF-8 text") from None
     if root is None:
-        return PolicyFile(Draft(), ())
+        return PolicyFile(options.NOTHING, ())
     top = root.mapping(("defaults", "policies", *POLICY_KEYS))
     if own := [key for key in top if key in POLICY_KEYS]:
         for key in ("defaults", "policies"):
             if key in top:
                 raise top[key].error(f"beside {own[0]}, expected a file of its own")
-        name = _name(root, Path(path).stem)
-        return PolicyFile(Draft(), (_policy(root, name, selectors.named_by(path)),))
-    defaults = Draft()
+        stem = Path(path).stem
+        own_unit = selectors.named_by(stem, path)
+        return PolicyFile(options.NOTHING, (_policy(root, _name(root, stem), own_unit),))
+    defaults = options.NOTHING
     if "defaults" in top:
         defaults = options.read(top["defaults"].mapping(options.KEYS), "defaults")
     named = top["policies"].named("names with their policies") if "policies" in top else {}
@@ -82,7 +83,7 @@ def parse(content: bytes, path: str) -> PolicyFile:
 def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
     """Merge files in the order they were read: a later default and a later policy of the same name
     win. Raises PolicyError where `user_timeout: auto` has nothing to be computed from."""
-    defaults = Draft()
+    defaults = options.NOTHING
     drafts: dict[str, PolicyDraft] = {}
     for file in parsed:
         defaults = options.over(file.defaults, defaults)
@@ -142,7 +143,7 @@ def _policy(node: Node, name: str, fallback: tuple[Selector, ...]) -> PolicyDraf
             "no select, expected a list of selectors or a file named after a unit"
             " (nginx.service.yaml)"
         )
-    draft = Draft()
+    draft = options.NOTHING
     if isinstance(keys["keepalive"].value, dict):
         on = True
         draft = options.read(keys["keepalive"].mapping(options.KEYS))

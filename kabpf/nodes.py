@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kabpf.errors import PolicyError
@@ -170,7 +170,7 @@ class _Tree:
                 first = pairs[name.value].source.line
                 raise PolicyError(f"{name.source}: {inner}: given twice, first in line {first}")
             value = self._node(next(self._events), inner, depth + 1)
-            pairs[name.value] = replace(value, source=name.source)
+            pairs[name.value] = Node(value.value, inner, name.source)
         return pairs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from kabpf.errors import PolicyError
@@ -48,6 +48,9 @@ class Draft:
     preset: Given[Preset] | None = None  # the one that idle comes from or stands beside
 
 
+NOTHING = Draft()
+
+
 class Contradiction(NamedTuple):
     """What is not wrong and yet can't be meant; `what` has a place for whose options they are."""
 
@@ -83,10 +86,9 @@ def read(keys: Mapping[str, Node], note: str = "") -> Draft:
 
 def over(stronger: Draft, weaker: Draft) -> Draft:
     """The stronger draft, with what it leaves out from the weaker."""
-    merged = {
-        field.name: getattr(stronger, field.name) or getattr(weaker, field.name)
-        for field in fields(Draft)
-    }
+    if NOTHING in (stronger, weaker):
+        return weaker if stronger == NOTHING else stronger
+    merged = {key: getattr(stronger, key) or getattr(weaker, key) for key in KEYS}
     merged["preset"] = stronger.preset if stronger.idle else weaker.preset
     return Draft(**merged)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from kabpf.nodes import Node, Source
 from kabpf.policy import Selector
@@ -22,9 +21,8 @@ def read(node: Node) -> tuple[Selector, ...]:
     return tuple(_selector(item) for item in items)
 
 
-def named_by(path: str) -> tuple[Selector, ...]:
-    """The unit that a drop-in of this name speaks of, if it is named after one."""
-    stem = Path(path).stem
+def named_by(stem: str, path: str) -> tuple[Selector, ...]:
+    """The unit that a drop-in speaks of, if its name without .yaml is one."""
     if not _is_unit(stem) or re.match(r"[0-9]+-", stem):
         return ()
     return (Selector("unit", _instances(stem), Source(path, 1)),)
