@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kabpf import files, language
 from kabpf.errors import PolicyError
@@ -112,6 +117,104 @@ def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
         assert str(raised.value) == (
             f"{tmp_path}/{name}: not a regular file, expected a policy file"
         )
+
+
+NUMBERS = st.integers(1, 100)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "idle": NUMBERS,
+        "interval": NUMBERS,
+        "probes": NUMBERS,
+        "preset": st.sampled_from(["aws-nlb", "aws-alb"]),
+    },
+)
+POLICY = st.fixed_dictionaries(
+    {
+        "select": st.sampled_from("ab").map(lambda name: [{"cgroup": f"/{name}"}]),
+        "keepalive": st.one_of(st.just("off"), st.just("on"), OPTIONS),
+    }
+)
+SEVERAL = st.fixed_dictionaries(
+    {}, optional={"defaults": OPTIONS, "policies": st.dictionaries(st.sampled_from("pqx"), POLICY)}
+)
+CONTENT = st.one_of(st.sampled_from(["empty", "null"]), POLICY, SEVERAL)
+NAMES = ("x.yaml", "p.yaml", "10-z.yaml", "Y.yaml", ".h.yaml", "n.yml")
+FILES = st.dictionaries(
+    st.one_of(
+        st.just(("main", "policy.yaml")),
+        st.tuples(st.sampled_from(["etc", "run", "local", "usr"]), st.sampled_from(NAMES)),
+    ),
+    CONTENT,
+)
+
+
+@settings(max_examples=200, deadline=2000, database=None)
+@given(FILES)
+def test_any_tree_of_files_is_merged_by_the_rules(content: dict[tuple[str, str], Any]) -> None:
+    """Whatever files there are, what comes of them is what the rules say when they are followed
+    step by step."""
+    with tempfile.TemporaryDirectory() as directory:
+        where = directories(Path(directory))
+        for (parent, name), text in content.items():
+            path = Path(directory, parent, name)
+            if text == "null":
+                path.symlink_to("/dev/null")
+            else:
+                path.write_text("" if text == "empty" else json.dumps(text))
+        found = language.combine(read_all(where))
+    assert [
+        (each.name, each.selectors[0].text, numbers(each.rules.options)) for each in found
+    ] == merged(content)
+
+
+def merged(content: dict[tuple[str, str], Any]) -> list[tuple[str, str, Any]]:
+    """Name, selector and numbers of each policy, or None where it is off."""
+    strongest = {}
+    for parent in ("usr", "local", "run", "etc"):
+        for name in ("x.yaml", "p.yaml", "10-z.yaml", "Y.yaml"):
+            if (parent, name) in content:
+                strongest[name] = content[parent, name]
+    read = [("policy.yaml", content.get(("main", "policy.yaml"), "null"))]
+    read += [(name, strongest[name]) for name in ("10-z.yaml", "Y.yaml", "p.yaml", "x.yaml")
+             if name in strongest]  # fmt: skip
+    defaults: dict[str, int] = {}
+    policies: list[tuple[str, Any]] = []
+    for file, text in read:
+        if text in ("empty", "null"):
+            continue
+        defaults = {**defaults, **spelled_out(text.get("defaults", {}))}
+        own = {file.removesuffix(".yaml"): text} if "keepalive" in text else {}
+        for name, policy in (text.get("policies", {}) | own).items():
+            policies = [each for each in policies if each[0] != name] + [(name, policy)]
+    return [
+        (
+            name,
+            policy["select"][0]["cgroup"],
+            None
+            if policy["keepalive"] == "off"
+            else {
+                **defaults,
+                **spelled_out({} if policy["keepalive"] == "on" else policy["keepalive"]),
+            },
+        )
+        for name, policy in policies
+    ]
+
+
+def spelled_out(options: dict[str, Any]) -> dict[str, int]:
+    """With a preset's numbers in its place."""
+    given = {key: value for key, value in options.items() if key != "preset"}
+    if "preset" not in options:
+        return given
+    idle, interval = {"aws-nlb": (175, 29), "aws-alb": (30, 5)}[options["preset"]]
+    return {"idle": idle, "interval": interval, "probes": 5, **given}
+
+
+def numbers(options: Options) -> dict[str, int] | None:
+    """The options that are given, by their keys."""
+    given = {"idle": options.idle_s, "interval": options.interval_s, "probes": options.probes}
+    return {key: value.high for key, value in given.items() if value} if options.keepalive else None
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to own the files")
