@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from ipaddress import IPv6Network
 
 import pytest
@@ -822,6 +824,12 @@ def test_name_of_255_bytes_is_taken() -> None:
     name = "é" * 127 + "x"
     text = f"policies: {{{name}: {{select: [{{cgroup: /a}}], keepalive: on}}}}"
     assert [each.name for each in combined(("a.yaml", text))] == [name]
+
+
+def test_yaml_is_imported_when_a_file_is_read() -> None:
+    """What only asks the kernel, as kabpfctl status, does not pay for it."""
+    program = "import sys; from kabpf import files, matching; sys.exit('yaml' in sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
 
 
 @settings(max_examples=300, deadline=2000, database=None)
