@@ -17,8 +17,8 @@ from kabpf.errors import PolicyError, collected
 from kabpf.nodes import Node
 from kabpf.options import Draft
 from kabpf.policy import Destination, Direction, Mode, Options, Origin, Policy, Rules, Selector
+from kabpf.selectors import NAME_BYTES_MAX
 
-NAME_BYTES_MAX = 255
 POLICY_KEYS = (
     "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing",
 )  # fmt: skip

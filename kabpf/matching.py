@@ -117,7 +117,8 @@ _NOWHERE = _Arrival(ANYWHERE, None)
 
 
 class _Moves(NamedTuple):
-    """Where positions go from: by any name, by a literal name, by a glob on the name."""
+    """Where positions go from: by any name, which selectors that apply anywhere have a part in; by
+    a literal name; by a glob on the name."""
 
     always: _Arrival
     literal: dict[str, list[_Position]]
@@ -151,13 +152,12 @@ class Automaton:
     def step(self, state: int, name: str | None) -> Birth:
         """From a parent in `state` to its child `name`; None stands for a name that no selector
         spells out, assuming that it matches no glob within a name."""
-        moves, anywhere = self._moves_from(state), self._anywhere_moves
-        arrival = self._both(moves.always, anywhere.always)
+        moves = self._moves_from(state)
         if name is None:
-            return _birth(arrival, bool(moves.globs or anywhere.globs))
-        arrival = self._both(arrival, self._by_name(moves, name))
-        in_any = self._anywhere_literals.get(name) or self._by_name(anywhere, name)
-        return _birth(self._both(arrival, in_any), False)
+            return _birth(moves.always, bool(moves.globs or self._anywhere_moves.globs))
+        anywhere = self._anywhere_literals.get(name) or self._by_name(self._anywhere_moves, name)
+        arrival = self._both(anywhere, self._by_name(moves, name))
+        return _birth(self._both(moves.always, arrival), False)
 
     def table(self, limit: int) -> dict[tuple[int, str], Birth]:
         """The automaton as kabpf_births, breadth first, with at most `limit` entries.
@@ -165,13 +165,14 @@ class Automaton:
         The kernel looks for (state, name), then (ANYWHERE, name), then (state, ""). A state that
         the limit leaves out is UNKNOWN, so that user space is asked.
         """
+        anywhere = {name: self.step(ANYWHERE, name) for name in sorted(self._anywhere_literals)}
         entries: dict[tuple[int, str], Birth] = {}
         included = set()
         waiting = [ANYWHERE, self.root.state]
         for state in waiting:
             if state in included:
                 continue
-            rows = dict(itertools.islice(self._rows(state), limit - len(entries) + 1))
+            rows = dict(itertools.islice(self._rows(state, anywhere), limit - len(entries) + 1))
             if len(entries) + len(rows) > limit:
                 break
             included.add(state)
@@ -182,20 +183,22 @@ class Automaton:
             for step, birth in entries.items()
         }
 
-    def _rows(self, state: int) -> Iterator[tuple[tuple[int, str], Birth]]:
+    def _rows(
+        self, state: int, anywhere: dict[str, Birth]
+    ) -> Iterator[tuple[tuple[int, str], Birth]]:
+        """The rows of a state, without those that are as anywhere."""
+        yield (state, ""), self.step(state, None)
+        if state == ANYWHERE:
+            yield from (((state, name), birth) for name, birth in anywhere.items())
+            return
         moves = self._moves_from(state)
         names = set(moves.literal)
-        if moves.always != _NOWHERE or moves.globs:
-            names |= set(self._anywhere_moves.literal)
-        yield (state, ""), self.step(state, None)
+        if moves.always != self._anywhere_moves.always or moves.globs:
+            names |= anywhere.keys()
         for name in sorted(names):
             birth = self.step(state, name)
-            is_default = name in self._anywhere_moves.literal and state != ANYWHERE
-            if not (is_default and birth == self.step(ANYWHERE, name)):
+            if birth != anywhere.get(name):
                 yield (state, name), birth
-        if state == ANYWHERE:
-            for name in sorted(self._anywhere_moves.literal):
-                yield (state, name), self.step(state, name)
 
     def _by_name(self, moves: _Moves, name: str) -> _Arrival:
         """Where a name leads that a selector spells out or has a glob for."""
@@ -222,7 +225,9 @@ class Automaton:
             state = max(one.state, other.state)
         else:
             state = self._number(self._positions[one.state] | self._positions[other.state])
-        return _Arrival(state, max(filter(None, (one.best, other.best)), key=_rank, default=None))
+        if one.best is None or other.best is None:
+            return _Arrival(state, one.best or other.best)
+        return _Arrival(state, max(one.best, other.best, key=_rank))
 
     def _number(self, positions: _Positions) -> int:
         """A number that depends on what can still match and on nothing else, so that a reload
@@ -251,7 +256,9 @@ class Automaton:
     def _moves_from(self, state: int) -> _Moves:
         moves = self._moves.get(state)
         if moves is None:
-            moves = self._moves[state] = self._moves_of(self._positions[state])
+            moves = self._moves_of(self._positions[state])
+            always = self._both(moves.always, self._anywhere_moves.always)
+            moves = self._moves[state] = moves._replace(always=always)
         return moves
 
     def _moves_of(self, positions: _Positions) -> _Moves:
