@@ -48,6 +48,7 @@ MAPS = {  # their keys and values
     "kabpf_failures": (ctypes.sizeof(CFailure), ctypes.c_uint64),
     "kabpf_totals": (4, CTotals),
 }
+ARRAYS = ("kabpf_policies", "kabpf_counters", "kabpf_totals")  # a slot of zeros is unused
 EVENTS = "kabpf_events"
 LISTER = "kabpf_list"
 RETROFIT = "kabpf_retrofit"
@@ -285,7 +286,7 @@ class Dataplane:
                 for key in old.all_keys() if name == "kabpf_networks" else ():
                     new.update(key, old.look_up(key) or bytes(4))
                 for key, value in old.items() if name != "kabpf_networks" else ():
-                    if any(value):
+                    if name not in ARRAYS or any(value):
                         new.update(key, value)
         self.mark()
 
