@@ -322,6 +322,14 @@ def link_program(path: str) -> int:
     return int(info.prog_id)
 
 
+def map_id(path: str) -> int:
+    """The id of a pinned map."""
+    info = _MapInfo()
+    with _pinned(path) as descriptor:
+        _object_info(descriptor, info, path)
+    return int(info.id)
+
+
 def program_maps(program: int) -> list[int]:
     """The ids of the maps that a program, given by its id, uses."""
     step = f"look at BPF program {program}"

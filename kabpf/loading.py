@@ -25,6 +25,7 @@ from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.layout import LAYOUT, CTotals
 
 BTF = Path("/sys/kernel/btf/vmlinux")
+MAP_IN_FORCE = "kabpf_cgroups"  # the program looks into it at every connection, in every version
 
 # capability.h; root has them all unless a container or a unit took some away.
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -41,7 +42,7 @@ def open_or_load(pins: Path, tree: CgroupTree, fill: Callable[[Dataplane], None]
     this machine can't run it, RefusedError where a step failed. The caller holds the lock.
     """
     _require_bpffs(pins.parent)
-    _clear_up(pins, tree)
+    complete(pins)
     loaded: Dataplane | None = None
     with contextlib.suppress(RefusedError):
         loaded = Dataplane(pins, tree)
@@ -66,18 +67,27 @@ def open_if_loaded(pins: Path, tree: CgroupTree) -> Dataplane | None:
     return loaded
 
 
+def complete(pins: Path) -> None:
+    """Complete what a process that died had begun. The caller holds the lock."""
+    staging = _staging(pins)
+    if staging.exists() and _is_in_force(staging):
+        _publish(pins)
+    for leftover in (staging, _lifted(pins)):
+        _unpin(leftover)
+
+
 def is_interrupted(pins: Path) -> bool:
     """Whether a process died while it loaded or lifted, and left pins that may be in force."""
     return _staging(pins).exists() or _lifted(pins).exists()
 
 
 def lift(pins: Path) -> None:
-    """Detach and unpin everything; sockets keep their options. The caller holds the lock."""
+    """Detach and unpin everything that `complete` has left; sockets keep their options. The caller
+    holds the lock."""
     if pins.exists():
         libbpf.fault_point("rename the pins")
         os.rename(pins, _lifted(pins))
-    for leftover in (_staging(pins), _lifted(pins)):
-        _unpin(leftover)
+        _unpin(_lifted(pins))
 
 
 def _staging(pins: Path) -> Path:
@@ -97,22 +107,13 @@ def _unpin(directory: Path) -> None:
         directory.rmdir()
 
 
-def _clear_up(pins: Path, tree: CgroupTree) -> None:
-    """Complete what a process that died had begun."""
-    staging = _staging(pins)
-    if staging.exists() and _is_in_force(staging, tree):
-        _publish(pins)
-    for leftover in (staging, _lifted(pins)):
-        _unpin(leftover)
-
-
-def _is_in_force(staging: Path, tree: CgroupTree) -> bool:
+def _is_in_force(staging: Path) -> bool:
+    """Whether the program in the link works with the maps beside it, of whatever version."""
     try:
-        with Dataplane(staging, tree) as fresh:
-            fresh.check()
+        program = libbpf.link_program(str(staging / SOCK_OPS))
+        return libbpf.map_id(str(staging / MAP_IN_FORCE)) in libbpf.program_maps(program)
     except RefusedError:
         return False
-    return True
 
 
 def _load(pins: Path, tree: CgroupTree, fill: Callable[[Dataplane], None]) -> None:
@@ -127,7 +128,7 @@ def _load(pins: Path, tree: CgroupTree, fill: Callable[[Dataplane], None]) -> No
             _load_into(staging, programs)
             _attach(pins, tree, programs, fill)
     except RefusedError:
-        if not _is_in_force(staging, tree):
+        if not _is_in_force(staging):
             _unpin(staging)
         raise
     _publish(pins)

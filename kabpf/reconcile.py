@@ -72,6 +72,7 @@ def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN
 
 def lift(tree: CgroupTree, run: Path = RUN) -> None:
     """Take everything out of the kernel; sockets keep their options. The caller holds the lock."""
+    loading.complete(PINS)
     with suppress(RefusedError), loading.open_if_loaded(PINS, tree) or nullcontext() as loaded:
         if loaded:
             notes.keep_former(loaded.actual(), run)
