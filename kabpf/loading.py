@@ -15,8 +15,8 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from kabpf import dataplane, libbpf
 from kabpf.cgroups import CgroupTree, own_mounts
@@ -33,13 +33,20 @@ CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CA
 CLOCK_MONOTONIC_COARSE = 6
 
 
-def open_or_load(pins: Path, tree: CgroupTree, fill: Callable[[Dataplane], None]) -> Dataplane:
-    """Adopt the data plane that is pinned at `pins`, or load and attach it there.
+class Fill(Protocol):
+    """Writes the maps of a data plane before any connection is measured by them; `takes_over`
+    where it takes the place of one that is attached."""
 
-    One that another version of kabpf left, or whose maps are damaged, is replaced: `fill` writes
-    the new maps before any connection is measured by them, then the program in the link is
-    exchanged. Where `fill` is refused, the old one stays in force. Raises UnsupportedError where
-    this machine can't run it, RefusedError where a step failed. The caller holds the lock.
+    def __call__(self, fresh: Dataplane, *, takes_over: bool) -> None: ...
+
+
+def open_or_load(pins: Path, tree: CgroupTree, fill: Fill) -> Dataplane:
+    """Adopt the data plane that is pinned at `pins`, or load, fill and attach it there.
+
+    One that another version of kabpf left, or whose maps are damaged, is replaced: after `fill` the
+    program in the link is exchanged. Where `fill` is refused, the old one stays in force. Raises
+    UnsupportedError where this machine can't run it, RefusedError where a step failed. The caller
+    holds the lock.
     """
     _require_bpffs(pins.parent)
     complete(pins)
@@ -116,7 +123,7 @@ def _is_in_force(staging: Path) -> bool:
         return False
 
 
-def _load(pins: Path, tree: CgroupTree, fill: Callable[[Dataplane], None]) -> None:
+def _load(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     """Build beside, attach, and publish by a rename."""
     _require_btf()
     _require_capabilities()
@@ -156,18 +163,17 @@ def _load_into(staging: Path, programs: libbpf.Object) -> None:
         programs.attach(name, str(staging / name))
 
 
-def _attach(
-    pins: Path, tree: CgroupTree, programs: libbpf.Object, fill: Callable[[Dataplane], None]
-) -> None:
+def _attach(pins: Path, tree: CgroupTree, programs: libbpf.Object, fill: Fill) -> None:
     staging, program = _staging(pins), programs.descriptor(SOCK_OPS)
     link = str(staging / SOCK_OPS)
     with Dataplane(staging, tree) as fresh:
-        if _is_attached(pins, fresh):
-            if _has_our_layout(pins):
-                fresh.copy_from(pins)
-            fill(fresh)
-            libbpf.take_over_link(str(pins / SOCK_OPS), link, program)
-            return
+        takes_over = _is_attached(pins, fresh)
+        if takes_over and _has_our_layout(pins):
+            fresh.copy_from(pins)
+        fill(fresh, takes_over=takes_over)
+    if takes_over:
+        libbpf.take_over_link(str(pins / SOCK_OPS), link, program)
+        return
     with dataplane.opened_directory(tree.mount) as cgroup:
         libbpf.link_to_cgroup(program, cgroup, libbpf.CGROUP_SOCK_OPS, link)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kabpf import layout
-from kabpf.plan import Actual, Changes, Entry
+from kabpf.plan import FORMER_MAX, Actual, Changes, Entry, Record
 
 FORMER, APPLIED = "former.json", "applied.json"
 
@@ -33,7 +34,7 @@ class Applied:
 def keep_former(actual: Actual, run: Path) -> None:
     """Keep which policies the sockets of which cgroups have values from."""
     cgroups = {
-        id: was
+        id: was[:FORMER_MAX]
         for id, entry in actual.cgroups.items()
         for was in [[one for one in (entry.policy_id, *entry.was) if one in actual.records]]
         if was
@@ -48,26 +49,27 @@ def keep_former(actual: Actual, run: Path) -> None:
     _write(run / FORMER, {"layout": layout.LAYOUT, "policies": policies, "cgroups": cgroups})
 
 
-def former(run: Path) -> Changes:
-    """The records and entries that were kept, for cgroups that have no policy yet."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        kept = json.loads((run / FORMER).read_text())
-        if kept["layout"] == layout.LAYOUT:
-            records = {
-                int(id): layout.read_policy(bytes.fromhex(raw))
-                for id, raw in kept["policies"].items()
-            }
-            entries = {
-                int(id): Entry(0, 0, False, tuple(one for one in was if one in records))
-                for id, was in kept["cgroups"].items()
-            }
-            return Changes(records=records, cgroups=entries)
-    return Changes()
+def former(cgroups: Container[int], run: Path) -> Changes:
+    """The records and entries that were kept, of those of `cgroups`, which have no policy yet."""
+    kept = _read(run / FORMER)
+    if kept.get("layout") != layout.LAYOUT:
+        return Changes()
+    try:
+        records = {_policy_id(id): _record(raw) for id, raw in kept["policies"].items()}
+        entries = {
+            int(id): _former(was, records)
+            for id, was in kept["cgroups"].items()
+            if int(id) in cgroups
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
+        return Changes()
+    return Changes(records=records, cgroups=entries)
 
 
 def forget_former(run: Path) -> None:
     """The kernel has it again."""
-    (run / FORMER).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (run / FORMER).unlink()
 
 
 def keep_applied(applied: Applied, run: Path) -> None:
@@ -78,9 +80,46 @@ def keep_applied(applied: Applied, run: Path) -> None:
 
 def read_applied(run: Path) -> Applied | None:
     """What was applied, or None where that is not known."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Applied(**json.loads((run / APPLIED).read_text()))
+    kept = _read(run / APPLIED)
+    sources = kept.get("sources")
+    texts = [kept.get("stamp"), kept.get("refused")]
+    if isinstance(sources, dict) and isinstance(kept.get("asks"), bool):
+        texts += sources.values()
+        if kept.keys() == {"stamp", "asks", "sources", "refused"} and _are_texts(texts):
+            return Applied(**kept)
     return None
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _policy_id(text: str) -> int:
+    id = int(text)
+    if not 0 < id < layout.POLICIES:
+        raise ValueError(f"{id} is not a policy id")
+    return id
+
+
+def _record(raw: str) -> Record:
+    record = layout.read_policy(bytes.fromhex(raw))
+    if not record.name:
+        raise ValueError("a record without a name")
+    return record
+
+
+def _former(was: list[int], records: dict[int, Record]) -> Entry:
+    known = [int(id) for id in was if id in records]
+    return Entry(0, 0, False, tuple(known[:FORMER_MAX]))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a file holds, or nothing where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(file.read_text())
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -58,14 +58,13 @@ def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN
     The caller, who holds the lock, reconciles.
     """
 
-    def fill(fresh: Dataplane) -> None:
-        for resolution in _passes(policies, tree, fresh, visits=False):
+    def fill(fresh: Dataplane, *, takes_over: bool) -> None:
+        if not fresh.records():
+            fresh.apply(notes.former({cgroup.id for cgroup in tree.cgroups()}, run), ())
+        for resolution in _passes(policies, tree, fresh, visits=False) if takes_over else ():
             fresh.apply(resolution.changes, ())
 
     loaded = loading.open_or_load(PINS, tree, fill)
-    former = notes.former(run)
-    if former and not loaded.records():
-        loaded.apply(former, ())
     notes.forget_former(run)
     return loaded
 
