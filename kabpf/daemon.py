@@ -181,7 +181,7 @@ class Daemon:
         self._reconcile(self._policies)
 
     def _adopt(self) -> None:
-        with reconcile.locked():
+        with reconcile.locked(), contextlib.suppress(RefusedError):  # another version's
             if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
                 self._watch(loaded)
 

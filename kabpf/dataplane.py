@@ -370,11 +370,17 @@ def opened_directory(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def digest() -> int:
+    """A digest of the programs and maps that are installed now."""
+    return int.from_bytes(
+        hashlib.blake2b(OBJECT.read_bytes(), digest_size=8).digest(), sys.byteorder
+    )
+
+
 @functools.cache
 def build() -> int:
-    """A digest of the programs and maps that this version of kabpf loads."""
-    digest = hashlib.blake2b(OBJECT.read_bytes(), digest_size=8).digest()
-    return int.from_bytes(digest, sys.byteorder)
+    """The digest of those that this process knows, although others be installed over them."""
+    return digest()
 
 
 def _output(iterator: Path) -> Iterator[bytes]:

@@ -127,6 +127,7 @@ def _load(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     """Build beside, attach, and publish by a rename."""
     _require_btf()
     _require_capabilities()
+    _require_own_object()
     staging = _staging(pins)
     libbpf.fault_point("make the pins' directory")
     staging.mkdir(mode=0o700)
@@ -233,6 +234,14 @@ def _require_capabilities() -> None:
     if missing:
         raise UnsupportedError(
             f"{', '.join(missing)} missing, expected root with these capabilities"
+        )
+
+
+def _require_own_object() -> None:
+    if dataplane.digest() != dataplane.build():
+        raise RefusedError(
+            f"{OBJECT} is another version's by now, which this process can't load",
+            hint="expected a restart of kabpfd",
         )
 
 
