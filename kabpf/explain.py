@@ -38,8 +38,8 @@ def explain(arguments: argparse.Namespace) -> int:
     policies = files.load(files.SYSTEM)
     reasons = [reason(policies, cgroup) for cgroup in _cgroups(arguments.what, tree)]
     in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
-    result = [_json(each, in_force.get(each.cgroup.id)) for each in reasons]
-    text = "\n".join("\n".join(_lines(each, in_force.get(each.cgroup.id))) for each in reasons)
+    result = [as_json(each, in_force.get(each.cgroup.id)) for each in reasons]
+    text = "\n".join(line for each in reasons for line in lines(each, in_force.get(each.cgroup.id)))
     return output.answer(arguments, {"cgroups": result}, text)
 
 
@@ -146,7 +146,8 @@ def _values(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _json(found: Reason, in_force: bool | None) -> dict[str, Any]:
+def as_json(found: Reason, in_force: bool | None) -> dict[str, Any]:
+    """A reason for programs; `in_force` None is unknown."""
     policy, selector = found.policy, found.selector
     result: dict[str, Any] = {"cgroup": found.cgroup.path, "policy": None, "in_force": in_force}
     if policy is None or selector is None:
@@ -180,6 +181,11 @@ def _json(found: Reason, in_force: bool | None) -> dict[str, Any]:
     }
 
 
+def lines(found: Reason, in_force: bool | None) -> list[str]:
+    """A reason for people; `in_force` None is unknown."""
+    return list(_lines(found, in_force))
+
+
 def _lines(found: Reason, in_force: bool | None) -> Iterator[str]:
     policy, selector = found.policy, found.selector
     yield output.shown(found.cgroup.path)
@@ -197,7 +203,7 @@ def _lines(found: Reason, in_force: bool | None) -> Iterator[str]:
         origin = policy.origins.get(key)
         source, note = (str(origin.source), origin.note) if origin else ("default", "")
         rows.append((f"  {key.replace('_', ' ')}", text, source, note))
-    yield output.table(("  OPTION", "VALUE", "FROM", ""), rows).rstrip()
+    yield from output.table(("  OPTION", "VALUE", "FROM", ""), rows).splitlines()
     for destination in policy.rules.destinations:
         ports = f" port {', '.join(map(str, destination.ports))}" if destination.ports else ""
         yield f"  to {_network(destination)}{ports}: {output.options_text(destination.options)}"

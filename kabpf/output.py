@@ -91,6 +91,10 @@ def options_text(options: Options) -> str:
         return "keepalive off"
     cells = zip(OPTION_HEADS, option_cells(options), strict=True)
     words = [f"{head.lower().replace('-', ' ')} {cell}" for head, cell in cells if cell != "-"]
+    if options.jitter_percent:
+        words.append(f"jitter {options.jitter_percent}%")
+    if options.syn_retries:
+        words.append(f"SYN retries {options.syn_retries}")
     return "keepalive on" + "".join(f", {word}" for word in words)
 
 

@@ -24,7 +24,7 @@ SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
 TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
 GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
-COMMANDS = "attach, detach, apply, check, plan, status, sockets"
+COMMANDS = "attach, detach, apply, check, plan, status, explain, presets, sockets"
 
 
 class Outcome(NamedTuple):
@@ -160,9 +160,38 @@ def test_check_prints_json(folder: Path) -> None:
     finding = f"{bad}:1: keepalive.probes: 200 is not in 1 to 127"
     assert (outcome.status, outcome.errors) == (1, f"{finding}\n")
     assert json.loads(outcome.output) == [
-        {"file": good, "policies": ["b.service"], "errors": []},
-        {"file": bad, "policies": [], "errors": [finding]},
+        {"file": good, "policies": ["b.service"], "errors": [], "warnings": []},
+        {"file": bad, "policies": [], "errors": [finding], "warnings": []},
     ]
+
+
+def test_check_warns_of_contradictions(folder: Path) -> None:
+    """What can't be meant is said on standard error, and is no failure."""
+    file = folder / "a.service.yaml"
+    put(file, b"keepalive: {idle: 60, interval: 10, user_timeout: 20s}\n")
+    outcome = as_nobody("check", str(file))
+    assert (outcome.status, outcome.output) == (0, f"{file}: ok, 1 policy, 1 warning\n")
+    assert outcome.errors == (
+        f"warning: {file}:1: keepalive.user_timeout: 20 s is below idle + interval of policy"
+        " a.service (60 s + 10 s), expected at least 70 s, or auto\n"
+    )
+
+
+def test_presets_shows_what_each_middlebox_asks_for() -> None:
+    """Each preset stands in a line with its time-out, its options, and who says so."""
+    outcome = as_nobody("presets")
+    assert outcome.status == 0
+    (line,) = (line for line in outcome.output.splitlines() if line.startswith("aws-nlb "))
+    assert line.split()[:8] == [
+        "aws-nlb", "350s", "175s", "29s", "5", "answered", "by", "RST",
+    ]  # fmt: skip
+    shown = json.loads(as_nobody("presets", "--json").output)["presets"]
+    (azure,) = (each for each in shown if each["preset"] == "azure-lb")
+    assert azure == {
+        "preset": "azure-lb", "timeout_s": 240, "idle_s": 120, "interval_s": 20, "probes": 5,
+        "after": "dropped silently, unless TCP reset is on", "source": azure["source"],
+    }  # fmt: skip
+    assert azure["source"].startswith("Azure documentation, ")
 
 
 @pytest.mark.parametrize(

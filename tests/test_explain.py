@@ -1,0 +1,117 @@
+"""What decides about a cgroup, and the words in which it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kabpf import explain, files, language
+from kabpf.explain import Reason
+from kabpf.files import Directories
+from kabpf.plan import Cgroup
+from kabpf.policy import Policy
+
+MAIN = """\
+defaults: {probes: 6}
+policies:
+  all:
+    select: [{cgroup: "/a/**"}]
+    keepalive: {idle: 60}
+  unit:
+    select:
+      - {unit: "x.service"}
+      - {unit: "y.service"}
+    keepalive:
+      preset: aws-nlb
+      user_timeout: auto
+      jitter: 10%
+    direction: out
+    destinations:
+      - {to: 10.0.0.0/8, ports: [5432, 6432], idle: 30s..90s}
+      - {to: "2001:db8::/32", keepalive: off}
+"""
+
+
+@pytest.fixture
+def policies(tmp_path: Path) -> tuple[Policy, ...]:
+    (tmp_path / "policy.yaml").write_text(MAIN)
+    where = Directories(tmp_path / "policy.yaml", ())
+    return language.combine([files.read(path) for path in files.paths(where)])
+
+
+def reason(policies: tuple[Policy, ...], path: str) -> Reason:
+    return explain.reason(policies, Cgroup(1, 0, path))
+
+
+def test_selector_that_decides_is_named(policies: tuple[Policy, ...], tmp_path: Path) -> None:
+    """The winner comes with its own selector, and with those that name the same cgroup and are
+    weaker."""
+    found = reason(policies, "/a/y.service")
+    assert found.policy and found.selector
+    assert (found.policy.name, found.selector.text) == ("unit", "y.service")
+    assert [(policy.name, each.text) for policy, each in found.beaten] == [("all", "/a/**")]
+    assert found.decided_at == "/a/y.service"
+
+
+def test_ancestor_that_decides_is_named(policies: tuple[Policy, ...]) -> None:
+    """Where nothing names a cgroup itself, the nearest one above that is named decides."""
+    found = reason(policies, "/b/x.service/deep/er")
+    assert found.policy and found.policy.name == "unit"
+    assert found.decided_at == "/b/x.service"
+
+
+@pytest.mark.parametrize("path", ["/", "/b", "/a"])
+def test_cgroup_without_policy_is_said_to_have_none(
+    policies: tuple[Policy, ...], path: str
+) -> None:
+    """Where nothing names the cgroup or one above it, that is the answer."""
+    found = reason(policies, path)
+    assert (found.policy, found.selector, found.beaten) == (None, None, ())
+    assert explain.lines(found, None) == [
+        path,
+        "  no policy: nothing names it, nor a cgroup above it",
+    ]
+
+
+def test_each_option_has_its_line_and_arithmetic(
+    policies: tuple[Policy, ...], tmp_path: Path
+) -> None:
+    """Every value is told with the file and line that gave it, and with how it was computed."""
+    shown = explain.lines(reason(policies, "/b/x.service/in"), False)
+    file = tmp_path / "policy.yaml"
+    assert [" ".join(line.split()) for line in shown] == [
+        "/b/x.service/in",
+        f"policy unit, {file}:6",
+        f"because unit x.service ({file}:8) names /b/x.service, which it is in",
+        "not in force as it is now; kabpfctl apply does it",
+        "OPTION VALUE FROM",
+        "mode fill default",
+        f"direction out {file}:14",
+        "loopback true default",
+        "existing true default",
+        f"keepalive on {file}:10",
+        f"idle 175s {file}:11 preset aws-nlb: half of its time-out of 350 s",
+        f"interval 29s {file}:11 preset aws-nlb: a twelfth of its time-out of 350 s",
+        f"probes 5 {file}:11 preset aws-nlb: idle + interval * 5 stays below its time-out of 350 s",
+        f"user timeout 320s {file}:12 auto: 175 s + 29 s * 5",
+        f"jitter 10% {file}:13",
+        "to 10.0.0.0/8 port 5432, 6432: keepalive on, idle 30s..90s, interval 29s, probes 5,"
+        " user timeout 235s, jitter 10%",
+        "to 2001:db8::/32: keepalive off",
+    ]
+
+
+def test_json_has_the_same(policies: tuple[Policy, ...], tmp_path: Path) -> None:
+    """Programs get each value with its source, and the weaker selectors."""
+    shown = json.loads(json.dumps(explain.as_json(reason(policies, "/a/x.service"), True)))
+    file = tmp_path / "policy.yaml"
+    assert (shown["cgroup"], shown["policy"], shown["in_force"]) == ("/a/x.service", "unit", True)
+    assert shown["selector"] == {"unit": "x.service", "source": f"{file}:8"}
+    assert shown["beaten"] == [{"policy": "all", "cgroup": "/a/**", "source": f"{file}:4"}]
+    assert shown["values"]["probes"]["value"] == 5
+    assert shown["values"]["direction"] == {"value": "out", "source": f"{file}:14", "note": ""}
+    assert shown["values"]["mode"] == {"value": "fill", "source": None, "note": "default"}
+    assert shown["destinations"][0]["to"] == "10.0.0.0/8"
+    assert shown["destinations"][0]["options"]["idle_s"] == [30, 90]
