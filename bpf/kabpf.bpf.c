@@ -774,7 +774,8 @@ int BPF_PROG(kabpf_birth, struct cgroup *cgrp)
 		child.state = birth->state;
 	if (bpf_map_update_elem(&kabpf_cgroups, &id, &child, BPF_ANY))
 		count_total(false);
-	if (child.state == KABPF_STATE_UNKNOWN || birth->ask)
+	/* Without a birth the state is unknown; Linux 6.1's verifier does not see it. */
+	if (!birth || child.state == KABPF_STATE_UNKNOWN || birth->ask)
 		ask(id, parent_id, cgrp);
 	return 0;
 }
