@@ -100,6 +100,32 @@ def test_options_of_a_policy(connected, cgroup, kabpfctl, write_policy, find):
 
 
 @pytest.mark.parametrize(
+    ("rule", "chosen", "idle", "setter"),
+    [
+        ("keepalive: {idle: 30s..5m}", None, 300, "policy"),
+        ("keepalive: {idle: 30s..5m}", 15, 30, "policy"),
+        ("keepalive: {idle: 30s..5m}", 100, 100, "application"),
+        ("keepalive: {idle: 61}\nmode: override", 100, 61, "policy"),
+        ("keepalive: {idle: 61}\ndestinations: [{to: 127.0.0.0/8, idle: 33}]", None, 33, "policy"),
+        ("keepalive: {idle: 61}\ndirection: in", 100, 100, "application"),
+    ],
+    ids=["range", "below-the-range", "in-the-range", "override", "destination", "other-direction"],
+)
+def test_who_set_an_option_under_any_rule(
+    connected, cgroup, kabpfctl, write_policy, find, rule, chosen, idle, setter
+):
+    """The setter is told by the rule that applies to the connection."""
+    client, number, port = connected
+    if chosen:
+        client.set_option(number, "idle", chosen)
+    write_policy("mine.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\n{rule}\n')
+    kabpfctl("apply")
+    assert client.options(number)["idle"] == idle
+    found = find(cgroup, port)
+    assert (found["idle_s"], found["set_by"]["idle_s"]) == (idle, setter)
+
+
+@pytest.mark.parametrize(
     ("listening", "connecting", "family"),
     [("127.0.0.1", "127.0.0.1", "ipv4"), ("::1", "::1", "ipv6"), ("::", "127.0.0.1", "ipv6")],
     ids=["ipv4", "ipv6", "v4-mapped"],
