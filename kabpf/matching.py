@@ -87,6 +87,14 @@ class _Globs:
         self._by_ends.setdefault((start, end), []).append((glob, position))
         self._lengths.add((len(start), len(end)))
 
+    def apart(self) -> Iterator[list[_Position]]:
+        """The positions that go together, because their globs are the same."""
+        apart: dict[str, list[_Position]] = {}
+        for found in self._by_ends.values():
+            for glob, position in found:
+                apart.setdefault(glob, []).append(position)
+        yield from apart.values()
+
     def matching(self, name: str) -> list[_Position]:
         found = []
         for start, end in self._lengths:
@@ -163,7 +171,8 @@ class Automaton:
         """The automaton as kabpf_births, breadth first, with at most `limit` entries.
 
         The kernel looks for (state, name), then (ANYWHERE, name), then (state, ""). A state that
-        the limit leaves out is UNKNOWN, so that user space is asked.
+        the limit leaves out is UNKNOWN, so that user space is asked; so is one that several
+        globs lead to together.
         """
         anywhere = {name: self.step(ANYWHERE, name) for name in sorted(self._anywhere_literals)}
         entries: dict[tuple[int, str], Birth] = {}
@@ -178,6 +187,7 @@ class Automaton:
             included.add(state)
             entries |= rows
             waiting += [birth.state for birth in rows.values()]
+            waiting += self._globbed(state)
         return {
             step: birth if birth.state in included else birth._replace(state=UNKNOWN)
             for step, birth in entries.items()
@@ -199,6 +209,13 @@ class Automaton:
             birth = self.step(state, name)
             if birth != anywhere.get(name):
                 yield (state, name), birth
+
+    def _globbed(self, state: int) -> Iterator[int]:
+        """The states that user space may find a child in, by one glob."""
+        moves = self._moves_from(state)
+        globs = self._anywhere_moves.globs if state == ANYWHERE else moves.globs
+        for positions in globs.apart():
+            yield self._both(moves.always, self._arrive(self._closed(positions))).state
 
     def _by_name(self, moves: _Moves, name: str) -> _Arrival:
         """Where a name leads that a selector spells out or has a glob for."""
