@@ -228,3 +228,69 @@ def test_commands_at_the_same_time_end_in_what_the_files_say(make_cgroup, kabpfc
     assert statuses == [0] * 12
     assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
     assert [options_of_new(peer, name) for name in names] == [IDLE_61] * 12
+
+
+def test_explain_takes_a_path_a_unit_or_a_process(make_cgroup, kabpfctl, write_policy, peer):
+    """Whichever way a cgroup is meant, explain says which file decides, and whether it is in
+    force."""
+    service = make_cgroup("kabpf-explained.service")
+    process = peer(service).process.pid
+    file = write_policy("kabpf-explained.service.yaml", "keepalive: {idle: 61}\n")
+    for what in (service, path_of(service), "kabpf-explained.service", process):
+        shown = kabpfctl("explain", what).stdout.splitlines()
+        assert shown[:4] == [
+            path_of(service),
+            f"  policy kabpf-explained.service, {file}:1",
+            f"  because unit kabpf-explained.service ({file}:1) names it",
+            "  not in force as it is now; kabpfctl apply does it",
+        ]
+        assert shown[-1].split() == ["idle", "61s", f"{file}:1"]
+    kabpfctl("apply")
+    assert "not in force" not in kabpfctl("explain", service).stdout
+    file.write_text("keepalive: {idle: 62}\n")
+    assert "not in force as it is now" in kabpfctl("explain", service).stdout
+
+
+def test_explain_of_what_does_not_exist_is_refused(kabpfctl, cgroup):
+    """A process, path or unit that is not there is said to be missing."""
+    for what, message in (
+        ("4194304", "process 4194304: No such file or directory, expected one that runs"),
+        ("/no/such", "cgroup /no/such: No such file or directory, expected a directory below"),
+        ("no.such", "no cgroup is named no.such, expected a running unit, a cgroup path or a PID"),
+    ):
+        assert message in kabpfctl("explain", what, status=1).stderr
+
+
+def test_status_says_what_is_watched(cgroup, kabpfctl, write_policy):
+    """status tells that setsockopt(2) is seen, and connections before the SYN, while a policy needs
+    it."""
+    select = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\n'
+    file = write_policy("a.yaml", f"{select}keepalive: {{idle: 1..9, syn_retries: 3}}\n")
+    kabpfctl("apply")
+    shown = kabpfctl("status").stdout
+    assert "  setsockopt(2) is watched" in shown
+    assert "  connections are looked at before the SYN" in shown
+    watched = {"setsockopt": True, "syn_retries": True}
+    assert json.loads(kabpfctl("status", "--json").stdout)["watched"] == watched
+    file.write_text(f"{select}keepalive: {{idle: 9}}\n")
+    kabpfctl("apply")
+    watched = dict.fromkeys(watched, False)
+    assert json.loads(kabpfctl("status", "--json").stdout)["watched"] == watched
+
+
+def test_status_says_what_the_kernel_refused(make_cgroup, kabpfctl, write_policy):
+    """What the last apply could not write is said until an apply writes it."""
+    networks = ", ".join(f"{{to: 10.{i // 256}.{i % 256}.0/24, idle: 5}}" for i in range(1500))
+    policies = "".join(
+        f'  p{i}: {{select: [{{cgroup: "/x{i}"}}], keepalive: on, destinations: [{networks}]}}\n'
+        for i in range(1)
+    )
+    pieces = [f"policies:\n{policies.replace('p0', f'p{i}')}" for i in range(50)]
+    files = [write_policy(f"{i}.yaml", piece) for i, piece in enumerate(pieces)]
+    refused = kabpfctl("apply", status=1).stderr
+    assert "write /sys/fs/bpf/kabpf/kabpf_networks: No space left on device" in refused
+    assert "kabpf_networks: No space left on device" in kabpfctl("status").stdout
+    for file in files[1:]:
+        file.unlink()
+    kabpfctl("apply")
+    assert "policy files: in force\n" in kabpfctl("status").stdout
