@@ -277,10 +277,10 @@ def sockets(arguments: argparse.Namespace) -> int:
         listed = sorted(
             filter(wanted, found), key=lambda one: (one.cgroup or "", one.local, one.remote)
         )
+        sources = _look(tree, loaded).sources if loaded else {}
     if not loaded:
         reason = "the data plane is not loaded; kabpfctl apply does it" if is_root else "not root"
         print(f"kabpfctl: options are not shown: {reason}", file=sys.stderr)
-    sources = _look(tree, loaded).sources if loaded else {}
     if arguments.json:
         result = [_socket_json(one, sources) for one in listed]
         return output.answer(arguments, {"sockets": result}, "")

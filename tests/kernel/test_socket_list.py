@@ -99,6 +99,17 @@ def test_options_of_a_policy(connected, cgroup, kabpfctl, write_policy, find):
     assert (found["policy"], found["source"]) == ("mine", f"{file}:1")
 
 
+def test_policy_whose_file_is_gone(connected, cgroup, kabpfctl, write_policy, find):
+    """Files that are others now than those in force change nothing but the source."""
+    _, _, port = connected
+    file = write_policy("mine.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: on\n')
+    kabpfctl("apply")
+    file.unlink()
+    found = find(cgroup, port)
+    assert (found["keepalive"], found["policy"], found["source"]) == (True, "mine", None)
+    assert "mine (no file any more)" in kabpfctl("sockets", "--policy", "mine").stdout
+
+
 @pytest.mark.parametrize(
     ("rule", "chosen", "idle", "setter"),
     [
