@@ -24,6 +24,7 @@ BIRTHS = 1 << 16
 POLICIES = 64
 
 Files = dict[str, tuple[dict[str, str], object]]  # (selector, keepalive) by the policy's name
+Policies = dict[str, dict[str, object]]  # as a policy file spells them
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -97,6 +98,103 @@ def test_lifted_policy_is_remembered_for_its_sockets(off: bool) -> None:
     assert changes.cgroups[2].owed
     again = reconciled(actual, one, tree(["/a"]))
     assert policies_and_debts(again.cgroups)[2] == (1, (), False)
+
+
+@pytest.mark.parametrize(
+    ("rules", "remembered"),
+    [
+        ({"keepalive": {"idle": 6, "probes": 3}}, False),
+        ({"keepalive": {"idle": "6..9", "probes": 3}, "mode": "override"}, False),
+        ({"keepalive": {"idle": 6}}, True),  # probes of 4 are on sockets still
+        ({"keepalive": {"idle": 6, "probes": 3}, "existing": "false"}, True),
+        ({"keepalive": {"idle": 6, "probes": 3}, "direction": "in"}, True),
+        ({"keepalive": {"idle": 6, "probes": 3}, "loopback": "false"}, True),
+        (
+            {
+                "keepalive": {"idle": 6, "probes": 3},
+                "destinations": [{"to": "10.0.0.0/8", "keepalive": "off"}],
+            },
+            True,
+        ),
+        ({"keepalive": "off"}, True),
+    ],
+)
+def test_former_policy_is_remembered_while_sockets_may_have_its_values(
+    rules: dict[str, object], remembered: bool
+) -> None:
+    """A cgroup forgets a former policy when every one of its open sockets was given something else
+    in the place of each of its values."""
+    before = {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5, "probes": 4}}
+    actual = brought(Actual(), {"a": before}, tree(["/a"]))
+    actual = brought(actual, {"a": before | rules}, tree(["/a"]))
+    assert actual.cgroups[2].was == ((1,) if remembered else ())
+    assert (1 in actual.records) == remembered
+
+
+def test_former_policies_are_remembered_up_to_four() -> None:
+    """The latest come first; what is off has no values to remember, and a policy that comes back is
+    no former one."""
+    actual = Actual()
+    for idle_s in (1, 2, "off", 3, 4, 5, 6, 4):
+        keepalive = idle_s if idle_s == "off" else {"idle": idle_s}
+        one = {"select": [{"cgroup": "/a"}], "keepalive": keepalive, "existing": "false"}
+        actual = brought(actual, {"a": one}, tree(["/a"]))
+    entry = actual.cgroups[2]
+    values = [actual.records[id].options.idle_s for id in (entry.policy_id, *entry.was)]
+    assert values == [Range.exactly(value) for value in (4, 6, 5, 3, 2)]
+
+
+def test_existing_says_nothing_about_younger_cgroups() -> None:
+    """`existing: false` leaves sockets alone that are older than the policy; those of a cgroup that
+    was born under it are visited."""
+    one = {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5}, "existing": "false"}
+    desired, wanted = planned_policies({"a": one}, tree(["/a"]))
+    born = {2: Entry(desired.cgroups[2].state, 0)}
+    for new in (False, True):
+        changed = plan.changed_entries(
+            desired, {2: desired.cgroups[2]}, born, wanted, plan.policy_ids(wanted), new=new
+        )
+        assert changed[2].owed == new
+
+
+@pytest.mark.parametrize(
+    ("rules", "needs"),
+    [
+        ({"keepalive": {"idle": 5}, "mode": "override"}, Needs()),
+        ({"keepalive": {"idle": 5}, "mode": "enforce"}, Needs(setsockopt=True)),
+        ({"keepalive": {"probes": "3..5"}}, Needs(setsockopt=True)),
+        ({"keepalive": {"syn_retries": 3}}, Needs(syn_retries=True)),
+        (
+            {
+                "keepalive": "off",
+                "destinations": [{"to": "10.0.0.0/8", "idle": "5..9", "syn_retries": 2}],
+            },
+            Needs(True, True),
+        ),
+    ],
+)
+def test_needs_come_first_and_go_last(rules: dict[str, object], needs: Needs) -> None:
+    """What a policy needs is on before any cgroup has it, and off when none has it any more."""
+    cgroups = tree(["/a"])
+    desired, wanted = planned_policies({"a": {"select": [{"cgroup": "/a"}]} | rules}, cgroups)
+    changes = plan.diff(desired, Actual(), wanted)
+    assert changes.needs == (needs if any(needs) else None)
+    actual = brought(Actual(), {"a": {"select": [{"cgroup": "/a"}]} | rules}, cgroups)
+    assert actual.needs == needs
+    desired, wanted = planned_policies({}, cgroups)
+    changes = plan.diff(desired, actual, wanted)
+    assert (changes.needs, bool(changes.cgroups)) == (None, True)
+    assert brought(actual, {}, cgroups).needs == Needs()
+
+
+def test_visits_may_be_left_for_later() -> None:
+    """Without visits everything else is written, and open sockets stay owed."""
+    cgroups = tree(["/a"])
+    desired, wanted = planned({"a": ({"cgroup": "/a"}, {"idle": 5})}, cgroups, Actual())
+    actual = applied(Actual(), plan.diff(desired, Actual(), wanted, visits=False))
+    assert actual.cgroups[2].owed
+    assert not plan.diff(desired, actual, wanted, visits=False)
+    assert plan.diff(desired, actual, wanted).retrofits.keys() == {2}
 
 
 def test_cgroup_without_an_entry_is_owed_its_sockets() -> None:
@@ -335,25 +433,44 @@ def without(entries: dict, keys: tuple) -> dict:
 
 def reconciled(actual: Actual, named: Files, cgroups: list[Cgroup]) -> Actual:
     """The kernel after it was brought to these policies."""
+    return brought(actual, spelled(named), cgroups)
+
+
+def planned(named: Files, cgroups: list[Cgroup], actual: Actual) -> tuple[Plan, dict[int, Record]]:
+    return planned_policies(spelled(named), cgroups, actual)
+
+
+def brought(actual: Actual, named: Policies, cgroups: list[Cgroup]) -> Actual:
+    """The kernel after it was brought to policies that are spelled in full."""
     for _ in range(10):
-        desired, wanted = planned(named, cgroups, actual)
+        desired, wanted = planned_policies(named, cgroups, actual)
         actual = applied(actual, plan.diff(desired, actual, wanted))
     assert not plan.diff(desired, actual, wanted)
     return actual
 
 
-def planned(named: Files, cgroups: list[Cgroup], actual: Actual) -> tuple[Plan, dict[int, Record]]:
-    policies = policies_of(named)
+def planned_policies(
+    named: Policies, cgroups: list[Cgroup], actual: Actual | None = None
+) -> tuple[Plan, dict[int, Record]]:
+    policies = read(named)
     desired = plan.resolve(policies, Automaton(policies), cgroups, BIRTHS)
-    return desired, plan.number(policies, actual.records, POLICIES)
+    return desired, plan.number(policies, actual.records if actual else {}, POLICIES)
 
 
 def policies_of(named: Files) -> tuple[Policy, ...]:
-    policies = {
+    return read(spelled(named))
+
+
+def read(named: Policies) -> tuple[Policy, ...]:
+    content = json.dumps({"policies": named}).encode()
+    return language.combine([language.parse(content, "p.yaml")])
+
+
+def spelled(named: Files) -> Policies:
+    return {
         name: {"select": [selector], "keepalive": keepalive}
         for name, (selector, keepalive) in named.items()
     }
-    return language.combine([language.parse(json.dumps({"policies": policies}).encode(), "p.yaml")])
 
 
 def tree(paths: list[str]) -> list[Cgroup]:
