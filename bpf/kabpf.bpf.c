@@ -824,35 +824,43 @@ static __always_inline bool gives_no_number(struct visit *v)
 	       !o->user_timeout_ms.high;
 }
 
-static __always_inline __u8 who_set(bool is_set, bool ours)
+/* A value that is the policy's, or a former one's, is taken for theirs. */
+static __always_inline __u8 who_set(bool is_set, __u32 policys, __u32 formers)
 {
 	if (!is_set)
 		return KABPF_BY_SYSTEM;
-	return ours ? KABPF_BY_POLICY : KABPF_BY_APPLICATION;
+	if (policys)
+		return KABPF_BY_POLICY;
+	return formers ? KABPF_BY_FORMER : KABPF_BY_APPLICATION;
 }
 
-/* A value that is the policy's, or a former one's, is taken for theirs. */
 static __always_inline void put_setters(struct kabpf_socket *s, struct tcp_sock *tp,
 					struct kabpf_cgroup *cgroup)
 {
 	struct visit v = { .tp = tp };
-	bool policy_alone = false;
+	__u32 policys = 0, formers;
 
 	if (s->state != BPF_TCP_LISTEN)
 		v.direction = direction_of((void *)tp);
 	if (cgroup) {
 		v.cgroup = cgroup;
 		find_ours(&v, cgroup->policy_id);
+		policys = v.ours;
 		find_former(&v);
-		policy_alone = gives_no_number(&v);
 	}
-	s->by[IDLE] = who_set(tp->keepalive_time, v.ours >> IDLE & 1);
-	s->by[INTERVAL] = who_set(tp->keepalive_intvl, v.ours >> INTERVAL & 1);
-	s->by[PROBES] = who_set(tp->keepalive_probes, v.ours >> PROBES & 1);
-	s->by[USER_TIMEOUT] = who_set(tp->inet_conn.icsk_user_timeout, v.ours >> USER_TIMEOUT & 1);
+	formers = v.ours;
+	s->by[IDLE] = who_set(tp->keepalive_time, policys & 1 << IDLE, formers & 1 << IDLE);
+	s->by[INTERVAL] =
+	    who_set(tp->keepalive_intvl, policys & 1 << INTERVAL, formers & 1 << INTERVAL);
+	s->by[PROBES] = who_set(tp->keepalive_probes, policys & 1 << PROBES, formers & 1 << PROBES);
+	s->by[USER_TIMEOUT] = who_set(tp->inet_conn.icsk_user_timeout, policys & 1 << USER_TIMEOUT,
+				      formers & 1 << USER_TIMEOUT);
 	/* Values of ours without keepalive: the application turned it off. */
-	s->by[KEEPALIVE] =
-	    s->keepalive ? who_set(true, v.ours || policy_alone) : who_set(v.ours, false);
+	if (s->keepalive)
+		s->by[KEEPALIVE] =
+		    who_set(true, policys || (cgroup && gives_no_number(&v)), formers);
+	else
+		s->by[KEEPALIVE] = who_set(formers, false, false);
 }
 
 static __always_inline struct timer_list *keepalive_timer(struct tcp_sock *tp)

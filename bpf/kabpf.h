@@ -147,6 +147,7 @@ struct kabpf_event {
 #define KABPF_BY_SYSTEM 0 /* nobody: the sysctl's of its network namespace, or off */
 #define KABPF_BY_APPLICATION 1
 #define KABPF_BY_POLICY 2
+#define KABPF_BY_FORMER 3 /* a policy that its cgroup had before */
 
 /* One socket, as kabpf_list writes it. */
 struct kabpf_socket {

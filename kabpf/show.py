@@ -334,13 +334,14 @@ def _socket_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
 
 
 def _setters(one: tcp.Socket, sources: dict[str, str]) -> str:
-    chosen = [option for option, setter in one.set_by.items() if setter == "application"]
     words = []
-    if "policy" in one.set_by.values():
-        words.append(f"{one.policy} ({sources.get(one.policy or '', 'no file any more')})")
-    if chosen:
-        names = [option.removesuffix("_ms").removesuffix("_s") for option in chosen]
-        words.append(f"application ({', '.join(names)})")
+    for setter in ("policy", "former policy", "application"):
+        options = [option for option, found in one.set_by.items() if found == setter]
+        names = ", ".join(option.removesuffix("_ms").removesuffix("_s") for option in options)
+        if options and setter == "policy":
+            words.append(f"{one.policy} ({sources.get(one.policy or '', 'no file any more')})")
+        elif options:
+            words.append(f"{setter} ({names})")
     return ", ".join(words) or "system"
 
 

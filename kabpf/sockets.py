@@ -32,7 +32,7 @@ LISTED = sum(
 
 FAMILIES = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
 
-SETTERS = ("system", "application", "policy")  # KABPF_BY_ in kabpf.h
+SETTERS = ("system", "application", "policy", "former policy")  # KABPF_BY_ in kabpf.h
 SET = ("idle_s", "interval_s", "probes", "user_timeout_ms", "keepalive")  # in the order of `by`
 
 # Units that have a cgroup (systemd.unit(5)).
@@ -75,7 +75,7 @@ class Socket:
     user_timeout_ms: int | None  # 0: none
     next_probe_ms: int | None  # from now, if the connection stays silent
     policy: str | None  # its cgroup's
-    set_by: Mapping[str, str]  # by option, as in SET: policy, application or system
+    set_by: Mapping[str, str]  # by option, as in SET: one of SETTERS
 
     @property
     def unit(self) -> str | None:

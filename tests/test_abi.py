@@ -152,6 +152,7 @@ def test_object_has_one_constant_to_set() -> None:
         ("KABPF_BY_SYSTEM", sockets.SETTERS.index("system")),
         ("KABPF_BY_APPLICATION", sockets.SETTERS.index("application")),
         ("KABPF_BY_POLICY", sockets.SETTERS.index("policy")),
+        ("KABPF_BY_FORMER", sockets.SETTERS.index("former policy")),
     ],
 )
 def test_constant_is_that_of_the_header(name: str, value: int) -> None:

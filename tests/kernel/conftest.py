@@ -8,10 +8,12 @@ session. Each test has to leave no program, map, link, pin, cgroup or process be
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import subprocess
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,16 +56,20 @@ def own_mounts() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(own_mounts: None) -> Iterator[None]:
-    """Fails the test that leaves anything of kabpf in the kernel, a pin, or a cgroup."""
-    before = _left()
-    yield
-    subprocess.run([BIN / "kabpfctl", "detach", "--all"], check=True, capture_output=True)
-    for directory in ("/etc/kabpf", "/run/kabpf"):
-        subprocess.run(["find", directory, "-mindepth", "1", "-delete"], check=True)
-    deadline = time.monotonic() + 5
-    while (after := _left()) != before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert after == before, "the test left something behind"
+    """Fails the test that leaves anything of kabpf in the kernel, a pin, or a cgroup.
+
+    The kernel's objects have no owner, so that two sessions on one machine take turns."""
+    with open(Path(tempfile.gettempdir(), "kabpf-tests.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = _left()
+        yield
+        subprocess.run([BIN / "kabpfctl", "detach", "--all"], check=True, capture_output=True)
+        for directory in ("/etc/kabpf", "/run/kabpf"):
+            subprocess.run(["find", directory, "-mindepth", "1", "-delete"], check=True)
+        deadline = time.monotonic() + 5
+        while (after := _left()) != before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert after == before, "the test left something behind"
 
 
 def _left() -> dict[str, list[Any]]:

@@ -399,3 +399,21 @@ def on_terminal(columns: int, environment: dict[str, str], cgroup: Path) -> list
         pass
     os.close(ours)
     return written.decode().split("\r\n")
+
+
+def test_value_of_a_former_policy_is_told_as_such(cgroup, peer, kabpfctl):
+    """What a policy left on an open socket that the present one does not change is neither that
+    one's nor the application's."""
+    _, address = peer().listener()
+    client = peer(cgroup)
+    client.connection(address)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--interval", 11)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
+    shown = json.loads(kabpfctl("sockets", "--cgroup", cgroup, "--json").stdout)["sockets"]
+    assert [one["set_by"] for one in shown] == [
+        {
+            "idle_s": "policy", "interval_s": "former policy", "probes": "system",
+            "user_timeout_ms": "system", "keepalive": "policy",
+        }
+    ]  # fmt: skip
+    assert "former policy (interval)" in kabpfctl("sockets", "--cgroup", cgroup).stdout
