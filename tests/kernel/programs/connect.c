@@ -3,14 +3,6 @@
  * Connects to 127.0.0.1 and the given port, and prints the socket's five options as JSON. With
  * -DRAW it makes its system calls itself, as Go programs do: no function of libc sees the socket.
  */
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #ifdef RAW
 #define SOCKET(...) syscall(SYS_socket, __VA_ARGS__)
 #define CONNECT(...) syscall(SYS_connect, __VA_ARGS__)
@@ -18,17 +10,13 @@
 #else
 #define SOCKET socket
 #define CONNECT connect
-#define GETSOCKOPT getsockopt
 #endif
 
-static int option(int fd, int level, int name)
-{
-	int value = -1;
-	socklen_t size = sizeof(value);
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
-	GETSOCKOPT(fd, level, name, &value, &size);
-	return value;
-}
+#include "options.h"
 
 int main(int argc, char **argv)
 {
@@ -40,10 +28,8 @@ int main(int argc, char **argv)
 		perror("connect");
 		return 1;
 	}
-	printf("{\"keepalive\": %d, \"idle\": %d, \"interval\": %d, \"probes\": %d, "
-	       "\"user_timeout\": %d, \"euid\": %d}\n",
-	       option(fd, SOL_SOCKET, SO_KEEPALIVE), option(fd, IPPROTO_TCP, TCP_KEEPIDLE),
-	       option(fd, IPPROTO_TCP, TCP_KEEPINTVL), option(fd, IPPROTO_TCP, TCP_KEEPCNT),
-	       option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT), (int)geteuid());
+	printf("{");
+	print_options(fd);
+	printf(", \"euid\": %d}\n", (int)geteuid());
 	return 0;
 }
