@@ -36,6 +36,10 @@
 #define AF_INET6 10
 #define SOCK_STREAM 1
 
+/* net/tcp.h; MAX_TCP_KEEPINTVL is the first of them, too. */
+#define MAX_TCP_KEEPIDLE 32767
+#define MAX_TCP_KEEPCNT 127
+
 /*
  * The few kernel structures that are read; the loader finds the members' real offsets through BTF.
  */
@@ -620,6 +624,14 @@ static __always_inline struct kabpf_range *range_of(struct kabpf_options *o, int
 	}
 }
 
+/* What the kernel takes (do_tcp_setsockopt()). */
+static __always_inline bool is_valid(int name, int asked)
+{
+	if (name == TCP_USER_TIMEOUT)
+		return asked >= 0;
+	return asked >= 1 && asked <= (name == TCP_KEEPCNT ? MAX_TCP_KEEPCNT : MAX_TCP_KEEPIDLE);
+}
+
 static __always_inline bool is_ours(int level, int name)
 {
 	if (level == SOL_SOCKET)
@@ -645,19 +657,20 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 	int *value = ctx->optval, asked;
 	struct kabpf_range *range;
 	struct visit v = {};
+	long length = ctx->optlen;
 	struct sock *sk;
 	__u64 id;
 
+	if (length < 0) /* another program's decision */
+		return 1;
 	/* The kernel lends us one page. Where there is more it takes the value from our page, or
 	 * answers EFAULT, unless it is told that nothing was changed. */
-	if (ctx->optlen > 0 && (long)ctx->optlen > (long)(ctx->optval_end - ctx->optval))
+	if (length > (long)(ctx->optval_end - ctx->optval))
 		ctx->optlen = 0;
-	if (ctx->optlen < 0) /* another program's decision */
-		return 1;
 	if (!is_ours(ctx->level, ctx->optname) || !ctx->sk || !is_settled(ctx->sk))
 		return 1;
-	if ((void *)(value + 1) > ctx->optval_end)
-		return 1;
+	if (length < (long)sizeof(*value) || (void *)(value + 1) > ctx->optval_end)
+		return 1; /* the kernel says what is wrong with it, here and below */
 	asked = *value;
 	sk = sock_of(ctx);
 	id = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
@@ -679,14 +692,15 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 	if (range->low < range->high) {
 		__u32 limited = asked;
 
-		if (asked < 0 || (!asked && ctx->optname != TCP_USER_TIMEOUT))
-			return 1; /* the kernel says what is wrong with it */
+		if (!is_valid(ctx->optname, asked))
+			return 1;
 		if (!limited || limited > range->high)
 			limited = range->high;
 		else if (limited < range->low)
 			limited = range->low;
 		if (limited != asked) {
 			*value = limited;
+			ctx->optlen = sizeof(*value);
 			__sync_fetch_and_add(&v.counters->limited, 1);
 		}
 		return 1;
