@@ -104,11 +104,15 @@ class Plan:
     @property
     def needs(self) -> Needs:
         """What the policies need."""
-        rules = [policy.rules for policy in self.policies]
-        options = [each for rule in rules for each in _every_option(rule) if each.keepalive]
+        options = [
+            (policy.rules.mode, each)
+            for policy in self.policies
+            for each in _every_option(policy.rules)
+            if each.keepalive
+        ]
         return Needs(
-            any(rule.mode == Mode.ENFORCE for rule in rules) or any(map(_has_range, options)),
-            any(each.syn_retries for each in options),
+            any(mode == Mode.ENFORCE or _has_range(each) for mode, each in options),
+            any(each.syn_retries for _, each in options),
         )
 
 
