@@ -1,14 +1,28 @@
 """What an application asks for, under each mode and under ranges."""
 
 import json
+import socket
+import struct
 import subprocess
 
 import pytest
-from harness import entering, path_of
+from harness import entering, path_of, pinned, set_sysctl
 
 EXACT = "idle: 61s, interval: 11s, probes: 5, user_timeout: 90s"
 RANGES = "idle: 30s..5m, interval: 10s..20s, probes: 3..6, user_timeout: 30s..2m"
 MODES = ("fill", "override", "enforce")
+OPTIONS = {
+    "keepalive": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    "idle": (socket.SOL_TCP, socket.TCP_KEEPIDLE),
+    "interval": (socket.SOL_TCP, socket.TCP_KEEPINTVL),
+    "probes": (socket.SOL_TCP, socket.TCP_KEEPCNT),
+    "user_timeout": (socket.SOL_TCP, socket.TCP_USER_TIMEOUT),
+}
+PAGE = 4096  # bytes
+IPPROTO_MPTCP = 262
+TCP_ULP = 31
+IPT_SO_SET_REPLACE = 64
+IP_ADD_MEMBERSHIP, IP_MSFILTER, MCAST_INCLUDE = 35, 41, 1  # linux/in.h
 POLICIES = {
     **{mode: (mode, EXACT) for mode in MODES},
     **{f"{mode} a range": (mode, RANGES) for mode in MODES},
@@ -105,6 +119,187 @@ def test_what_an_application_asks_for_has_the_outcome_of_the_table(
         (name, when), ((0, 0, 0),) * len(POLICIES)
     )
     assert {policy: run(cgroups[policy], "accept", name, when) for policy in POLICIES} == expected
+
+
+@pytest.fixture
+def connected(peer):
+    """Opens a connection from a cgroup: the peer and its socket."""
+
+    def connect(cgroup, protocol=0):
+        _, address = peer().listener()
+        client = peer(cgroup)
+        number = client.open_socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+        client.connect(number, address)
+        return client, number
+
+    return connect
+
+
+def test_what_the_kernel_refuses_is_refused_under_a_range(cgroup_under, connected):
+    """Numbers that no socket may have are not limited, and calls too short for a number are neither
+    limited nor swallowed: EINVAL, as without kabpf."""
+    cgroups = cgroup_under({"limited": ("fill", RANGES), "enforced": ("enforce", EXACT)})
+    numbers = [
+        *[(name, value) for name in ("idle", "interval") for value in (-1, 0, 32_768)],
+        *[("probes", value) for value in (-1, 0, 128)],
+        ("user_timeout", -1),
+    ]
+    invalid = [
+        (*OPTIONS[name], value.to_bytes(4, "little", signed=True)) for name, value in numbers
+    ]
+    short = [(*where, bytes(size)) for where in OPTIONS.values() for size in (0, 1, 3)]
+    for cgroup, calls in (
+        (None, invalid + short), (cgroups["limited"], invalid + short), (cgroups["enforced"], short),
+    ):  # fmt: skip
+        client, number = connected(cgroup)
+        answers = [client.set_bytes(number, *where, value.hex()) for *where, value in calls]
+        assert answers == ["EINVAL"] * len(calls)
+
+
+def test_value_longer_than_a_page_is_limited(cgroup_under, connected):
+    """The kernel reads the number at the beginning of however long a value."""
+    cgroups = cgroup_under({"limited": ("fill", RANGES)})
+    client, number = connected(cgroups["limited"])
+    value = (15).to_bytes(4, "little") + bytes(2 * PAGE)
+    assert client.set_bytes(number, *OPTIONS["idle"], value.hex()) == ""
+    assert client.options(number)["idle"] == 30
+
+
+def test_other_options_of_any_length_reach_the_kernel(cgroup_under, connected, peer):
+    """Options that are not kabpf's have the same answers as without it, also where the value is
+    longer than the page that a program sees."""
+    cgroups = cgroup_under({"enforced": ("enforce", EXACT)})
+    long = bytes(2 * PAGE)
+    calls = [
+        (socket.SOL_TCP, socket.TCP_CONGESTION, b"reno" + long),
+        (socket.SOL_TCP, socket.TCP_CONGESTION, b"nothing" + long),
+        (socket.SOL_TCP, socket.TCP_NODELAY, b"\1" + long),
+        (socket.SOL_TCP, TCP_ULP, b"nothing" + long),
+        (socket.SOL_TCP, 9999, long),
+        (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0" + long),
+        (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"none\0" + long),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, (12345).to_bytes(4, "little")),
+        (socket.SOL_IP, socket.IP_OPTIONS, long),
+        (socket.SOL_IP, IPT_SO_SET_REPLACE, long),
+    ]
+    answers = []
+    for cgroup in (None, cgroups["enforced"]):
+        client, number = connected(cgroup)
+        answers.append(
+            [client.set_bytes(number, *where, value.hex()) for *where, value in calls]
+            + [client.get_bytes(number, socket.SOL_TCP, socket.TCP_CONGESTION, 16)]
+            + [client.get_bytes(number, socket.SOL_SOCKET, socket.SO_RCVBUF, 4)]
+        )
+    assert answers[0] == answers[1]
+    assert answers[0].count("") == 4
+    assert bytes.fromhex(answers[0][-2]).rstrip(b"\0") == b"reno"
+
+
+def test_long_value_arrives_whole(cgroup_under, peer, namespace):
+    """A source filter of several pages is what the application gave, with kabpf in between."""
+    cgroups = cgroup_under({"enforced": ("enforce", EXACT)})
+    set_sysctl(namespace, "igmp_max_msf", str(PAGE))
+    client = peer(cgroups["enforced"], namespace)
+    number = client.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
+    membership = socket.inet_aton("239.1.2.3") + socket.inet_aton("127.0.0.1")
+    assert client.set_bytes(number, socket.SOL_IP, IP_ADD_MEMBERSHIP, membership.hex()) == ""
+    sources = [socket.inet_aton(f"10.0.{each // 256}.{each % 256}") for each in range(PAGE)]
+    # struct ip_msfilter of linux/in.h
+    value = membership + struct.pack("=II", MCAST_INCLUDE, len(sources)) + b"".join(sources)
+    assert client.set_bytes(number, socket.SOL_IP, IP_MSFILTER, value.hex()) == ""
+    mcfilter = ["ip", "netns", "exec", namespace, "cat", "/proc/net/mcfilter"]
+    assert len(subprocess.check_output(mcfilter).splitlines()) == 1 + len(sources)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "protocol"),
+    [
+        (socket.AF_INET, socket.SOCK_DGRAM, 0),
+        (socket.AF_UNIX, socket.SOCK_STREAM, 0),
+        (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP),
+    ],
+    ids=["udp", "unix", "raw"],
+)
+def test_socket_of_another_kind_is_obeyed(cgroup_under, peer, kabpfctl, family, kind, protocol):
+    """Under `enforce` sockets that are not TCP are turned on and off as they ask."""
+    client = peer(cgroup_under({"enforced": ("enforce", EXACT)})["enforced"])
+    number = client.open_socket(family, kind, protocol)
+    client.set_option(number, "keepalive", 1)
+    assert client.keepalive(number) == 1
+    client.set_option(number, "keepalive", 0)
+    assert client.keepalive(number) == 0
+    assert _counted(kabpfctl)["enforced"] == (0, 0, 0)
+
+
+def test_listener_is_enforced(cgroup_under, peer):
+    """What an application asks for on an open listener is swallowed under `enforce`, and limited to
+    a range."""
+    cgroups = cgroup_under({"enforced": ("enforce", EXACT), "limited": ("fill", RANGES)})
+    found = {}
+    for name, cgroup in cgroups.items():
+        server = peer(cgroup)
+        listener, _ = server.listener()
+        server.set_option(listener, "idle", 15)
+        found[name] = server.options(listener)["idle"]
+    assert found == {"enforced": 61, "limited": 30}
+
+
+def test_option_that_the_policy_leaves_out_is_obeyed(cgroup_under, connected):
+    """Under `enforce` only the policy's own options are."""
+    client, number = connected(cgroup_under({"enforced": ("enforce", "idle: 61s")})["enforced"])
+    for name, value in (("idle", 15), ("interval", 16), ("probes", 7), ("user_timeout", 8000)):
+        client.set_option(number, name, value)
+    assert client.options(number) == {
+        "keepalive": 1, "idle": 61, "interval": 16, "probes": 7, "user_timeout": 8000,
+    }  # fmt: skip
+
+
+def test_user_timeout_of_nothing_is_the_upper_bound(cgroup_under, connected):
+    """0, the system's default, is as if the application had not asked."""
+    client, number = connected(cgroup_under({"limited": ("fill", RANGES)})["limited"])
+    client.set_option(number, "user_timeout", 0)
+    assert client.options(number)["user_timeout"] == 120_000
+
+
+@pytest.mark.parametrize(
+    ("mode", "keepalive", "linked"),
+    [
+        ("fill", "{idle: 61}", False),
+        ("override", "{idle: 61}", False),
+        ("enforce", "{idle: 61}", True),
+        ("fill", "{idle: 61..62}", True),
+        ("enforce", "off", False),
+    ],
+)
+def test_setsockopt_is_linked_while_a_policy_needs_it(
+    cgroup, write_policy, kabpfctl, mode, keepalive, linked
+):
+    """The program on setsockopt(2) is linked for `enforce` and for ranges, and for nothing else."""
+    select = f"select: [{{cgroup: {path_of(cgroup)}}}]\n"
+    write_policy("a.yaml", f"{select}mode: {mode}\nkeepalive: {keepalive}\n")
+    kabpfctl("apply")
+    assert ("kabpf_setsockopt" in pinned("link")) is linked
+    write_policy("a.yaml", f"{select}keepalive: {{idle: 61}}\n")
+    kabpfctl("apply")
+    assert "kabpf_setsockopt" not in pinned("link")
+
+
+@pytest.mark.parametrize("end", ["connect", "accept"])
+def test_multipath_tcp_socket_is_enforced_and_limited(cgroup_under, peer, kabpfctl, end):
+    """On an MPTCP socket calls are swallowed and limited like on any other."""
+    cgroups = cgroup_under({"enforced": ("enforce", EXACT), "limited": ("fill", RANGES)})
+    for cgroup in cgroups.values():
+        server, client = peer(cgroup if end == "accept" else None), peer(cgroup)
+        listener = server.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        address = server.listen(listener, ["127.0.0.1", 0])
+        number = client.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        client.connect(number, address)
+        if end == "accept":
+            client, number = server, server.accept(listener)
+        client.set_option(number, "idle", 15)
+    assert {name: counts[:2] for name, counts in _counted(kabpfctl).items()} == {
+        "enforced": (1, 0), "limited": (0, 1),
+    }  # fmt: skip
 
 
 def _counted(kabpfctl):

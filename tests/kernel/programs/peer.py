@@ -2,6 +2,7 @@
 standard input, a JSON answer a line on standard output. It knows nothing of kabpf."""
 
 import ctypes
+import errno
 import json
 import os
 import socket
@@ -58,6 +59,19 @@ def keepalive(number):
 
 def set_option(number, name, value):
     SOCKETS[number].setsockopt(*OPTIONS[name], value)
+
+
+def set_bytes(number, level, name, value):
+    """Set any option to bytes, given in hexadecimal; the errno's name, or ""."""
+    try:
+        SOCKETS[number].setsockopt(level, name, bytes.fromhex(value))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return ""
+
+
+def get_bytes(number, level, name, size):
+    return SOCKETS[number].getsockopt(level, name, size).hex()
 
 
 def local_port(number):
