@@ -387,23 +387,24 @@ static __always_inline __u32 direction_of(struct sock *sk)
 										    : KABPF_IN;
 }
 
-/* Idle in seconds for an unset option of this socket: the same again at every visit. */
-static __always_inline __u32 idle_of(struct kabpf_options *o, __u32 hash)
-{
-	__u64 spread = (__u64)o->idle_s.high * o->jitter_percent / 100;
-
-	return o->idle_s.high - (__u32)((spread + 1) * (hash >> 8) >> 24);
-}
-
 static __always_inline __u32 hash_of(struct tcp_sock *tp)
 {
 	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_hash;
 }
 
-static __always_inline bool came_from(struct kabpf_range range, __u32 preferred, __u32 unit,
-				      __u32 now)
+/* Idle in seconds for an unset option of this socket: the same again at every visit. */
+static __always_inline __u32 idle_of(struct kabpf_options *o, struct tcp_sock *tp)
 {
-	return now && (now == range.low * unit || now == preferred * unit);
+	__u64 spread = (__u64)o->idle_s.high * o->jitter_percent / 100;
+	__u32 idle_s = o->idle_s.high - (__u32)((spread + 1) * (hash_of(tp) >> 8) >> 24);
+
+	return idle_s < o->idle_s.low && o->idle_s.low < o->idle_s.high ? o->idle_s.low : idle_s;
+}
+
+/* What was brought to a range's lower bound stays the application's. */
+static __always_inline bool came_from(__u32 preferred, __u32 unit, __u32 now)
+{
+	return now && now == preferred * unit;
 }
 
 /* Tells the values that a former policy set from those the application chose. */
@@ -418,14 +419,13 @@ static __always_inline void find_ours(struct visit *v, __u32 was_id)
 	o = options_of(was, was_id, (void *)tp, v->direction);
 	if (!o)
 		return;
-	if (came_from(o->idle_s, idle_of(o, hash_of(tp)), kabpf_hz, tp->keepalive_time))
+	if (came_from(idle_of(o, tp), kabpf_hz, tp->keepalive_time))
 		v->ours |= 1 << IDLE;
-	if (came_from(o->interval_s, o->interval_s.high, kabpf_hz, tp->keepalive_intvl))
+	if (came_from(o->interval_s.high, kabpf_hz, tp->keepalive_intvl))
 		v->ours |= 1 << INTERVAL;
-	if (came_from(o->probes, o->probes.high, 1, tp->keepalive_probes))
+	if (came_from(o->probes.high, 1, tp->keepalive_probes))
 		v->ours |= 1 << PROBES;
-	if (came_from(o->user_timeout_ms, o->user_timeout_ms.high, 1,
-		      tp->inet_conn.icsk_user_timeout))
+	if (came_from(o->user_timeout_ms.high, 1, tp->inet_conn.icsk_user_timeout))
 		v->ours |= 1 << USER_TIMEOUT;
 }
 
@@ -455,13 +455,9 @@ static __always_inline void set_options(void *to, struct visit *v)
 {
 	struct kabpf_options *o = v->options;
 	struct tcp_sock *tp = v->tp;
-	__u32 idle_s = o->idle_s.high;
 
-	if (o->jitter_percent)
-		idle_s = idle_of(o, hash_of(tp));
-	if (idle_s < o->idle_s.low && o->idle_s.low < o->idle_s.high)
-		idle_s = o->idle_s.low;
-	set_number(to, v, IDLE, TCP_KEEPIDLE, o->idle_s, idle_s, kabpf_hz, tp->keepalive_time);
+	set_number(to, v, IDLE, TCP_KEEPIDLE, o->idle_s, idle_of(o, tp), kabpf_hz,
+		   tp->keepalive_time);
 	set_number(to, v, INTERVAL, TCP_KEEPINTVL, o->interval_s, o->interval_s.high, kabpf_hz,
 		   tp->keepalive_intvl);
 	set_number(to, v, PROBES, TCP_KEEPCNT, o->probes, o->probes.high, 1, tp->keepalive_probes);
@@ -562,7 +558,9 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 		set_syn_retries(ctx, &v);
 		return 1;
 	}
-	find_former(&v);
+	/* What an accepted connection has already was its listener's; else the application's. */
+	if (v.direction == KABPF_IN)
+		find_former(&v);
 	set_options(ctx, &v);
 	__sync_fetch_and_add(v.direction ? &v.counters->established : &v.counters->listening, 1);
 	return 1;
