@@ -248,7 +248,7 @@ def changed_entries(
         else:
             acts = policy_id != 0 and records[policy_id].acts
             owed = acts and resolved.policy is not None and (new or resolved.policy.existing)
-            entry = Entry(state, policy_id, owed, _former(before, policy_id, records))
+            entry = Entry(state, policy_id, owed, _former(before, records))
         if entry != before:
             changed[id] = entry
     return changed
@@ -291,11 +291,12 @@ def _id(ids: Mapping[str, int], policy: Policy | None) -> int:
     return ids[policy.name] if policy else 0
 
 
-def _former(before: Entry | None, policy_id: int, records: Mapping[int, Record]) -> tuple[int, ...]:
+def _former(before: Entry | None, records: Mapping[int, Record]) -> tuple[int, ...]:
     if before is None:
         return ()
+    # A policy that comes back is its own former one.
     ids = dict.fromkeys((before.policy_id, *before.was))
-    return tuple(id for id in ids if id not in (0, policy_id) and records[id].acts)[:FORMER_MAX]
+    return tuple(id for id in ids if id and records[id].acts)[:FORMER_MAX]
 
 
 def _replaces(record: Record, former: Record) -> bool:
