@@ -117,6 +117,7 @@ struct sock {
 	struct sock_common __sk_common;
 	struct timer_list sk_timer;
 	struct sock_cgroup_data sk_cgrp_data;
+	__u32 sk_max_ack_backlog; /* what listen() was given */
 	__u8 sk_userlocks : 4;
 };
 
@@ -374,17 +375,17 @@ options_of(struct kabpf_policy *policy, __u32 policy_id, struct sock_common *skc
 
 /* A connection's direction is not kept by the kernel. An accepted socket shares the listener's
  * port, which was bound, without having bound it (sk_clone_lock() in net/core/sock.c clears the
- * lock); a port that connect() chose is marked by -1 (__inet_hash_connect()). A connection from an
- * address that was bound without a port counts as accepted. */
+ * lock), and has the listener's backlog; a port that connect() chose is marked by -1
+ * (__inet_hash_connect()). A connection from a listener without any backlog counts as outgoing. */
 static __always_inline __u32 direction_of(struct sock *sk)
 {
 	struct inet_connection_sock *icsk = (void *)sk;
 	struct inet_bind_bucket *bucket = BPF_CORE_READ(icsk, icsk_bind_hash);
 
-	if (!bucket || BPF_CORE_READ(bucket, fastreuse) < 0)
+	if (!bucket || BPF_CORE_READ(bucket, fastreuse) < 0 ||
+	    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)
 		return KABPF_OUT;
-	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK ? KABPF_OUT
-										    : KABPF_IN;
+	return BPF_CORE_READ(sk, sk_max_ack_backlog) ? KABPF_IN : KABPF_OUT;
 }
 
 static __always_inline __u32 hash_of(struct tcp_sock *tp)
