@@ -396,9 +396,13 @@ static __always_inline __u32 hash_of(struct tcp_sock *tp)
 /* Idle in seconds for an unset option of this socket: the same again at every visit. */
 static __always_inline __u32 idle_of(struct kabpf_options *o, struct tcp_sock *tp)
 {
-	__u64 spread = (__u64)o->idle_s.high * o->jitter_percent / 100;
-	__u32 idle_s = o->idle_s.high - (__u32)((spread + 1) * (hash_of(tp) >> 8) >> 24);
+	__u32 idle_s = o->idle_s.high;
+	__u64 spread;
 
+	if (!o->jitter_percent)
+		return idle_s;
+	spread = (__u64)idle_s * o->jitter_percent / 100;
+	idle_s -= (spread + 1) * (hash_of(tp) >> 8) >> 24;
 	return idle_s < o->idle_s.low && o->idle_s.low < o->idle_s.high ? o->idle_s.low : idle_s;
 }
 
