@@ -388,9 +388,12 @@ static __always_inline __u32 direction_of(struct sock *sk)
 	return BPF_CORE_READ(sk, sk_max_ack_backlog) ? KABPF_IN : KABPF_OUT;
 }
 
+/* Since Linux kernel commit 9544d60a2605 ("inet: change lport contribution to inet_ehashfn() and
+ * inet6_ehashfn()") (in v6.15) the hashes of two connections to one peer differ by their ports
+ * alone, in the lower bits; multiplied they differ in the upper ones, too. */
 static __always_inline __u32 hash_of(struct tcp_sock *tp)
 {
-	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_hash;
+	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_hash * 0x9e3779b1;
 }
 
 /* Idle in seconds for an unset option of this socket: the same again at every visit. */
