@@ -30,6 +30,16 @@ def listen(number, address, backlog=128):
     return SOCKETS[number].getsockname()[:2]
 
 
+def listen_unbound(number):
+    """Listen on a port that the kernel chooses in listen(); the port."""
+    SOCKETS[number].listen()
+    return SOCKETS[number].getsockname()[1]
+
+
+def bind(number, address):
+    SOCKETS[number].bind(tuple(address))
+
+
 def connect(number, address):
     try:
         SOCKETS[number].connect(tuple(address))
@@ -37,6 +47,12 @@ def connect(number, address):
         SOCKETS[number].setblocking(True)
         error = SOCKETS[number].connect_ex(tuple(address))
         assert error in (0, 106), os.strerror(error)
+
+
+def connect_error(number, address):
+    """The errno's name, or ""."""
+    error = SOCKETS[number].connect_ex(tuple(address))
+    return errno.errorcode[error] if error else ""
 
 
 def connect_with_data(number, address):
