@@ -1,10 +1,14 @@
 """Inside a cgroup namespace, as in a container."""
 
+import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from harness import BIN, UNTOUCHED, cgroup_root, entering
+import yaml
+from harness import BIN, PROGRAMS, UNTOUCHED, cgroup_root, entering
 
 INSIDE = """
 set -e
@@ -67,3 +71,20 @@ def test_pins_go_with_the_namespace(in_container, peer):
     _, address = peer().listener()
     client = peer(container)
     assert client.options(client.connection(address)) == UNTOUCHED
+
+
+def test_kernel_agrees_with_the_golden_plans(in_container):
+    """Connections of every cgroup of plans/ have the options of the policy that the case's plan
+    names, whether the cgroup was there before the policies or is born after."""
+    _, run = in_container
+    cases = Path(__file__).parents[1] / "plans"
+    done = run(f"{sys.executable} -P {PROGRAMS / 'golden.py'} {cgroup_root()} {cases}\n")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for case in sorted(cases.iterdir()):
+        before, alone, after = found.pop(case.name)
+        names = yaml.safe_load((case / "plan.yaml").read_text())
+        assert (case.name, before) == (case.name, {path: names.get(path) for path in before})
+        assert (case.name, alone) == (case.name, {path: before[path] for path in alone})
+        assert (case.name, after) == (case.name, before)
+    assert found == {}

@@ -1,0 +1,115 @@
+"""Puts the cases of plans/ in force, one after the other, in a cgroup namespace whose root is the
+cgroup of this process: a connection from each cgroup shows which policy is in force there.
+
+  golden.py MOUNT CASES
+
+Prints as JSON by case what the connections of each cgroup showed: once for cgroups that were there
+before the policies were applied, and twice for those that were born after: what the kernel was sure
+of, and everything once user space had answered its questions."""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from kabpf import files, language, reconcile
+from kabpf.cgroups import CgroupTree
+from kabpf.files import Directories
+from kabpf.policy import Options, Range, Rules
+
+
+def policies_of(case):
+    """A case's policies, told apart by idle: 100 s and their place; `off` is on, too."""
+    where = Directories(case / "policy.yaml", (case / "policy.d",))
+    policies = language.combine([files.read(path) for path in files.paths(where)])
+    return tuple(
+        replace(policy, rules=Rules(Options(idle_s=Range(idle, idle))))
+        for idle, policy in enumerate(policies, 100)
+    )
+
+
+def directories(mount, case):
+    """The case's cgroups, parents before their children."""
+    found = {}
+    for line in (case / "cgroups").read_text().splitlines():
+        path = Path(line)
+        for each in (*reversed(path.parents), path):
+            found[str(each)] = mount / str(each)[1:]
+    return found
+
+
+def make(cgroups):
+    for directory in cgroups.values():
+        directory.mkdir(exist_ok=True)
+
+
+def remove(mount, cgroups):
+    enter(mount)
+    for directory in sorted(cgroups.values(), reverse=True):
+        if directory != mount:
+            directory.rmdir()
+
+
+def enter(directory):
+    (directory / "cgroup.procs").write_text("0")
+
+
+def seen(cgroups, policies, address):
+    """The policies' names, or null, by what connections from the cgroups have."""
+    names = {idle: policy.name for idle, policy in enumerate(policies, 100)}
+    found = {}
+    for path, directory in cgroups.items():
+        enter(directory)
+        with socket.create_connection(address) as connection:
+            idle = connection.getsockopt(socket.SOL_TCP, socket.TCP_KEEPIDLE)
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == (idle < 7200)
+        found[path] = names.get(idle)
+    return found
+
+
+def sure(cgroups, born):
+    """The cgroups that the kernel asked nothing about, nor about one above them."""
+    asked = {event.id for event in born}
+    unsure = [path for path, directory in cgroups.items() if directory.stat().st_ino in asked]
+    return {
+        path: directory
+        for path, directory in cgroups.items()
+        if not any(f"{path}/".startswith(f"{one}/") for one in unsure)
+    }
+
+
+def main():
+    mount, cases = Path(sys.argv[1]), Path(sys.argv[2])
+    tree = CgroupTree(mount)
+    answer = {}
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    address = listener.getsockname()
+    with contextlib.ExitStack() as stack:
+        loaded = stack.enter_context(reconcile.open_or_load((), tree))
+        born = []
+        events = stack.enter_context(loaded.events(born.append))
+        for case in sorted(cases.iterdir()):
+            policies, cgroups = policies_of(case), directories(mount, case)
+            make(cgroups)
+            reconcile.reconcile(policies, tree, loaded, "")
+            before = seen(cgroups, policies, address)
+            remove(mount, cgroups)
+            last = reconcile.reconcile(policies, tree, loaded, "")
+            events.consume()
+            born.clear()
+            make(cgroups)
+            events.consume()
+            alone = seen(sure(cgroups, born), policies, address)
+            # As kabpfd does.
+            if not reconcile.resolve_born(born, last, tree, loaded):
+                reconcile.reconcile(policies, tree, loaded, "")
+            answer[case.name] = before, alone, seen(cgroups, policies, address)
+            remove(mount, cgroups)
+    print(json.dumps(answer))
+
+
+os.umask(0o022)
+main()
