@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from harness import UNTOUCHED, cgroup_root, pinned
+from harness import UNTOUCHED, cgroup_root, path_of, pinned
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -77,3 +77,45 @@ def test_applying_again_attaches_nothing_twice(cgroup, kabpfctl):
     program = pinned("link")["kabpf_sockops"]["prog_id"]
     assert [one["id"] for one in shown].count(program) == 1
     assert [one.get("prog_id") for one in links].count(program) == 1
+
+
+@pytest.fixture
+def rewritten(compiled, make_cgroup):
+    """A cgroup inside the covered one, with somebody else's program on setsockopt(2)."""
+    pin = "/sys/fs/bpf/kabpf-test-rewriter"
+    child = make_cgroup("covered/child")
+    attachment = [child, "setsockopt", "pinned", pin]
+    subprocess.run(["bpftool", "prog", "load", compiled("rewriter.bpf.c"), pin], check=True)
+    subprocess.run(["bpftool", "cgroup", "attach", *attachment, "multi"], check=True)
+    yield child
+    subprocess.run(["bpftool", "cgroup", "detach", *attachment], check=True)
+    subprocess.run(["rm", pin], check=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "idle", "expected", "counted"),
+    [
+        ("fill", "61", (61, 40), (0, 0)),
+        ("enforce", "61", (61, 61), (1, 0)),
+        ("fill", "30..300", (300, 40), (0, 0)),
+        ("fill", "50..300", (300, 50), (0, 1)),
+    ],
+)
+def test_another_setsockopt_program_works_beside(
+    cgroup, rewritten, peer, kabpfctl, write_policy, mode, idle, expected, counted
+):
+    """What another program swallowed stays so, and is not ours to count; what it made of a call is
+    what the policy judges."""
+    select = f"select: [{{cgroup: {path_of(cgroup)}}}]"
+    write_policy("a.yaml", f"{select}\nmode: {mode}\nkeepalive: {{idle: {idle}}}\n")
+    kabpfctl("apply")
+    _, address = peer().listener()
+    client = peer(rewritten)
+    number = client.connection(address)
+    found = []
+    for asked in (20, 15):
+        client.set_option(number, "idle", asked)
+        found.append(client.options(number)["idle"])
+    assert tuple(found) == expected
+    (status,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]
+    assert (status["counters"]["swallowed"], status["counters"]["limited"]) == counted

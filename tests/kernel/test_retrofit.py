@@ -3,12 +3,15 @@
 import json
 import resource
 import socket
+import struct
+from pathlib import Path
 
 import pytest
 from harness import DROP_INS, UNTOUCHED, path_of
 
 IDLE_61 = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 0}
 ATTACH = ("--idle", 61, "--interval", 11, "--probes", 5)
+TCP_ULP, SOL_TLS, TLS_TX = 31, 282, 1
 
 
 @pytest.fixture
@@ -340,3 +343,18 @@ def test_change_reaches_other_network_namespaces(cgroup, peer, policy, make_name
         clients.append((client, client.connection(address)))
     policy("{idle: 62}")
     assert [client.options(number)["idle"] for client, number in clients] == [62, 62]
+
+
+def test_open_tls_connection_is_covered(cgroup, peer, kabpfctl):
+    """A connection whose encryption the kernel does is covered like any other."""
+    if "tls" not in Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split():
+        pytest.skip("this kernel has no TLS of its own (CONFIG_TLS)")
+    client = peer(cgroup)
+    _, address = peer().listener()
+    number = client.connection(address)
+    assert client.set_bytes(number, socket.SOL_TCP, TCP_ULP, b"tls".hex()) == ""
+    # struct tls12_crypto_info_aes_gcm_128 of linux/tls.h: TLS 1.2, and a key of zeros.
+    key = struct.pack("=HH", 0x303, 51) + bytes(36)
+    assert client.set_bytes(number, SOL_TLS, TLS_TX, key.hex()) == ""
+    kabpfctl("attach", "--cgroup", cgroup, *ATTACH)
+    assert client.options(number) == IDLE_61

@@ -1,5 +1,6 @@
 """Which sockets get the options of a policy, and which do not."""
 
+import functools
 import json
 import os
 import socket
@@ -103,16 +104,23 @@ def test_set_user_id_program_is_covered(covered, peer, compiled):
         installed.unlink()
 
 
-def test_multipath_tcp_subflow_is_covered(covered, peer, namespace):
-    """The subflow of an MPTCP connection has its keepalive timer armed with the policy's idle."""
+@pytest.mark.parametrize("way", ["new", "open"])
+def test_multipath_tcp_subflow_is_covered(cgroup, peer, kabpfctl, namespace, way):
+    """The subflow of an MPTCP connection has its keepalive timer armed with the policy's idle, also
+    where it was open before."""
+    attach = functools.partial(kabpfctl, "attach", "--cgroup", cgroup, *POLICY)
+    if way == "new":
+        attach()
     set_mptcp = "echo 1 > /proc/sys/net/mptcp/enabled"
     subprocess.run(["ip", "netns", "exec", namespace, "sh", "-c", set_mptcp], check=True)
-    server, client = peer(None, namespace), peer(covered, namespace)
+    server, client = peer(None, namespace), peer(cgroup, namespace)
     listener = server.open_socket(socket.AF_INET, PLAIN, IPPROTO_MPTCP)
     address = server.listen(listener, ["127.0.0.1", 0])
     number = client.open_socket(socket.AF_INET, PLAIN, IPPROTO_MPTCP)
     client.connect(number, address)
     server.accept(listener)
+    if way == "open":
+        attach()
     (ours,) = _established(namespace, destination=address[1])
     assert ours["idiag_timer"] == 2  # keepalive (sock_diag(7))
     assert 0 < ours["idiag_expires"] <= 61_000
