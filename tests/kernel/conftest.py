@@ -21,7 +21,7 @@ from typing import Any
 
 import pyroute2
 import pytest
-from harness import BIN, DROP_INS, PROGRAMS, Daemon, Peer, cgroup_root, numbers, wait_until
+from harness import BIN, DROP_INS, PROGRAMS, Daemon, Peer, cgroup_root, numbers, path_of, wait_until
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
@@ -155,6 +155,22 @@ def write_policy() -> Callable[[str, str], Path]:
         return DROP_INS / name
 
     return write
+
+
+@pytest.fixture
+def policy(
+    cgroup: Path,
+    write_policy: Callable[[str, str], Path],
+    kabpfctl: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., None]:
+    """Puts a policy in force on the cgroup, given its keepalive and its other keys."""
+
+    def put(keepalive: str, *others: str) -> None:
+        lines = [f"select: [{{cgroup: {path_of(cgroup)}}}]", f"keepalive: {keepalive}", *others]
+        write_policy("a.yaml", "\n".join(lines))
+        kabpfctl("apply")
+
+    return put
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 
 import pyroute2
 import pytest
-from harness import UNTOUCHED, path_of
+from harness import UNTOUCHED
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 HERE, THERE = ("10.77.0.1", "2001:db8:77::1"), ("10.77.0.2", "2001:db8:77::2")
@@ -18,18 +18,6 @@ CONNECTED = (
 )  # fmt: skip
 
 WAYS = pytest.mark.parametrize("way", ["new", "open"])
-
-
-@pytest.fixture
-def policy(cgroup, write_policy, kabpfctl):
-    """Puts a policy in force on the cgroup, given its keepalive and its other keys."""
-
-    def put(keepalive, *others):
-        lines = [f"select: [{{cgroup: {path_of(cgroup)}}}]", f"keepalive: {keepalive}", *others]
-        write_policy("a.yaml", "\n".join(lines))
-        kabpfctl("apply")
-
-    return put
 
 
 @pytest.fixture

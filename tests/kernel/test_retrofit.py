@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from harness import DROP_INS, UNTOUCHED, path_of
+from harness import DROP_INS, UNTOUCHED
 
 IDLE_61 = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 0}
 ATTACH = ("--idle", 61, "--interval", 11, "--probes", 5)
@@ -147,18 +147,6 @@ def connection(cgroup, peer):
     client = peer(cgroup)
     _, address = peer().listener()
     return client, lambda: client.connection(address)
-
-
-@pytest.fixture
-def policy(cgroup, write_policy, kabpfctl):
-    """Puts a policy in force on the cgroup, given its keepalive and its other keys."""
-
-    def put(keepalive, *others):
-        lines = [f"select: [{{cgroup: {path_of(cgroup)}}}]", f"keepalive: {keepalive}", *others]
-        write_policy("a.yaml", "\n".join(lines))
-        kabpfctl("apply")
-
-    return put
 
 
 def test_keepalive_that_was_turned_off_stays_off(connection, policy):
