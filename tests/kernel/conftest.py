@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import subprocess
@@ -21,7 +22,9 @@ from typing import Any
 
 import pyroute2
 import pytest
+import versions
 from harness import BIN, DROP_INS, PROGRAMS, Daemon, Peer, cgroup_root, numbers, path_of, wait_until
+from versions import Version
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
@@ -174,12 +177,12 @@ def policy(
 
 
 @pytest.fixture
-def kabpfd(tmp_path: Path) -> Iterator[Callable[[], Daemon]]:
-    """Starts kabpfd and waits for READY."""
+def kabpfd(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts kabpfd, or another command in its place, and waits for READY."""
     daemons: list[Daemon] = []
 
-    def start() -> Daemon:
-        daemons.append(Daemon(tmp_path))
+    def start(*command: str) -> Daemon:
+        daemons.append(Daemon(tmp_path, *command))
         daemons[-1].wait_for("READY=1")
         return daemons[-1]
 
@@ -229,3 +232,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return target
 
     return compile
+
+
+@pytest.fixture(scope="session")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Version]:
+    """Makes each kind of other version once."""
+    return functools.cache(lambda kind: versions.make(kind, tmp_path_factory.mktemp(kind)))

@@ -130,13 +130,13 @@ def entering(cgroup: Path | None) -> Callable[[], None]:
 class Daemon:
     """A kabpfd that has said READY."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *command: str) -> None:
         self.address = str(directory / f"notify-{next(numbers)}")
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.channel.bind(self.address)
         self.channel.settimeout(20)
         self.process = subprocess.Popen(
-            [BIN / "kabpfd"],
+            command or [BIN / "kabpfd"],
             env={**os.environ, "NOTIFY_SOCKET": self.address},
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,75 @@
+"""Other versions of kabpf, made from the installed one: another build of the same layout, another
+layout, and a file system that can't exchange two directories."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import kabpf
+from kabpf.layout import LAYOUT
+
+SOURCES = Path(__file__).parents[2] / "bpf"
+
+BUILD = {"kabpf.h": [("EVENTS (256 * 1024)", "EVENTS (512 * 1024)")]}
+KINDS: dict[str, dict[str, list[tuple[str, str]]]] = {  # what differs, by file
+    "this": {},
+    "rebuilt": BUILD,
+    "relaid": {
+        "kabpf.h": [("FORMER 4", "FORMER 2"), (f"LAYOUT {LAYOUT}", "LAYOUT 1000")],
+        "layout.py": [("FORMER = 4", "FORMER = 2"), (f"LAYOUT = {LAYOUT}", "LAYOUT = 1000")],
+        "plan.py": [("FORMER_MAX = 4", "FORMER_MAX = 2")],
+    },
+    # Any unknown flag is EINVAL, as a flag that the file system does not know.
+    "no-exchange": {**BUILD, "libbpf.py": [("EXCHANGE = 2", "EXCHANGE = 1 << 30")]},
+}
+
+
+@dataclass(frozen=True)
+class Version:
+    """A kabpf that runs from a directory of its own."""
+
+    directory: Path
+
+    def command(self, module: str, *arguments: object, fault: object = "") -> list[str]:
+        """The command line of kabpf.cli or kabpf.daemon."""
+        environment = [f"PYTHONPATH={self.directory}", f"KABPF_FAULT={fault}"]
+        python = [sys.executable, "-P", "-m", f"kabpf.{module}"]
+        return ["env", *environment, *python, *map(str, arguments)]
+
+    def kabpfctl(
+        self, *arguments: object, status: int = 0, fault: object = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs kabpfctl, which has to end with `status`."""
+        command = self.command("cli", *arguments, fault=fault)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
+
+    @property
+    def object(self) -> Path:
+        return self.directory / "kabpf/kabpf.bpf.o"
+
+
+def make(kind: str, directory: Path) -> Version:
+    """One of KINDS, in a new directory."""
+    package, sources = directory / "kabpf", directory / "bpf"
+    shutil.copytree(os.path.dirname(kabpf.__file__), package)
+    shutil.copytree(SOURCES, sources)
+    for name, changes in KINDS[kind].items():
+        file = (sources if name.endswith(".h") else package) / name
+        text = file.read_text()
+        for old, new in changes:
+            assert text.count(old) == 1, f"{name}: {old}"
+            text = text.replace(old, new)
+        file.write_text(text)
+    if KINDS[kind]:
+        include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"
+        command = ["clang", "-g", "-O2", "-target", "bpf", include, "-c", "kabpf.bpf.c"]
+        subprocess.run([*command, "-o", package / "kabpf.bpf.o"], cwd=sources, check=True)
+    return Version(directory)
