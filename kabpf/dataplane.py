@@ -96,10 +96,11 @@ class Totals:
 class Dataplane:
     """An open data plane. A context manager; closing it changes nothing in the kernel.
 
-    Raises RefusedError where the pins are damaged or come from another version of kabpf.
+    Raises RefusedError where the pins are damaged or come from another version of kabpf; with
+    `any_build` one whose maps have the same layout will do.
     """
 
-    def __init__(self, pins: Path, tree: CgroupTree) -> None:
+    def __init__(self, pins: Path, tree: CgroupTree, *, any_build: bool = False) -> None:
         self.pins, self._tree = pins, tree
         with ExitStack() as stack:
 
@@ -114,7 +115,8 @@ class Dataplane:
             self._networks = opened("kabpf_networks")
             self._ports = opened("kabpf_ports")
             self._failures = opened("kabpf_failures")
-            if self._read_totals().build != build():
+            found = self._read_totals()
+            if found.layout != layout.LAYOUT or (found.build != build() and not any_build):
                 raise RefusedError(
                     f"{pins} comes from another version of kabpf",
                     hint="expected this one: kabpfctl apply",

@@ -169,7 +169,7 @@ def _attach(pins: Path, tree: CgroupTree, programs: libbpf.Object, fill: Fill) -
     link = str(staging / SOCK_OPS)
     with Dataplane(staging, tree) as fresh:
         takes_over = _is_attached(pins, fresh)
-        if takes_over and _has_our_layout(pins):
+        if takes_over and _has_our_layout(pins, tree):
             fresh.copy_from(pins)
         fill(fresh, takes_over=takes_over)
     if takes_over:
@@ -186,15 +186,12 @@ def _is_attached(pins: Path, fresh: Dataplane) -> bool:
         return False
 
 
-def _has_our_layout(pins: Path) -> bool:
+def _has_our_layout(pins: Path, tree: CgroupTree) -> bool:
     try:
-        for name in MAPS:
-            dataplane.open_map(pins, name).close()
-        with dataplane.open_map(pins, "kabpf_totals") as totals:
-            found = CTotals.from_buffer_copy(totals.look_up(bytes(4)) or bytes(CTotals()))
+        Dataplane(pins, tree, any_build=True).close()
     except RefusedError:
         return False
-    return int(found.layout) == LAYOUT
+    return True
 
 
 def _publish(pins: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,9 +72,8 @@ def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN
 def lift(tree: CgroupTree, run: Path = RUN) -> None:
     """Take everything out of the kernel; sockets keep their options. The caller holds the lock."""
     loading.complete(PINS)
-    with suppress(RefusedError), loading.open_if_loaded(PINS, tree) or nullcontext() as loaded:
-        if loaded:
-            notes.keep_former(loaded.actual(), run)
+    with suppress(RefusedError), Dataplane(PINS, tree, any_build=True) as loaded:
+        notes.keep_former(loaded.actual(), run)
     loading.lift(PINS)
 
 

@@ -1,0 +1,280 @@
+"""Killed before any step that changes the kernel's state, kabpf leaves the old state or the new,
+and the next command completes what was begun."""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+from harness import PINS, UNTOUCHED, path_of
+
+NAMES = ("one", "two")
+
+
+def _idle(seconds):
+    return UNTOUCHED | {"keepalive": 1, "idle": seconds}
+
+
+# What each cgroup's file says, and what connections have by it.
+NOTHING = {"one": ("", UNTOUCHED), "two": ("", UNTOUCHED)}
+PLAIN = {"one": ("keepalive: {idle: 61}", _idle(61)), "two": ("keepalive: {idle: 62}", _idle(62))}
+SWAPPED = {"one": PLAIN["two"], "two": PLAIN["one"]}
+LESS = {"one": ("keepalive: {idle: 63}", _idle(63)), "two": NOTHING["two"]}
+ENFORCED = {
+    "one": ("keepalive: {idle: 64}\nmode: enforce", _idle(64)),
+    "two": ("keepalive: {idle: 65..66}", _idle(66)),
+}
+DESTINATIONS = {
+    "one": ("keepalive: {idle: 99}\ndestinations: [{to: 127.0.0.0/8, idle: 67}]", _idle(67)),
+    "two": (
+        "keepalive: {idle: 98}\n"
+        "destinations: [{to: 127.0.0.1, ports: [1], idle: 97}, {to: 127.0.0.1, idle: 68}]",
+        _idle(68),
+    ),
+}
+
+
+class World:
+    """Two cgroups, each with a policy file, a client and an open connection; and one client more
+    for cgroups that are born below the first."""
+
+    def __init__(self, make_cgroup, write_policy, peer):
+        self.make_cgroup, self.write_policy = make_cgroup, write_policy
+        self.cgroups = {name: make_cgroup(name) for name in NAMES}
+        self.clients = {name: peer(cgroup) for name, cgroup in self.cgroups.items()}
+        self.migrant = peer()
+        _, self.address = peer().listener()
+        self.open = {}
+        self.births = itertools.count()
+
+    def say(self, policies):
+        """Writes the policy files."""
+        for name, cgroup in self.cgroups.items():
+            text, _ = policies[name]
+            selected = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\n{text}\n' if text else ""
+            self.write_policy(f"{name}.yaml", selected)
+
+    def connect(self):
+        """Opens a connection from each cgroup; the options of each."""
+        for name, client in self.clients.items():
+            if name in self.open:
+                client.close(self.open[name])
+            self.open[name] = client.connection(self.address)
+        return self.open_options()
+
+    def open_options(self):
+        """The options of each cgroup's open connection."""
+        return {name: self.clients[name].options(number) for name, number in self.open.items()}
+
+    def options_of_born(self):
+        """The options of a new connection from a new cgroup below the first."""
+        born = self.make_cgroup(f"one/born-{next(self.births)}")
+        (born / "cgroup.procs").write_text(str(self.migrant.process.pid))
+        number = self.migrant.connection(self.address)
+        options = self.migrant.options(number)
+        self.migrant.close(number)
+        return options
+
+
+@pytest.fixture
+def world(make_cgroup, write_policy, peer):
+    return World(make_cgroup, write_policy, peer)
+
+
+def _expected(policies):
+    return {name: options for name, (_, options) in policies.items()}
+
+
+def _traced(stderr):
+    """The steps by their numbers."""
+    steps = {int(n): step for n, step in re.findall(r"^fault point (\d+): (.*)$", stderr, re.M)}
+    assert steps
+    return steps
+
+
+def _moments(steps):
+    """The steps to die before: of a run of equal ones the first, one within, and the last. What
+    comes before a program works with the new maps is one run."""
+    moments = []
+    turns = [n for n, step in steps.items() if step in ("attach kabpf_sockops", "update the link")]
+    for _, run in itertools.groupby(
+        steps, lambda n: "load" if n < max(turns, default=0) else steps[n]
+    ):
+        numbers = list(run)
+        moments += sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]})
+    return moments
+
+
+def _pins():
+    return [name for name in os.listdir(PINS.parent) if name.startswith("kabpf")]
+
+
+def _kill(version, moment, *arguments):
+    version.kabpfctl(*arguments, fault=moment, status=-signal.SIGKILL)
+
+
+def _check_status(version):
+    """It works, or says in a line what is up."""
+    command = version.command("cli", "status")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 or re.fullmatch(r"kabpfctl: .*, expected .*\n", done.stderr)
+
+
+def _check_between(world, before, after):
+    """New connections have the old options or the new ones, from a new cgroup as well."""
+    found = world.connect()
+    for name in NAMES:
+        assert found[name] in (before[name][1], after[name][1])
+    assert world.options_of_born() in (before["one"][1], after["one"][1])
+
+
+def _check_complete(world, version, policies):
+    """Everything is as the files say, and nothing is beside it."""
+    still_open = world.open_options()
+    for name, (text, options) in policies.items():
+        assert not text or still_open[name] == options
+    assert world.connect() == _expected(policies)
+    assert version.kabpfctl("apply").stdout.endswith("changed: nothing\n")
+    assert _pins() == ["kabpf"]
+
+
+def test_killed_first_apply_is_completed(world, version):
+    """Where nothing was loaded."""
+    this = version("this")
+    world.say(PLAIN)
+    steps = _traced(this.kabpfctl("apply", fault="trace").stderr)
+    for moment in _moments(steps):
+        this.kabpfctl("detach", "--all")
+        world.connect()
+        _kill(this, moment, "apply")
+        _check_status(this)
+        _check_between(world, NOTHING, PLAIN)
+        this.kabpfctl("apply")
+        _check_complete(world, this, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (PLAIN, SWAPPED),
+        (PLAIN, LESS),
+        (PLAIN, DESTINATIONS),
+        (DESTINATIONS, ENFORCED),
+        (ENFORCED, PLAIN),
+    ],
+    ids=["other numbers", "one removed", "destinations", "enforce comes", "enforce goes"],
+)
+def test_killed_change_is_completed(world, version, before, after):
+    """Where a policy was in force, each connection has the old options or the new ones."""
+    this = version("this")
+    world.say(before)
+    this.kabpfctl("apply")
+    world.say(after)
+    steps = _traced(this.kabpfctl("apply", fault="trace").stderr)
+    for moment in _moments(steps):
+        world.say(before)
+        this.kabpfctl("apply")
+        assert world.connect() == _expected(before)
+        world.say(after)
+        _kill(this, moment, "apply")
+        _check_status(this)
+        _check_between(world, before, after)
+        this.kabpfctl("apply")
+        _check_complete(world, this, after)
+
+
+@pytest.mark.parametrize(
+    ("other", "completes"),
+    [
+        ("rebuilt", "the new version"),
+        ("rebuilt", "the old version"),
+        ("relaid", "the new version"),
+        ("relaid", "the old version"),
+        ("no-exchange", "the new version"),
+    ],
+)
+def test_killed_upgrade_is_completed(world, version, other, completes):
+    """Where another version was in force, with other numbers, and whichever goes on: each
+    connection has the old options or the new ones."""
+    old, new = version("this"), version(other)
+    before, after = PLAIN, SWAPPED
+    world.say(before)
+    old.kabpfctl("apply")
+    assert world.connect() == _expected(before)
+    steps = _traced(new.kabpfctl("apply", fault="trace").stderr)
+    old.kabpfctl("apply")
+    for moment in _moments(steps):
+        last = new if completes == "the new version" else old
+        world.say(after)
+        _kill(new, moment, "apply")
+        _check_status(last)
+        _check_between(world, before, after)
+        last.kabpfctl("apply")
+        if other == "relaid":  # what sockets have from former policies is not read back then
+            world.connect()
+        _check_complete(world, last, after)
+        before, after = after, before
+        if last is new:
+            old.kabpfctl("apply")
+
+
+@pytest.mark.parametrize("other", ["rebuilt", "no-exchange"])
+def test_killed_upgrade_is_lifted(world, version, kabpfd, other):
+    """kabpfctl detach --all takes both versions out of the kernel, and so does kabpfd as it stops;
+    what sockets have from policies is known at the next start."""
+    old, new = version("this"), version(other)
+    world.say(PLAIN)
+    old.kabpfctl("apply")
+    steps = _traced(new.kabpfctl("apply", fault="trace").stderr)
+    (update,) = (number for number, step in steps.items() if step == "update the link")
+    for moment in range(update, max(steps) + 1)[:5]:
+        new.kabpfctl("detach", "--all")
+        world.say(PLAIN)
+        old.kabpfctl("apply")
+        daemon = kabpfd(*old.command("daemon"))
+        assert world.connect() == _expected(PLAIN)
+        _kill(new, moment, "apply")
+        if moment % 2:
+            new.kabpfctl("detach", "--all")
+            daemon.stop(signal.SIGKILL)
+        else:
+            assert daemon.stop() == 0
+        assert _pins() == []
+        world.say(SWAPPED)
+        new.kabpfctl("apply")
+        _check_complete(world, new, SWAPPED)
+
+
+@pytest.mark.parametrize("verb", ["detach --all", "stop"])
+def test_killed_lift_is_completed(world, version, kabpfd, verb):
+    """What was lifted by half is lifted by the next detach --all, and by the next apply loaded
+    again, which tells what sockets have from policies."""
+    this = version("this")
+
+    def lift(fault):
+        this.kabpfctl("apply")
+        world.connect()
+        if verb == "stop":
+            daemon = kabpfd(*this.command("daemon", fault=fault))
+            daemon.stop()
+            return daemon.process.stderr.read()
+        command = this.command("cli", "detach", "--all", fault=fault)
+        return subprocess.run(command, capture_output=True, text=True).stderr
+
+    world.say(PLAIN)
+    steps = _traced(lift("trace"))
+    assert _pins() == []
+    for moment in _moments(steps):
+        lift(moment)
+        assert _pins() != []
+        _check_status(this)
+        this.kabpfctl("detach", "--all")
+        assert _pins() == []
+        assert world.connect() == _expected(NOTHING)
+        lift(moment)
+        world.say(SWAPPED)
+        this.kabpfctl("apply")
+        _check_complete(world, this, SWAPPED)
+        world.say(PLAIN)
