@@ -1,0 +1,156 @@
+"""What commands leave for one another in /run/kabpf, and what becomes of it when it is damaged."""
+
+import json
+
+import pytest
+
+from kabpf import layout, notes
+from kabpf.notes import APPLIED, FORMER, Applied
+from kabpf.plan import FORMER_MAX, Actual, Changes, Entry, Record
+from kabpf.policy import Options, Range
+
+
+def _record(name, idle):
+    return Record(name, Options(idle_s=Range(idle, idle)))
+
+
+RECORDS = {id: _record(f"p{id}", 60 + id) for id in range(1, 7)}
+EVERYTHING = range(1, 1000)
+
+
+def test_former_policies_are_read_back(tmp_path):
+    """Each cgroup has its policy and the former ones of it, the latest first."""
+    actual = Actual(records=RECORDS, cgroups={7: Entry(3, 2, False, (1,)), 8: Entry(3, 0)})
+    notes.keep_former(actual, tmp_path)
+    kept = notes.former(EVERYTHING, tmp_path)
+    assert kept.records == {1: RECORDS[1], 2: RECORDS[2]}
+    assert kept.cgroups == {7: Entry(0, 0, False, (2, 1))}
+
+
+def test_former_policies_of_cgroups_that_are_gone_are_left_out(tmp_path):
+    """Only cgroups that are there have entries."""
+    notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 2), 8: Entry(3, 2)}), tmp_path)
+    assert notes.former({8}, tmp_path).cgroups == {8: Entry(0, 0, False, (2,))}
+
+
+def test_no_more_former_policies_are_kept_than_the_kernel_has_room_for(tmp_path):
+    """A cgroup's policy and as many former ones are more by one: the oldest goes."""
+    was = tuple(range(1, FORMER_MAX + 1))
+    notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 6, False, was)}), tmp_path)
+    (entry,) = notes.former(EVERYTHING, tmp_path).cgroups.values()
+    assert entry.was == (6, *was[:-1])
+    assert layout.read_entry(layout.entry(entry)) == entry
+
+
+def test_what_was_forgotten_is_not_read_back(tmp_path):
+    """Once the kernel has it again the file is gone, and it may be gone before."""
+    notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 2)}), tmp_path)
+    notes.forget_former(tmp_path)
+    notes.forget_former(tmp_path)
+    assert notes.former(EVERYTHING, tmp_path) == Changes()
+
+
+def _kept(**changed):
+    raw = layout.policy(RECORDS[1]).hex()
+    kept = {"layout": layout.LAYOUT, "policies": {"1": raw}, "cgroups": {"7": [1]}}
+    return json.dumps(kept | changed).encode()
+
+
+def _altered(offset, byte):
+    raw = bytearray(layout.policy(RECORDS[1]))
+    raw[offset] = byte
+    return {"1": raw.hex()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"7",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        _kept()[:-3],
+        _kept(layout=layout.LAYOUT + 1),
+        _kept(layout=None),
+        _kept(policies=None),
+        _kept(policies=[1]),
+        _kept(policies={"1": "xyz"}),
+        _kept(policies={"1": "00"}),
+        _kept(policies={"1": 7}),
+        _kept(policies={"0": layout.policy(RECORDS[1]).hex()}),
+        _kept(policies={"-1": layout.policy(RECORDS[1]).hex()}),
+        _kept(policies={"4096": layout.policy(RECORDS[1]).hex()}),
+        _kept(policies={"one": layout.policy(RECORDS[1]).hex()}),
+        _kept(policies=_altered(layout.CPolicy.mode.offset, 77)),
+        _kept(policies=_altered(layout.CPolicy.flags.offset, 0)),
+        _kept(policies=_altered(layout.CPolicy.name.offset, 0)),
+        _kept(policies=_altered(layout.CPolicy.name.offset, 0xFF)),
+        _kept(cgroups=None),
+        _kept(cgroups=[7]),
+        _kept(cgroups={"seven": [1]}),
+        _kept(cgroups={"7": 1}),
+        _kept(cgroups={"7": [[1]]}),
+    ],
+)
+def test_damaged_former_policies_count_as_none(tmp_path, content):
+    """Whatever the file holds, reading it raises nothing."""
+    (tmp_path / FORMER).write_bytes(content)
+    assert notes.former(EVERYTHING, tmp_path) == Changes()
+
+
+@pytest.mark.parametrize(
+    "cgroups",
+    [{"7": [1, 1, 1, 1, 1, 1]}, {"7": [True, 1.0]}, {"7": [9, "1", None]}, {"-7": [1]}],
+    ids=["too many", "other types", "unknown ids", "no cgroup"],
+)
+def test_strange_former_policies_can_be_written_to_the_kernel(tmp_path, cgroups):
+    """What is read has room in the maps."""
+    (tmp_path / FORMER).write_bytes(_kept(cgroups=cgroups))
+    for id, entry in notes.former(EVERYTHING, tmp_path).cgroups.items():
+        assert id in EVERYTHING
+        assert set(layout.read_entry(layout.entry(entry)).was) <= {1}
+
+
+def test_what_was_applied_is_read_back(tmp_path):
+    """It is the same."""
+    applied = Applied("stamp", True, {"web": "/etc/kabpf/policy.yaml:3"}, "refused")
+    notes.keep_applied(applied, tmp_path)
+    assert notes.read_applied(tmp_path) == applied
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        b"{}",
+        b'{"stamp": "s", "asks": true, "sources": null, "refused": ""}',
+        b'{"stamp": "s", "asks": true, "sources": {"web": 7}, "refused": ""}',
+        b'{"stamp": 7, "asks": true, "sources": {}, "refused": ""}',
+        b'{"stamp": "s", "asks": 7, "sources": {}, "refused": ""}',
+        b'{"stamp": "s", "asks": true, "sources": {}, "refused": "", "more": 7}',
+    ],
+)
+def test_damaged_notes_of_what_was_applied_count_as_none(tmp_path, content):
+    """Whatever the file holds, reading it raises nothing, and the next one replaces it."""
+    (tmp_path / APPLIED).write_bytes(content)
+    assert notes.read_applied(tmp_path) is None
+    notes.keep_applied(Applied("stamp", False, {}), tmp_path)
+    assert notes.read_applied(tmp_path) == Applied("stamp", False, {})
+
+
+@pytest.mark.parametrize("name", [FORMER, APPLIED])
+def test_directory_in_the_place_of_a_note_is_none(tmp_path, name):
+    """What can't be read or replaced is left alone."""
+    (tmp_path / name).mkdir()
+    notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 2)}), tmp_path)
+    notes.keep_applied(Applied("stamp", False, {}), tmp_path)
+    notes.forget_former(tmp_path)
+    assert notes.former(EVERYTHING, tmp_path) == Changes()
+    if name == APPLIED:
+        assert notes.read_applied(tmp_path) is None
