@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from harness import PINS, UNTOUCHED, path_of
@@ -189,8 +190,6 @@ def test_killed_change_is_completed(world, version, before, after):
     ("other", "completes"),
     [
         ("rebuilt", "the new version"),
-        ("rebuilt", "the old version"),
-        ("relaid", "the new version"),
         ("relaid", "the old version"),
         ("no-exchange", "the new version"),
     ],
@@ -266,15 +265,47 @@ def test_killed_lift_is_completed(world, version, kabpfd, verb):
     world.say(PLAIN)
     steps = _traced(lift("trace"))
     assert _pins() == []
-    for moment in _moments(steps):
+    for turn, moment in enumerate(_moments(steps)):
         lift(moment)
         assert _pins() != []
         _check_status(this)
-        this.kabpfctl("detach", "--all")
-        assert _pins() == []
-        assert world.connect() == _expected(NOTHING)
-        lift(moment)
+        if turn % 2:
+            this.kabpfctl("detach", "--all")
+            assert _pins() == []
+            assert world.open_options() == _expected(PLAIN)
         world.say(SWAPPED)
         this.kabpfctl("apply")
         _check_complete(world, this, SWAPPED)
         world.say(PLAIN)
+
+
+def test_more_policies_than_are_remembered_are_lifted_and_start_again(world, version):
+    """After a stop a cgroup with as many former policies as it can have is loaded again, and the
+    latest values are known as kabpf's."""
+    this = version("this")
+    for keys in ("interval: 11", "probes: 5", "user_timeout: 30", "idle: 60", "idle: 61"):
+        world.say(dict.fromkeys(NAMES, (f"keepalive: {{{keys}}}", None)))
+        this.kabpfctl("apply")
+        world.connect()
+    this.kabpfctl("detach", "--all")
+    world.say(SWAPPED)
+    this.kabpfctl("apply")
+    _check_complete(world, this, SWAPPED)
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000], ids=["empty", "too deep"])
+def test_damaged_note_of_former_policies_keeps_nobody_from_starting(world, version, content):
+    """What sockets have counts as their own then, and new connections have their options."""
+    this = version("this")
+    world.say(PLAIN)
+    this.kabpfctl("apply")
+    world.connect()
+    this.kabpfctl("detach", "--all")
+    for note in ("former.json", "applied.json"):
+        Path("/run/kabpf", note).write_text(content)
+    world.say(SWAPPED)
+    this.kabpfctl("status")
+    this.kabpfctl("apply")
+    assert world.open_options() == _expected(PLAIN)
+    assert world.connect() == _expected(SWAPPED)
+    assert this.kabpfctl("apply").stdout.endswith("changed: nothing\n")
