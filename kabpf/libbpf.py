@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
-import itertools
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -452,16 +452,20 @@ def exchange(one: str, other: str) -> bool:
     return True
 
 
-_faults = itertools.count(1)
+_faults: Counter[str] = Counter()
 
 
 def fault_point(step: str) -> None:
     """Called before each step that changes the kernel's state. The tests have a process die there:
-    KABPF_FAULT is the number of the step, or "trace" to print them all."""
+    KABPF_FAULT is the step and how often it was come to, or "trace" to print them all."""
     fault = os.environ.get("KABPF_FAULT")
+    if not fault:
+        return
+    _faults[step] += 1
+    point = f"{step}, {_faults[step]}"
     if fault == "trace":
-        print(f"fault point {next(_faults)}: {step}", file=sys.stderr)
-    elif fault and int(fault) == next(_faults):
+        print(f"fault point: {point}", file=sys.stderr)
+    elif fault == point:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
