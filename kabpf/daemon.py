@@ -186,9 +186,10 @@ class Daemon:
                 self._watch(loaded)
 
     def _is_open(self) -> bool:
-        """Whether the data plane that is pinned is the one that is open here."""
+        """Whether the data plane that is pinned is the one that is open here, and in force."""
         if self._loaded:
             with contextlib.suppress(RefusedError):
+                self._loaded.check()
                 if self._loaded.identity() == self._identity:
                     return True
             self._close()

@@ -250,3 +250,14 @@ def test_daemon_lets_go_when_kabpfctl_detaches_all(cgroup, kabpfd, kabpfctl, pee
     assert options_of_new(peer, cgroup)["idle"] == 62
     daemon.reload()
     assert options_of_new(peer, cgroup)["idle"] == 62
+
+
+def test_reload_attaches_again_what_was_detached_by_force(cgroup, write_policy, kabpfd, peer):
+    """Where somebody detached the link, a reload puts the policy in force again."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd()
+    command = ["bpftool", "link", "detach", "pinned", str(PINS / "kabpf_sockops")]
+    subprocess.run(command, check=True)
+    assert options_of_new(peer, cgroup) == UNTOUCHED
+    daemon.reload()
+    assert options_of_new(peer, cgroup) == IDLE_61
