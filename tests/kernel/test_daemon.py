@@ -79,7 +79,7 @@ def test_killed_daemon_misses_no_connection_and_is_adopted(
     (seen,) = client.answer()
     assert json.loads(seen) == IDLE_61
     assert _pinned_ids() == before
-    assert len(before) == 13
+    assert len(before) == 14
     assert _attached(root) == attached
 
 
