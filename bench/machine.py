@@ -104,7 +104,7 @@ def taken_off(machine: Machine) -> Iterator[tuple[int, int]]:
     """Take kabpf's sock_ops program off the root of the tree, where it stays off: gives descriptors
     of the program and of the root, with which it can be put back in microseconds."""
     pin = dataplane.PINS / dataplane.SOCK_OPS
-    program = ctypes.CDLL("libbpf.so.1").bpf_prog_get_fd_by_id(libbpf.link_program(str(pin))[0])
+    program = ctypes.CDLL("libbpf.so.1").bpf_prog_get_fd_by_id(libbpf.link_program(str(pin)))
     if program < 0:
         raise SystemExit(f"open the program of {pin}: {os.strerror(-program)}")
     root = os.open(machine.tree.mount, os.O_RDONLY | os.O_DIRECTORY)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import NamedTuple
 
 from machine import Machine, Sockets, cgroup, in_force, timed_kabpfctl
 
-from kabpf import dataplane, libbpf
-from kabpf.dataplane import CCgroup
+from kabpf import dataplane, layout, libbpf
+from kabpf.plan import Entry
 
 CONNECTIONS = 100_000
 REPEATS = 3
@@ -36,28 +34,27 @@ class Costs(NamedTuple):
     attach_changed_s: float
 
 
-class Entry:
+class Cgroup:
     """What the kernel has for a cgroup, to be changed without a reconcile."""
 
     def __init__(self, place: Path) -> None:
-        self._key = place.stat().st_ino.to_bytes(8, sys.byteorder)
+        self._key = layout.key(place.stat().st_ino, 8)
 
     @property
     def policy_id(self) -> int:
-        return int(self._read().policy_id)
+        return self._read().policy_id
 
-    def write(self, *, policy_id: int, was_id: int = 0, owed: int = 0) -> None:
-        entry = self._read()
-        entry.policy_id, entry.was_id, entry.owed = policy_id, was_id, owed
+    def write(self, policy_id: int, *, owed: bool = False, was: tuple[int, ...] = ()) -> None:
+        entry = self._read()._replace(policy_id=policy_id, owed=owed, was=was)
         with self._map() as entries:
-            entries.update(self._key, bytes(entry))
+            entries.update(self._key, layout.entry(entry))
 
-    def _read(self) -> CCgroup:
+    def _read(self) -> Entry:
         with self._map() as entries:
-            return CCgroup.from_buffer_copy(entries.look_up(self._key) or b"")
+            return layout.read_entry(entries.look_up(self._key) or b"")
 
     def _map(self) -> libbpf.Map:
-        return libbpf.Map(str(dataplane.PINS / "kabpf_cgroups"), 8, ctypes.sizeof(CCgroup))
+        return dataplane.open_map(dataplane.PINS, "kabpf_cgroups")
 
 
 class Holders:
@@ -84,14 +81,14 @@ def measure(machine: Machine) -> Costs:
             with in_force():
                 _attach(place, 60)
                 _attach(other, 90)
-                entry = Entry(place)
-                first, second = entry.policy_id, Entry(other).policy_id
-                entry.write(policy_id=0)
+                entry = Cgroup(place)
+                first, second = entry.policy_id, Cgroup(other).policy_id
+                entry.write(0)
                 with _holding(machine, place, count) as holders:
-                    entry.write(policy_id=first, owed=1)
+                    entry.write(first, owed=True)
                     first_s.append(_exhausted_s())
                     _expect(holders.with_idle(60), 2 * count)
-                    entry.write(policy_id=second, was_id=first, owed=1)
+                    entry.write(second, owed=True, was=(first,))
                     changed_s.append(_exhausted_s())
                     _expect(holders.with_idle(90), 2 * count)
         with in_force(), _holding(machine, place, count) as holders:
