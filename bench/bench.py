@@ -86,19 +86,30 @@ def _connections(machine: Machine) -> Section:
     costs = connections.measure(machine)
     added_us = {name: added_ns / 1000 for name, added_ns in costs.added_ns.items()}
     doubt = "" if costs.alone else "not alone"
-    none, three = added_us["kabpf, no policy"], added_us["kabpf, three options"]
+    none, three = added_us[connections.NO_POLICY.name], added_us[connections.PLAIN.name]
     rounds = {"rounds": [one._asdict() for one in costs.rounds]}
     return costs._asdict() | rounds, [
         Row("connect, accept, close: a cycle of two sockets", costs.bare_ns / 1000, "us"),
-        *(Row(f"added to it by {name}", added, "us") for name, added in added_us.items()),
+        *(
+            Row(f"added to it by {each.name}", added_us[each.name], "us")
+            for each in connections.VARIANTS
+        ),
         Row(
             "kabpf to libdontdie, three options each",
-            three / added_us["libdontdie"],
+            three / added_us[connections.PRELOADED.name],
             "",
             0.5,
             doubt=doubt,
         ),
         Row("added by kabpf without policy, a socket", none / 2, "us", 0.15, doubt=doubt),
+        *(
+            Row(
+                f"added to {each.name} ({costs.call_ns[each.name]:.0f} ns)",
+                costs.added_ns[each.name],
+                "ns",
+            )
+            for each in connections.CALLED
+        ),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -13,13 +14,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from kabpf import cgroups, dataplane, libbpf
+from kabpf import cgroups, dataplane, layout, libbpf
 
 POLICY = Path("/etc/kabpf/policy.yaml")
 DROP_INS = Path("/etc/kabpf/policy.d")
 
 READY_LIMIT_S = 30
+
+BPF_PROG_TYPE_SOCK_OPS = 13
+IDLE = bytes.fromhex("b7000000010000009500000000000000")  # return 1
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,8 @@ class Machine:
 
     def foreign_programs(self) -> int:
         """How many sock_ops programs at the root of the tree are not ours."""
-        descriptor = os.open(self.tree.mount, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with dataplane.opened_directory(self.tree.mount) as descriptor:
             return len(libbpf.sock_ops_programs(descriptor)) - dataplane.PINS.exists()
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager
@@ -99,21 +101,54 @@ def in_force(*, apply: bool = True) -> Iterator[None]:
         kabpfctl("detach", "--all")
 
 
+class Programs(NamedTuple):
+    """Descriptors of kabpf's programs, with which they can be attached in microseconds."""
+
+    sock_ops: int
+    setsockopt: int
+    idle: int  # a sock_ops program that does nothing
+    root: int  # of the tree
+
+
 @contextmanager
-def taken_off(machine: Machine) -> Iterator[tuple[int, int]]:
-    """Take kabpf's sock_ops program off the root of the tree, where it stays off: gives descriptors
-    of the program and of the root, with which it can be put back in microseconds."""
-    pin = dataplane.PINS / dataplane.SOCK_OPS
-    program = ctypes.CDLL("libbpf.so.1").bpf_prog_get_fd_by_id(libbpf.link_program(str(pin)))
-    if program < 0:
-        raise SystemExit(f"open the program of {pin}: {os.strerror(-program)}")
-    root = os.open(machine.tree.mount, os.O_RDONLY | os.O_DIRECTORY)
-    pin.unlink()
-    try:
-        yield program, root
-    finally:
-        os.close(program)
-        os.close(root)
+def taken_off(machine: Machine) -> Iterator[Programs]:
+    """Take kabpf's programs off the root of the tree, where they stay off. Some policy has to need
+    them all."""
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    with contextlib.ExitStack() as stack:
+
+        def opened(what: str, program: int) -> int:
+            if program < 0:
+                raise SystemExit(f"{what}: {os.strerror(-program)}")
+            stack.callback(os.close, program)
+            return program
+
+        def taken(name: str) -> int:
+            pin = dataplane.PINS / name
+            number = libbpf.link_program(str(pin))
+            found = opened(f"open the program of {pin}", library.bpf_prog_get_fd_by_id(number))
+            pin.unlink()
+            return found
+
+        yield Programs(
+            taken(dataplane.SOCK_OPS),
+            taken(dataplane.SETSOCKOPT),
+            opened(
+                "load a program",
+                library.bpf_prog_load(
+                    BPF_PROG_TYPE_SOCK_OPS, b"idle", b"GPL", IDLE, len(IDLE) // 8, None
+                ),
+            ),
+            stack.enter_context(dataplane.opened_directory(machine.tree.mount)),
+        )
+
+
+def look_before_syn(*, wanted: bool) -> None:
+    """Have kabpf look at connections before the SYN, or not, whatever the policies need."""
+    with dataplane.open_map(dataplane.PINS, "kabpf_totals") as totals:
+        found = layout.CTotals.from_buffer_copy(totals.look_up(layout.key(0)) or b"")
+        found.syn_retries = wanted
+        totals.update(layout.key(0), bytes(found))
 
 
 class Sockets:

@@ -2,12 +2,22 @@
 /*
  * The sockets that are measured; bench.py and its modules start it and read what it prints.
  *
- *   sockets cycle CPU TURNS PROGRAM CGROUP [own]
- *       connect, accept and close over and over, on one CPU; PROGRAM is the descriptor of a
- * sock_ops program to attach to CGROUP's, or -1; with `own` it sets the options itself sockets hold
- * COUNT PORT NETWORK so many connections, to 127.0.NETWORK.x:PORT, stay open until standard input
- * ends sockets born DIRECTORY IDLE makes a cgroup, and says when a process in it saw the idle time
- * on its connections
+ * cycle CPU TURNS SOCK_OPS SETSOCKOPT CGROUP [own]
+ *
+ *     Connects, accepts and closes over and over, on one CPU. The descriptors are of programs to
+ *     attach to CGROUP's, or -1. With `own` it sets the options itself.
+ *
+ * calls CPU TURNS SOCK_OPS SETSOCKOPT CGROUP nodelay|idle
+ *
+ *     Sets that option of a connection over and over, likewise.
+ *
+ * hold COUNT PORT NETWORK
+ *
+ *     Keeps so many connections, to 127.0.NETWORK.x:PORT, until standard input ends.
+ *
+ * born DIRECTORY IDLE
+ *
+ *     Makes a cgroup, and says when a process in it saw the idle time on its connections.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -39,6 +49,7 @@
 
 #define WARM_UP 4
 #define TURN 20 /* cycles: about 400 us */
+#define CALLS 1000 /* in a turn: about 200 us */
 #define BACKLOG 4096
 #define PER_ADDRESS 20000
 #define BORN_LIMIT_NS 2000000000ULL
@@ -158,8 +169,15 @@ static int compare(const void *left, const void *right)
 	return (a > b) - (a < b);
 }
 
-/* Attaches the sock_ops program to the cgroup until the result is closed; -1 without a program. */
-static int attached(int program, int cgroup)
+/* Descriptors of programs and of the cgroup they are attached to. */
+struct programs {
+	int sock_ops; /* -1: none; so the next */
+	int setsockopt;
+	int cgroup;
+	int links[2];
+};
+
+static int linked(int program, int cgroup, int type)
 {
 	union bpf_attr attributes = {};
 	int link;
@@ -168,11 +186,45 @@ static int attached(int program, int cgroup)
 		return -1;
 	attributes.link_create.prog_fd = program;
 	attributes.link_create.target_fd = cgroup;
-	attributes.link_create.attach_type = BPF_CGROUP_SOCK_OPS;
+	attributes.link_create.attach_type = type;
 	link = syscall(SYS_bpf, BPF_LINK_CREATE, &attributes, sizeof(attributes));
 	if (link < 0)
 		err(1, "BPF_LINK_CREATE");
 	return link;
+}
+
+static void attach(struct programs *programs)
+{
+	programs->links[0] = linked(programs->sock_ops, programs->cgroup, BPF_CGROUP_SOCK_OPS);
+	programs->links[1] = linked(programs->setsockopt, programs->cgroup, BPF_CGROUP_SETSOCKOPT);
+}
+
+static void detach(struct programs *programs)
+{
+	close(programs->links[0]);
+	close(programs->links[1]);
+}
+
+static void stay_on(int cpu)
+{
+	cpu_set_t only;
+
+	CPU_ZERO(&only);
+	CPU_SET(cpu, &only);
+	if (sched_setaffinity(0, sizeof(only), &only))
+		err(1, "sched_setaffinity %d", cpu);
+}
+
+/* 0 1 1 0 over and over; 0 1 at the end. */
+static int way_of(int turn, int turns)
+{
+	return ((turn ^ turn >> 1) ^ (turns - 1)) & 1;
+}
+
+static void print_median(unsigned int *values, int count)
+{
+	qsort(values, count, sizeof(*values), compare);
+	printf(" %u", values[count / 2]);
 }
 
 static void print_options(int fd)
@@ -186,27 +238,24 @@ static void print_options(int fd)
  * by where their memory lies. Prints for each way the idle time and the user timeout of a client
  * and of an accepted socket; then for each way the median of a cycle in nanoseconds.
  */
-static void cycle(int cpu, int turns, int program, int cgroup, bool own)
+static void cycle(int cpu, int turns, struct programs *programs, bool own)
 {
 	unsigned int *took_ns[2];
 	struct sockaddr_in addresses[2] = { loopback(0), loopback(0) };
-	int listeners[2], link, client, accepted;
-	cpu_set_t only;
+	int listeners[2], client, accepted;
 
 	for (int way = 0; way < 2; way++)
 		took_ns[way] = new_array(turns * TURN);
-	CPU_ZERO(&only);
-	CPU_SET(cpu, &only);
-	if (sched_setaffinity(0, sizeof(only), &only))
-		err(1, "sched_setaffinity %d", cpu);
+	stay_on(cpu);
 	listeners[0] = new_listener(&addresses[0], false);
-	link = attached(program, cgroup);
+	attach(programs);
 	listeners[1] = new_listener(&addresses[1], true);
-	close(link);
+	detach(programs);
 	for (int i = 0; i < 2 * turns; i++) {
-		int way = ((i ^ i >> 1) ^ (turns - 1)) & 1; /* 0 1 1 0, at the end 0 1 */
+		int way = way_of(i, turns);
 
-		link = way ? attached(program, cgroup) : -1;
+		if (way)
+			attach(programs);
 		for (int j = -WARM_UP; j < TURN; j++) {
 			unsigned long long began = now_ns();
 
@@ -221,12 +270,51 @@ static void cycle(int cpu, int turns, int program, int cgroup, bool own)
 			if (j >= 0)
 				took_ns[way][i / 2 * TURN + j] = now_ns() - began;
 		}
-		close(link);
+		if (way)
+			detach(programs);
 	}
+	for (int way = 0; way < 2; way++)
+		print_median(took_ns[way], turns * TURN);
+	printf("\n");
+}
+
+/* As `cycle`, with one connection for each way. Prints for each way the option's value in the end;
+ * then the median of a turn of CALLS calls in nanoseconds. */
+static void calls(int cpu, int turns, struct programs *programs, const char *option)
+{
+	int name = strcmp(option, "idle") ? TCP_NODELAY : TCP_KEEPIDLE;
+	struct sockaddr_in address = loopback(0);
+	int listener, clients[2];
+	unsigned int *took_ns[2];
+
+	stay_on(cpu);
+	listener = new_listener(&address, false);
 	for (int way = 0; way < 2; way++) {
-		qsort(took_ns[way], turns * TURN, sizeof(int), compare);
-		printf(" %u", took_ns[way][turns * TURN / 2]);
+		took_ns[way] = new_array(turns);
+		if (way)
+			attach(programs);
+		clients[way] = connect_to(&address, false, false);
+		set(clients[way], SOL_SOCKET, SO_KEEPALIVE, 1);
+		accept_from(listener, false);
 	}
+	detach(programs);
+	for (int i = 0; i < 2 * turns; i++) {
+		int way = way_of(i, turns);
+		unsigned long long began;
+
+		if (way)
+			attach(programs);
+		began = now_ns();
+		for (int j = 0; j < CALLS; j++)
+			set(clients[way], IPPROTO_TCP, name, 1);
+		took_ns[way][i / 2] = now_ns() - began;
+		if (way)
+			detach(programs);
+	}
+	for (int way = 0; way < 2; way++)
+		printf(" %d", get(clients[way], IPPROTO_TCP, name));
+	for (int way = 0; way < 2; way++)
+		print_median(took_ns[way], turns);
 	printf("\n");
 }
 
@@ -316,13 +404,19 @@ static void born(const char *directory, int wanted)
 
 int main(int argc, char **argv)
 {
-	if (argc >= 6 && !strcmp(argv[1], "cycle"))
-		cycle(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atoi(argv[5]), argc > 6);
+	struct programs programs;
+
+	if (argc >= 7)
+		programs = (struct programs){ atoi(argv[4]), atoi(argv[5]), atoi(argv[6]) };
+	if (argc >= 7 && !strcmp(argv[1], "cycle"))
+		cycle(atoi(argv[2]), atoi(argv[3]), &programs, argc > 7);
+	else if (argc == 8 && !strcmp(argv[1], "calls"))
+		calls(atoi(argv[2]), atoi(argv[3]), &programs, argv[7]);
 	else if (argc == 5 && !strcmp(argv[1], "hold"))
 		hold(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
 	else if (argc == 4 && !strcmp(argv[1], "born"))
 		born(argv[2], atoi(argv[3]));
 	else
-		errx(2, "wrong arguments, expected cycle, hold or born with theirs");
+		errx(2, "wrong arguments, expected cycle, calls, hold or born with theirs");
 	return 0;
 }
