@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from machine import Machine, Sockets, cgroup, in_force, timed_kabpfctl
+from connections import DESTINATIONS, destinations
+from machine import POLICY, Machine, Sockets, cgroup, in_force, policy_files, timed_kabpfctl
 
 from kabpf import dataplane, layout, libbpf
 from kabpf.plan import Entry
@@ -25,11 +25,13 @@ PORT = 1000
 
 
 class Costs(NamedTuple):
-    """Seconds for `sockets` sockets."""
+    """Seconds for `sockets` sockets; of the iterator alone unless they are the command's."""
 
     sockets: int
-    first_s: list[float]  # the iterator alone, where the sockets had no option yet
+    first_s: list[float]  # where the sockets had no option yet
     changed_s: list[float]  # where they had those of another policy
+    to_destinations_s: list[float]  # the same, to a policy with many destinations
+    from_destinations_s: list[float]  # from there, with all former policies that are remembered
     attach_s: float  # kabpfctl attach as a whole, where they had none
     attach_changed_s: float
 
@@ -72,35 +74,47 @@ class Holders:
 
 def measure(machine: Machine) -> Costs:
     count = CONNECTIONS // 10 if machine.quick else CONNECTIONS
-    first_s, changed_s = [], []
-    with (
-        cgroup(machine.cgroup / "retrofit") as place,
-        cgroup(machine.cgroup / "other") as other,
-    ):
+    costs = Costs(2 * count, [], [], [], [], 0, 0)
+    with contextlib.ExitStack() as stack:
+        names = ("retrofit", "former", "destinations", "last")
+        places = [stack.enter_context(cgroup(machine.cgroup / name)) for name in names]
+        place = places[0]
+        policies = "policies:\n"
+        for index, options in enumerate((_keepalive(60), _keepalive(90), None, _keepalive(120))):
+            policies += (
+                f"  bench-{index}:\n    select: [{{cgroup: {machine.path(places[index])}}}]\n"
+            )
+            policies += f"    {options or destinations(DESTINATIONS)}\n"
         for _ in range(1 if machine.quick else REPEATS):
-            with in_force():
-                _attach(place, 60)
-                _attach(other, 90)
-                entry = Cgroup(place)
-                first, second = entry.policy_id, Cgroup(other).policy_id
-                entry.write(0)
-                with _holding(machine, place, count) as holders:
-                    entry.write(first, owed=True)
-                    first_s.append(_exhausted_s())
-                    _expect(holders.with_idle(60), 2 * count)
-                    entry.write(second, owed=True, was=(first,))
-                    changed_s.append(_exhausted_s())
-                    _expect(holders.with_idle(90), 2 * count)
+            with policy_files({POLICY: policies}), in_force():
+                _visits(machine, places, costs)
         with in_force(), _holding(machine, place, count) as holders:
             attach_s = _attach(place, 60)
             _expect(holders.with_idle(60), 2 * count)
             attach_changed_s = _attach(place, 90)
             _expect(holders.with_idle(90), 2 * count)
-    return Costs(2 * count, first_s, changed_s, attach_s, attach_changed_s)
+    return costs._replace(attach_s=attach_s, attach_changed_s=attach_changed_s)
 
 
-def per_second(sockets: int, seconds: list[float]) -> float:
-    return sockets / statistics.median(seconds)
+def _visits(machine: Machine, places: list[Path], costs: Costs) -> None:
+    """Connections are opened under no policy and go from one to the next."""
+    first, second, many, last = (Cgroup(place).policy_id for place in places)
+    entry = Cgroup(places[0])
+    entry.write(0)
+    with _holding(machine, places[0], costs.sockets // 2) as holders:
+        for found, idle_s, policy_id, was in (
+            (costs.first_s, 60, first, ()),
+            (costs.changed_s, 90, second, (first,)),
+            (costs.to_destinations_s, 60, many, (second,)),
+            (costs.from_destinations_s, 120, last, (many, second, first, last)),
+        ):
+            entry.write(policy_id, owed=True, was=was)
+            found.append(_exhausted_s())
+            _expect(holders.with_idle(idle_s), costs.sockets)
+
+
+def _keepalive(idle_s: int) -> str:
+    return f"keepalive: {{idle: {idle_s}s, interval: 10s, probes: 6, user_timeout: auto}}"
 
 
 def _attach(place: Path, idle_s: int) -> float:
