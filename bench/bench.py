@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import connections
 import daemon
 import retrofit
+import scale
 from machine import Machine, cgroup
 
 import kabpf
@@ -60,6 +61,7 @@ def main() -> None:
             ("retrofit", _retrofit),
             ("daemon", _daemon),
             ("births", _births),
+            ("scale", _scale),
         ):
             print(f"   {name}", flush=True)
             measured[name], found = measure(machine)
@@ -162,6 +164,29 @@ def _births(machine: Machine) -> Section:
         Row("mkdir to policy, by glob", statistics.median(new_ms), "ms", 5),
         Row(f"the same, worst of {count}", max(new_ms), "ms"),
         Row("the same, connection opened before", statistics.median(first_ms), "ms", 5),
+    ]
+
+
+def _scale(machine: Machine) -> Section:
+    costs = scale.measure(machine)
+    median = statistics.median
+    births_ms = [seconds * 1000 for seconds in costs.glob_new_s]
+    connected = f"{scale.CONNECTIONS:,} connections"
+    return costs._asdict(), [
+        Row(
+            f"kabpfd start to READY, {scale.POLICIES:,} policies, {scale.CGROUPS:,} cgroups",
+            median(costs.start_s),
+            "s",
+        ),
+        Row("the same, adopting what is in the kernel", median(costs.adopt_s), "s"),
+        Row("the same, reload, one changed", median(costs.reload_s), "s"),
+        Row("the same, kabpfd resident", costs.resident_kib / 1024, "MiB"),
+        Row("the same, reloaded", costs.resident_reloaded_kib / 1024, "MiB"),
+        Row("the same, kabpfctl status", median(costs.status_s), "s", 0.15),
+        Row("the same, kabpfctl apply, nothing changed", median(costs.apply_again_s), "s"),
+        Row(f"the same, kabpfctl sockets, {connected}", median(costs.sockets_s), "s"),
+        Row("the same, mkdir to policy, by glob", median(births_ms), "ms", 5),
+        Row(f"the same, worst of {len(births_ms)}", max(births_ms), "ms"),
     ]
 
 

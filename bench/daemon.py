@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
+from crowd import BORN_IDLE_S, born, check_applied, drop_in, mixed_policies, reload, service, tree
 from machine import (
     DROP_INS,
     POLICY,
@@ -18,7 +15,6 @@ from machine import (
     Machine,
     cgroup,
     in_force,
-    kabpfctl,
     policy_files,
     timed_kabpfctl,
 )  # fmt: skip
@@ -31,9 +27,6 @@ REPEATS = 5
 IDLE_WINDOW_S = 10
 IDLE_WINDOWS = 3  # at most, to find a quiet one
 SETTLED_S = 0.2
-
-# As the drop-in of a unit whose name has a glob, and without.
-BORN_IDLE_S = 77
 
 
 class Costs(NamedTuple):
@@ -64,8 +57,8 @@ def measure(machine: Machine) -> Costs:
     repeats = 2 if machine.quick else REPEATS
     start_s, adopt_s = [], []
     with contextlib.ExitStack() as stack:
-        place = stack.enter_context(_tree(machine))
-        with policy_files(_hundred_policies(machine, place)):
+        place = stack.enter_context(tree(machine, SLICES, SERVICES))
+        with policy_files(mixed_policies(machine, place, POLICIES)):
             for _ in range(repeats):
                 with Daemon(machine.scratch) as daemon:
                     start_s.append(daemon.start_s)
@@ -78,12 +71,12 @@ def measure(machine: Machine) -> Costs:
                 status_s = _statuses(repeats)
                 wake_ups, quiet = _idle(machine, daemon)
         drop_ins = {
-            DROP_INS / f"{_service(number)}.yaml": _drop_in(60) for number in range(RELOADS_OF)
+            DROP_INS / f"{service(number)}.yaml": drop_in(60) for number in range(RELOADS_OF)
         }
         with policy_files(drop_ins):
             with Daemon(machine.scratch) as daemon:
                 reload_s = [
-                    _reload(daemon, DROP_INS / f"{_service(500)}.yaml", 61 + turn)
+                    reload(daemon, DROP_INS / f"{service(500)}.yaml", 61 + turn)
                     for turn in range(2 * repeats)
                 ]
                 resident_many_kib = daemon.resident_kib()
@@ -117,73 +110,16 @@ def measure_births(machine: Machine) -> Births:
         Daemon(machine.scratch),
     ):
         for number in range(count):
-            new_ns, first_ns, _ = _born(machine, place / f"kabpf-bench@{number}.service")
+            new_ns, first_ns, _ = born(machine, place / f"kabpf-bench@{number}.service")
             new_s.append(new_ns / 1e9)
             first_s.append(first_ns / 1e9)
-            covered += _born(machine, place / "kabpf-bench.service")[2]
+            covered += born(machine, place / "kabpf-bench.service")[2]
     return Births(new_s, first_s, covered)
 
 
-def _born(machine: Machine, directory: Path) -> list[int]:
-    seen = subprocess.run(
-        [machine.sockets, "born", directory, str(BORN_IDLE_S)],
-        check=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    return [int(word) for word in seen.stdout.split()]
-
-
-@contextlib.contextmanager
-def _tree(machine: Machine) -> Iterator[Path]:
-    with cgroup(machine.cgroup / "daemon") as place:
-        for number in range(SLICES):
-            (place / f"bench{number}.slice").mkdir()
-        for number in range(SLICES * SERVICES):
-            (place / f"bench{number % SLICES}.slice" / _service(number)).mkdir()
-        yield place
-
-
-def _service(number: int) -> str:
-    return f"bench-{number:04}.service"
-
-
-def _drop_in(idle_s: int) -> str:
-    return f"keepalive: {{idle: {idle_s}s, interval: 10s, probes: 6, user_timeout: auto}}\n"
-
-
-def _hundred_policies(machine: Machine, place: Path) -> dict[Path, str]:
-    """Half in one file and half in drop-ins; units and templates, paths and globs."""
-    text = "defaults: {interval: 10s, probes: 6, user_timeout: auto}\npolicies:\n"
-    for number in range(POLICIES // 2):
-        selector = (
-            f"unit: {_service(number)}",
-            f"unit: bench-instance{number}@.service",
-            f"cgroup: {machine.path(place)}/bench{number // 5}.slice/**",
-            f"unit: bench-{number:02}?9.service",
-            f"cgroup: {machine.path(place)}/*/{_service(number)}",
-        )[number % 5]
-        text += f"  bench-{number}:\n    select: [{{{selector}}}]\n"
-        text += f"    keepalive: {{idle: {60 + number}s}}\n"
-    files = {POLICY: text}
-    for number in range(POLICIES // 2):
-        files[DROP_INS / f"{_service(100 + number)}.yaml"] = _drop_in(200 + number)
-    return files
-
-
 def _statuses(count: int) -> list[float]:
-    _check_applied()
+    check_applied()
     return [timed_kabpfctl("status") for _ in range(count)]
-
-
-def _reload(daemon: Daemon, file: Path, idle_s: int) -> float:
-    file.write_text(_drop_in(idle_s))
-    passed_s = daemon.reload()
-    _check_applied()
-    return passed_s
-
-
-def _check_applied() -> None:
-    if not json.loads(kabpfctl("status", "--json"))["policy_files"]["applied"]:
-        raise SystemExit("the policy files are not in force, expected them to be")
 
 
 def _idle(machine: Machine, daemon: Daemon) -> tuple[int, bool]:

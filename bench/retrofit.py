@@ -88,7 +88,7 @@ def measure(machine: Machine) -> Costs:
         for _ in range(1 if machine.quick else REPEATS):
             with policy_files({POLICY: policies}), in_force():
                 _visits(machine, places, costs)
-        with in_force(), _holding(machine, place, count) as holders:
+        with in_force(), holding(machine, place, count) as holders:
             attach_s = _attach(place, 60)
             _expect(holders.with_idle(60), 2 * count)
             attach_changed_s = _attach(place, 90)
@@ -101,7 +101,7 @@ def _visits(machine: Machine, places: list[Path], costs: Costs) -> None:
     first, second, many, last = (Cgroup(place).policy_id for place in places)
     entry = Cgroup(places[0])
     entry.write(0)
-    with _holding(machine, places[0], costs.sockets // 2) as holders:
+    with holding(machine, places[0], costs.sockets // 2) as holders:
         for found, idle_s, policy_id, was in (
             (costs.first_s, 60, first, ()),
             (costs.changed_s, 90, second, (first,)),
@@ -141,7 +141,8 @@ def _expect(found: int, wanted: int) -> None:
 
 
 @contextlib.contextmanager
-def _holding(machine: Machine, place: Path, count: int) -> Iterator[Holders]:
+def holding(machine: Machine, place: Path, count: int) -> Iterator[Holders]:
+    """So many connections on loopback, both ends in a cgroup."""
     each = (_open_files_max() - 64) // 2
     with contextlib.ExitStack() as stack:
         running = []
