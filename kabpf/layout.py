@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import struct
 import sys
@@ -155,16 +156,25 @@ def step(step: tuple[int, str]) -> bytes:
     return bytes(CStep(state, os.fsencode(name)))
 
 
+_STEP = struct.Struct(f"=Q{NAME}s")
+_BIRTH = struct.Struct("=QII")
+
+
 def read_step(raw: bytes) -> tuple[int, str]:
     """The step of a key of kabpf_births."""
-    found = CStep.from_buffer_copy(raw)
-    return found.state, os.fsdecode(found.name)
+    state, name = _STEP.unpack(raw)
+    return state, _read_name(name)
 
 
 def read_birth(raw: bytes) -> BirthEntry:
     """A value of kabpf_births."""
-    found = CBirth.from_buffer_copy(raw)
-    return BirthEntry(found.state, found.policy_id, bool(found.ask))
+    state, policy_id, ask = _BIRTH.unpack(raw)
+    return BirthEntry(state, policy_id, bool(ask))
+
+
+@functools.lru_cache(maxsize=4096)  # most names are in the rows of many states
+def _read_name(raw: bytes) -> str:
+    return os.fsdecode(raw.rstrip(b"\0"))
 
 
 def entry(entry: Entry) -> bytes:

@@ -151,6 +151,7 @@ class Automaton:
         self._positions: dict[int, _Positions] = {ANYWHERE: frozenset()}
         self._numbers: dict[_Positions, int] = {frozenset(): ANYWHERE}
         self._moves: dict[int, _Moves] = {}
+        self._tables: dict[int, dict[tuple[int, str], Birth]] = {}
         self._anywhere_moves = self._moves_of(self._anywhere)
         self._anywhere_literals = {
             name: self._by_name(self._anywhere_moves, name) for name in self._anywhere_moves.literal
@@ -174,6 +175,11 @@ class Automaton:
         the limit leaves out is UNKNOWN, so that user space is asked; so is one that several
         globs lead to together.
         """
+        if limit not in self._tables:
+            self._tables[limit] = self._new_table(limit)
+        return self._tables[limit]
+
+    def _new_table(self, limit: int) -> dict[tuple[int, str], Birth]:
         anywhere = {name: self.step(ANYWHERE, name) for name in sorted(self._anywhere_literals)}
         entries: dict[tuple[int, str], Birth] = {}
         included = set()
