@@ -171,10 +171,10 @@ def _scale(machine: Machine) -> Section:
     costs = scale.measure(machine)
     median = statistics.median
     births_ms = [seconds * 1000 for seconds in costs.glob_new_s]
-    connected = f"{scale.CONNECTIONS:,} connections"
+    connected = f"{costs.connections:,} connections"
     return costs._asdict(), [
         Row(
-            f"kabpfd start to READY, {scale.POLICIES:,} policies, {scale.CGROUPS:,} cgroups",
+            f"kabpfd start to READY, {costs.policies:,} policies, {costs.cgroups:,} cgroups",
             median(costs.start_s),
             "s",
         ),

@@ -145,7 +145,7 @@ def measure(machine: Machine) -> Costs:
             for index, variant in enumerate(VARIANTS)
         }
         stack.enter_context(policy_files({POLICY: _policies(machine, places)}))
-        for _ in range(2 if machine.quick else ROUNDS):
+        for _ in range(1 if machine.quick else ROUNDS):
             foreign = machine.foreign_programs()
             with in_force(), taken_off(machine) as programs:
                 found = _round(machine, places, programs)

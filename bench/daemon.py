@@ -124,7 +124,7 @@ def _statuses(count: int) -> list[float]:
 
 def _idle(machine: Machine, daemon: Daemon) -> tuple[int, bool]:
     """How often it woke up, and whether the tree was quiet: a birth may wake it, rightly."""
-    for _ in range(IDLE_WINDOWS):
+    for _ in range(1 if machine.quick else IDLE_WINDOWS):
         first, before = _next_id(machine), _next_id(machine)
         time.sleep(SETTLED_S)
         wake_ups = daemon.wake_ups(IDLE_WINDOW_S)
