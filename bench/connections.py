@@ -22,7 +22,7 @@ from machine import (
     taken_off,
 )  # fmt: skip
 
-ROUNDS = 10
+ROUNDS = 8
 TURNS = 400  # of 20 cycles without and 20 with what a variant does, a quarter of a second
 CALL_TURNS = 200  # likewise, of 1,000 calls
 CALLS = 1000  # CALLS in sockets.c
