@@ -415,12 +415,22 @@ static __always_inline bool came_from(__u32 preferred, __u32 unit, __u32 now)
 	return now && now == preferred * unit;
 }
 
+/* A global function is verified once, and its result is any number to those that call it, since
+ * Linux kernel commit 51c39bb1d5d1 ("bpf: Introduce function-by-function verification") (in v5.6).
+ * With the bits in sight, the verifier follows each combination of them through all that comes
+ * later. */
+__noinline int kabpf_either(int bits, int others)
+{
+	return bits | others;
+}
+
 /* Tells the values that a former policy set from those the application chose. */
 static __always_inline void find_ours(struct visit *v, __u32 was_id)
 {
 	struct tcp_sock *tp = v->tp;
 	struct kabpf_policy *was = bpf_map_lookup_elem(&kabpf_policies, &was_id);
 	struct kabpf_options *o;
+	__u32 ours = 0;
 
 	if (!was)
 		return;
@@ -428,13 +438,14 @@ static __always_inline void find_ours(struct visit *v, __u32 was_id)
 	if (!o)
 		return;
 	if (came_from(idle_of(o, tp), kabpf_hz, tp->keepalive_time))
-		v->ours |= 1 << IDLE;
+		ours |= 1 << IDLE;
 	if (came_from(o->interval_s.high, kabpf_hz, tp->keepalive_intvl))
-		v->ours |= 1 << INTERVAL;
+		ours |= 1 << INTERVAL;
 	if (came_from(o->probes.high, 1, tp->keepalive_probes))
-		v->ours |= 1 << PROBES;
+		ours |= 1 << PROBES;
 	if (came_from(o->user_timeout_ms.high, 1, tp->inet_conn.icsk_user_timeout))
-		v->ours |= 1 << USER_TIMEOUT;
+		ours |= 1 << USER_TIMEOUT;
+	v->ours = kabpf_either(v->ours, ours);
 }
 
 /* `now` is what the socket has, in units of the kernel; 0 for unset. */
