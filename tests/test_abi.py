@@ -114,6 +114,7 @@ def test_python_pins_every_map_and_attaches_every_program() -> None:
         dataplane.SOCK_OPS,
         dataplane.SETSOCKOPT,
         "find_options",
+        "kabpf_either",
     }
 
 
