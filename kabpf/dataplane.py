@@ -55,6 +55,7 @@ RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
 TRACERS = ("kabpf_birth", "kabpf_death", RETROFIT, LISTER)
 SOCK_OPS = "kabpf_sockops"
+SOCK_OPS_PROGRAM = "kabpf_sockops_program"
 SETSOCKOPT = "kabpf_setsockopt"  # the link, while there is one
 SETSOCKOPT_PROGRAM = "kabpf_setsockopt_program"
 
@@ -169,18 +170,18 @@ class Dataplane:
         return Needs((self.pins / SETSOCKOPT).exists(), bool(self._read_totals().syn_retries))
 
     def check(self) -> None:
-        """Raise RefusedError unless the program is attached to the root of the cgroup2 tree, and
-        works with these maps."""
+        """Raise RefusedError unless the program that works with these maps is attached to the root
+        of the cgroup2 tree."""
         program = self.identity()
         if program not in self.attached():
             raise RefusedError(
                 f"{self.pins / SOCK_OPS} is not attached to {self._tree.mount}",
                 hint="expected it there: kabpfctl apply",
             )
-        if not self.is_used_by(program):
+        if not is_linked(self.pins):
             raise RefusedError(
-                f"{self.pins / SOCK_OPS} works with other maps",
-                hint="expected those beside it: kabpfctl apply",
+                f"{self.pins / SOCK_OPS} has another program",
+                hint="expected the one beside it: kabpfctl apply",
             )
 
     def attached(self) -> list[int]:
@@ -188,10 +189,6 @@ class Dataplane:
         has ended when it returns."""
         with opened_directory(self._tree.mount) as cgroup:
             return libbpf.sock_ops_programs(cgroup)
-
-    def is_used_by(self, program: int) -> bool:
-        """Whether the program with this id works with these maps."""
-        return self._cgroups.id in libbpf.program_maps(program)
 
     def apply(self, changes: Changes, namespaces: Iterable[int]) -> None:
         """Write `changes` in their order; open sockets have their options when it returns.
@@ -354,6 +351,13 @@ class Dataplane:
                 _exhaust(self.pins / RETROFIT)
         if len(refused) == refused_before:
             self.correct(entries)
+
+
+def is_linked(pins: Path) -> bool:
+    """Whether the link pinned there has the program pinned there, which works with the maps beside
+    it: in every version."""
+    program = libbpf.program_id(str(pins / SOCK_OPS_PROGRAM))
+    return libbpf.link_program(str(pins / SOCK_OPS)) == program
 
 
 def open_map(pins: Path, name: str) -> libbpf.Map:

@@ -49,7 +49,6 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_link_update": (_INT, _INT, _INT, _POINTER),
     "bpf_obj_get": (_INT, _TEXT),
     "bpf_obj_pin": (_INT, _INT, _TEXT),
-    "bpf_prog_get_fd_by_id": (_INT, _U32),
     "bpf_obj_get_info_by_fd": (_INT, _INT, _POINTER, _U32_POINTER),
     "bpf_prog_query": (_INT, _INT, _INT, _U32, _U32_POINTER, _U32_POINTER, _U32_POINTER),
     "bpf_map_lookup_elem": (_INT, _INT, _TEXT, _POINTER),
@@ -148,7 +147,6 @@ class Map:
         info = _MapInfo()
         try:
             _object_info(self.descriptor, info, path)
-            self.id = int(info.id)
             if (info.key_size, info.value_size) != (key_size, value_size):
                 raise RefusedError(f"{path} is another map", hint="expected kabpf's")
         except RefusedError:
@@ -302,15 +300,6 @@ class _ProgramInfo(ctypes.Structure):
     _fields_ = (
         ("type", _U32),
         ("id", _U32),
-        ("tag", ctypes.c_uint8 * 8),
-        ("jited_prog_len", _U32),
-        ("xlated_prog_len", _U32),
-        ("jited_prog_insns", ctypes.c_uint64),
-        ("xlated_prog_insns", ctypes.c_uint64),
-        ("load_time", ctypes.c_uint64),
-        ("created_by_uid", _U32),
-        ("nr_map_ids", _U32),
-        ("map_ids", ctypes.c_uint64),
     )
 
 
@@ -322,25 +311,12 @@ def link_program(path: str) -> int:
     return int(info.prog_id)
 
 
-def map_id(path: str) -> int:
-    """The id of a pinned map."""
-    info = _MapInfo()
+def program_id(path: str) -> int:
+    """The id of a pinned program."""
+    info = _ProgramInfo()
     with _pinned(path) as descriptor:
         _object_info(descriptor, info, path)
     return int(info.id)
-
-
-def program_maps(program: int) -> list[int]:
-    """The ids of the maps that a program, given by its id, uses."""
-    step = f"look at BPF program {program}"
-    descriptor = _checked(step, _library().bpf_prog_get_fd_by_id(program))
-    ids = (_U32 * 64)()  # MAX_USED_MAPS
-    info = _ProgramInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
-    try:
-        _object_info(descriptor, info, step)
-    finally:
-        os.close(descriptor)
-    return list(ids[: info.nr_map_ids])
 
 
 def link_to_cgroup(program: int, cgroup: int, kind: int, path: str) -> None:

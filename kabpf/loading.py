@@ -20,12 +20,20 @@ from typing import Protocol
 
 from kabpf import dataplane, libbpf
 from kabpf.cgroups import CgroupTree, own_mounts
-from kabpf.dataplane import EVENTS, MAPS, OBJECT, SETSOCKOPT_PROGRAM, SOCK_OPS, TRACERS, Dataplane
+from kabpf.dataplane import (
+    EVENTS,
+    MAPS,
+    OBJECT,
+    SETSOCKOPT_PROGRAM,
+    SOCK_OPS,
+    SOCK_OPS_PROGRAM,
+    TRACERS,
+    Dataplane,
+)
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.layout import LAYOUT, CTotals
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-MAP_IN_FORCE = "kabpf_cgroups"  # the program looks into it at every connection, in every version
 
 # capability.h; root has them all unless a container or a unit took some away.
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -115,10 +123,8 @@ def _unpin(directory: Path) -> None:
 
 
 def _is_in_force(staging: Path) -> bool:
-    """Whether the program in the link works with the maps beside it, of whatever version."""
     try:
-        program = libbpf.link_program(str(staging / SOCK_OPS))
-        return libbpf.map_id(str(staging / MAP_IN_FORCE)) in libbpf.program_maps(program)
+        return dataplane.is_linked(staging)
     except RefusedError:
         return False
 
@@ -156,6 +162,7 @@ def _load_into(staging: Path, programs: libbpf.Object) -> None:
         ) from None
     for name in (*MAPS, EVENTS):
         programs.pin_map(name, str(staging / name))
+    programs.pin_program("kabpf_sockops", str(staging / SOCK_OPS_PROGRAM))
     programs.pin_program("kabpf_setsockopt", str(staging / SETSOCKOPT_PROGRAM))
     with dataplane.open_map(staging, "kabpf_totals") as totals:
         mark = CTotals(layout=LAYOUT, build=dataplane.build())

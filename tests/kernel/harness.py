@@ -22,6 +22,9 @@ DROP_INS = Path("/etc/kabpf/policy.d")
 # What a socket has that nobody touched, with the sysctls' defaults.
 UNTOUCHED = {"keepalive": 0, "idle": 7200, "interval": 75, "probes": 9, "user_timeout": 0}
 
+# Before a command of root's: what opens other network namespaces is taken away.
+WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
+
 numbers = itertools.count()
 
 

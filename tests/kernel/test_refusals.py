@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import BIN, DROP_INS, PINS, cgroup_root, path_of
+from harness import BIN, DROP_INS, PINS, WITHOUT_SYS_ADMIN, cgroup_root, path_of
 from test_language import MALFORMED
 
 from kabpf import libbpf
@@ -182,7 +182,7 @@ def _map_of_another_version():
 
 def _another_build():
     pin = PINS / "kabpf_totals"
-    value = ["1"] + ["0"] * 23
+    value = ["1"] + ["0"] * 31
     command = ["bpftool", "map", "update", "pinned", pin, "key", "0", "0", "0", "0", "value"]
     subprocess.run([*command, *value], check=True)
     return f"{PINS} comes from another version of kabpf, expected this one: kabpfctl apply"
@@ -236,10 +236,9 @@ def test_retrofit_that_was_refused_stays_owed(cgroup, kabpfctl, peer):
     _, address = peer().listener()
     client = peer(cgroup)
     number = client.connection(address)
-    command = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
     attach = [BIN / "kabpfctl", "attach", "--cgroup", cgroup, "--idle", "61"]
     kabpfctl("apply")
-    done = subprocess.run([*command, *attach], capture_output=True, text=True)
+    done = subprocess.run([*WITHOUT_SYS_ADMIN, *attach], capture_output=True, text=True)
     assert done.returncode == 1
     assert "Operation not permitted" in done.stderr
     assert client.keepalive(number) == 0

@@ -114,7 +114,7 @@ def test_policy_whose_file_is_gone(connected, cgroup, kabpfctl, write_policy, fi
     ("rule", "chosen", "idle", "setter"),
     [
         ("keepalive: {idle: 30s..5m}", None, 300, "policy"),
-        ("keepalive: {idle: 30s..5m}", 15, 30, "policy"),
+        ("keepalive: {idle: 30s..5m}", 15, 30, "application"),
         ("keepalive: {idle: 30s..5m}", 100, 100, "application"),
         ("keepalive: {idle: 61}\nmode: override", 100, 61, "policy"),
         ("keepalive: {idle: 61}\ndestinations: [{to: 127.0.0.0/8, idle: 33}]", None, 33, "policy"),
