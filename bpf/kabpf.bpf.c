@@ -730,22 +730,36 @@ swallow:
 	return 1;
 }
 
-/* In the order: this name here, this name anywhere, any name here. */
-static __always_inline struct kabpf_birth *find_birth(struct kabpf_step *step, __u64 state)
+/* This name here; or else this name anywhere and any name here together, of which the stronger
+ * selector gives the policy. False where nothing is known of such a child. */
+static __always_inline bool find_birth(struct kabpf_birth *birth, struct kabpf_step *step,
+				       __u64 state)
 {
-	struct kabpf_birth *birth;
+	struct kabpf_birth *found, *rest;
 
 	step->state = state;
-	birth = bpf_map_lookup_elem(&kabpf_births, step);
-	if (birth)
-		return birth;
+	found = bpf_map_lookup_elem(&kabpf_births, step);
+	if (found) {
+		*birth = *found;
+		return true;
+	}
 	step->state = KABPF_STATE_ANYWHERE;
-	birth = bpf_map_lookup_elem(&kabpf_births, step);
-	if (birth)
-		return birth;
+	found = bpf_map_lookup_elem(&kabpf_births, step);
 	step->state = state;
 	__builtin_memset(step->name, 0, sizeof(step->name));
-	return bpf_map_lookup_elem(&kabpf_births, step);
+	rest = bpf_map_lookup_elem(&kabpf_births, step);
+	if (!found)
+		found = rest;
+	if (!found)
+		return false;
+	*birth = *found;
+	if (!rest)
+		return true;
+	if (birth->state == KABPF_STATE_ANYWHERE)
+		birth->state = rest->state;
+	if (rest->strength > birth->strength)
+		birth->policy_id = rest->policy_id;
+	return true;
 }
 
 static __always_inline void count_total(bool recorded)
@@ -785,8 +799,9 @@ int BPF_PROG(kabpf_birth, struct cgroup *cgrp)
 {
 	struct kabpf_cgroup child = {}, *parent;
 	struct kabpf_step step = {};
-	struct kabpf_birth *birth;
+	struct kabpf_birth birth = {};
 	__u64 id, parent_id;
+	bool known;
 
 	if (!in_cgroup2(cgrp))
 		return 0;
@@ -796,17 +811,14 @@ int BPF_PROG(kabpf_birth, struct cgroup *cgrp)
 	parent = bpf_map_lookup_elem(&kabpf_cgroups, &parent_id);
 	if (!parent)
 		return 0;
-	child.policy_id = parent->policy_id;
 	bpf_probe_read_kernel_str(step.name, sizeof(step.name), cgrp->kn->name);
-	birth = find_birth(&step, parent->state);
-	if (birth && birth->policy_id)
-		child.policy_id = birth->policy_id;
-	if (birth && parent->state != KABPF_STATE_UNKNOWN)
-		child.state = birth->state;
+	known = find_birth(&birth, &step, parent->state);
+	child.policy_id = birth.policy_id ? birth.policy_id : parent->policy_id;
+	if (known && parent->state != KABPF_STATE_UNKNOWN)
+		child.state = birth.state;
 	if (bpf_map_update_elem(&kabpf_cgroups, &id, &child, BPF_ANY))
 		count_total(false);
-	/* Without a birth the state is unknown; Linux 6.1's verifier does not see it. */
-	if (!birth || child.state == KABPF_STATE_UNKNOWN || birth->ask)
+	if (child.state == KABPF_STATE_UNKNOWN || birth.ask)
 		ask(id, parent_id, cgrp);
 	return 0;
 }

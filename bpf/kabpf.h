@@ -106,6 +106,8 @@ struct kabpf_birth {
 	__u64 state;
 	__u32 policy_id; /* 0: the parent's */
 	__u32 ask; /* 1: a glob that only user space can match might say otherwise */
+	__u32 strength; /* of the policy's selector */
+	__u32 reserved;
 };
 
 struct kabpf_counters {

@@ -80,6 +80,8 @@ class CBirth(ctypes.Structure):
         ("state", ctypes.c_uint64),
         ("policy_id", ctypes.c_uint32),
         ("ask", ctypes.c_uint32),
+        ("strength", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -157,7 +159,7 @@ def step(step: tuple[int, str]) -> bytes:
 
 
 _STEP = struct.Struct(f"=Q{NAME}s")
-_BIRTH = struct.Struct("=QII")
+_BIRTH = struct.Struct("=QIII4x")
 
 
 def read_step(raw: bytes) -> tuple[int, str]:
@@ -168,8 +170,8 @@ def read_step(raw: bytes) -> tuple[int, str]:
 
 def read_birth(raw: bytes) -> BirthEntry:
     """A value of kabpf_births."""
-    state, policy_id, ask = _BIRTH.unpack(raw)
-    return BirthEntry(state, policy_id, bool(ask))
+    state, policy_id, ask, strength = _BIRTH.unpack(raw)
+    return BirthEntry(state, policy_id, bool(ask), strength)
 
 
 @functools.lru_cache(maxsize=4096)  # most names are in the rows of many states

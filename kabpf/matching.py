@@ -53,11 +53,16 @@ class Rank(NamedTuple):
 
 
 class Birth(NamedTuple):
-    """What becomes of a child: its state, its policy, and whether a glob might say otherwise."""
+    """What becomes of a child: its state, its policy, and whether a glob might say otherwise.
+
+    The strength is that of the policy's selector: of two births of one child the kernel takes the
+    policy of the stronger.
+    """
 
     state: int
     policy: Policy | None  # None: the parent's
     ask: bool
+    strength: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,16 +176,18 @@ class Automaton:
     def table(self, limit: int) -> dict[tuple[int, str], Birth]:
         """The automaton as kabpf_births, breadth first, with at most `limit` entries.
 
-        The kernel looks for (state, name), then (ANYWHERE, name), then (state, ""). A state that
-        the limit leaves out is UNKNOWN, so that user space is asked; so is one that several
-        globs lead to together.
+        The kernel takes (state, name). Where there is none, it takes (ANYWHERE, name) and
+        (state, "") together, as `_merged` does. A state that the limit leaves out is UNKNOWN, so
+        that user space is asked; so is one that several globs lead to together.
         """
         if limit not in self._tables:
             self._tables[limit] = self._new_table(limit)
         return self._tables[limit]
 
     def _new_table(self, limit: int) -> dict[tuple[int, str], Birth]:
-        anywhere = {name: self.step(ANYWHERE, name) for name in sorted(self._anywhere_literals)}
+        anywhere = _Anywhere(
+            {name: self.step(ANYWHERE, name) for name in sorted(self._anywhere_literals)}
+        )
         entries: dict[tuple[int, str], Birth] = {}
         included = set()
         waiting = [ANYWHERE, self.root.state]
@@ -199,21 +206,18 @@ class Automaton:
             for step, birth in entries.items()
         }
 
-    def _rows(
-        self, state: int, anywhere: dict[str, Birth]
-    ) -> Iterator[tuple[tuple[int, str], Birth]]:
-        """The rows of a state, without those that are as anywhere."""
-        yield (state, ""), self.step(state, None)
+    def _rows(self, state: int, anywhere: _Anywhere) -> Iterator[tuple[tuple[int, str], Birth]]:
+        """The rows of a state, without those that the kernel finds by merging."""
+        rest = self.step(state, None)
+        yield (state, ""), rest
         if state == ANYWHERE:
-            yield from (((state, name), birth) for name, birth in anywhere.items())
+            yield from (((state, name), birth) for name, birth in anywhere.births.items())
             return
         moves = self._moves_from(state)
-        names = set(moves.literal)
-        if moves.always != self._anywhere_moves.always or moves.globs:
-            names |= anywhere.keys()
+        names = moves.literal.keys() | anywhere.names(rest, all=bool(moves.globs))
         for name in sorted(names):
             birth = self.step(state, name)
-            if birth != anywhere.get(name):
+            if name not in anywhere.births or birth != _merged(anywhere.births[name], rest):
                 yield (state, name), birth
 
     def _globbed(self, state: int) -> Iterator[int]:
@@ -302,8 +306,40 @@ class Automaton:
         return _Moves(self._arrive(self._closed(always)), literal, globs)
 
 
+class _Anywhere:
+    """What becomes of children whose names selectors that apply anywhere spell out."""
+
+    def __init__(self, births: dict[str, Birth]) -> None:
+        self.births = births
+        self._by_strength: dict[int, set[str]] = {}
+        self._leading: set[str] = set()
+        for name, birth in births.items():
+            self._by_strength.setdefault(birth.strength, set()).add(name)
+            if birth.state != ANYWHERE:
+                self._leading.add(name)
+
+    def names(self, rest: Birth, *, all: bool) -> set[str]:
+        """Those that merging with `rest` may not do justice to."""
+        if all:
+            return set(self.births)
+        equal = self._by_strength.get(rest.strength, set()) if rest.strength else set()
+        return equal | (self._leading if rest.state != ANYWHERE else set())
+
+
+def _merged(anywhere: Birth, rest: Birth) -> Birth:
+    """What the kernel makes of a birth by a name anywhere and one by any other name here."""
+    stronger = rest if rest.strength > anywhere.strength else anywhere
+    state = rest.state if anywhere.state == ANYWHERE else anywhere.state
+    return Birth(state, stronger.policy, anywhere.ask, stronger.strength)
+
+
 def _birth(arrival: _Arrival, ask: bool) -> Birth:
-    return Birth(arrival.state, arrival.best.policy if arrival.best else None, ask)
+    if arrival.best is None:
+        return Birth(arrival.state, None, ask)
+    # Not by the order of reading: a file more would change the rows of all that come later.
+    rank = arrival.best.rank
+    strength = (rank.kind << 16 | rank.literal_prefix) + 1
+    return Birth(arrival.state, arrival.best.policy, ask, strength)
 
 
 def _rank(pattern: _Pattern) -> Rank:

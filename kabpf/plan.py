@@ -74,6 +74,7 @@ class BirthEntry(NamedTuple):
     state: int
     policy_id: int  # 0: the parent's
     ask: bool
+    strength: int
 
 
 class Needs(NamedTuple):
@@ -196,7 +197,7 @@ def diff(plan: Plan, actual: Actual, wanted: dict[int, Record], *, visits: bool 
     births = {
         step: entry
         for step, birth in plan.births.items()
-        for entry in [BirthEntry(birth.state, _id(ids, birth.policy), birth.ask)]
+        for entry in [_birth_entry(birth, ids)]
         if actual.births.get(step) != entry
     }
     cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids)
@@ -289,6 +290,10 @@ def policy_ids(wanted: Mapping[int, Record]) -> dict[str, int]:
 
 def _id(ids: Mapping[str, int], policy: Policy | None) -> int:
     return ids[policy.name] if policy else 0
+
+
+def _birth_entry(birth: Birth, ids: Mapping[str, int]) -> BirthEntry:
+    return BirthEntry(birth.state, _id(ids, birth.policy), birth.ask, birth.strength)
 
 
 def _former(before: Entry | None, records: Mapping[int, Record]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mkdir import find_birth
 
 from kabpf import language, plan, policy
 from kabpf.matching import ANYWHERE, UNKNOWN, Automaton, Birth
@@ -225,6 +226,24 @@ def test_unit_is_found_under_the_name_that_systemd_escapes(unit: str, name: str)
         assert automaton.step(ANYWHERE, unit).policy is None
 
 
+def test_many_units_below_double_stars_make_one_row_each() -> None:
+    """Nor do they where selectors go on below: the kernel puts both together."""
+    units = [[{"unit": f"{number}.service"}] for number in range(300)]
+    below = [[{"cgroup": f"/{number}.slice/**"}] for number in range(300)]
+    policies = policies_of(units + below)
+    automaton = Automaton(policies)
+    assert len(automaton.table(NO_LIMIT)) <= 2 * 300 + 2 * 300 + 2
+    cgroups = tree(
+        [
+            path.split("/")
+            for path in ("7.slice/x.service/7.service/y", "7.slice/7.socket", "x/7.service")
+        ]
+    )
+    desired = plan.resolve(policies, automaton, cgroups, NO_LIMIT)
+    for cgroup, born in births(desired, cgroups):
+        assert (born.state, born.policy, born.asked) == (*desired.cgroups[cgroup.id], False)
+
+
 def test_many_units_make_one_row_each() -> None:
     """Unit names, which apply anywhere, cost one row and not one for each state."""
     units = [[{"unit": f"{number}.socket"}] for number in range(100)]
@@ -257,9 +276,7 @@ def births(desired: plan.Plan, cgroups: list[Cgroup]) -> Iterator[tuple[Cgroup, 
 
 
 def birth(table: dict[tuple[int, str], Birth], parent: Born, name: str) -> Born:
-    found = None
-    for step in ((parent.state, name), (ANYWHERE, name), (parent.state, "")):
-        found = found or table.get(step)
+    found = find_birth(table, parent.state, name)
     child = found.policy if found and found.policy else parent.policy
     state = found.state if found and parent.state != UNKNOWN else UNKNOWN
     asks = state == UNKNOWN or (found is not None and found.ask)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mkdir import find_birth
 
 from kabpf import files, language, plan
 from kabpf.files import Directories
@@ -259,13 +260,12 @@ def test_unrelated_unit_changes_only_its_own_births() -> None:
     actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
     more = one | {"x": ({"unit": "x.service"}, {"idle": 7})}
     desired, wanted = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
-    assert plan.diff(desired, actual, wanted) == Changes(
-        records={3: Record("x", idle(7))},
-        births={
-            (ANYWHERE, "x.service"): BirthEntry(ANYWHERE, 3, False),
-            (ANYWHERE, "x.socket"): BirthEntry(ANYWHERE, 3, False),
-        },
-    )
+    births = {
+        step: BirthEntry(ANYWHERE, 3, False, desired.births[step].strength)
+        for step in ((ANYWHERE, "x.service"), (ANYWHERE, "x.socket"))
+    }
+    records = {3: Record("x", idle(7))}
+    assert plan.diff(desired, actual, wanted) == Changes(records=records, births=births)
 
 
 def test_unrelated_path_changes_only_its_ancestors() -> None:
@@ -382,9 +382,7 @@ def bear(actual: Actual, cgroups: list[Cgroup], seed: int) -> None:
     above = actual.cgroups.get(parent.id)
     if above is None or path in (cgroup.path for cgroup in cgroups):
         return
-    found = None
-    for step in ((above.state, name), (ANYWHERE, name), (above.state, "")):
-        found = found or actual.births.get(step)
+    found = find_birth(actual.births, above.state, name)
     state = found.state if found and above.state != UNKNOWN else UNKNOWN
     policy_id = found.policy_id if found and found.policy_id else above.policy_id
     id = 100 + len(cgroups)
