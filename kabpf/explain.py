@@ -18,7 +18,7 @@ from kabpf.dataplane import PINS
 from kabpf.errors import RefusedError
 from kabpf.matching import Automaton
 from kabpf.plan import Cgroup
-from kabpf.policy import Destination, Policy, Selector
+from kabpf.policy import Policy, Selector
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def as_json(found: Reason, in_force: bool | None) -> dict[str, Any]:
         },
         "destinations": [
             {
-                "to": _network(each),
+                "to": each.to,
                 "ports": list(each.ports),
                 "options": output.options_json(each.options),
             }
@@ -206,7 +206,7 @@ def _lines(found: Reason, in_force: bool | None) -> Iterator[str]:
     yield from output.table(("  OPTION", "VALUE", "FROM", ""), rows).splitlines()
     for destination in policy.rules.destinations:
         ports = f" port {', '.join(map(str, destination.ports))}" if destination.ports else ""
-        yield f"  to {_network(destination)}{ports}: {output.options_text(destination.options)}"
+        yield f"  to {destination.to}{ports}: {output.options_text(destination.options)}"
 
 
 def _texts(policy: Policy) -> dict[str, str]:
@@ -230,11 +230,3 @@ def _where(found: Reason) -> str:
     if found.decided_at == found.cgroup.path:
         return "it"
     return f"{output.shown(found.decided_at)}, which it is in"
-
-
-def _network(destination: Destination) -> str:
-    network = destination.network
-    mapped = network.network_address.ipv4_mapped
-    if mapped and network.prefixlen >= 96:
-        return f"{mapped}/{network.prefixlen - 96}"
-    return str(network)

@@ -16,7 +16,17 @@ from kabpf import nodes, options, selectors
 from kabpf.errors import PolicyError, collected
 from kabpf.nodes import Node
 from kabpf.options import Draft
-from kabpf.policy import Destination, Direction, Mode, Options, Origin, Policy, Rules, Selector
+from kabpf.policy import (
+    Destination,
+    Direction,
+    Mode,
+    Options,
+    Origin,
+    Policy,
+    Rules,
+    Selector,
+    network_text,
+)
 from kabpf.selectors import NAME_BYTES_MAX
 
 POLICY_KEYS = (
@@ -212,7 +222,7 @@ def _network(node: Node) -> IPv6Network:
     except ValueError:
         raise node.expected(NETWORK) from None
     if network.network_address != ip_network(word.partition("/")[0]).network_address:
-        raise node.error(f"{node} has bits set beyond its prefix, expected {network}")
+        raise node.error(f"{node} has bits set beyond its prefix, expected {network_text(network)}")
     if isinstance(network, IPv4Network):
         return IPv6Network((f"::ffff:{network.network_address}", 96 + network.prefixlen))
     return network

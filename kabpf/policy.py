@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from kabpf.nodes import Source
@@ -53,6 +53,11 @@ class Destination:
     network: IPv6Network
     ports: tuple[int, ...]  # connected to, sorted; empty: any
     options: Options
+
+    @property
+    def to(self) -> str:
+        """The network as people write it."""
+        return network_text(self.network)
 
 
 class Mode(StrEnum):
@@ -115,6 +120,14 @@ class Policy:
         default_factory=dict, compare=False, repr=False
     )
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+
+def network_text(network: IPv4Network | IPv6Network) -> str:
+    """A network as people write it; of v4-mapped ones Python 3.13 thinks otherwise than 3.11."""
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        if mapped := network.network_address.ipv4_mapped:
+            return f"{mapped}/{network.prefixlen - 96}"
+    return str(network)
 
 
 def warnings(policies: Iterable[Policy]) -> list[str]:

@@ -317,7 +317,7 @@ TO = [
     ("'2001:db8::1/32'", "2001:db8::1/32 has bits set beyond its prefix, expected 2001:db8::/32"),
     (
         "'::ffff:10.0.0.1/104'",
-        "::ffff:10.0.0.1/104 has bits set beyond its prefix, expected ::ffff:a00:0/104",
+        "::ffff:10.0.0.1/104 has bits set beyond its prefix, expected 10.0.0.0/8",
     ),
 ]
 PORT = "a port, 1 to 65535"
