@@ -124,9 +124,9 @@ class Policy:
 
 def network_text(network: IPv4Network | IPv6Network) -> str:
     """A network as people write it; of v4-mapped ones Python 3.13 thinks otherwise than 3.11."""
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
-        if mapped := network.network_address.ipv4_mapped:
-            return f"{mapped}/{network.prefixlen - 96}"
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped and network.prefixlen >= 96:
+        return f"{mapped}/{network.prefixlen - 96}"
     return str(network)
 
 
