@@ -171,7 +171,7 @@ class Dataplane:
 
     def check(self) -> None:
         """Raise RefusedError unless the program that works with these maps is attached to the root
-        of the cgroup2 tree."""
+        of the cgroup2 tree, and the others are pinned beside it."""
         program = self.identity()
         if program not in self.attached():
             raise RefusedError(
@@ -183,6 +183,9 @@ class Dataplane:
                 f"{self.pins / SOCK_OPS} has another program",
                 hint="expected the one beside it: kabpfctl apply",
             )
+        for name in (*TRACERS, EVENTS, SETSOCKOPT_PROGRAM):
+            if not (self.pins / name).exists():
+                raise RefusedError(f"{self.pins / name} is missing", hint="expected kabpfctl apply")
 
     def attached(self) -> list[int]:
         """The ids of the sock_ops programs of the root cgroup. Every mkdir that had begun before
@@ -391,7 +394,10 @@ def build() -> int:
 
 def _output(iterator: Path) -> Iterator[bytes]:
     """Run a pinned iterator to its end; what it writes."""
-    descriptor = os.open(iterator, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(iterator, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:  # another command has lifted it
+        raise RefusedError(f"run {iterator}", error.errno or 0) from None
     try:
         while True:
             try:

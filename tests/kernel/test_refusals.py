@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import struct
@@ -172,6 +173,12 @@ def _pin_removed():
     return f"open {pin}: No such file or directory"
 
 
+def _program_removed(name):
+    pin = PINS / name
+    pin.unlink()
+    return f"{pin} is missing, expected kabpfctl apply"
+
+
 def _map_of_another_version():
     pin = PINS / "kabpf_cgroups"
     pin.unlink()
@@ -270,7 +277,17 @@ def test_killed_command_leaves_what_the_next_apply_completes(cgroup, kabpfctl, p
 
 
 @pytest.mark.parametrize(
-    "damage", [_detached_by_force, _pin_removed, _map_of_another_version, _another_build]
+    "damage",
+    [
+        _detached_by_force,
+        _pin_removed,
+        *(
+            functools.partial(_program_removed, f"kabpf_{name}")
+            for name in ("birth", "death", "retrofit", "list", "events", "setsockopt_program")
+        ),
+        _map_of_another_version,
+        _another_build,
+    ],
 )
 def test_damaged_data_plane_is_noticed_and_replaced(cgroup, kabpfctl, peer, damage):
     """Pins that are not whole, or not this version's, are not mistaken for a policy in force, and
