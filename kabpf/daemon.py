@@ -174,8 +174,9 @@ class Daemon:
                 log.info("kabpfctl lifted every policy; a reload puts them in force again")
 
     def _load_and_reconcile(self) -> None:
-        self._stamp = files.stamp(files.SYSTEM)
-        self._policies = files.load(files.SYSTEM, self._cache)
+        # Together: the stamp of files that are wrong would be noted beside the last good policies.
+        stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM, self._cache)
+        self._stamp, self._policies = stamp, policies
         if not self._is_open():
             self._watch(reconcile.open_or_load(self._policies, self._tree))
         self._reconcile(self._policies)

@@ -7,7 +7,16 @@ import subprocess
 import time
 from pathlib import Path
 
-from harness import BIN, PINS, UNTOUCHED, known_cgroups, options_of_new, path_of, pinned
+from harness import (
+    BIN,
+    PINS,
+    UNTOUCHED,
+    known_cgroups,
+    options_of_new,
+    path_of,
+    pinned,
+    wait_until,
+)
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -112,6 +121,24 @@ def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy,
     daemon.stop()
     log = daemon.process.stderr.read()
     assert f"{bad}:1: keepalive.idle: never, expected a time in seconds" in log
+
+
+def test_bad_file_is_still_named_after_another_reconcile(cgroup, write_policy, kabpfd, kabpfctl):
+    """What the daemon does beside a bad file does not make status take the file for applied."""
+    write_policy("a.yaml", 'select: [{unit: "kabpf-test-*.service"}]\nkeepalive: {idle: 61}\n')
+    daemon = kabpfd()
+    bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
+    daemon.reload()
+    daemon.process.send_signal(signal.SIGUSR1)
+    daemon.wait_for("STATUS=the last good policy")
+
+    def covered():
+        (policy,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]
+        return policy["cgroups"] == 1
+
+    (cgroup / "kabpf-test-1.service").mkdir()  # of which a daemon that failed reconciles all
+    wait_until(covered, "the new cgroup")
+    assert f"{bad}:1: keepalive.idle: never" in kabpfctl("status").stdout
 
 
 def test_start_with_a_bad_file_and_nothing_in_force_fails(write_policy, kabpfctl):
