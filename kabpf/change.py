@@ -178,8 +178,9 @@ def _attached_policy(path: str, options: dict[str, str], *, new_only: bool) -> b
     if policy.GLOB.search(path) or not path.isprintable():
         raise RefusedError(f"cgroup {path!r}", hint="expected a printable path without *, ? and [")
     keepalive = "{" + ", ".join(f"{key}: {text}" for key, text in options.items()) + "}"
+    # As it is: YAML knows no escape in two halves, as JSON has for what is beyond 16 bits.
     return (
         "# Written by kabpfctl attach; kabpfctl detach removes it.\n"
-        f"select: [{{cgroup: {json.dumps(path)}}}]\n"
+        f"select: [{{cgroup: {json.dumps(path, ensure_ascii=False)}}}]\n"
         f"keepalive: {keepalive if options else 'on'}\n" + "existing: false\n" * new_only
     ).encode()

@@ -59,6 +59,13 @@ def test_attach_accepts_a_cgroup_path(cgroup, kabpfctl, peer):
     assert options_of_new(peer, cgroup) == IDLE_61
 
 
+def test_attach_works_for_any_name_that_can_be_printed(make_cgroup, kabpfctl, peer):
+    """Quotes, backslashes and characters beyond 16 bits reach the drop-in as they are."""
+    odd = make_cgroup('a "b\\x2d\N{SNOWMAN}\N{GRINNING FACE}')
+    kabpfctl("attach", "--cgroup", odd, "--idle", 61)
+    assert options_of_new(peer, odd) == IDLE_61
+
+
 def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
     """With --persist the drop-in is in /etc, and is changed and detached like the other."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
