@@ -151,9 +151,7 @@ def _write(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    if not file.parent.exists():
-        file.parent.mkdir(parents=True)
-        file.parent.chmod(0o755)  # whatever the umask: check needs no root
+    file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     with open(descriptor, "wb") as stream:

@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parsed = _parser().parse_args(arguments)
+    os.umask(0o022)  # root alone may write policy files, and everybody check them
     try:
         if parsed.needs_root and os.geteuid() != 0:
             raise RefusedError(f"{parsed.command}: not root", hint="expected root")

@@ -6,6 +6,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+import pytest
 from harness import BIN, PINS, UNTOUCHED, WITHOUT_SYS_ADMIN, options_of_new, path_of
 
 RUNTIME, PERSISTENT = Path("/run/kabpf/policy.d"), Path("/etc/kabpf/policy.d")
@@ -57,6 +58,15 @@ def test_attach_accepts_a_cgroup_path(cgroup, kabpfctl, peer):
     """A path below the cgroup2 root does as well as the directory."""
     kabpfctl("attach", "--cgroup", path_of(cgroup), "--idle", 61)
     assert options_of_new(peer, cgroup) == IDLE_61
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_attach_minds_no_umask(cgroup, kabpfctl, umask):
+    """What attach writes is root's alone to change, and everybody's to check."""
+    attach = [BIN / "kabpfctl", "attach", "--persist", "--cgroup", cgroup, "--idle", "61"]
+    subprocess.run(attach, check=True, umask=umask, capture_output=True)
+    check = ["setpriv", "--reuid", "65534", "--clear-groups", BIN / "kabpfctl", "check"]
+    subprocess.run(check, check=True)
 
 
 def test_attach_works_for_any_name_that_can_be_printed(make_cgroup, kabpfctl, peer):
