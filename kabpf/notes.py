@@ -72,6 +72,12 @@ def forget_former(run: Path) -> None:
         (run / FORMER).unlink()
 
 
+def forget_applied(run: Path) -> None:
+    """A new data plane has nothing of it yet."""
+    with contextlib.suppress(OSError):
+        (run / APPLIED).unlink()
+
+
 def keep_applied(applied: Applied, run: Path) -> None:
     """Keep what was applied; only where it differs, to spare a write."""
     if read_applied(run) != applied:

@@ -59,6 +59,7 @@ def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN
     """
 
     def fill(fresh: Dataplane, *, takes_over: bool) -> None:
+        notes.forget_applied(run)
         if not fresh.records():
             fresh.apply(notes.former({cgroup.id for cgroup in tree.cgroups()}, run), ())
         for resolution in _passes(policies, tree, fresh, visits=False) if takes_over else ():

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import PINS, UNTOUCHED, path_of
+from harness import BIN, PINS, UNTOUCHED, path_of
 
 NAMES = ("one", "two")
 
@@ -318,3 +318,13 @@ def test_damaged_note_of_former_policies_keeps_nobody_from_starting(world, versi
     assert world.open_options() == _expected(PLAIN)
     assert world.connect() == _expected(SWAPPED)
     assert this.kabpfctl("apply").stdout.endswith("changed: nothing\n")
+
+
+def test_status_knows_what_a_killed_apply_left_out(cgroup, write_policy, kabpfctl):
+    """What was applied before it was lifted is not taken for what a killed apply put in force."""
+    write_policy("a.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: on\n')
+    kabpfctl("apply")
+    kabpfctl("detach", "--all")
+    killed = {**os.environ, "KABPF_FAULT": "write kabpf_births, 1"}
+    subprocess.run([BIN / "kabpfctl", "apply"], env=killed)
+    assert "policy files: not in force as they are now" in kabpfctl("status").stdout
