@@ -91,9 +91,15 @@ def reconcile(
     first: Changes | None = None
     try:
         loaded.check()
-        for resolution in _passes(policies, tree, loaded):
-            first = first or resolution.changes
-            loaded.apply(resolution.changes, network_namespaces())
+        try:
+            for resolution in _passes(policies, tree, loaded):
+                first = first or resolution.changes
+                loaded.apply(resolution.changes, network_namespaces())
+        except RefusedError:
+            # Open sockets that can't be visited must not keep what comes after them from new ones.
+            for resolution in _passes(policies, tree, loaded, visits=False):
+                loaded.apply(resolution.changes, ())
+            raise
     except RefusedError as error:
         notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
         raise

@@ -10,7 +10,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import BIN, DROP_INS, PINS, WITHOUT_SYS_ADMIN, cgroup_root, path_of
+from harness import (
+    BIN,
+    DROP_INS,
+    PINS,
+    UNTOUCHED,
+    WITHOUT_SYS_ADMIN,
+    cgroup_root,
+    options_of_new,
+    path_of,
+)
 from test_language import MALFORMED
 
 from kabpf import libbpf
@@ -251,6 +260,23 @@ def test_retrofit_that_was_refused_stays_owed(cgroup, kabpfctl, peer):
     assert client.keepalive(number) == 0
     kabpfctl("apply")
     assert client.options(number)["idle"] == 61
+
+
+def test_refused_retrofit_keeps_no_later_policy_back(cgroup, other_cgroup, kabpfctl, peer):
+    """While open sockets can't be visited, policies come and go for new connections."""
+    kabpfctl("apply")
+
+    def refused(*arguments):
+        command = [*WITHOUT_SYS_ADMIN, BIN / "kabpfctl", *arguments]
+        assert subprocess.run(command, capture_output=True).returncode == 1
+
+    refused("attach", "--cgroup", cgroup, "--idle", "61")
+    refused("attach", "--cgroup", other_cgroup, "--idle", "62")
+    assert options_of_new(peer, other_cgroup)["idle"] == 62
+    refused("attach", "--cgroup", cgroup, "--idle", "63")
+    assert options_of_new(peer, cgroup)["idle"] == 63
+    subprocess.run([*WITHOUT_SYS_ADMIN, BIN / "kabpfctl", "detach", "--cgroup", cgroup])
+    assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
 def test_killed_command_leaves_what_the_next_apply_completes(cgroup, kabpfctl, peer):
