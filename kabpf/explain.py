@@ -78,7 +78,7 @@ def _names(policy: Policy, selector: Selector, path: str) -> bool:
 def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
     """The cgroups that are meant by a process id, a path, or a unit's name or glob."""
     if what.isdecimal():
-        return [tree.find(_path_of_process(int(what)))]
+        return [tree.find(_path_of_process(what))]
     if "/" in what:
         return [tree.find(what)]
     found = [
@@ -93,7 +93,7 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
     return found
 
 
-def _path_of_process(pid: int) -> str:
+def _path_of_process(pid: str) -> str:
     try:
         text = Path(f"/proc/{pid}/cgroup").read_text()
     except OSError as error:

@@ -272,6 +272,7 @@ def test_explain_of_what_does_not_exist_is_refused(kabpfctl, cgroup):
     """A process, path or unit that is not there is said to be missing."""
     for what, message in (
         ("4194304", "process 4194304: No such file or directory, expected one that runs"),
+        ("9" * 5000, "File name too long, expected one that runs"),
         ("/no/such", "cgroup /no/such: No such file or directory, expected a directory below"),
         ("no.such", "no cgroup is named no.such, expected a running unit, a cgroup path or a PID"),
     ):
