@@ -577,9 +577,13 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 		set_syn_retries(ctx, &v);
 		return 1;
 	}
-	/* What an accepted connection has already was its listener's; else the application's. */
-	if (v.direction == KABPF_IN)
+	/* What an accepted connection has already was its listener's, from this policy or a former
+	 * one; else the application's. */
+	if (v.direction == KABPF_IN) {
+		if (v.policy->flags & KABPF_LISTENERS)
+			find_ours(&v, v.policy_id);
 		find_former(&v);
+	}
 	set_options(ctx, &v);
 	__sync_fetch_and_add(v.direction ? &v.counters->established : &v.counters->listening, 1);
 	return 1;

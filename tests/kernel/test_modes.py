@@ -243,6 +243,17 @@ def test_listener_is_enforced(cgroup_under, peer):
     assert found == {"enforced": 61, "limited": 30}
 
 
+@pytest.mark.parametrize(("mode", "expected"), [("fill", 0), ("override", 1), ("enforce", 1)])
+def test_listener_without_keepalive_accepts_as_its_mode_says(cgroup_under, peer, mode, expected):
+    """Keepalive that an application turns off on an open listener stays off on what it accepts,
+    unless the policy replaces what the application chose."""
+    server, client = peer(cgroup_under({mode: (mode, EXACT)})[mode]), peer()
+    listener, address = server.listener()
+    server.set_option(listener, "keepalive", 0)
+    client.connection(address)
+    assert server.keepalive(server.accept(listener)) == expected
+
+
 def test_option_that_the_policy_leaves_out_is_obeyed(cgroup_under, connected):
     """Under `enforce` only the policy's own options are."""
     client, number = connected(cgroup_under({"enforced": ("enforce", "idle: 61s")})["enforced"])
