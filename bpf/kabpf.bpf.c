@@ -580,7 +580,7 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 	/* What an accepted connection has already was its listener's, from this policy or a former
 	 * one; else the application's. */
 	if (v.direction == KABPF_IN) {
-		if (v.policy->flags & KABPF_LISTENERS)
+		if (v.policy->flags & KABPF_LISTENERS && !keeps_alive(v.tp))
 			find_ours(&v, v.policy_id);
 		find_former(&v);
 	}
@@ -708,13 +708,11 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 		goto swallow;
 	}
 	range = range_of(v.options, ctx->optname);
-	if (!range || !range->high)
+	if (!range || !range->high || !is_valid(ctx->optname, asked))
 		return 1;
 	if (range->low < range->high) {
 		__u32 limited = asked;
 
-		if (!is_valid(ctx->optname, asked))
-			return 1;
 		if (!limited || limited > range->high)
 			limited = range->high;
 		else if (limited < range->low)

@@ -65,6 +65,7 @@ struct kabpf_options {
 #define KABPF_LOOPBACK 4 /* connections over loopback are meant */
 #define KABPF_PLAIN 8 /* every connection is meant, with the policy's own options */
 #define KABPF_LISTENERS 16 /* keepalive for listeners, so that what they accept has it already */
+#define KABPF_EXISTING 32 /* for user space: open sockets were meant */
 
 /* A policy as user space resolved it. Never changed while a cgroup refers to it. */
 struct kabpf_policy {

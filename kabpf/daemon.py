@@ -235,13 +235,16 @@ class Daemon:
             born = self._born[:]
             self._born.clear()
             lost = self._loaded.totals().asked_in_vain != self._asked_in_vain
+            last, self._last = self._last, None
             if (
                 lost
-                or self._last is None
-                or len(self._last.cgroups) > BORN_MAX
-                or not reconcile.resolve_born(born, self._last, self._tree, self._loaded)
+                or last is None
+                or len(last.cgroups) > BORN_MAX
+                or not reconcile.resolve_born(born, last, self._tree, self._loaded)
             ):
                 self._reconcile(self._policies)
+            else:
+                self._last = last
 
     def _drain_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
+from kabpf import destinations as tables
 from kabpf import nodes, options, selectors
 from kabpf.errors import PolicyError, collected
 from kabpf.nodes import Node
@@ -32,6 +33,7 @@ from kabpf.selectors import NAME_BYTES_MAX
 POLICY_KEYS = (
     "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing",
 )  # fmt: skip
+ROWS_MAX = 32768  # half of what the kernel's tables hold: for old and new policies at once
 KEEPALIVE = "off, on, or options (idle, interval, ...)"
 NETWORK = "a network or an address, as 10.0.0.0/8 or 2001:db8::1"
 
@@ -105,9 +107,24 @@ def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
     for draft in drafts.values():
         with collected(findings):
             policies.append(_finished(draft, defaults))
+    with collected(findings):
+        _check_rows(policies)
     if findings:
         raise PolicyError(*findings)
     return tuple(policies)
+
+
+def _check_rows(policies: list[Policy]) -> None:
+    rows = 0
+    for policy in policies:
+        if policy.rules.destinations:
+            table = tables.table(policy.rules.destinations)
+            rows += max(len(table.nodes), len(table.options))
+            if rows > ROWS_MAX:
+                raise PolicyError(
+                    f"{policy.source}: the destinations of policy {policy.name} and of those read"
+                    f" before make {rows} rows, expected at most {ROWS_MAX}"
+                )
 
 
 def _finished(draft: PolicyDraft, defaults: Draft) -> Policy:

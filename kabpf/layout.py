@@ -19,7 +19,7 @@ FORMER = 4
 NEVER = 0xFFFFFFFF
 
 MODES = {Mode.FILL: 0, Mode.OVERRIDE: 1, Mode.ENFORCE: 2}
-OUT, IN, LOOPBACK, PLAIN, LISTENERS = 1, 2, 4, 8, 16
+OUT, IN, LOOPBACK, PLAIN, LISTENERS, EXISTING = 1, 2, 4, 8, 16, 32
 DIRECTIONS = {Direction.OUT: OUT, Direction.IN: IN, Direction.BOTH: OUT | IN}
 
 
@@ -217,6 +217,7 @@ def policy(record: Record) -> bytes:
     """A value of kabpf_policies."""
     flags = DIRECTIONS[record.direction]
     flags |= LOOPBACK if record.loopback else 0
+    flags |= EXISTING if record.existing else 0
     flags |= PLAIN if record.is_plain else 0
     # What a listener has, every socket has that it accepts.
     if flags & IN and record.loopback and not record.digest and not record.options.jitter_percent:
@@ -234,6 +235,7 @@ def read_policy(raw: bytes) -> Record:
         next(mode for mode, number in MODES.items() if number == found.mode),
         next(way for way, bits in DIRECTIONS.items() if bits == found.flags & (OUT | IN)),
         bool(found.flags & LOOPBACK),
+        bool(found.flags & EXISTING),
         found.destinations,
     )
 

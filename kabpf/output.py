@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kabpf.dataplane import Counters
-from kabpf.policy import Options, Policy, Range
+from kabpf.plan import Record
+from kabpf.policy import Direction, Options, Policy, Range
 from kabpf.reconcile import Resolution
 
 # Rich takes 1 ms a row.
@@ -91,11 +92,28 @@ def options_text(options: Options) -> str:
         return "keepalive off"
     cells = zip(OPTION_HEADS, option_cells(options), strict=True)
     words = [f"{head.lower().replace('-', ' ')} {cell}" for head, cell in cells if cell != "-"]
+    return ", ".join(["keepalive on", *words, *_rarer(options)])
+
+
+def more_cell(record: Record) -> str:
+    """What a policy says beyond the four options; - is nothing."""
+    words = list(_rarer(record.options))
+    if record.direction != Direction.BOTH:
+        words.append(f"only {record.direction}")
+    if not record.loopback:
+        words.append("no loopback")
+    if not record.existing:
+        words.append("no open sockets")
+    if record.digest:
+        words.append("by destination")
+    return ", ".join(words) or "-"
+
+
+def _rarer(options: Options) -> Iterator[str]:
     if options.jitter_percent:
-        words.append(f"jitter {options.jitter_percent}%")
+        yield f"jitter {options.jitter_percent}%"
     if options.syn_retries:
-        words.append(f"SYN retries {options.syn_retries}")
-    return "keepalive on" + "".join(f", {word}" for word in words)
+        yield f"SYN retries {options.syn_retries}"
 
 
 def counter_cells(counters: Counters) -> tuple[str, ...]:

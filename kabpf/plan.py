@@ -38,6 +38,7 @@ class Record:
     mode: Mode = Mode.FILL
     direction: Direction = Direction.BOTH
     loopback: bool = True
+    existing: bool = True
     digest: int = 0
     destinations: tuple[Destination, ...] = field(default=(), compare=False)
 
@@ -95,6 +96,7 @@ class Plan:
     policies: tuple[Policy, ...] = ()
     births: dict[Step, Birth] = field(default_factory=dict)
     cgroups: dict[int, Resolved] = field(default_factory=dict)
+    births_max: int = 0  # that the kernel has room for
 
     @property
     def asks(self) -> bool:
@@ -159,7 +161,7 @@ def resolve(
     resolved: dict[int, Resolved] = {}
     for cgroup in cgroups:
         resolved[cgroup.id] = resolve_one(automaton, cgroup, resolved.get(cgroup.parent_id))
-    return Plan(policies, automaton.table(births_max), resolved)
+    return Plan(policies, automaton.table(births_max), resolved, births_max)
 
 
 def resolve_one(automaton: Automaton, cgroup: Cgroup, parent: Resolved | None) -> Resolved:
@@ -200,6 +202,10 @@ def diff(plan: Plan, actual: Actual, wanted: dict[int, Record], *, visits: bool 
         for entry in [_birth_entry(birth, ids)]
         if actual.births.get(step) != entry
     }
+    stale_births = tuple(actual.births.keys() - plan.births.keys())
+    if len(actual.births.keys() | births.keys()) > plan.births_max and stale_births:
+        # Not room for both: until the next pass, user space is asked about some cgroups.
+        return Changes(stale_births=stale_births)
     cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids)
     stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys())
     both = Needs(*map(any, zip(plan.needs, actual.needs, strict=True)))
@@ -213,14 +219,19 @@ def diff(plan: Plan, actual: Actual, wanted: dict[int, Record], *, visits: bool 
             settled(owed, known) if visits else {},
             stale_cgroups=stale_cgroups,
         )
-    used = {id for entry in actual.cgroups.values() for id in (entry.policy_id, *entry.was)}
-    used |= {birth.policy_id for birth in actual.births.values()}
     return Changes(
         needs=plan.needs if plan.needs != actual.needs else None,
         stale_cgroups=stale_cgroups,
-        stale_births=tuple(actual.births.keys() - plan.births.keys()),
-        stale_records=tuple(actual.records.keys() - used - wanted.keys()),
+        stale_births=stale_births,
+        stale_records=_unused(actual, actual.cgroups.values(), wanted),
     )
+
+
+def forget_former(actual: Actual) -> Changes:
+    """What makes room for new records where there is none: no former policy is remembered."""
+    entries = {id: entry._replace(was=()) for id, entry in actual.cgroups.items()}
+    changed = {id: entry for id, entry in entries.items() if entry != actual.cgroups[id]}
+    return Changes(cgroups=changed, stale_records=_unused(actual, entries.values(), ()))
 
 
 def changed_entries(
@@ -247,8 +258,8 @@ def changed_entries(
         if before and before.policy_id == policy_id:
             entry = before._replace(state=state)
         else:
-            acts = policy_id != 0 and records[policy_id].acts
-            owed = acts and resolved.policy is not None and (new or resolved.policy.existing)
+            record = records.get(policy_id)
+            owed = record is not None and record.acts and (new or record.existing)
             entry = Entry(state, policy_id, owed, _former(before, records))
         if entry != before:
             changed[id] = entry
@@ -278,6 +289,7 @@ def record(policy: Policy) -> Record:
         rules.mode,
         rules.direction,
         rules.loopback,
+        policy.existing,
         _digest(rules.destinations),
         rules.destinations,
     )
@@ -290,6 +302,13 @@ def policy_ids(wanted: Mapping[int, Record]) -> dict[str, int]:
 
 def _id(ids: Mapping[str, int], policy: Policy | None) -> int:
     return ids[policy.name] if policy else 0
+
+
+def _unused(actual: Actual, entries: Iterable[Entry], wanted: Iterable[int]) -> tuple[int, ...]:
+    """The records that no birth, none of these entries, and nothing wanted refers to."""
+    used = {id for entry in entries for id in (entry.policy_id, *entry.was)}
+    used |= {birth.policy_id for birth in actual.births.values()}
+    return tuple(actual.records.keys() - used - set(wanted))
 
 
 def _birth_entry(birth: Birth, ids: Mapping[str, int]) -> BirthEntry:

@@ -175,13 +175,16 @@ def _look(
     desired = plan.resolve(policies, automaton, cgroups.values(), layout.BIRTHS)
     if loaded:
         _settle_differences(tree, loaded, actual, cgroups, desired)
+    wanted: dict[int, Record] = {}
     try:
         wanted = plan.number(policies, actual.records, layout.POLICIES)
+        changes = plan.diff(desired, actual, wanted, visits=visits)
     except plan.TooManyError:
-        raise RefusedError(
-            "too many policies", hint=f"expected at most {layout.POLICIES - 1} in force"
-        ) from None
-    changes = plan.diff(desired, actual, wanted, visits=visits)
+        changes = plan.forget_former(actual)
+        if not changes.stale_records:
+            raise RefusedError(
+                "too many policies", hint=f"expected at most {layout.POLICIES - 1} in force"
+            ) from None
     return Resolution(automaton, cgroups, desired, actual, wanted, changes)
 
 

@@ -19,7 +19,7 @@ from kabpf import sockets as tcp
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Dataplane
 from kabpf.errors import PolicyError, RefusedError
-from kabpf.plan import Needs
+from kabpf.plan import Needs, Record, record
 from kabpf.policy import Policy, warnings
 from kabpf.presets import presets as preset_table
 
@@ -78,6 +78,7 @@ def plan(arguments: argparse.Namespace) -> int:
                 "policy": found.name,
                 "source": str(found.source),
                 "options": output.options_json(found.rules.options),
+                **_conditions_json(record(found)),
             }
             for path, found in covered
         ],
@@ -87,15 +88,28 @@ def plan(arguments: argparse.Namespace) -> int:
         (
             output.shown(path),
             found.name,
+            str(found.rules.mode),
             *output.option_cells(found.rules.options),
+            output.more_cell(record(found)),
             str(found.source),
         )
         for path, found in covered
     ]
-    table = output.table(("CGROUP", "POLICY", *output.OPTION_HEADS, "FROM"), rows) if rows else ""
+    heads = ("CGROUP", "POLICY", "MODE", *output.OPTION_HEADS, "MORE", "FROM")
+    table = output.table(heads, rows) if rows else ""
     return output.answer(
         arguments, result, f"{table}apply would change: {output.changes_text(resolution)}"
     )
+
+
+def _conditions_json(found: Record) -> dict[str, Any]:
+    return {
+        "mode": str(found.mode),
+        "direction": str(found.direction),
+        "loopback": found.loopback,
+        "existing": found.existing,
+        "destinations": found.digest != 0,
+    }
 
 
 def presets(arguments: argparse.Namespace) -> int:
@@ -169,10 +183,7 @@ def status(arguments: argparse.Namespace) -> int:
         policies = [
             {
                 "policy": name,
-                "mode": str(record.mode),
-                "direction": str(record.direction),
-                "loopback": record.loopback,
-                "destinations": record.digest != 0,
+                **_conditions_json(record),
                 "options": output.options_json(record.options),
                 "cgroups": used[id],
                 "counters": vars(counters[id]),
@@ -189,12 +200,16 @@ def status(arguments: argparse.Namespace) -> int:
                 str(used[id]),
                 str(record.mode),
                 *output.option_cells(record.options),
+                output.more_cell(record),
                 *output.counter_cells(counters[id]),
                 found.sources.get(name, "no file any more"),
             )
             for name, id, record in in_force
         ]
-        heads = ("POLICY", "CGROUPS", "MODE", *output.OPTION_HEADS, *output.COUNTER_HEADS, "FROM")
+        heads = (
+            *("POLICY", "CGROUPS", "MODE", *output.OPTION_HEADS, "MORE"),
+            *(*output.COUNTER_HEADS, "FROM"),
+        )
         print()
         output.print_table(heads, rows)
     return 0

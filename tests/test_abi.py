@@ -147,6 +147,7 @@ def test_object_has_one_constant_to_set() -> None:
         ("KABPF_LOOPBACK", layout.LOOPBACK),
         ("KABPF_PLAIN", layout.PLAIN),
         ("KABPF_LISTENERS", layout.LISTENERS),
+        ("KABPF_EXISTING", layout.EXISTING),
         ("KABPF_STATE_UNKNOWN", matching.UNKNOWN),
         ("KABPF_STATE_ANYWHERE", matching.ANYWHERE),
         ("KABPF_NEVER", layout.NEVER),

@@ -965,3 +965,16 @@ def options(text: str, defaults: str = "{}") -> Options:
     """The options of a one-policy file under defaults."""
     (found,) = combined(("policy.yaml", f"defaults: {defaults}"), (FILE, text))
     return found.rules.options
+
+
+def test_destinations_beyond_the_kernels_tables_are_refused() -> None:
+    """Rows of all policies together are bounded, and the policy that goes beyond is named."""
+    ports = ", ".join(map(str, range(1, 201)))
+    hosts = ", ".join(f"{{to: 10.0.{n}.0/24, ports: [999], idle: 5}}" for n in range(163))
+    text = f"destinations: [{{to: 10.0.0.0/8, ports: [{ports}], idle: 6}}, {hosts}]\nkeepalive: on"
+    with pytest.raises(PolicyError) as raised:
+        language.combine([language.parse(text.encode(), FILE)])
+    assert str(raised.value) == (
+        f"{FILE}:1: the destinations of policy app.service and of those read before make 32963"
+        " rows, expected at most 32768"
+    )

@@ -145,6 +145,51 @@ def test_former_policies_are_remembered_up_to_four() -> None:
     assert values == [Range.exactly(value) for value in (4, 6, 5, 4, 3)]
 
 
+def test_existing_is_made_up_for_when_it_is_said_later() -> None:
+    """A policy that left open sockets alone visits them once it says so."""
+    one = {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5}}
+    actual = brought(Actual(), {"a": one | {"existing": "false"}}, tree(["/a"]))
+    assert not actual.cgroups[2].owed
+    desired, wanted = planned_policies({"a": one}, tree(["/a"]), actual)
+    assert plan.diff(desired, actual, wanted).cgroups[2].owed
+
+
+def test_former_policies_make_room_for_new_ones() -> None:
+    """Where there is no id left, former policies are forgotten, and then there is."""
+    cgroups = tree(["/a", "/b", "/c"])
+    actual = Actual()
+    for idle_s in (1, 2, 3):
+        names = {
+            name: {"select": [{"cgroup": f"/{name}"}], "keepalive": {"idle": idle_s}}
+            | {"direction": "out"}
+            for name in "abc"
+        }
+        actual = brought(actual, names, cgroups)
+    assert len(actual.records) == 9
+    policies = read({name: one | {"keepalive": {"idle": 4}} for name, one in names.items()})
+    with pytest.raises(plan.TooManyError):
+        plan.number(policies, actual.records, 10)
+    actual = applied(actual, plan.forget_former(actual))
+    assert len(actual.records) == 3
+    assert len(plan.number(policies, actual.records, 10)) == 3
+
+
+def test_births_that_have_no_room_beside_the_old_ones_come_after_them() -> None:
+    """Rules of which the kernel can't hold old and new together are replaced in two passes."""
+    old = {f"o{n}": ({"unit": f"o{n}.service"}, {"idle": 5}) for n in range(10)}
+    new = {f"n{n}": ({"unit": f"n{n}.service"}, {"idle": 5}) for n in range(10)}
+    actual = reconciled(Actual(), old, tree([]))
+    desired, wanted = planned(new, tree([]), actual)
+    desired = replace(desired, births_max=30)
+    changes = plan.diff(desired, actual, wanted)
+    assert changes == Changes(stale_births=changes.stale_births)
+    assert len(changes.stale_births) == 20
+    after = plan.diff(
+        desired, replace(actual, births=without(actual.births, changes.stale_births)), wanted
+    )
+    assert len(after.births) == 20
+
+
 def test_existing_says_nothing_about_younger_cgroups() -> None:
     """`existing: false` leaves sockets alone that are older than the policy; those of a cgroup that
     was born under it are visited."""

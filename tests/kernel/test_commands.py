@@ -172,6 +172,8 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
             "cgroup": path_of(cgroup),
             "policy": "a",
             "source": f"{file}:1",
+            "mode": "fill", "direction": "both", "loopback": True, "existing": True,
+            "destinations": False,
             "options": {
                 "keepalive": True, "idle_s": 61, "interval_s": None, "probes": None,
                 "user_timeout_ms": None, "jitter_percent": 0, "syn_retries": None,
@@ -181,15 +183,11 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
     assert shown["changes"]["policies"] == 1
     heads, row, changes = kabpfctl("plan").stdout.splitlines()
     assert heads.split() == [
-        "CGROUP",
-        "POLICY",
-        "IDLE",
-        "INTERVAL",
-        "PROBES",
-        "USER-TIMEOUT",
-        "FROM",
-    ]
-    assert row.split() == [path_of(cgroup), "a", "61s", "-", "-", "-", f"{file}:1"]
+        "CGROUP", "POLICY", "MODE", "IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT", "MORE", "FROM",
+    ]  # fmt: skip
+    assert row.split() == [
+        path_of(cgroup), "a", "fill", "61s", "-", "-", "-", "-", f"{file}:1",
+    ]  # fmt: skip
     assert changes.startswith("apply would change: 1 policy, ")
     assert not PINS.exists()
     assert options_of_new(peer, cgroup) == UNTOUCHED
@@ -308,3 +306,17 @@ def test_status_says_what_the_kernel_refused(cgroup, kabpfctl, peer):
     assert refused.stderr.partition(": ")[2] in shown
     kabpfctl("apply")
     assert "policy files: in force\n" in kabpfctl("status").stdout
+
+
+def test_status_and_plan_say_what_a_policy_says_beyond_the_options(cgroup, kabpfctl, write_policy):
+    """Conditions, jitter and SYN retries stand in a column of their own."""
+    write_policy(
+        "a.yaml",
+        f'select: [{{cgroup: "{path_of(cgroup)}"}}]\n'
+        "keepalive: {idle: 9, jitter: 10%, syn_retries: 3}\ndirection: out\nloopback: false\n"
+        "existing: false\ndestinations: [{to: 10.0.0.0/8, keepalive: off}]\n",
+    )
+    kabpfctl("apply")
+    more = "jitter 10%, SYN retries 3, only out, no loopback, no open sockets, by destination"
+    assert f"  {more}  " in kabpfctl("plan").stdout
+    assert f"  {more}  " in kabpfctl("status").stdout
