@@ -424,7 +424,7 @@ __noinline int kabpf_either(int bits, int others)
 	return bits | others;
 }
 
-/* Tells the values that a former policy set from those the application chose. */
+/* Tells the values that a policy set, mostly a former one, from those the application chose. */
 static __always_inline void find_ours(struct visit *v, __u32 was_id)
 {
 	struct tcp_sock *tp = v->tp;
@@ -949,7 +949,7 @@ static __always_inline void put_options(struct kabpf_socket *s, struct tcp_sock 
 	__u32 idle = tp->keepalive_time ?: net->ipv4.sysctl_tcp_keepalive_time;
 	__u32 interval = tp->keepalive_intvl ?: net->ipv4.sysctl_tcp_keepalive_intvl;
 
-	s->keepalive = has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN));
+	s->keepalive = keeps_alive(tp);
 	s->idle_s = idle / kabpf_hz;
 	s->interval_s = interval / kabpf_hz;
 	s->probes = tp->keepalive_probes ?: net->ipv4.sysctl_tcp_keepalive_probes;

@@ -290,10 +290,6 @@ class Dataplane:
                 for key, value in old.items() if name != "kabpf_networks" else ():
                     if name not in ARRAYS or any(value):
                         new.update(key, value)
-        self.mark()
-
-    def mark(self) -> None:
-        """Write down in the maps which layout and build they belong to."""
         totals = self._read_totals()
         totals.layout, totals.build = layout.LAYOUT, build()
         self._totals.update(layout.key(0), bytes(totals))

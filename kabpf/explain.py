@@ -120,7 +120,6 @@ def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
     }
 
 
-_RULES = ("mode", "direction", "loopback", "existing")
 _OPTIONS = {
     "idle": "idle_s",
     "interval": "interval_s",

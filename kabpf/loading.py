@@ -58,13 +58,9 @@ def open_or_load(pins: Path, tree: CgroupTree, fill: Fill) -> Dataplane:
     """
     _require_bpffs(pins.parent)
     complete(pins)
-    loaded: Dataplane | None = None
     with contextlib.suppress(RefusedError):
-        loaded = Dataplane(pins, tree)
-        loaded.check()
-        return loaded
-    if loaded:
-        loaded.close()
+        if loaded := open_if_loaded(pins, tree):
+            return loaded
     _load(pins, tree, fill)
     return Dataplane(pins, tree)
 
