@@ -1,8 +1,9 @@
 """kabpfd: keeps the kernel in line with the policy files; all it knows is in files and pins.
 
-It wakes up for signals, and for births that only user space can resolve. SIGHUP reads the policy
-files again, SIGTERM and SIGINT lift every policy, SIGUSR1 says that kabpfctl changed something.
-Killed, it leaves everything in force, and the next one adopts it.
+It wakes up for signals, for births that only user space can resolve, and to tell systemd's watchdog
+that all is well. SIGHUP reads the policy files again, SIGTERM and SIGINT lift every policy, SIGUSR1
+says that another process changed something. After SIGUSR2, or killed, it leaves everything in
+force, and the next one adopts it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kabpf import __version__, cgroups, dataplane, files, loading, reconcile
+from kabpf import __version__, cgroups, dataplane, files, loading, reconcile, retrofit
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, RefusedError
@@ -34,6 +35,10 @@ log = logging.getLogger("kabpfd")
 # Between two looks at the whole tree, so many cgroups may be born that user space has to resolve.
 BORN_MAX = 100_000
 
+# How long after a reload the files are looked at once more: kabpf-reload.path is blind until the
+# reload that it asked for is done.
+SETTLE_S = 1
+
 _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
 
 
@@ -41,12 +46,28 @@ def main() -> int:
     """Run until SIGTERM. Exit status 0, or 1 with the reason on standard error."""
     parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies in force.")
     parser.add_argument("--version", action="version", version=f"kabpfd {__version__}")
-    parser.parse_args()
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--lift", action="store_true", help="lift every policy, and exit")
+    instead.add_argument(
+        "--retrofit",
+        action="store_true",
+        help="do what a kabpfd asks for at the socket on standard input, and exit",
+    )
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         if os.geteuid() != 0:
             raise RefusedError("not root", hint="expected root")
+        if arguments.retrofit:
+            with socket.socket(fileno=os.dup(0)) as connection:
+                retrofit.serve(connection)
+            return 0
         tree = cgroups.find_tree(cgroups.own_mounts())
+        if arguments.lift:
+            with reconcile.locked():
+                reconcile.lift(tree)
+                tell_changed()
+            return 0
         # Signals first: who finds the daemon by its lock may send one.
         with Daemon(tree) as daemon, alone(reconcile.RUN):
             daemon.run()
@@ -94,7 +115,9 @@ def alone(run: Path) -> Iterator[None]:
 class Daemon:
     """The event loop and what it holds open. A context manager; leaving it changes nothing."""
 
-    SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    LIFT = frozenset({signal.SIGTERM, signal.SIGINT})
+    LEAVE = frozenset({signal.SIGUSR2})
+    SIGNALS = LIFT | LEAVE | {signal.SIGHUP, signal.SIGUSR1}
 
     def __init__(self, tree: CgroupTree) -> None:
         self._tree = tree
@@ -105,11 +128,16 @@ class Daemon:
         self._born: list[Born] = []
         self._asked_in_vain = 0
         self._policies: tuple[Policy, ...] | None = None  # the last good ones
-        self._stamp = ""
+        self._stamp = ""  # of the last good ones
+        self._seen = ""  # of those that were read last
         self._last: reconcile.Resolution | None = (
             None  # None after a failure: the kernel may differ
         )
-        self._problem = ""
+        self._problem: KabpfError | None = None
+        self._is_damaged = False
+        self._beat_s = _watchdog_s()
+        self._next_beat: float | None = None  # by time.monotonic(), as the next one
+        self._next_look: float | None = None
         self._signals: set[int] = set()
         self._poll = select.epoll()
         self._wake, self._wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -138,23 +166,33 @@ class Daemon:
         except KabpfError as error:
             if not dataplane.PINS.exists():
                 raise
-            self._say_problem(error)
+            self._note(error)
             self._adopt()
         self._say_ready()
-        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+        self._beat()
+        while not self._signals & (self.LIFT | self.LEAVE):
             if signal.SIGHUP in self._signals:
                 self._signals -= {signal.SIGHUP, signal.SIGUSR1}
                 notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
                 self._attempt(self._reload)
                 self._say_ready()
+                self._next_look = time.monotonic() + SETTLE_S
             elif signal.SIGUSR1 in self._signals:
                 self._signals -= {signal.SIGUSR1}
                 self._attempt(self._look_again)
+            elif _is_due(self._next_look):
+                self._next_look = None
+                self._reload_if_changed()
+            elif _is_due(self._next_beat):
+                self._beat()
             elif not self._born:
-                self._poll.poll()
+                self._poll.poll(self._rest_s())
                 self._drain_wake()
             self._attempt(self._resolve_born)
         notify("STOPPING=1")
+        if not self._signals & self.LIFT:
+            log.info("ended; what is in force stays so")
+            return
         with reconcile.locked():
             self._close()
             reconcile.lift(self._tree)
@@ -171,15 +209,46 @@ class Daemon:
                 self._load_and_reconcile()
             else:
                 self._close()
-                log.info("kabpfctl lifted every policy; a reload puts them in force again")
+                self._is_damaged = False
+                log.info("every policy was lifted; a reload puts them in force again")
 
     def _load_and_reconcile(self) -> None:
         # Together: the stamp of files that are wrong would be noted beside the last good policies.
-        stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM, self._cache)
-        self._stamp, self._policies = stamp, policies
+        self._seen = files.stamp(files.SYSTEM)
+        policies = files.load(files.SYSTEM, self._cache)
+        self._stamp, self._policies = self._seen, policies
         if not self._is_open():
             self._watch(reconcile.open_or_load(self._policies, self._tree))
         self._reconcile(self._policies)
+
+    def _reload_if_changed(self) -> None:
+        try:
+            changed = files.stamp(files.SYSTEM) != self._seen
+        except KabpfError:
+            changed = True  # for the reload to say what is wrong
+        if changed:
+            self._signals.add(signal.SIGHUP)
+
+    def _beat(self) -> None:
+        """Tell the watchdog that the data plane is alive; load it anew where it is not."""
+        if self._beat_s is None:
+            return
+        self._next_beat = time.monotonic() + self._beat_s
+        if self._loaded and not self._is_open():
+            log.warning("what is pinned is not in force any more; loading it anew")
+            self._is_damaged = True
+        try:
+            if self._is_damaged:
+                self._reload()
+        except KabpfError as error:
+            self._note(error)
+            notify(f"STATUS={self._status()}")
+            return
+        notify(f"WATCHDOG=1\nSTATUS={self._status()}")
+
+    def _rest_s(self) -> float | None:
+        due = [when for when in (self._next_look, self._next_beat) if when is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _adopt(self) -> None:
         with reconcile.locked(), contextlib.suppress(RefusedError):  # another version's
@@ -197,7 +266,7 @@ class Daemon:
         return False
 
     def _watch(self, loaded: Dataplane) -> None:
-        self._loaded = loaded
+        self._loaded, self._is_damaged = loaded, False
         self._identity = self._loaded.identity()
         self._events = self._loaded.events(self._born.append)
         self._poll.register(self._events, select.EPOLLIN)
@@ -218,7 +287,7 @@ class Daemon:
         self._asked_in_vain = self._loaded.totals().asked_in_vain
         self._last = None
         self._last = reconcile.reconcile(policies, self._tree, self._loaded, self._stamp)
-        self._problem = ""
+        self._problem = None
 
     def _resolve_born(self) -> None:
         if not self._events or not self._loaded:
@@ -254,22 +323,44 @@ class Daemon:
         try:
             step()
         except KabpfError as error:
-            self._say_problem(error)
-            notify(f"STATUS={self._problem}")
+            self._note(error)
+            notify(f"STATUS={self._status()}")
 
-    def _say_problem(self, error: KabpfError) -> None:
+    def _note(self, error: KabpfError) -> None:
         log.error("the last good policy stays in force: %s", error)
-        # A line, because sd_notify() takes the next one for another assignment.
-        self._problem = f"the last good policy stays in force: {error}".replace("\n", "; ")
+        self._problem = error
 
     def _say_ready(self) -> None:
-        status = self._problem
-        if self._last and not status:
-            covered = sum(1 for found in self._last.plan.cgroups.values() if found.policy)
-            count, cgroups = len(self._last.plan.policies), len(self._last.cgroups)
-            status = f"policies in force: {count}; cgroups covered: {covered} of {cgroups}"
+        status = self._status()
+        if not self._problem:
             log.info("%s", status)
         notify(f"READY=1\nSTATUS={status}")
+
+    def _status(self) -> str:
+        counts = "nothing is in force"
+        if self._loaded:
+            usage = self._loaded.usage()
+            covered, policies = usage.total() - usage[0], len(self._loaded.records())
+            counts = f"policies in force: {policies}; cgroups covered: {covered} of {usage.total()}"
+        if not self._problem:
+            return counts
+        # A line, because sd_notify() takes the next one for another assignment.
+        lines = str(self._problem).splitlines()
+        return f"{counts}; errors: {len(lines)}, and the last good policy stays: {'; '.join(lines)}"
+
+
+def _watchdog_s() -> float | None:
+    """Half the time-out after which systemd misses this process (sd_watchdog_enabled(3)), or None
+    where it does not watch."""
+    own = str(os.getpid())
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdecimal() or os.environ.get("WATCHDOG_PID", own) != own:
+        return None
+    return int(microseconds) / 2e6
+
+
+def _is_due(when: float | None) -> bool:
+    return when is not None and when <= time.monotonic()
 
 
 def notify(message: str) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from kabpf import destinations, layout, libbpf
 from kabpf.cgroups import CgroupTree
-from kabpf.errors import RefusedError
+from kabpf.errors import RefusedError, all_refusals
 from kabpf.layout import (
     CBirth,
     CCgroup,
@@ -193,36 +193,36 @@ class Dataplane:
         with opened_directory(self._tree.mount) as cgroup:
             return libbpf.sock_ops_programs(cgroup)
 
-    def apply(self, changes: Changes, namespaces: Iterable[int]) -> None:
+    def apply(self, changes: Changes, visit: Callable[[], None] | None = None) -> None:
         """Write `changes` in their order; open sockets have their options when it returns.
 
-        `namespaces` are descriptors of the network namespaces to look for open sockets in. What one
-        cgroup or namespace refuses stops no other; all refusals are raised at the end as one
-        RefusedError. A retrofit that was refused in one namespace stays owed. Where a policy itself
-        is refused, nothing else is written.
+        `visit` runs `retrofit` where sockets of cgroups that are owed it may be; without it they
+        stay owed. What one cgroup refuses stops no other; all refusals are raised at the end as one
+        RefusedError. A retrofit that was refused stays owed. Where a policy itself is refused,
+        nothing else is written.
         """
-        refused: list[RefusedError] = []
         self._write_records(changes.records)
         if changes.needs is not None:
             self._provide(changes.needs)
-        for step, birth in changes.births.items():
-            with _collected(refused):
-                self._births.update(layout.step(step), bytes(CBirth(*birth)))
-        for id, entry in changes.cgroups.items():
-            with _collected(refused):
-                self._cgroups.update(layout.key(id, 8), layout.entry(entry))
-        if changes.retrofits:
-            self._retrofit(changes.retrofits, namespaces, refused)
-        for id in changes.stale_cgroups:
-            self._cgroups.delete(layout.key(id, 8))
-        for step in changes.stale_births:
-            self._births.delete(layout.step(step))
-        for id in changes.stale_records:
-            self._policies.update(layout.key(id), bytes(CPolicy()))
-        if changes.stale_records:
-            self._forget_destinations(changes.stale_records)
-        if refused:
-            raise RefusedError("; ".join(dict.fromkeys(map(str, refused))))
+        with all_refusals() as collected:
+            for step, birth in changes.births.items():
+                with collected():
+                    self._births.update(layout.step(step), bytes(CBirth(*birth)))
+            for id, entry in changes.cgroups.items():
+                with collected():
+                    self._cgroups.update(layout.key(id, 8), layout.entry(entry))
+            if changes.retrofits and visit:
+                with collected():
+                    visit()
+                    self.correct(changes.retrofits)
+            for id in changes.stale_cgroups:
+                self._cgroups.delete(layout.key(id, 8))
+            for step in changes.stale_births:
+                self._births.delete(layout.step(step))
+            for id in changes.stale_records:
+                self._policies.update(layout.key(id), bytes(CPolicy()))
+            if changes.stale_records:
+                self._forget_destinations(changes.stale_records)
 
     def correct(self, entries: dict[int, Entry]) -> None:
         """Write the entries of cgroups that are there still."""
@@ -341,15 +341,14 @@ class Dataplane:
             if CPort.from_buffer_copy(key).network // NODES in policy_ids:
                 self._ports.delete(key)
 
-    def _retrofit(
-        self, entries: dict[int, Entry], namespaces: Iterable[int], refused: list[RefusedError]
-    ) -> None:
-        refused_before = len(refused)
-        for namespace in namespaces:
-            with _collected(refused), libbpf.network_namespace(namespace):
-                _exhaust(self.pins / RETROFIT)
-        if len(refused) == refused_before:
-            self.correct(entries)
+
+def retrofit(pins: Path, namespace: int) -> None:
+    """Give the open sockets of a network namespace (a descriptor) what their policies say, where
+    their cgroups are owed it."""
+    with libbpf.network_namespace(namespace):
+        libbpf.fault_point("retrofit")
+        for _ in _output(pins / RETROFIT):
+            pass
 
 
 def is_linked(pins: Path) -> bool:
@@ -406,18 +405,3 @@ def _output(iterator: Path) -> Iterator[bytes]:
                 raise RefusedError(f"run {iterator}", error.errno or 0) from None
     finally:
         os.close(descriptor)
-
-
-def _exhaust(iterator: Path) -> None:
-    """Run a pinned iterator that writes nothing to its end."""
-    libbpf.fault_point("retrofit")
-    for _ in _output(iterator):
-        pass
-
-
-@contextlib.contextmanager
-def _collected(refused: list[RefusedError]) -> Iterator[None]:
-    try:
-        yield
-    except RefusedError as error:
-        refused.append(error)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class KabpfError(Exception):
@@ -47,3 +47,21 @@ class RefusedError(KabpfError):
         reason = f": {os.strerror(error)}" if error else ""
         super().__init__(f"{step}{reason}{', ' if hint else ''}{hint}")
         self.error = error
+
+
+@contextlib.contextmanager
+def all_refusals() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Gives a context manager for each of several steps, of which one that is refused stops no
+    other; raises what was refused as one RefusedError at the end."""
+    refused: list[str] = []
+
+    @contextlib.contextmanager
+    def step() -> Iterator[None]:
+        try:
+            yield
+        except RefusedError as error:
+            refused.append(str(error))
+
+    yield step
+    if refused:
+        raise RefusedError("; ".join(dict.fromkeys(refused)))

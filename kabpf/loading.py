@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from kabpf import dataplane, libbpf
+from kabpf import capabilities, dataplane, libbpf
 from kabpf.cgroups import CgroupTree, own_mounts
 from kabpf.dataplane import (
     EVENTS,
@@ -34,9 +34,6 @@ from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.layout import LAYOUT, CTotals
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-
-# capability.h; root has them all unless a container or a unit took some away.
-CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 CLOCK_MONOTONIC_COARSE = 6
 
@@ -228,10 +225,7 @@ def _require_btf() -> None:
 
 
 def _require_capabilities() -> None:
-    status = Path("/proc/self/status").read_text()
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
-    missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
-    if missing:
+    if missing := capabilities.missing(capabilities.DATAPLANE):
         raise UnsupportedError(
             f"{', '.join(missing)} missing, expected root with these capabilities"
         )

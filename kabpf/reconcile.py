@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kabpf import layout, loading, notes, plan
-from kabpf.cgroups import CgroupTree, network_namespaces
+from kabpf import layout, loading, notes, plan, retrofit
+from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import PINS, Born, Dataplane
 from kabpf.errors import RefusedError
 from kabpf.matching import Automaton
@@ -61,9 +61,9 @@ def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN
     def fill(fresh: Dataplane, *, takes_over: bool) -> None:
         notes.forget_applied(run)
         if not fresh.records():
-            fresh.apply(notes.former({cgroup.id for cgroup in tree.cgroups()}, run), ())
+            fresh.apply(notes.former({cgroup.id for cgroup in tree.cgroups()}, run))
         for resolution in _passes(policies, tree, fresh, visits=False) if takes_over else ():
-            fresh.apply(resolution.changes, ())
+            fresh.apply(resolution.changes)
 
     loaded = loading.open_or_load(PINS, tree, fill)
     notes.forget_former(run)
@@ -94,11 +94,11 @@ def reconcile(
         try:
             for resolution in _passes(policies, tree, loaded):
                 first = first or resolution.changes
-                loaded.apply(resolution.changes, network_namespaces())
+                loaded.apply(resolution.changes, retrofit.visit)
         except RefusedError:
             # Open sockets that can't be visited must not keep what comes after them from new ones.
             for resolution in _passes(policies, tree, loaded, visits=False):
-                loaded.apply(resolution.changes, ())
+                loaded.apply(resolution.changes)
             raise
     except RefusedError as error:
         notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
@@ -142,7 +142,7 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
     busy = {id: entry for id, entry in done.items() if tree.is_populated(fresh[id])}
     loaded.correct({id: entry for id, entry in done.items() if id not in busy})
     processes = tree.processes(fresh[id].path for id in busy)
-    loaded.apply(Changes(retrofits=busy), network_namespaces(processes))
+    loaded.apply(Changes(retrofits=busy), lambda: retrofit.visit(processes=processes))
     return True
 
 

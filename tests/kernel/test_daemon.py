@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from harness import (
     BIN,
     PINS,
@@ -17,6 +18,9 @@ from harness import (
     pinned,
     wait_until,
 )
+
+# As systemd does for WatchdogSec=1.
+WATCHED = ("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -61,6 +65,18 @@ def test_stop_lifts_every_policy(cgroup, write_policy, kabpfd, peer):
     assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
+def test_lift_takes_a_policy_out_of_the_kernel(cgroup, write_policy, kabpfctl, peer):
+    """`kabpfd --lift` lifts what is in force, also where nothing is, and keeps the policy files."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    kabpfctl("apply")
+    for _ in range(2):
+        subprocess.run([BIN / "kabpfd", "--lift"], check=True)
+        assert not PINS.exists()
+        assert options_of_new(peer, cgroup) == UNTOUCHED
+    kabpfctl("apply")
+    assert options_of_new(peer, cgroup) == IDLE_61
+
+
 def test_killed_daemon_misses_no_connection_and_is_adopted(
     make_cgroup, cgroup, write_policy, kabpfd, peer, tmp_path
 ):
@@ -92,6 +108,72 @@ def test_killed_daemon_misses_no_connection_and_is_adopted(
     assert _attached(root) == attached
 
 
+def test_daemon_that_restarts_leaves_everything_in_force(cgroup, write_policy, kabpfd, peer):
+    """SIGUSR2 ends kabpfd and nothing else; the next one adopts what it finds."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    before = kabpfd(), _pinned_ids()
+    assert before[0].stop(signal.SIGUSR2) == 0
+    assert options_of_new(peer, cgroup) == IDLE_61
+    kabpfd()
+    assert _pinned_ids() == before[1]
+
+
+def test_file_that_changes_just_after_a_reload_is_applied(cgroup, write_policy, kabpfd, peer):
+    """A path unit is blind while the reload that it asked for runs: kabpfd looks once more."""
+    file = write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd()
+    daemon.reload()
+    file.write_text(_policy(cgroup, 62))
+    daemon.wait_for("READY=1")
+    assert options_of_new(peer, cgroup)["idle"] == 62
+
+
+def test_watchdog_hears_of_a_daemon_whose_programs_are_alive(cgroup, write_policy, kabpfd):
+    """Where systemd watches, kabpfd says within half the time-out that all is well, and what is in
+    force."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd(*WATCHED)
+    for _ in range(3):
+        message = daemon.wait_for("WATCHDOG=1")
+        assert "STATUS=policies in force: 1; cgroups covered: 1 of " in message
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ["bpftool", "link", "detach", "pinned", str(PINS / "kabpf_sockops")],
+        ["rm", str(PINS / "kabpf_birth")],
+        ["rm", "-r", str(PINS)],
+    ],
+    ids=["link detached", "pin removed", "all pins removed"],
+)
+def test_damage_is_repaired_before_the_next_word_to_the_watchdog(
+    cgroup, write_policy, kabpfd, peer, damage
+):
+    """What was detached or unpinned by others is loaded anew by kabpfd under a watchdog."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd(*WATCHED)
+    daemon.wait_for("WATCHDOG=1")
+    subprocess.run(damage, check=True)
+    daemon.wait_for("WATCHDOG=1")  # perhaps said before
+    daemon.wait_for("WATCHDOG=1")
+    assert options_of_new(peer, cgroup) == IDLE_61
+    assert len(_pinned_ids()) == 14
+
+
+def test_watchdog_hears_nothing_while_damage_stays(cgroup, write_policy, kabpfd):
+    """Where the damage can't be repaired kabpfd says why, and leaves the rest to systemd."""
+    file = write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd(*WATCHED)
+    file.write_text("keepalive: {idle: never}\n")
+    subprocess.run(["rm", "-r", PINS], check=True)
+    daemon.wait_for("errors: 1")
+    for _ in range(3):
+        assert "WATCHDOG=1" not in daemon.wait_for("STATUS=")
+    file.write_text(_policy(cgroup, 61))
+    daemon.wait_for("WATCHDOG=1")
+
+
 def test_reload_applies_changed_files(cgroup, write_policy, kabpfd, peer):
     """SIGHUP puts changed files in force, for open connections as well."""
     file = write_policy("a.yaml", _policy(cgroup, 61))
@@ -112,7 +194,7 @@ def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy,
     write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd()
     bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
-    assert daemon.reload().startswith(f"the last good policy stays in force: {bad}:1: keepalive")
+    assert f"errors: 1, and the last good policy stays: {bad}:1: keepalive" in daemon.reload()
     assert options_of_new(peer, cgroup) == IDLE_61
     bad.unlink()
     write_policy("a.yaml", _policy(cgroup, 62))
@@ -130,7 +212,7 @@ def test_bad_file_is_still_named_after_another_reconcile(cgroup, write_policy, k
     bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
     daemon.reload()
     daemon.process.send_signal(signal.SIGUSR1)
-    daemon.wait_for("STATUS=the last good policy")
+    daemon.wait_for("errors: 1")
 
     def covered():
         (policy,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]

@@ -1,0 +1,27 @@
+"""The capabilities(7) of this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# capability.h; root has them all unless a container or a unit took some away.
+_BITS = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+
+# What loading, attaching and the maps take.
+DATAPLANE = ("CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF")
+
+# What entering the network namespaces of other processes takes, and finding them.
+NAMESPACES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
+
+
+def missing(names: tuple[str, ...]) -> list[str]:
+    """Which of these are not effective."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return [name for name in names if not effective >> _BITS[name] & 1]

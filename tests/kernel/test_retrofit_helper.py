@@ -1,0 +1,97 @@
+"""kabpf-retrofit: visits open sockets for a kabpfd that may not enter network namespaces."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+from harness import BIN, WITHOUT_SYS_ADMIN, path_of
+
+SOCKET = "/run/kabpf/retrofit.socket"
+
+
+@pytest.fixture
+def listening() -> Iterator[Callable[..., None]]:
+    """Does what systemd does for kabpf-retrofit.socket: a process for each connection."""
+    os.makedirs("/run/kabpf", exist_ok=True)
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(SOCKET)
+
+        def serve(*command: str) -> None:
+            listener.listen()
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    subprocess.run(command, stdin=connection, check=False)
+
+        def start(*command: str) -> None:
+            threads.append(threading.Thread(target=serve, args=command))
+            threads[-1].start()
+
+        threads: list[threading.Thread] = []
+        yield start
+        listener.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+    os.unlink(SOCKET)
+
+
+def test_helper_reaches_every_namespace(cgroup, peer, make_namespace, write_policy, listening):
+    """Open sockets in other network namespaces are changed for who may not enter those."""
+    clients = []
+    for name in (None, make_namespace(), make_namespace()):
+        server, client = peer(namespace=name), peer(cgroup, name)
+        _, address = server.listener()
+        clients.append((client, client.connection(address)))
+    write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
+    listening(str(BIN / "kabpfd"), "--retrofit")
+    subprocess.run([*WITHOUT_SYS_ADMIN, BIN / "kabpfctl", "apply"], check=True)
+    assert [client.options(number)["idle"] for client, number in clients] == [61, 61, 61]
+
+
+def test_helper_says_what_was_refused(cgroup, write_policy, listening):
+    """Where the helper may not enter them either, the error says so, and the visit stays owed."""
+    write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
+    listening("sh", "-c", 'cat > /dev/null; echo \'{"refused": "enter net:[1]: no"}\' >&0')
+    command = [*WITHOUT_SYS_ADMIN, BIN / "kabpfctl"]
+    done = subprocess.run([*command, "apply"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "kabpfctl: enter net:[1]: no\n")
+    status = subprocess.check_output([*command, "status", "--json"])
+    assert json.loads(status)["refused"] == "enter net:[1]: no"
+
+
+def test_helper_that_ends_early_is_an_error(cgroup, write_policy, listening):
+    """A helper that dies without an answer is not mistaken for one that did its work."""
+    write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
+    listening("false")
+    command = [*WITHOUT_SYS_ADMIN, BIN / "kabpfctl", "apply"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"kabpfctl: visit open sockets by {SOCKET}")
+    assert "expected CAP_SYS_ADMIN, or kabpf-retrofit.socket to be active" in done.stderr
+
+
+def test_new_cgroup_of_a_glob_is_visited_by_the_helper(
+    make_cgroup, peer, namespace, write_policy, kabpfd, listening
+):
+    """A kabpfd that may not enter network namespaces has the sockets changed that a new cgroup had
+    opened in one before it was resolved."""
+    top = make_cgroup()
+    write_policy("a.yaml", f'select: [{{cgroup: "{path_of(top)}/w-*"}}]\nkeepalive: {{idle: 61}}\n')
+    listening(str(BIN / "kabpfd"), "--retrofit")
+    daemon = kabpfd(*WITHOUT_SYS_ADMIN, str(BIN / "kabpfd"))
+    daemon.process.send_signal(signal.SIGSTOP)
+    server, client = peer(namespace=namespace), peer(make_cgroup("w-1"), namespace)
+    _, address = server.listener()
+    number = client.connection(address)
+    daemon.process.send_signal(signal.SIGCONT)
+    assert client.wait_for_keepalive(number, 5) is not None
+    assert client.options(number)["idle"] == 61
