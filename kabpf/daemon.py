@@ -98,11 +98,9 @@ def tell_changed(run: Path = reconcile.RUN) -> None:
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
     """Be the only daemon while the block runs, and be found by `running`."""
-    run.mkdir(mode=0o755, exist_ok=True)
-    # Closed to others: a read lock of theirs would keep the daemon out.
-    descriptor = os.open(run / "kabpfd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = reconcile.open_lock(run, "kabpfd.lock")
     try:
-        os.fchmod(descriptor, 0o600)
+        os.fchmod(descriptor, 0o600)  # whoever made it
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -191,7 +189,7 @@ class Daemon:
             self._attempt(self._resolve_born)
         notify("STOPPING=1")
         if not self._signals & self.LIFT:
-            log.info("ended; what is in force stays so")
+            log.info("ended; what is in force stays so" if self._loaded else "ended")
             return
         with reconcile.locked():
             self._close()

@@ -40,8 +40,9 @@ Cache = dict[Path, tuple[tuple[int, ...], PolicyFile]]
 def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, ...]:
     """Read every policy file of `directories`; of files in `cache` that did not change, nothing.
 
-    The files and their directories have to belong to root and be writable by root alone. Raises
-    PolicyError with one finding for each bad file.
+    The files and their directories have to belong to root and be writable by root alone, the
+    directories unless they are mounted read-only. Raises PolicyError with one finding for each bad
+    file.
     """
     read_now: Cache = {}
     findings: list[str] = []
@@ -171,16 +172,21 @@ def _status(path: Path) -> os.stat_result | None:
 
 def _check_directory(directory: Path) -> None:
     try:
-        _check_owner(directory, os.stat(directory))
+        _check_owner(directory, os.stat(directory), read_only=_is_read_only(directory))
     except FileNotFoundError:
         pass
     except OSError as error:
         raise _unreadable(directory, error) from None
 
 
-def _check_owner(path: Path, status: os.stat_result) -> None:
+def _is_read_only(directory: Path) -> bool:
+    """As where Kubernetes mounts a ConfigMap, whose directory has mode 0777."""
+    return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+
+
+def _check_owner(path: Path, status: os.stat_result, *, read_only: bool = False) -> None:
     if status.st_uid != 0:
         raise PolicyError(f"{path}: owned by uid {status.st_uid}, expected root")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not read_only:
         mode = stat.S_IMODE(status.st_mode)
         raise PolicyError(f"{path}: mode {mode:04o}, expected to be writable by root alone")

@@ -110,7 +110,11 @@ def _unpin(directory: Path) -> None:
     if directory.exists():
         for pin in directory.iterdir():
             libbpf.fault_point("unpin")
-            pin.unlink()
+            try:
+                pin.unlink()
+            except OSError as error:
+                hint = "expected pins of kabpf alone"
+                raise RefusedError(f"unpin {pin}", error.errno or 0, hint) from None
         libbpf.fault_point("remove the pins' directory")
         directory.rmdir()
 

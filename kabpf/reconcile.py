@@ -39,16 +39,24 @@ class Resolution:
 @contextmanager
 def locked(run: Path = RUN) -> Iterator[None]:
     """Hold the lock under which the kernel's state and the runtime drop-ins are changed."""
-    try:
-        run.mkdir(mode=0o755, exist_ok=True)
-        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise RefusedError(f"open {run / 'lock'}", error.errno or 0) from None
+    descriptor = open_lock(run, "lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def open_lock(run: Path, name: str) -> int:
+    """The descriptor of a file in `run` whose lock means something; it is closed to others than
+    root, as a read lock of theirs would keep root out."""
+    try:
+        with suppress(FileExistsError):
+            run.mkdir()
+            run.chmod(0o755)  # whatever the umask says
+        return os.open(run / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RefusedError(f"open {run / name}", error.errno or 0) from None
 
 
 def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN) -> Dataplane:

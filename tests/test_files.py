@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -258,6 +260,24 @@ def test_directory_that_others_can_change_is_refused(tmp_path: Path, mode: int, 
     where.drop_ins[0].chmod(mode)
     problem = f"mode {mode:04o}, expected to be writable by root alone"
     assert findings(where) == [f"{where.drop_ins[0]}: {problem}"]
+
+
+@needs_root
+@pytest.mark.parametrize("options", ["ro", "rw"])
+def test_directory_that_is_mounted_read_only_may_have_any_mode(
+    tmp_path: Path, options: str
+) -> None:
+    """As Kubernetes mounts a ConfigMap: nobody can write to it there, whatever its mode says."""
+    where = directories(tmp_path)
+    put(where.drop_ins[0] / "a.yaml", UNIT % 1)
+    where.drop_ins[0].chmod(0o777)
+    load = f"from kabpf import files; from pathlib import Path; print(len(files.load({where!r})))"
+    script = load.replace("Directories(", "files.Directories(").replace("PosixPath(", "Path(")
+    mount = f"mount --bind -o {options} {where.drop_ins[0]} {where.drop_ins[0]}"
+    command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" -P -c "$1"']
+    done = subprocess.run([*command, sys.executable, script], capture_output=True, text=True)
+    assert done.stdout == ("1\n" if options == "ro" else "")
+    assert ("mode 0777, expected to be writable by root alone" in done.stderr) == (options == "rw")
 
 
 @needs_root

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -247,6 +248,15 @@ def test_second_daemon_is_refused(kabpfd):
     done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert done.stderr == f"kabpfd: kabpfd runs already, as process {daemon.process.pid}\n"
+
+
+def test_directory_of_the_daemon_is_open_whatever_the_umask(kabpfd):
+    """What tells others of policies in force can be read, also where kabpfd itself made its
+    directory under a closed umask."""
+    script = f"mount -t tmpfs tmpfs /run; umask 077; exec {BIN}/kabpfd"
+    daemon = kabpfd("unshare", "--mount", "sh", "-c", script)
+    made = os.stat(f"/proc/{daemon.process.pid}/root/run/kabpf")
+    assert stat.S_IMODE(made.st_mode) == 0o755
 
 
 def test_lock_of_the_daemon_is_closed_to_others(kabpfd, kabpfctl):

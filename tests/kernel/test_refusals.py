@@ -325,3 +325,31 @@ def test_damaged_data_plane_is_noticed_and_replaced(cgroup, kabpfctl, peer, dama
     _, address = peer().listener()
     client = peer(cgroup)
     assert client.options(client.connection(address))["idle"] == 61
+
+
+def test_foreign_directory_among_the_pins_is_named(cgroup, kabpfctl):
+    """What kabpf did not pin it does not take away, and says what is in the way."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    (PINS / "kabpf_birth").unlink()
+    (PINS / "foreign").mkdir()
+    refused = kabpfctl("apply", status=1).stderr
+    foreign = Path("/sys/fs/bpf").rglob("foreign")
+    (found,) = foreign
+    assert refused.startswith(f"kabpfctl: unpin {found}: ")
+    assert refused.endswith(", expected pins of kabpf alone\n")
+    found.rmdir()
+    kabpfctl("apply")
+
+
+def test_file_in_the_place_of_the_run_directory_is_named(kabpfctl):
+    """Where /run/kabpf can't be a directory, kabpfctl and kabpfd say so."""
+    script = "mount -t tmpfs tmpfs /run; touch /run/kabpf; {}"
+    for command in ("kabpfctl apply", "kabpfd"):
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script.format(f"{BIN}/{command}")],
+            capture_output=True,
+            text=True,
+        )
+        assert "Traceback" not in done.stderr
+        assert f"{command.split()[0]}: open /run/kabpf/" in done.stderr
+        assert "Not a directory" in done.stderr
