@@ -18,7 +18,7 @@ from kabpf.errors import KabpfError, PolicyError, RefusedError
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     os.umask(0o022)  # root alone may write policy files, and everybody check them
     try:
         if parsed.needs_root and os.geteuid() != 0:
@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
     parser = argparse.ArgumentParser(
         "kabpfctl",
         description="TCP keepalive by policy, for the sockets of selected cgroups.",

@@ -44,16 +44,7 @@ _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 b
 
 def main() -> int:
     """Run until SIGTERM. Exit status 0, or 1 with the reason on standard error."""
-    parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies in force.")
-    parser.add_argument("--version", action="version", version=f"kabpfd {__version__}")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--lift", action="store_true", help="lift every policy, and exit")
-    instead.add_argument(
-        "--retrofit",
-        action="store_true",
-        help="do what a kabpfd asks for at the socket on standard input, and exit",
-    )
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         if os.geteuid() != 0:
@@ -75,6 +66,20 @@ def main() -> int:
         log.error("%s", error)
         return 1
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of kabpfd."""
+    parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies in force.")
+    parser.add_argument("--version", action="version", version=f"kabpfd {__version__}")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--lift", action="store_true", help="lift every policy, and exit")
+    instead.add_argument(
+        "--retrofit",
+        action="store_true",
+        help="do what a kabpfd asks for at the socket on standard input, and exit",
+    )
+    return parser
 
 
 def running(run: Path = reconcile.RUN) -> int | None:
