@@ -30,9 +30,11 @@ from kabpf.policy import (
 )
 from kabpf.selectors import NAME_BYTES_MAX
 
+FILE_KEYS = ("defaults", "policies")
 POLICY_KEYS = (
     "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing",
 )  # fmt: skip
+DESTINATION_KEYS = ("to", "ports", "keepalive", *options.KEYS)
 ROWS_MAX = 32768  # half of what the kernel's tables hold: for old and new policies at once
 KEEPALIVE = "off, on, or options (idle, interval, ...)"
 NETWORK = "a network or an address, as 10.0.0.0/8 or 2001:db8::1"
@@ -75,9 +77,9 @@ def parse(content: bytes, path: str) -> PolicyFile:
         raise PolicyError(f"{path}:{line}: not UTF-8, expected UTF-8 text") from None
     if root is None:
         return PolicyFile(options.NOTHING, ())
-    top = root.mapping(("defaults", "policies", *POLICY_KEYS))
+    top = root.mapping((*FILE_KEYS, *POLICY_KEYS))
     if own := [key for key in top if key in POLICY_KEYS]:
-        for key in ("defaults", "policies"):
+        for key in FILE_KEYS:
             if key in top:
                 raise top[key].error(f"beside {own[0]}, expected a file of its own")
         stem = Path(path).stem
@@ -211,7 +213,7 @@ def _destinations(keys: Mapping[str, Node]) -> tuple[DestinationDraft, ...]:
 
 
 def _destination(node: Node) -> DestinationDraft:
-    keys = node.mapping(("to", "ports", "keepalive", *options.KEYS))
+    keys = node.mapping(DESTINATION_KEYS)
     if "to" not in keys:
         raise node.error(f"no to, expected {NETWORK}")
     given = {key: value for key, value in keys.items() if key in options.KEYS}

@@ -7,6 +7,7 @@ import re
 from kabpf.nodes import Node, Source
 from kabpf.policy import Selector
 
+KEYS = ("unit", "user_unit", "cgroup")
 ANY_DEPTH_MAX = 4  # in one path; each one doubles the states that the kernel may need
 NAME_BYTES_MAX = 255
 UNIT_TYPES = (
@@ -29,7 +30,7 @@ def named_by(stem: str, path: str) -> tuple[Selector, ...]:
 
 
 def _selector(node: Node) -> Selector:
-    keys = node.mapping(("unit", "user_unit", "cgroup"))
+    keys = node.mapping(KEYS)
     if len(keys) != 1:
         raise node.error(f"{len(keys)} keys, expected one: unit, user_unit or cgroup")
     ((kind, value),) = keys.items()

@@ -1,0 +1,303 @@
+"""The manual pages say what the parsers and the language of policy files know, and nothing else;
+and the shells complete it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kabpf import cli, daemon, language, options, policy, selectors, sockets
+from kabpf.errors import PolicyError
+from kabpf.presets import presets
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("kabpf.7", "kabpf.yaml.5", "kabpfctl.1", "kabpfd.8")
+FILE = "nginx.service.yaml"  # that the examples of kabpf.yaml(5) speak of
+DEADLINE_S = 30
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What scripts/docs builds."""
+    return build(tmp_path_factory.mktemp("docs"))
+
+
+def build(directory: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/docs", directory],
+        env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return directory
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (found,) = (
+        action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    return dict(found.choices)
+
+
+def flags(parser: argparse.ArgumentParser) -> set[str]:
+    """The long options of a parser."""
+    names = (name for action in parser._actions for name in action.option_strings)
+    return {name for name in names if name.startswith("--")}
+
+
+def section(page: str, title: str) -> str:
+    """The text below a title, up to the next one of its rank or a higher."""
+    text = (ROOT / "man" / f"{page}.rst").read_text()
+    found = re.search(rf"^{re.escape(title)}\n([=-])\1+\n", text, re.MULTILINE)
+    assert found, f"{page} has no section {title}"
+    ranks = "=" if found[1] == "=" else "=-"
+    end = re.compile(rf"^\S.*\n([{ranks}])\1{{2,}}\n", re.MULTILINE).search(text, found.end())
+    return text[found.end() : end.start() if end else None]
+
+
+def mentioned(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+def terms(page: str, title: str) -> tuple[str, ...]:
+    """The bold words that a section explains in an indented text below each."""
+    text = section(page, title).partition("\n---")[0]
+    return tuple(re.findall(r"^\*\*([^*\n]+)\*\*[^\n]*\n {4}", text, re.MULTILINE))
+
+
+def blocks(page: str, title: str) -> list[str]:
+    """The literal blocks of a section."""
+    found = re.findall(r"^::\n\n((?: {4}.*\n|\n)+)", section(page, title), re.MULTILINE)
+    return [re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in found]
+
+
+def test_pages_are_built_without_a_warning(built: Path) -> None:
+    """Every page is built, with the version and the date of SOURCE_DATE_EPOCH."""
+    assert sorted(path.name for path in (built / "man").iterdir()) == sorted(PAGES)
+    for page in PAGES:
+        text = (built / "man" / page).read_text()
+        assert '"2023-11-14" "kabpf ' in text.partition(".SH NAME")[0]
+
+
+def test_pages_and_completions_are_reproducible(built: Path, tmp_path: Path) -> None:
+    """Built twice they are the same."""
+    again = build(tmp_path)
+    files = [path.relative_to(built) for path in built.rglob("*") if path.is_file()]
+    assert len(files) == len(PAGES) + 6
+    for file in files:
+        assert (again / file).read_bytes() == (built / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_options_of_a_command_are_in_its_section(name: str) -> None:
+    """kabpfctl(1) has a section for each command that names its options and no other's; --json and
+    --help are explained for all together."""
+    command = flags(commands()[name]) - {"--help"}
+    assert mentioned(section("kabpfctl.1", name)) | {"--json"} == command
+    (synopsis,) = re.findall(
+        rf"\*\*kabpfctl\*\* \*\*{name}\*\*(.*(?:\n\|  .*)*)", section("kabpfctl.1", "SYNOPSIS")
+    )
+    assert mentioned(synopsis) == command
+
+
+def test_commands_of_the_page_are_the_parsers() -> None:
+    """kabpfctl(1) has no section for what is no command."""
+    titles = re.findall(r"^(\S.*)\n-+\n", section("kabpfctl.1", "COMMANDS"), re.MULTILINE)
+    assert titles == list(commands())
+
+
+def test_options_of_all_commands_are_explained() -> None:
+    """The options that are explained for all commands together are those that all have."""
+    everywhere = set.intersection(*map(flags, commands().values())) | flags(cli.parser())
+    assert mentioned(section("kabpfctl.1", "OPTIONS")) == everywhere
+
+
+def test_options_of_kabpfd_are_in_its_page() -> None:
+    """kabpfd(8) explains the daemon's options and no other, and so says its synopsis."""
+    assert mentioned(section("kabpfd.8", "OPTIONS")) == flags(daemon.parser())
+    assert mentioned(section("kabpfd.8", "SYNOPSIS")) == flags(daemon.parser())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_no_option_that_is_not_there(page: str) -> None:
+    """What looks like an option in a page is one of kabpfctl's or kabpfd's."""
+    known = set().union(*map(flags, (cli.parser(), daemon.parser(), *commands().values())))
+    assert mentioned((ROOT / "man" / f"{page}.rst").read_text()) <= known
+
+
+@pytest.mark.parametrize(
+    ("title", "keys"),
+    [
+        ("A FILE", language.FILE_KEYS),
+        ("A POLICY", language.POLICY_KEYS),
+        ("SELECTORS", selectors.KEYS),
+        ("OPTIONS", options.KEYS),
+        ("DESTINATIONS", language.DESTINATION_KEYS),
+        ("MODES", tuple(policy.Mode)),
+        ("PRESETS", tuple(presets())),
+    ],
+)
+def test_keys_of_the_language_are_in_the_page(title: str, keys: tuple[str, ...]) -> None:
+    """kabpf.yaml(5) explains every key, mode and preset, and none that there is not."""
+    found = terms("kabpf.yaml.5", title)
+    left = set(keys) - set(found)
+    if title == "DESTINATIONS":
+        assert left == set(options.KEYS)  # "any key of OPTIONS"
+    else:
+        assert not left
+    assert set(found) <= set(keys)
+
+
+@pytest.mark.parametrize(
+    ("page", "title", "words"),
+    [
+        ("kabpf.7", "MODES", tuple(policy.Mode)),
+        ("kabpf.yaml.5", "A POLICY", (*policy.Mode, *policy.Direction, "on", "off", "true")),
+        ("kabpf.yaml.5", "OPTIONS", ("auto", "off", "s", "m", "h", "d", "ms")),
+        ("kabpfctl.1", "sockets", sockets.SETTERS[:2] + sockets.SETTERS[3:]),
+    ],
+)
+def test_words_are_in_the_page(page: str, title: str, words: tuple[str, ...]) -> None:
+    """What a key may say, and what a column may show, is in the page."""
+    text = section(page, title)
+    assert [word for word in words if f"**{word}**" not in text] == []
+
+
+def test_limits_are_in_the_page() -> None:
+    """kabpf.yaml(5) has the limits that the language holds options to."""
+    text = section("kabpf.yaml.5", "OPTIONS")
+    for limit in (
+        f"1 s to {options.SECONDS_MAX} s",
+        f"1 to {options.PROBES_MAX}",
+        f"1 to {options.SYN_RETRIES_MAX}",
+        f"{options.USER_TIMEOUT_MS_MAX} ms",
+        f"0% to {options.JITTER_MAX}%",
+    ):
+        assert limit in text
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_time_outs_of_presets_are_in_the_page(name: str) -> None:
+    """Each preset stands with its time-out."""
+    text = section("kabpf.yaml.5", "PRESETS")
+    assert f"\n**{name}**\n    {presets()[name].timeout_s} s: " in text
+
+
+@pytest.mark.parametrize("text", blocks("kabpf.yaml.5", "EXAMPLES"))
+def test_example_of_the_page_is_right(text: str) -> None:
+    """An example of kabpf.yaml(5) is a policy file, without a warning."""
+    assert said(text) == ""
+
+
+@pytest.mark.parametrize("block", blocks("kabpf.yaml.5", "MISTAKES"))
+def test_message_of_the_page_is_what_is_said(block: str) -> None:
+    """A mistake that kabpf.yaml(5) shows is answered as it says there."""
+    text, _, message = block.strip().partition("\n\n")
+    assert said(text) == message
+
+
+def said(text: str) -> str:
+    """What kabpfctl check says of a file alone."""
+    try:
+        found = language.combine([language.parse(text.encode(), FILE)])
+    except PolicyError as error:
+        return str(error)
+    return "\n".join(f"warning: {warning}" for warning in policy.warnings(found))
+
+
+COMPLETED = [
+    ("kabpfctl at", {"attach"}),
+    ("kabpfctl --v", {"--version"}),
+    ("kabpfctl attach --i", {"--idle", "--interval"}),
+    ("kabpfctl attach --cgroup /sys --per", {"--persist"}),
+    ("kabpfctl detach --a", {"--all"}),
+    ("kabpfctl attach --cgroup /sy", {"/sys"}),
+    ("kabpfctl explain /sy", {"/sys"}),
+    ("kabpfctl check /etc/os-rel", {"/etc/os-release"}),
+    ("kabpfctl check /etc/group /etc/os-rel", {"/etc/os-release"}),
+    ("kabpfctl apply --no", set()),
+    ("kabpfd --v", {"--version"}),
+]
+
+
+@pytest.mark.parametrize(("typed", "expected"), COMPLETED)
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_shell_completes(built: Path, shell: str, typed: str, expected: set[str]) -> None:
+    """Commands, options, files and directories are completed."""
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    found = {"bash": by_bash, "fish": by_fish}[shell](built / "completions", typed)
+    assert found == expected
+
+
+@pytest.mark.parametrize(("typed", "expected"), [each for each in COMPLETED if len(each[1]) == 1])
+@pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
+def test_zsh_completes(built: Path, typed: str, expected: set[str]) -> None:
+    """The same for zsh, at a terminal: it can't be asked otherwise."""
+    assert {by_zsh(built / "completions/zsh", typed)} == expected
+
+
+def by_bash(completions: Path, typed: str) -> set[str]:
+    program, *_ = words = typed.split()
+    script = (
+        'source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); f=$(complete -p "$1");'
+        ' f=${f##*-F }; ${f%% *}; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    return run("bash", "--norc", "-c", script, str(completions / "bash" / program), *words)
+
+
+def by_fish(completions: Path, typed: str) -> set[str]:
+    file = completions / "fish" / f"{typed.split()[0]}.fish"
+    lines = run("fish", "--no-config", "-c", f"source {file}; complete -C '{typed}'")
+    words = {line.partition("\t")[0].rstrip("/") for line in lines}
+    # Fish 4 also offers those that have it elsewhere in them.
+    return {word for word in words if word.startswith(typed.split()[-1])}
+
+
+def by_zsh(completions: Path, typed: str) -> str:
+    """The last word that a command is given after the tabulator key."""
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir("/")
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb"})
+    try:
+        setup = (
+            f"fpath=({completions} $fpath); autoload -Uz compinit; compinit -u -D;"
+            ' PS1=; kabpfctl() { print -r -- "<$*>"; }; kabpfd() { kabpfctl "$@"; }; kabpfctl ready'
+        )
+        os.write(terminal, f"{setup}\n".encode())
+        answer(terminal, "<ready>")
+        os.write(terminal, f"{typed}\t\n".encode())
+        return answer(terminal, r"<.*>").strip("<>").split()[-1]
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(terminal)
+
+
+def answer(terminal: int, pattern: str) -> str:
+    """The line of a terminal's output that is as the pattern."""
+    deadline = time.monotonic() + DEADLINE_S
+    text = ""
+    while not (found := re.search(rf"^({pattern})\r$", text, re.MULTILINE)):
+        assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], text
+        text += os.read(terminal, 65536).decode()
+    return found[1]
+
+
+def run(*command: str) -> set[str]:
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert (done.returncode, done.stderr) == (0, "")
+    return set(filter(None, done.stdout.splitlines()))
