@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -243,10 +244,35 @@ def test_shell_completes(built: Path, shell: str, typed: str, expected: set[str]
 
 
 @pytest.mark.parametrize(("typed", "expected"), [each for each in COMPLETED if len(each[1]) == 1])
-@pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
-def test_zsh_completes(built: Path, typed: str, expected: set[str]) -> None:
-    """The same for zsh, at a terminal: it can't be asked otherwise."""
-    assert {by_zsh(built / "completions/zsh", typed)} == expected
+def test_zsh_completes(zsh: int, typed: str, expected: set[str]) -> None:
+    """The same for zsh, at a terminal, as it can't be asked otherwise: the line has the word after
+    the tabulator key."""
+    os.write(zsh, f"{typed}\t\n".encode())
+    line = answer(zsh, r"<.*>")
+    assert {line.strip("<>").split()[-1]} == expected
+
+
+@pytest.fixture(scope="module")
+def zsh(built: Path) -> Iterator[int]:
+    """The terminal of a zsh in which kabpfctl and kabpfd say their arguments."""
+    if not shutil.which("zsh"):
+        pytest.skip("zsh is not installed")
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir("/")
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb"})
+    try:
+        setup = (
+            f"fpath=({built}/completions/zsh $fpath); autoload -Uz compinit; compinit -u -D;"
+            ' PS1=; kabpfctl() { print -r -- "<$*>"; }; kabpfd() { kabpfctl "$@"; }; kabpfctl ready'
+        )
+        os.write(terminal, f"{setup}\n".encode())
+        answer(terminal, "<ready>")
+        yield terminal
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(terminal)
 
 
 def by_bash(completions: Path, typed: str) -> set[str]:
@@ -264,27 +290,6 @@ def by_fish(completions: Path, typed: str) -> set[str]:
     words = {line.partition("\t")[0].rstrip("/") for line in lines}
     # Fish 4 also offers those that have it elsewhere in them.
     return {word for word in words if word.startswith(typed.split()[-1])}
-
-
-def by_zsh(completions: Path, typed: str) -> str:
-    """The last word that a command is given after the tabulator key."""
-    process, terminal = pty.fork()
-    if not process:
-        os.chdir("/")
-        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb"})
-    try:
-        setup = (
-            f"fpath=({completions} $fpath); autoload -Uz compinit; compinit -u -D;"
-            ' PS1=; kabpfctl() { print -r -- "<$*>"; }; kabpfd() { kabpfctl "$@"; }; kabpfctl ready'
-        )
-        os.write(terminal, f"{setup}\n".encode())
-        answer(terminal, "<ready>")
-        os.write(terminal, f"{typed}\t\n".encode())
-        return answer(terminal, r"<.*>").strip("<>").split()[-1]
-    finally:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        os.close(terminal)
 
 
 def answer(terminal: int, pattern: str) -> str:
