@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kabpf import cli, daemon, language, options, policy, selectors, sockets
+from kabpf import cli, daemon, findings, language, options, policy, selectors, sockets
 from kabpf.errors import PolicyError
 from kabpf.presets import presets
 
@@ -167,6 +167,7 @@ def test_keys_of_the_language_are_in_the_page(title: str, keys: tuple[str, ...])
         ("kabpf.7", "MODES", tuple(policy.Mode)),
         ("kabpf.yaml.5", "A POLICY", (*policy.Mode, *policy.Direction, "on", "off", "true")),
         ("kabpf.yaml.5", "OPTIONS", ("auto", "off", "s", "m", "h", "d", "ms")),
+        ("kabpfctl.1", "doctor", tuple(findings.Grade)),
         ("kabpfctl.1", "sockets", sockets.SETTERS[:2] + sockets.SETTERS[3:]),
     ],
 )
