@@ -1,4 +1,4 @@
-"""Compiles the BPF object into the package; everything else is in pyproject.toml."""
+"""Puts the BPF object and the units into the package; everything else is in pyproject.toml."""
 
 import os
 import shutil
@@ -10,29 +10,37 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-OBJECT = "kabpf/kabpf.bpf.o"
+SOURCE, OBJECT = "bpf/kabpf.bpf.c", "kabpf/kabpf.bpf.o"
+UNITS = sorted(HERE.glob("systemd/*"))
 
 
 class BuildWithBpf(build_py):
-    """build_py, and then clang."""
+    """build_py, and then clang; and the units, for kabpfd --install-units."""
 
     def run(self):
         super().run()
-        target = HERE if self.editable_mode else Path(self.build_lib)
-        compile_bpf(target / OBJECT)
+        if self.editable_mode:
+            compile_bpf(HERE / OBJECT)
+            return
+        built = Path(self.build_lib)
+        compile_bpf(built / OBJECT)
+        self.mkpath(str(built / "kabpf/systemd"))
+        for unit in UNITS:
+            self.copy_file(str(unit), str(built / "kabpf/systemd" / unit.name))
 
     def get_outputs(self, include_bytecode=True):
-        return [*super().get_outputs(include_bytecode), os.path.join(self.build_lib, OBJECT)]
+        ours = [OBJECT, *(f"kabpf/systemd/{unit.name}" for unit in UNITS)]
+        outputs = super().get_outputs(include_bytecode)
+        return [*outputs, *(os.path.join(self.build_lib, path) for path in ours)]
 
 
 def compile_bpf(target):
-    """Compile bpf/kabpf.bpf.c to `target`, or say what is missing."""
+    """Compile SOURCE to `target`, or say what is missing."""
     clang = os.environ.get("CLANG", "clang")
     if not shutil.which(clang):
         raise SystemExit(f"kabpf: {clang} is missing, expected the package clang")
     # Debian keeps asm/ in a folder of the architecture, which clang does not search for BPF.
     includes = [f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"]
-    source = HERE / "bpf/kabpf.bpf.c"
     for header, package in (
         ("bpf/bpf_helpers.h", "libbpf-dev (Debian) or libbpf-devel (Fedora)"),
         ("asm/socket.h", "linux-libc-dev (Debian) or kernel-headers (Fedora)"),
@@ -43,7 +51,9 @@ def compile_bpf(target):
         ).returncode:
             raise SystemExit(f"kabpf: {header} is missing, expected the package {package}")
     flags = ["-g", "-O2", "-Wall", "-Werror", "-target", "bpf", *includes]
-    subprocess.run([clang, *flags, "-c", str(source), "-o", str(target)], check=True)
+    flags += ["-fdebug-compilation-dir=."]  # the same object wherever it is compiled
+    command = [clang, *flags, "-c", SOURCE, "-o", os.path.abspath(target)]
+    subprocess.run(command, check=True, cwd=HERE)
 
 
 setup(cmdclass={"build_py": BuildWithBpf})

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kabpf import __version__, cgroups, dataplane, files, loading, reconcile, retrofit
+from kabpf import __version__, cgroups, dataplane, files, loading, reconcile, retrofit, units
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, RefusedError
@@ -53,6 +53,11 @@ def main() -> int:
             with socket.socket(fileno=os.dup(0)) as connection:
                 retrofit.serve(connection)
             return 0
+        if arguments.install_units:
+            for path in units.install(Path("/"), Path(sys.argv[0]).resolve().parent):
+                print(f"wrote {path}")
+            print("next: systemctl enable --now kabpf")
+            return 0
         tree = cgroups.find_tree(cgroups.own_mounts())
         if arguments.lift:
             with reconcile.locked():
@@ -73,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies in force.")
     parser.add_argument("--version", action="version", version=f"kabpfd {__version__}")
     instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--install-units",
+        action="store_true",
+        help="after pip install, write systemd's units for this kabpfd, and exit",
+    )
     instead.add_argument("--lift", action="store_true", help="lift every policy, and exit")
     instead.add_argument(
         "--retrofit",
