@@ -1,0 +1,21 @@
+"""What debian/ repeats of the rest of the tree."""
+
+import re
+from pathlib import Path
+
+import kabpf
+
+SOURCE = Path(__file__).parent.parent
+DEBIAN = SOURCE / "debian"
+
+
+def test_package_has_the_version_of_the_program() -> None:
+    """The newest entry of the package's changelog is for this version."""
+    heading = (DEBIAN / "changelog").read_text().splitlines()[0]
+    assert re.match(r"kabpf \((.*)\) ", heading)[1] == kabpf.__version__
+
+
+def test_package_installs_every_unit() -> None:
+    """debhelper takes units from debian/, where a link leads to each of systemd/."""
+    linked = {path.resolve() for path in DEBIAN.iterdir() if path.is_symlink()}
+    assert linked == set((SOURCE / "systemd").resolve().iterdir())
