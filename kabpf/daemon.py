@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kabpf import __version__, cgroups, dataplane, files, loading, reconcile, retrofit, units
+from kabpf import __version__, cgroups, dataplane, files, install, loading, reconcile, retrofit
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, RefusedError
@@ -54,7 +54,7 @@ def main() -> int:
                 retrofit.serve(connection)
             return 0
         if arguments.install_units:
-            for path in units.install(Path("/"), Path(sys.argv[0]).resolve().parent):
+            for path in install.units(Path("/"), Path(sys.argv[0]).resolve().parent):
                 print(f"wrote {path}")
             print("next: systemctl enable --now kabpf")
             return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kabpf import units
+from kabpf import install
 from kabpf.errors import RefusedError
 
 SHIPPED = Path(__file__).parent.parent / "systemd"
@@ -29,16 +29,16 @@ def add_commands(root: Path, commands: Path) -> None:
 
 def test_installed_package_carries_every_unit() -> None:
     """What pip installed has the units of systemd/ as they are."""
-    carried = {path.name: path.read_text() for path in units.CARRIED.iterdir()}
+    carried = {path.name: path.read_text() for path in install.CARRIED.iterdir()}
     assert carried == {path.name: path.read_text() for path in SHIPPED.iterdir()}
 
 
 def test_units_run_the_commands_of_this_installation(root: Path) -> None:
     """Each unit is as it is shipped, but for where its commands are."""
-    units.install(root, OPT, SHIPPED)
+    install.units(root, OPT, SHIPPED)
     for shipped in SHIPPED.iterdir():
         name = shipped.name.replace("kabpf.tmpfiles", "../../tmpfiles.d/kabpf.conf")
-        expected = units.MARK + shipped.read_text().replace(
+        expected = install.MARK + shipped.read_text().replace(
             "/usr/bin/kabpf", "/opt/kabpf/bin/kabpf"
         )
         assert (root / "etc/systemd/system" / name).read_text() == expected
@@ -54,7 +54,7 @@ def test_units_name_our_commands_by_their_paths() -> None:
 
 def test_policy_directory_is_made(root: Path) -> None:
     """There is a place for drop-ins afterwards."""
-    units.install(root, OPT, SHIPPED)
+    install.units(root, OPT, SHIPPED)
     assert (root / "etc/kabpf/policy.d").is_dir()
 
 
@@ -62,7 +62,7 @@ def test_files_are_for_everybody_to_read(root: Path) -> None:
     """systemd's own tools read units without root, whatever the umask was."""
     before = os.umask(0o077)
     try:
-        written = units.install(root, OPT, SHIPPED)
+        written = install.units(root, OPT, SHIPPED)
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in written} == {0o644}
@@ -71,8 +71,8 @@ def test_files_are_for_everybody_to_read(root: Path) -> None:
 def test_units_of_an_older_installation_are_replaced(root: Path) -> None:
     """After pip install of another version, or elsewhere, the same command brings the units up."""
     add_commands(root, Path("/srv/kabpf/bin"))
-    units.install(root, OPT, SHIPPED)
-    units.install(root, Path("/srv/kabpf/bin"), SHIPPED)
+    install.units(root, OPT, SHIPPED)
+    install.units(root, Path("/srv/kabpf/bin"), SHIPPED)
     service = (root / "etc/systemd/system/kabpf.service").read_text()
     assert "ExecStart=/srv/kabpf/bin/kabpfd\n" in service
 
@@ -118,11 +118,11 @@ def test_missing_units_are_refused(root: Path, tmp_path_factory: pytest.TempPath
     """Debian's package and an editable installation carry none."""
     carried = tmp_path_factory.mktemp("none")
     with pytest.raises(RefusedError) as refused:
-        units.install(root, OPT, carried)
+        install.units(root, OPT, carried)
     assert str(refused.value) == f"no units in {carried}, expected an installation by pip"
 
 
 def refusal(root: Path, commands: Path = OPT) -> str:
     with pytest.raises(RefusedError) as refused:
-        units.install(root, commands, SHIPPED)
+        install.units(root, commands, SHIPPED)
     return str(refused.value)

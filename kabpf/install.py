@@ -19,7 +19,7 @@ _PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
 _HIDDEN = re.compile(r"/(home|root|run/user|tmp|var/tmp)/")
 
 
-def install(root: Path, commands: Path, carried: Path = CARRIED) -> list[Path]:
+def units(root: Path, commands: Path, carried: Path = CARRIED) -> list[Path]:
     """Write the units for the commands in the directory `commands`; the files written.
 
     Everything is below `root`: units and tmpfiles.d in /etc, an empty /etc/kabpf/policy.d, and the
