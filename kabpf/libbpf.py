@@ -23,6 +23,9 @@ CGROUP_SOCK_OPS = 3  # enum bpf_attach_type: BPF_CGROUP_SOCK_OPS
 CGROUP_SETSOCKOPT = 22  # BPF_CGROUP_SETSOCKOPT
 RENAME_EXCHANGE = 2
 BPF_EXIST = 2  # bpf(2): update an entry that is there
+BPF_F_QUERY_EFFECTIVE = 1
+BPF_F_ALLOW_MULTI = 2
+PROGRAMS_MAX = 1024  # on one hook in a cgroup; with those of the cgroups above
 CLONE_NEWNET = 0x40000000
 PRINT_WARN = 0  # enum libbpf_print_level
 BATCH = 4096
@@ -51,6 +54,8 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_obj_pin": (_INT, _INT, _TEXT),
     "bpf_obj_get_info_by_fd": (_INT, _INT, _POINTER, _U32_POINTER),
     "bpf_prog_query": (_INT, _INT, _INT, _U32, _U32_POINTER, _U32_POINTER, _U32_POINTER),
+    "bpf_prog_get_fd_by_id": (_INT, _U32),
+    "bpf_prog_get_next_id": (_INT, _U32, _U32_POINTER),
     "bpf_map_lookup_elem": (_INT, _INT, _TEXT, _POINTER),
     "bpf_map_update_elem": (_INT, _INT, _TEXT, _TEXT, ctypes.c_uint64),
     "bpf_map_delete_elem": (_INT, _INT, _TEXT),
@@ -66,6 +71,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "btf__find_by_name_kind": (ctypes.c_int32, _POINTER, _TEXT, _U32),
     "btf__free": (None, _POINTER),
     "libbpf_set_print": (_POINTER, _Print),
+    "libbpf_version_string": (_TEXT,),
 }  # fmt: skip
 
 
@@ -300,6 +306,14 @@ class _ProgramInfo(ctypes.Structure):
     _fields_ = (
         ("type", _U32),
         ("id", _U32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("lengths", _U32 * 2),
+        ("instructions", ctypes.c_uint64 * 2),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", _U32),
+        ("nr_map_ids", _U32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * 16),
     )
 
 
@@ -371,11 +385,47 @@ def sock_ops_programs(cgroup: int) -> list[int]:
     The kernel takes cgroup_mutex for the answer (cgroup_bpf_query() in kernel/bpf/cgroup.c), so
     every mkdir that had begun in the tree has ended when it returns.
     """
-    count = _U32(64)  # BPF_CGROUP_MAX_PROGS
+    return programs(cgroup, CGROUP_SOCK_OPS)[0]
+
+
+def programs(cgroup: int, kind: int, *, effective: bool = False) -> tuple[list[int], bool]:
+    """The ids of the programs of one attach type on a cgroup's descriptor, and whether others may
+    be attached beside them. With `effective` those of the cgroups above come as well, in the order
+    in which they run, and the second says nothing."""
+    count, flags = _U32(PROGRAMS_MAX), _U32()
     ids = (_U32 * count.value)()
-    error = _library().bpf_prog_query(cgroup, CGROUP_SOCK_OPS, 0, None, ids, ctypes.byref(count))
-    _checked("list the sock_ops programs of the root cgroup", error)
-    return list(ids[: count.value])
+    query = BPF_F_QUERY_EFFECTIVE if effective else 0
+    error = _library().bpf_prog_query(
+        cgroup, kind, query, ctypes.byref(flags), ids, ctypes.byref(count)
+    )
+    _checked("list the programs of a cgroup", error)
+    return list(ids[: count.value]), bool(flags.value & BPF_F_ALLOW_MULTI)
+
+
+def program_name(id: int) -> str:
+    """The name of a program, of which the kernel keeps 15 characters."""
+    info = _ProgramInfo()
+    step = f"look at program {id}"
+    program = _checked(step, _library().bpf_prog_get_fd_by_id(id))
+    try:
+        _object_info(program, info, f"program {id}")
+    finally:
+        os.close(program)
+    return os.fsdecode(info.name)
+
+
+def probe() -> None:
+    """Ask bpf(2) for something that is allowed to CAP_SYS_ADMIN and changes nothing. Raises
+    RefusedError where the system call is filtered."""
+    error = _library().bpf_prog_get_next_id(0, ctypes.byref(_U32()))
+    if error != -errno.ENOENT:  # no program at all
+        _checked("call bpf(2)", error)
+
+
+def version() -> str:
+    """libbpf's version, as 1.1."""
+    found: bytes = _library().libbpf_version_string()
+    return found.decode().removeprefix("v")
 
 
 def missing_from_btf(kinds: dict[str, int]) -> list[str]:
