@@ -74,14 +74,24 @@ def stamp(directories: Directories) -> str:
 def paths(directories: Directories) -> list[Path]:
     """The files that count, in the order they are read: systemd's rules for configuration
     directories (systemd.unit(5)), where an empty file or a link to /dev/null masks a weaker one."""
-    return [path for path in _strongest(directories) if not (_is_null(path) or _is_empty(path))]
+    return [path for path in _strongest(directories) if not is_mask(path)]
+
+
+def has_policy_name(path: Path) -> bool:
+    """Whether a file of a drop-in directory is taken for a policy file."""
+    return path.suffix == ".yaml" and not path.name.startswith(".")
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file says nothing but that weaker ones of its name do not count."""
+    return _is_null(path) or _is_empty(path)
 
 
 def _strongest(directories: Directories) -> list[Path]:
     by_name: dict[str, Path] = {}
     for directory in reversed(directories.drop_ins):
-        for path in _entries(directory):
-            if path.suffix == ".yaml" and not path.name.startswith("."):
+        for path in entries(directory):
+            if has_policy_name(path):
                 by_name[path.name] = path
     drop_ins = [by_name[name] for name in sorted(by_name)]
     main = [directories.main] if os.path.lexists(directories.main) else []
@@ -144,7 +154,8 @@ def _unreadable(path: Path, error: OSError) -> PolicyError:
     return PolicyError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}")
 
 
-def _entries(directory: Path) -> list[Path]:
+def entries(directory: Path) -> list[Path]:
+    """What a directory holds; nothing where it is missing."""
     try:
         return [directory / name for name in os.listdir(directory)]
     except FileNotFoundError:

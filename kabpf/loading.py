@@ -150,7 +150,7 @@ def _load_into(staging: Path, programs: libbpf.Object) -> None:
     try:
         programs.load()
     except RefusedError as error:
-        _require_system_call(error)
+        require_system_call(error)
         _require_features()
         raise RefusedError(
             "load the BPF programs",
@@ -243,7 +243,8 @@ def _require_own_object() -> None:
         )
 
 
-def _require_system_call(error: RefusedError) -> None:
+def require_system_call(error: RefusedError) -> None:
+    """Say what a bpf(2) that was refused to root means."""
     if error.error == errno.EPERM:
         raise UnsupportedError(
             "the kernel refuses bpf(2) to root, expected a container whose system call filter"
@@ -251,13 +252,18 @@ def _require_system_call(error: RefusedError) -> None:
         )
 
 
-def _require_features() -> None:
-    """Say which feature the kernel lacks, after the programs were refused."""
+def missing_features() -> list[str]:
+    """What the kernel's BTF lacks of what the programs need."""
     struct, function = 4, 12  # BTF_KIND_STRUCT, BTF_KIND_FUNC
     # Since Linux kernel commit 3cee6fb8e69e ("bpf: tcp: Support bpf_(get|set)sockopt in bpf tcp
     # iter") (in v5.15) this function is there.
     features = {"bpf_iter_tcp_get_func_proto": function, "bpf_ringbuf": struct}
-    if missing := libbpf.missing_from_btf(features):
+    return libbpf.missing_from_btf(features)
+
+
+def _require_features() -> None:
+    """Say which feature the kernel lacks, after the programs were refused."""
+    if missing := missing_features():
         raise UnsupportedError(
             f"kernel {os.uname().release} is too old (it has no {', '.join(missing)}),"
             " expected Linux 5.15 or later"
