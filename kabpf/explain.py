@@ -8,7 +8,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from kabpf import cgroups, files, loading, output, plan
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import PINS
 from kabpf.errors import RefusedError
-from kabpf.matching import Automaton
+from kabpf.matching import Automaton, Naming
 from kabpf.plan import Cgroup
 from kabpf.policy import Policy, Selector
 
@@ -48,12 +48,7 @@ def reason(policies: tuple[Policy, ...], cgroup: Cgroup) -> Reason:
     decided_at, winner = _decided(Automaton(policies), cgroup.path)
     if winner is None:
         return Reason(cgroup, cgroup.path, None, None, ())
-    naming = [
-        (policy, selector)
-        for policy in policies
-        for selector in policy.selectors
-        if _names(policy, selector, decided_at)
-    ]
+    naming = Naming(policies)(decided_at)
     own = next(selector for policy, selector in naming if policy is winner)
     beaten = tuple(each for each in naming if each[0] is not winner)
     return Reason(cgroup, decided_at, winner, own, beaten)
@@ -68,11 +63,6 @@ def _decided(automaton: Automaton, path: str) -> tuple[str, Policy | None]:
         if birth.policy:
             found = (here, birth.policy)
     return found
-
-
-def _names(policy: Policy, selector: Selector, path: str) -> bool:
-    decided_at, found = _decided(Automaton((replace(policy, selectors=(selector,)),)), path)
-    return found is not None and decided_at == path
 
 
 def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:

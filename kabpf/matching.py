@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -304,6 +304,38 @@ class Automaton:
             elif name:
                 literal.setdefault(name[0], []).append((index, matched + 1))
         return _Moves(self._arrive(self._closed(always)), literal, globs)
+
+
+class Naming:
+    """Which selectors of `policies` name a cgroup, the beaten ones included."""
+
+    def __init__(self, policies: tuple[Policy, ...]) -> None:
+        self._by_last: dict[str | None, list[tuple[int, tuple[str, ...], Policy, Selector]]] = {}
+        selectors = [(policy, each) for policy in policies for each in policy.selectors]
+        for order, (policy, selector) in enumerate(selectors):
+            for _, _, names in _patterns(selector):
+                last = names[-1] if names else ""
+                key = None if GLOB.search(last) else last
+                self._by_last.setdefault(key, []).append((order, names, policy, selector))
+
+    def __call__(self, path: str) -> list[tuple[Policy, Selector]]:
+        """The selectors that name the cgroup at `path`, in the order they were read."""
+        names = tuple(path.split("/")[1:]) if path != "/" else ()
+        tried = (*self._by_last.get(path.rpartition("/")[2], ()), *self._by_last.get(None, ()))
+        found = {
+            order: (policy, selector)
+            for order, pattern, policy, selector in tried
+            if _matches(pattern, names)
+        }
+        return [found[order] for order in sorted(found)]
+
+
+def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    if pattern[:1] == (ANY_DEPTH,):
+        return any(_matches(pattern[1:], names[start:]) for start in range(len(names) + 1))
+    if not pattern or not names:
+        return not pattern and not names
+    return bool(_compiled(pattern[0]).match(names[0])) and _matches(pattern[1:], names[1:])
 
 
 class _Anywhere:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mkdir import find_birth
 
 from kabpf import language, plan, policy
-from kabpf.matching import ANYWHERE, UNKNOWN, Automaton, Birth
+from kabpf.matching import ANYWHERE, UNKNOWN, Automaton, Birth, Naming
 from kabpf.plan import Cgroup
 from kabpf.policy import Policy
 
@@ -65,6 +65,26 @@ def test_every_cgroup_has_the_policy_of_the_strongest_selector(
     for cgroup in cgroups:
         expected = reference(policies, cgroup.path)
         assert resolved[cgroup.id].policy == expected, cgroup.path
+
+
+@THOROUGHLY
+@given(POLICIES, PATHS)
+@example([[{"cgroup": "/"}], [{"cgroup": "/**"}]], [["a", "b"]])
+@example([[{"cgroup": "/a/**/b"}], [{"unit": "b.service"}]], [["a", "b", "a", "b", "b.socket"]])
+def test_every_selector_that_names_a_cgroup_is_found(
+    selectors: list[list[dict[str, str]]], paths: list[list[str]]
+) -> None:
+    """Naming finds for each cgroup what a matcher finds that tries every selector by itself."""
+    policies = policies_of(selectors)
+    naming = Naming(policies)
+    for cgroup in tree(paths):
+        names = cgroup.path.split("/")[1:] if cgroup.path != "/" else []
+        assert naming(cgroup.path) == [
+            (each, selector)
+            for each in policies
+            for selector in each.selectors
+            if rank_of(selector, names)[0]
+        ], cgroup.path
 
 
 @THOROUGHLY
