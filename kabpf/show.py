@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kabpf import cgroups, daemon, dataplane, files, language, loading, notes, output, reconcile
+from kabpf import cgroups, daemon, dataplane, files, language, loading, output, reconcile
 from kabpf import sockets as tcp
 from kabpf.cgroups import CgroupTree
+from kabpf.comparison import compare
 from kabpf.dataplane import Dataplane
 from kabpf.errors import PolicyError, RefusedError
 from kabpf.plan import Needs, Record, record
@@ -150,7 +151,7 @@ def status(arguments: argparse.Namespace) -> int:
     """Show what is in force, and what it did."""
     tree = cgroups.find_tree(cgroups.own_mounts())
     with _opened(tree) as loaded:
-        found = _look(tree, loaded)
+        found = compare(tree, loaded)
         records = loaded.records() if loaded else {}
         used: Counter[int] = loaded.usage() if loaded else Counter()
         counters = loaded.counters(records) if loaded else {}
@@ -215,32 +216,6 @@ def status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Look:
-    """How the policy files compare with what is in force."""
-
-    sources: dict[str, str]  # by the policy's name
-    applied: bool
-    asks: bool = False
-    errors: list[str] = dataclasses.field(default_factory=list)
-    refused: str = ""
-
-
-def _look(tree: CgroupTree, loaded: Dataplane | None) -> _Look:
-    """From the note of the last reconcile, or where the files are others now, by looking."""
-    applied = notes.read_applied(reconcile.RUN)
-    if loaded and applied and applied.stamp == files.stamp(files.SYSTEM):
-        return _Look(applied.sources, not applied.refused, applied.asks, [], applied.refused)
-    policies, errors = _load_or_findings()
-    resolution = reconcile.preview(policies, tree, loaded)
-    return _Look(
-        {each.name: str(each.source) for each in policies},
-        not errors and not (resolution.changes if loaded else policies),
-        resolution.plan.asks,
-        errors,
-    )
-
-
 def _status_lines(status: dict[str, Any]) -> Iterator[str]:
     if status["loaded"]:
         yield f"data plane: attached to {status['cgroup2']}, pinned at {status['pins']}"
@@ -292,7 +267,7 @@ def sockets(arguments: argparse.Namespace) -> int:
         listed = sorted(
             filter(wanted, found), key=lambda one: (one.cgroup or "", one.local, one.remote)
         )
-        sources = _look(tree, loaded).sources if loaded else {}
+        sources = compare(tree, loaded).sources if loaded else {}
     if not loaded:
         reason = "the data plane is not loaded; kabpfctl apply does it" if is_root else "not root"
         print(f"kabpfctl: options are not shown: {reason}", file=sys.stderr)
@@ -358,13 +333,6 @@ def _setters(one: tcp.Socket, sources: dict[str, str]) -> str:
         elif options:
             words.append(f"{setter} ({names})")
     return ", ".join(words) or "system"
-
-
-def _load_or_findings() -> tuple[tuple[Policy, ...], list[str]]:
-    try:
-        return files.load(files.SYSTEM), []
-    except PolicyError as error:
-        return (), list(error.findings)
 
 
 @contextlib.contextmanager

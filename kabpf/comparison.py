@@ -1,0 +1,44 @@
+"""How the policy files compare with what is in force."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kabpf import files, notes, reconcile
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import Dataplane
+from kabpf.errors import PolicyError
+from kabpf.policy import Policy
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found."""
+
+    sources: dict[str, str]  # file and line by the policy's name
+    applied: bool
+    asks: bool = False  # some new cgroups need user space
+    errors: list[str] = field(default_factory=list)  # in the policy files
+    refused: str = ""  # what the kernel refused at the last reconcile
+
+
+def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
+    """From the note of the last reconcile, or where the files are others now, by looking."""
+    applied = notes.read_applied(reconcile.RUN)
+    if loaded and applied and applied.stamp == files.stamp(files.SYSTEM):
+        return Comparison(applied.sources, not applied.refused, applied.asks, [], applied.refused)
+    policies, errors = _load_or_findings()
+    resolution = reconcile.preview(policies, tree, loaded)
+    return Comparison(
+        {each.name: str(each.source) for each in policies},
+        not errors and not (resolution.changes if loaded else policies),
+        resolution.plan.asks,
+        errors,
+    )
+
+
+def _load_or_findings() -> tuple[tuple[Policy, ...], list[str]]:
+    try:
+        return files.load(files.SYSTEM), []
+    except PolicyError as error:
+        return (), list(error.findings)
