@@ -41,8 +41,13 @@ def mounts(mountinfo: str) -> list[Mount]:
 
 def own_mounts() -> list[Mount]:
     """The mounts of this process that kabpf works with, but for those hidden by a later one."""
-    found = _all_mounts()
-    return [mount for mount in found if mount.type in ("cgroup2", "bpf") and _is_on_top(mount)]
+    return [mount for mount in visible_mounts() if mount.type in ("cgroup2", "bpf")]
+
+
+def visible_mounts() -> list[Mount]:
+    """The same, and those of cgroup v1."""
+    types = ("cgroup", "cgroup2", "bpf")
+    return [mount for mount in _all_mounts() if mount.type in types and _is_on_top(mount)]
 
 
 def find_tree(mounted: list[Mount]) -> CgroupTree:

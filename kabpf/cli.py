@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from kabpf import __version__, change, explain, options, output, show
+from kabpf import __version__, change, doctor, explain, options, output, show
 from kabpf.errors import KabpfError, PolicyError, RefusedError
 
 
@@ -94,6 +94,15 @@ def parser() -> argparse.ArgumentParser:
     sockets.add_argument(
         "--without-keepalive", action="store_true", help="only where keepalive is off"
     )
+
+    look = _command(
+        commands,
+        "doctor",
+        doctor.doctor,
+        "look at everything that kabpf relies on, say what is odd and what to do; changes nothing;"
+        " exit status 1 where something is an error",
+    )
+    look.set_defaults(needs_root=False)
     return parser
 
 

@@ -13,6 +13,7 @@ from kabpf.policy import Direction, Mode, Options, Range
 
 LAYOUT = 2
 POLICIES = 4096
+CGROUPS = 65536
 BIRTHS = 65536
 NAME = 256
 FORMER = 4

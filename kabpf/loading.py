@@ -98,6 +98,11 @@ def lift(pins: Path) -> None:
         _unpin(_lifted(pins))
 
 
+def directories(pins: Path) -> tuple[Path, ...]:
+    """Where pins may be: in force, being built, and on their way out."""
+    return pins, _staging(pins), _lifted(pins)
+
+
 def _staging(pins: Path) -> Path:
     return pins.with_name(f"{pins.name}-new")
 

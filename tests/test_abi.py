@@ -137,6 +137,7 @@ def test_object_has_one_constant_to_set() -> None:
     ("name", "value"),
     [
         ("KABPF_POLICIES", layout.POLICIES),
+        ("KABPF_CGROUPS", layout.CGROUPS),
         ("KABPF_BIRTHS", layout.BIRTHS),
         ("KABPF_NAME", layout.NAME),
         ("KABPF_LAYOUT", layout.LAYOUT),

@@ -1,0 +1,44 @@
+"""What a check found, how grave it is, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+SHOWN_MAX = 5  # names in one finding
+
+
+class Grade(StrEnum):
+    """An error keeps kabpf from its work, a warning is hardly meant, a note is good to know."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found; the advice is a command or a file to open, or nothing."""
+
+    grade: Grade
+    found: str
+    advice: str = ""
+
+
+Findings = Iterator[Finding]
+_Graded = Callable[..., Finding]
+
+ok: _Graded = partial(Finding, Grade.OK)
+note: _Graded = partial(Finding, Grade.NOTE)
+warning: _Graded = partial(Finding, Grade.WARNING)
+error: _Graded = partial(Finding, Grade.ERROR)
+
+
+def listed(names: Collection[str]) -> str:
+    """Names as a person would list them; of many the first ones."""
+    shown = ", ".join(list(names)[:SHOWN_MAX])
+    more = len(names) - SHOWN_MAX
+    return f"{shown} and {more} more" if more > 0 else shown

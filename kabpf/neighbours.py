@@ -1,0 +1,143 @@
+"""Programs of others on the hooks that kabpf uses, and who has the last word.
+
+Of one cgroup, its own programs run first, in the order in which they were attached, then those of
+the cgroup above it, and so on up to the root (cgroup_bpf_attach and compute_effective_progs in the
+kernel's kernel/bpf/cgroup.c).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from kabpf import libbpf, loading
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import SETSOCKOPT, SOCK_OPS, opened_directory
+from kabpf.errors import RefusedError
+from kabpf.findings import Findings, error, listed, note, ok, warning
+
+CGROUPS_MAX = 10_000  # looked at; each takes some microseconds
+
+
+class _Hook(NamedTuple):
+    name: str
+    kind: int  # enum bpf_attach_type
+    pin: str  # of our link
+    effect: str  # of who comes later
+
+
+HOOKS = (
+    _Hook("sock_ops", libbpf.CGROUP_SOCK_OPS, SOCK_OPS, "may replace what kabpf's set"),
+    _Hook("setsockopt", libbpf.CGROUP_SETSOCKOPT, SETSOCKOPT, "may change what kabpf's let pass"),
+)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What is attached to one hook."""
+
+    hook: _Hook
+    own: list[int]  # to the root of the tree
+    takes_more: bool  # there
+    order: list[int]  # in which they run there, with those of cgroups above that can't be seen
+    below: dict[int, list[str]]  # cgroup paths by program
+    ours: set[int]
+
+
+def look(tree: CgroupTree, pins: Path) -> list[Attached]:
+    """What is attached to the hooks, at the root of the tree and in the cgroups below."""
+    below: list[dict[int, list[str]]] = [{} for _ in HOOKS]
+    for cgroup in tree.cgroups()[1 : CGROUPS_MAX + 1]:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            opened_directory(Path(tree.directory(cgroup.path))) as directory,
+        ):
+            for hook, found in zip(HOOKS, below, strict=True):
+                for id in libbpf.programs(directory, hook.kind)[0]:
+                    found.setdefault(id, []).append(cgroup.path)
+    with opened_directory(tree.mount) as root:
+        return [
+            Attached(
+                hook,
+                *libbpf.programs(root, hook.kind),
+                libbpf.programs(root, hook.kind, effective=True)[0],
+                found,
+                _ours(hook, pins),
+            )
+            for hook, found in zip(HOOKS, below, strict=True)
+        ]
+
+
+def findings(found: list[Attached], tree: CgroupTree) -> Findings:
+    """Who is there beside kabpf, and what comes of it."""
+    others = [each for one in found for each in (*_refused(one, tree), *_others(one, tree))]
+    yield from others or [ok("no program of others")]
+
+
+def _refused(found: Attached, tree: CgroupTree) -> Findings:
+    """Who keeps the kernel from attaching ours: BPF_F_ALLOW_MULTI is missing (bpf(2))."""
+    hook = found.hook.name
+    if found.ours & set(found.own):
+        return
+    if found.own and not found.takes_more:
+        names = listed([_name(id) for id in found.own])
+        yield error(
+            f"{hook}: {names} at {tree.mount} is attached without BPF_F_ALLOW_MULTI, so that the"
+            " kernel refuses kabpf's (EPERM)",
+            f"attach it with that flag, or: bpftool cgroup detach {tree.mount}"
+            f" {hook} id {found.own[0]}",
+        )
+    elif above := Counter(found.order) - Counter(found.own):
+        names = listed([_name(id) for id in above])
+        yield warning(
+            f"{hook}: {names} of a cgroup above may keep the kernel from attaching kabpf's (EPERM)",
+            "on the host: bpftool cgroup tree",
+        )
+
+
+def _others(found: Attached, tree: CgroupTree) -> Findings:
+    hook = found.hook.name
+    ours = [place for place, id in enumerate(found.order) if id in found.ours]
+    for place, id in enumerate(found.order if ours or found.takes_more else ()):
+        if id in found.ours:
+            continue
+        where = tree.mount if id in found.own else "a cgroup above"
+        show = f"bpftool prog show id {id}"
+        if _is_of_kabpf(id):
+            yield warning(f"{hook}: {_name(id)} of another kabpf at {where}", show)
+        elif ours and place > ours[-1]:
+            effect = found.hook.effect
+            yield warning(f"{hook}: {_name(id)} at {where} runs after kabpf's, and {effect}", show)
+        else:
+            yield note(f"{hook}: {_name(id)} at {where} runs before kabpf's", show)
+    for id, paths in found.below.items():
+        whose = " of another kabpf" if _is_of_kabpf(id) else ""
+        yield note(
+            f"{hook}: {_name(id)}{whose} at {listed(paths)} runs before kabpf's",
+            f"bpftool prog show id {id}",
+        )
+
+
+def _ours(hook: _Hook, pins: Path) -> set[int]:
+    found = set()
+    for directory in loading.directories(pins):
+        with contextlib.suppress(RefusedError):
+            found.add(libbpf.link_program(str(directory / hook.pin)))
+    return found
+
+
+def _name(id: int) -> str:
+    try:
+        return f"{libbpf.program_name(id) or 'a program'} (id {id})"
+    except RefusedError:  # CAP_SYS_ADMIN is missing, or it is gone
+        return f"a program (id {id})"
+
+
+def _is_of_kabpf(id: int) -> bool:
+    try:
+        return libbpf.program_name(id) in (SOCK_OPS, SETSOCKOPT[:15])
+    except RefusedError:
+        return False

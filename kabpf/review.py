@@ -1,0 +1,242 @@
+"""What is odd about policy files that are right: files and policies that do not count, selectors
+that name nothing, policies that are beaten everywhere, options that fall back to the system's."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kabpf import files
+from kabpf.errors import PolicyError
+from kabpf.files import Directories
+from kabpf.findings import Findings, listed, note, warning
+from kabpf.language import PolicyFile
+from kabpf.matching import Naming
+from kabpf.plan import Cgroup
+from kabpf.policy import Policy, Selector
+from kabpf.presets import presets
+
+# Where systemd looks for units, the strongest first (systemd.unit(5)).
+_PLACES = (
+    *(f"{root}/systemd/{{0}}" for root in ("/etc", "/run")),
+    *(
+        f"/{root}/systemd/{{0}}.{kind}"
+        for root in ("etc", "run")
+        for kind in ("control", "attached")
+    ),
+    *(f"/run/systemd/{kind}" for kind in ("transient", "generator.early", "generator")),
+    *(f"{root}/systemd/{{0}}" for root in ("/usr/local/lib", "/usr/lib", "/lib", "/usr/share")),
+    "/run/systemd/generator.late",
+)
+UNITS = {
+    kind: tuple(Path(place.format(name)) for place in _PLACES)
+    for kind, name in (("unit", "system"), ("user_unit", "user"))
+}
+MADE_BY_PROGRAMS = (".scope", ".slice")  # units that need no file
+
+NEAR = 0.75  # how alike two names are that may be meant for each other (difflib)
+NEAR_MAX = 20  # names that a near one is looked for, which takes some milliseconds each
+
+
+def replaced(directories: Directories) -> Findings:
+    """Files that do not count because a stronger directory has one of their name."""
+    strongest: dict[str, Path] = {}
+    for directory in directories.drop_ins:
+        for path in sorted(_entries(directory)):
+            if not files.has_policy_name(path):
+                continue
+            winner = strongest.setdefault(path.name, path)
+            if winner != path:
+                done = "masks" if files.is_mask(winner) else "takes the place of"
+                yield note(f"{winner} {done} {path}", f"rm {winner}")
+
+
+def ignored(directories: Directories) -> Findings:
+    """Files that nobody reads, because of their names."""
+    main = directories.main
+    for path in sorted(_entries(main.parent)):
+        if path != main and path.suffix in (".yaml", ".yml") and not path.is_dir():
+            yield warning(f"{path} is not read", f"mv {path} {directories.drop_ins[0]}/")
+    for directory in directories.drop_ins:
+        for path in sorted(_entries(directory)):
+            # A mounted Kubernetes ConfigMap has its files behind ..data; vi keeps .x.yaml.swp.
+            if files.has_policy_name(path) or (
+                path.name.startswith(".") and path.suffix != ".yaml"
+            ):
+                continue
+            if path.suffix.lower() in (".yml", ".yaml") and not path.name.startswith("."):
+                yield warning(f"{path} is not read", f"mv {path} {path.with_suffix('.yaml')}")
+            else:
+                yield note(f"{path} is not read, because of its name", f"rm {path}")
+
+
+def namesakes(read: dict[Path, PolicyFile]) -> Findings:
+    """Policies that do not count because a later one has their name."""
+    last: dict[str, Policy] = {}
+    for file in read.values():
+        for draft in file.policies:
+            policy = draft.policy
+            if policy.name in last:
+                yield note(
+                    f"policy {policy.name} of {last[policy.name].source} is replaced by"
+                    f" {policy.source}",
+                    f"open {last[policy.name].source.path}",
+                )
+            last[policy.name] = policy
+
+
+@dataclass(frozen=True)
+class Units:
+    """The unit files of this machine: their names, and what they are other names of; nothing is a
+    mask."""
+
+    system: dict[str, str]
+    user: dict[str, str]
+
+    @classmethod
+    def look(cls) -> Units:
+        return cls(unit_files(UNITS["unit"]), unit_files(UNITS["user_unit"]))
+
+    def of(self, selector: Selector) -> dict[str, str]:
+        return self.user if selector.kind == "user_unit" else self.system
+
+
+def unit_files(directories: Iterable[Path]) -> dict[str, str]:
+    """The names of the units in these directories, the strongest first, with the names that they
+    really have: a link is an alias, or with /dev/null a mask."""
+    found: dict[str, str] = {}
+    for directory in directories:
+        try:
+            entries = [entry for entry in os.scandir(directory) if not entry.is_dir()]
+        except OSError:
+            continue
+        for entry in entries:
+            target = os.path.realpath(entry.path) if entry.is_symlink() else entry.name
+            real = "" if target == os.devnull else os.path.basename(target)
+            found.setdefault(entry.name, real)
+    return found
+
+
+def selectors(
+    policies: tuple[Policy, ...],
+    cgroups: dict[Cgroup, str | None],
+    units: Units,
+) -> Findings:
+    """Selectors that name no cgroup, and policies that are beaten in each. `cgroups` have the name
+    of the policy that they have."""
+    naming = Naming(policies)
+    named: set[tuple[str, Selector]] = set()
+    where: dict[str, list[Cgroup]] = {}
+    for cgroup in cgroups:
+        for policy, selector in naming(cgroup.path):
+            named.add((policy.name, selector))
+            where.setdefault(policy.name, []).append(cgroup)
+    in_vain = [
+        (policy, selector)
+        for policy in policies
+        for selector in policy.selectors
+        if (policy.name, selector) not in named
+    ]
+    yield from _in_vain(in_vain, [cgroup.path for cgroup in cgroups], units)
+    for name, named_cgroups in where.items():
+        winners = {cgroups[cgroup] for cgroup in named_cgroups}
+        if name not in winners:
+            yield note(
+                f"policy {name} is beaten in every cgroup that it names, by"
+                f" {listed(sorted(filter(None, winners)))}",
+                f"kabpfctl explain {named_cgroups[0].path}",
+            )
+
+
+def _in_vain(selectors: list[tuple[Policy, Selector]], paths: list[str], units: Units) -> Findings:
+    """Most are of what does not run now, which one finding says of all."""
+    not_running: list[str] = []
+    for count, (policy, selector) in enumerate(selectors):
+        candidates = _candidates(selector, paths, units) if count < NEAR_MAX else []
+        here = f"{selector.source}: {selector.kind} {selector.text} of policy {policy.name}"
+        if selector.kind == "cgroup":
+            near = None if selector.is_glob else _near(selector.text.rpartition("/")[2], candidates)
+            if near:
+                yield warning(f"{here} is not there", f"is {near} meant?")
+            else:
+                not_running.append(selector.text)
+            continue
+        known = units.of(selector)
+        real = {known[name] for name in known if _is_named(name, selector.text)}
+        if real == {""}:
+            yield note(f"{here} is masked", f"systemctl unmask {selector.text}")
+        elif real and not any(_is_named(name, selector.text) for name in real):
+            (name, *_) = sorted(real - {""})
+            yield warning(f"{here} is an alias, and the cgroup is {name}", f"select {name} there")
+        elif real or selector.text.endswith(MADE_BY_PROGRAMS):
+            not_running.append(selector.text)
+        else:
+            near = None if selector.is_glob else _near(selector.text, candidates)
+            advice = f"is {near} meant?" if near else f"open {selector.source.path}"
+            # Users may have units in their homes.
+            grade = note if selector.kind == "user_unit" and not near else warning
+            yield grade(f"{here} is no unit that runs, nor has a unit file", advice)
+    if not_running:
+        yield note(
+            f"not running, so without a cgroup: {listed(not_running)}",
+            "nothing, or if one should run: systemctl status",
+        )
+
+
+def _is_named(unit: str, text: str) -> bool:
+    """Whether a selector's text means a unit, or instances of it."""
+    template = re.sub(r"@.*(\.[a-z]+)$", r"@\1", text)
+    return fnmatch.fnmatchcase(unit, text) or unit == template
+
+
+def _candidates(selector: Selector, paths: list[str], units: Units) -> list[str]:
+    if selector.kind == "cgroup":
+        parent = selector.text.rpartition("/")[0]
+        inside = (
+            path.removeprefix(f"{parent}/") for path in paths if path.startswith(f"{parent}/")
+        )
+        return [name for name in inside if "/" not in name]
+    return [*units.of(selector), *(path.rpartition("/")[2] for path in paths)]
+
+
+def _near(name: str, candidates: list[str]) -> str | None:
+    """The name of the same type that is nearest; the type itself would make any two alike."""
+    stem, type_ = os.path.splitext(name)
+    stems = {os.path.splitext(each)[0] for each in candidates if os.path.splitext(each)[1] == type_}
+    found = difflib.get_close_matches(stem, stems, 1, NEAR)
+    return f"{found[0]}{type_}" if found else None
+
+
+def fallbacks(policies: tuple[Policy, ...], idle_s: int | None, retries_s: int | None) -> Findings:
+    """Policies that leave idle or user timeout to the system, where that helps nobody. Given are
+    the system's idle time, and how long it waits for data to be acknowledged."""
+    on = [policy for policy in policies if policy.rules.options.keepalive]
+    if idle_s and (without := [policy for policy in on if not policy.rules.options.idle_s]):
+        known = presets().values()
+        late = sum(1 for preset in known if preset.timeout_s <= idle_s)
+        names = listed([policy.name for policy in without])
+        yield (warning if late else note)(
+            f"no idle in {names}: the first probe comes after {idle_s} s"
+            f" (net.ipv4.tcp_keepalive_time), too late for {late} of {len(known)} presets",
+            f"open {without[0].source.path}, see kabpfctl presets",
+        )
+    unlimited = [policy for policy in on if "user_timeout" not in policy.origins]
+    if retries_s and unlimited:
+        yield note(
+            f"no user timeout in {listed([policy.name for policy in unlimited])}: while data is"
+            f" unacknowledged no probe is sent, and the connection ends after about {retries_s} s"
+            " (net.ipv4.tcp_retries2)",
+            f"open {unlimited[0].source.path}: user_timeout: auto",
+        )
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return files.entries(directory)
+    except PolicyError:  # said where the files are loaded
+        return []
