@@ -56,7 +56,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Look at everything; exit status 1 where something is an error."""
     here = Here()
     findings = [
-        (name, finding) for name, check in CHECKS.items() for finding in _carried_out(check, here)
+        (name, finding) for name, check in CHECKS.items() for finding in carried_out(check, here)
     ]
     if arguments.json:
         result = [{"check": name, **vars(finding)} for name, finding in findings]
@@ -104,7 +104,8 @@ class Check(NamedTuple):
     needs_root: bool = False
 
 
-def _carried_out(check: Check, here: Here) -> Findings:
+def carried_out(check: Check, here: Here) -> Findings:
+    """What a check finds. What keeps it from going on is a finding, too, and stops no other."""
     if check.needs_root and not here.machine.is_root:
         yield note("not root: not looked at")
         return

@@ -123,7 +123,7 @@ def btf(machine: Machine) -> Findings:
 
 def _config_text(machine: Machine) -> str:
     names = ", ".join(f"CONFIG_{name}" for name in machine.config_missing)
-    return f"; its configuration lacks {names}" if names else ""
+    return f"; the configuration lacks {names}" if names else ""
 
 
 def lockdown(machine: Machine) -> Findings:
@@ -187,8 +187,8 @@ def bpffs(machine: Machine) -> Findings:
 def cgroup2(machine: Machine) -> Findings:
     """The cgroup2 tree: alone, beside cgroup v1, or missing."""
     has_v1 = any(mount.type == "cgroup" for mount in machine.mounts)
-    if not machine.mounts:
-        yield error("no cgroup tree can be seen", "mount -t proc proc /proc")
+    if not machine.cgroup_namespace:
+        yield error("/proc is not mounted", "mount -t proc proc /proc")
         return
     try:
         tree = cgroups.find_tree(list(machine.mounts))

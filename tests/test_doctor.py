@@ -1,0 +1,132 @@
+"""kabpfctl doctor where it needs no kernel: systemd's words, checks that fail, the command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_cli import as_nobody
+
+from kabpf import doctor
+from kabpf.doctor import Check, Here
+from kabpf.errors import PolicyError, RefusedError, UnsupportedError
+from kabpf.findings import Finding, Findings, error, note, ok, warning
+
+SHOWN = """\
+Id=kabpf.service
+LoadState={load}
+ActiveState={active}
+UnitFileState={file}
+Result={result}
+NeedDaemonReload={reload}
+
+Id=kabpf-retrofit.socket
+LoadState={socket_load}
+ActiveState={socket}
+UnitFileState=static
+Result=resources
+NeedDaemonReload=no
+"""
+GOOD = {
+    "load": "loaded", "active": "active", "file": "enabled", "result": "success", "reload": "no",
+    "socket": "active", "socket_load": "loaded",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("differs", "expected"),
+    [
+        ({}, [ok("kabpf.service is enabled and active")]),
+        ({"active": "inactive"}, [ok("kabpf.service is enabled and inactive")]),
+        (
+            {"file": "disabled"},
+            [
+                warning(
+                    "kabpf.service is not enabled: no policy after the next boot",
+                    "systemctl enable kabpf.service",
+                )
+            ],
+        ),
+        (
+            {"load": "masked"},
+            [warning("kabpf.service is masked", "systemctl unmask kabpf.service")],
+        ),
+        (
+            {"reload": "yes"},
+            [warning("kabpf.service was changed on disk", "systemctl daemon-reload")],
+        ),
+        (
+            {"active": "failed", "result": "watchdog"},
+            [error("kabpf.service failed: watchdog", "journalctl -u kabpf.service")],
+        ),
+        (
+            {"load": "not-found", "socket_load": "not-found"},
+            [note("kabpf.service is not installed: nothing starts kabpf at boot", "README.md")],
+        ),
+        (
+            {"socket": "failed"},
+            [
+                ok("kabpf.service is enabled and active"),
+                error(
+                    "kabpf-retrofit.socket failed: resources",
+                    "journalctl -u kabpf-retrofit.socket",
+                ),
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_units_as_systemd_shows_them(differs: dict[str, str], expected: list[Finding]) -> None:
+    """What systemctl show prints of our units, and what is made of it."""
+    assert list(doctor.unit_findings(SHOWN.format(**GOOD | differs))) == expected
+
+
+def test_systemd_that_says_nothing_is_no_finding() -> None:
+    """systemctl that can't reach systemd prints nothing."""
+    assert list(doctor.unit_findings("")) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (PolicyError("a.yaml:1: wrong"), note("not looked at: the policy files are wrong")),
+        (UnsupportedError("no tree, expected one"), note("not looked at: no tree")),
+        (RefusedError("look", 1), note("not looked at: look: Operation not permitted")),
+        (ImportError("no yaml"), note("not looked at: no yaml")),
+        (FileNotFoundError(2, "no"), warning("not looked at: [Errno 2] no")),
+        (KeyError("x"), error("a bug in kabpf: KeyError('x')", "please report it")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_check_that_fails_is_a_finding(problem: Exception, expected: Finding) -> None:
+    """Whatever keeps a check from going on is said, after what it had found."""
+
+    def failing(_: Here) -> Findings:
+        yield ok("so far")
+        raise problem
+
+    assert list(doctor.carried_out(Check(failing), Here())) == [ok("so far"), expected]
+
+
+def test_everybody_may_ask() -> None:
+    """Without root the command looks at what it can, says what it did not look at, and ends with
+    status 1 where something is an error."""
+    outcome = as_nobody("doctor", "--json")
+    found = json.loads(outcome.output)
+    assert {frozenset(each) for each in found} == {frozenset(("check", "grade", "found", "advice"))}
+    grades = {each["check"]: each["grade"] for each in found}
+    assert grades["kernel"] in ("ok", "error")
+    pins = next(each for each in found if each["check"] == "pins")
+    assert (pins["grade"], pins["found"]) == ("note", "not root: not looked at")
+    assert outcome.status == any(each["grade"] == "error" for each in found)
+    assert "a bug in kabpf" not in outcome.output
+    assert outcome.errors == ""
+
+
+def test_list_is_for_people() -> None:
+    """Each finding is a line, with what to do in the next."""
+    outcome = as_nobody("doctor")
+    heads, *lines = outcome.output.splitlines()
+    assert heads.split()[:2] == ["GRADE", "CHECK"]
+    place = next(place for place, line in enumerate(lines) if "capabilities" in line)
+    assert lines[place].startswith("note") and lines[place + 1].split()[0] == "sudo"
