@@ -217,6 +217,35 @@ def namespace(make_namespace: Callable[[], str]) -> str:
     return make_namespace()
 
 
+@pytest.fixture
+def neighbour(compiled: Callable[..., Path]) -> Iterator[Callable[..., Callable[[], int]]]:
+    """Attaches somebody else's sock_ops program to a cgroup; tells how often it ran."""
+    pin = "/sys/fs/bpf/kabpf-test-neighbour"
+    attached = []
+
+    def attach(cgroup: Path, flags: tuple[str, ...] = ("multi",)) -> Callable[[], int]:
+        subprocess.run(["bpftool", "prog", "load", compiled("neighbour.bpf.c"), pin], check=True)
+        command = ["bpftool", "cgroup", "attach", cgroup, "sock_ops", "pinned", pin]
+        subprocess.run([*command, *flags], check=True)
+        attached.append(cgroup)
+
+        def seen() -> int:
+            shown = json.loads(
+                subprocess.check_output(["bpftool", "--json", "prog", "show", "pinned", pin])
+            )
+            dump = ["bpftool", "--json", "map", "dump", "id", str(shown["map_ids"][0])]
+            value: int = json.loads(subprocess.check_output(dump))[0]["formatted"]["value"]
+            return value
+
+        return seen
+
+    yield attach
+    for cgroup in attached:
+        command = ["bpftool", "cgroup", "detach", str(cgroup), "sock_ops", "pinned", pin]
+        subprocess.run(command, check=True)
+        os.unlink(pin)
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles a program of programs/ with clang."""

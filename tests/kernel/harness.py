@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -174,3 +176,15 @@ def set_sysctl(namespace: str, name: str, value: str) -> None:
     """Set a sysctl of a network namespace."""
     script = f"echo {value} > /proc/sys/net/ipv4/{name}"
     subprocess.run(["ip", "netns", "exec", namespace, "sh", "-c", script], check=True)
+
+
+def refuse_bpf() -> None:
+    """For preexec_fn: a seccomp filter (seccomp(2)) that answers bpf(2) alone, with EPERM."""
+    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+    load, compare, answer = (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0)
+    program = struct.pack("HBBI" * 4, *load, *compare, *answer, 0x50001, *answer, 0x7FFF0000)
+    buffer = ctypes.create_string_buffer(program)
+    filter = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, filter) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER

@@ -9,35 +9,6 @@ from harness import UNTOUCHED, cgroup_root, path_of, pinned
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
 
-@pytest.fixture
-def neighbour(compiled, tmp_path):
-    """Attaches somebody else's sock_ops program to a cgroup; tells how often it ran."""
-    program = compiled("neighbour.bpf.c")
-    pin = "/sys/fs/bpf/kabpf-test-neighbour"
-    attached = []
-
-    def attach(cgroup):
-        subprocess.run(["bpftool", "prog", "load", program, pin], check=True)
-        command = ["bpftool", "cgroup", "attach", cgroup, "sock_ops", "pinned", pin, "multi"]
-        subprocess.run(command, check=True)
-        attached.append(cgroup)
-
-        def seen():
-            shown = json.loads(
-                subprocess.check_output(["bpftool", "--json", "prog", "show", "pinned", pin])
-            )
-            dump = ["bpftool", "--json", "map", "dump", "id", str(shown["map_ids"][0])]
-            return json.loads(subprocess.check_output(dump))[0]["formatted"]["value"]
-
-        return seen
-
-    yield attach
-    for cgroup in attached:
-        command = ["bpftool", "cgroup", "detach", cgroup, "sock_ops", "pinned", pin]
-        subprocess.run(command, check=True)
-        subprocess.run(["rm", pin], check=True)
-
-
 @pytest.mark.parametrize("where", ["the root cgroup", "the covered cgroup", "a child of it"])
 @pytest.mark.parametrize("first", ["kabpf", "the neighbour"])
 def test_another_sock_ops_program_works_beside(

@@ -1,11 +1,9 @@
 """What this machine can't do, and what a policy can't say, is said, and changes nothing."""
 
 import contextlib
-import ctypes
 import functools
 import json
 import os
-import struct
 import subprocess
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from harness import (
     cgroup_root,
     options_of_new,
     path_of,
+    refuse_bpf,
 )
 from test_language import MALFORMED
 
@@ -213,22 +212,10 @@ def test_kernel_without_a_feature_is_told_from_one_with_it():
 def test_refused_system_call_is_named():
     """Root whose bpf(2) is filtered, as in a container, is told what refuses it."""
     done = subprocess.run(
-        [BIN / "kabpfctl", "apply"], preexec_fn=_refuse_bpf, capture_output=True, text=True
+        [BIN / "kabpfctl", "apply"], preexec_fn=refuse_bpf, capture_output=True, text=True
     )
     assert done.returncode == 1
     assert done.stderr.startswith("kabpfctl: the kernel refuses bpf(2) to root, expected a ")
-
-
-def _refuse_bpf():
-    """A seccomp filter (seccomp(2)) that answers bpf(2) with EPERM and lets the rest pass."""
-    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
-    load, compare, answer = (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0)
-    program = struct.pack("HBBI" * 4, *load, *compare, *answer, 0x50001, *answer, 0x7FFF0000)
-    buffer = ctypes.create_string_buffer(program)
-    filter = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-    assert libc.prctl(22, 2, filter) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 @pytest.mark.parametrize("name", ["kabpf-new", "kabpf-old"])
