@@ -45,7 +45,8 @@ PINNED = {
     dataplane.SOCK_OPS_PROGRAM,
     dataplane.SETSOCKOPT_PROGRAM,
 }
-UNITS = ("kabpf.service", "kabpf-dataplane.service", "kabpf-retrofit.socket", "kabpf-reload.path")
+SERVICE, RELOAD, RETROFIT = "kabpf.service", "kabpf-reload.path", "kabpf-retrofit.socket"
+UNITS = (SERVICE, RELOAD, RETROFIT, "kabpf-*.service")  # the last ones as far as they were used
 UNIT_KEYS = ("Id", "LoadState", "ActiveState", "UnitFileState", "Result", "NeedDaemonReload")
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 SYSTEMD_S = 5
@@ -302,28 +303,43 @@ def _units(here: Here) -> Findings:
 
 def unit_findings(shown: str) -> Findings:
     """What is wrong with our units, from the output of `systemctl show` on UNIT_KEYS."""
-    units = [
-        dict(line.split("=", 1) for line in block.splitlines())
-        for block in shown.split("\n\n")
-        if block.strip()
-    ]
-    for unit in units:
-        name = unit["Id"]
-        if unit["LoadState"] == "not-found":
-            if name == UNITS[0]:
-                yield note(f"{name} is not installed: nothing starts kabpf at boot", "README.md")
-        elif unit["LoadState"] == "masked":
-            yield warning(f"{name} is masked", f"systemctl unmask {name}")
-        elif unit["ActiveState"] == "failed":
-            yield error(f"{name} failed: {unit['Result']}", f"journalctl -u {name}")
-        elif unit.get("NeedDaemonReload") == "yes":
-            yield warning(f"{name} was changed on disk", "systemctl daemon-reload")
-        elif name == UNITS[0] and unit["UnitFileState"] == "disabled":
-            yield warning(
-                f"{name} is not enabled: no policy after the next boot", f"systemctl enable {name}"
-            )
-        elif name == UNITS[0]:
-            yield ok(f"{name} is {unit['UnitFileState']} and {unit['ActiveState']}")
+    blocks = [block.splitlines() for block in shown.split("\n\n") if block.strip()]
+    units = {unit["Id"]: unit for block in blocks for unit in [_assignments(block)]}
+    if units and units[SERVICE]["LoadState"] == "not-found":
+        yield note(f"{SERVICE} is not installed: nothing starts kabpf at boot", "README.md")
+        return
+    for name, unit in units.items():
+        yield from _unit_findings(name, unit)
+    runs = bool(units) and units[SERVICE]["ActiveState"] == "active"
+    if runs and units[RELOAD]["ActiveState"] != "active":
+        yield note(
+            f"{RELOAD} is not active: policy files that change wait for systemctl reload kabpf",
+            f"systemctl start {RELOAD}",
+        )
+    if runs and units[RETROFIT]["ActiveState"] != "active":
+        yield warning(
+            f"{RETROFIT} is not active: open connections can't be given a policy",
+            f"systemctl start {RETROFIT}",
+        )
+
+
+def _assignments(lines: list[str]) -> dict[str, str]:
+    return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+
+def _unit_findings(name: str, unit: dict[str, str]) -> Findings:
+    if unit["LoadState"] == "masked":
+        yield warning(f"{name} is masked", f"systemctl unmask {name}")
+    elif unit["ActiveState"] == "failed":
+        yield error(f"{name} failed: {unit['Result']}", f"journalctl -u {name}")
+    elif unit["NeedDaemonReload"] == "yes":
+        yield warning(f"{name} was changed on disk", "systemctl daemon-reload")
+    elif name == SERVICE and unit["UnitFileState"] == "disabled":
+        yield warning(
+            f"{name} is not enabled: no policy after the next boot", f"systemctl enable {name}"
+        )
+    elif name == SERVICE:
+        yield ok(f"{name} is {unit['UnitFileState']} and {unit['ActiveState']}")
 
 
 def _neighbours(here: Here) -> Findings:

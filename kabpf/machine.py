@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kabpf import cgroups, libbpf, loading
+from kabpf import capabilities, cgroups, libbpf, loading
 from kabpf.cgroups import Mount
 from kabpf.dataplane import PINS
 from kabpf.errors import KabpfError, RefusedError, UnsupportedError
@@ -53,7 +53,8 @@ class Machine:
     user_namespace: str
     bpffs_mode: int | None
     bpffs_writable: bool
-    capabilities_missing: tuple[str, ...]
+    capabilities_missing: tuple[str, ...]  # of those that the data plane takes
+    namespaces_missing: tuple[str, ...]  # of those that others' network namespaces take
     call_problem: str | None  # of bpf(2); None where it was not tried
     libbpf: str  # its version
     libbpf_problem: str
@@ -70,10 +71,11 @@ def look() -> Machine:
     version, problem = _libbpf()
     features = _features() if has_btf and version else ()
     status = _status(BPFFS)
-    capabilities = _capabilities_missing()
+    rights = _capabilities_missing(capabilities.DATAPLANE)
+    namespaces = _capabilities_missing(capabilities.NAMESPACES)
     is_root = os.geteuid() == 0
     user_namespace = _link("/proc/self/ns/user")
-    can_call = is_root and version and not capabilities and user_namespace in FIRST_NAMESPACES
+    is_able = is_root and not (rights or namespaces) and user_namespace in FIRST_NAMESPACES
     yaml_version, yaml_in_c = _yaml()
     return Machine(
         is_root,
@@ -87,8 +89,9 @@ def look() -> Machine:
         user_namespace,
         status and stat.S_IMODE(status.st_mode),
         os.access(BPFFS, os.W_OK),
-        capabilities,
-        _call_problem() if can_call else None,
+        rights,
+        namespaces,
+        _call_problem() if is_able and version else None,
         version,
         problem,
         yaml_version,
@@ -206,8 +209,8 @@ def cgroup2(machine: Machine) -> Findings:
         )
 
 
-def capabilities(machine: Machine) -> Findings:
-    """What the caller may do."""
+def rights(machine: Machine) -> Findings:
+    """What the caller may do (capabilities(7))."""
     if not machine.is_root:
         yield note("not root: not looked at", "sudo kabpfctl doctor")
     elif machine.user_namespace not in FIRST_NAMESPACES:
@@ -218,10 +221,16 @@ def capabilities(machine: Machine) -> Findings:
     elif machine.capabilities_missing:
         yield error(
             f"{', '.join(machine.capabilities_missing)} missing",
-            "run it as root with these capabilities (capabilities(7)); a container needs --cap-add",
+            "run it as root with these capabilities; a container needs --cap-add",
+        )
+    elif machine.namespaces_missing:
+        yield note(
+            f"{', '.join(machine.namespaces_missing)} missing: open sockets are visited by"
+            " kabpf-retrofit alone",
+            "systemctl start kabpf-retrofit.socket",
         )
     else:
-        yield ok(", ".join(loading.CAPABILITIES))
+        yield ok(", ".join((*capabilities.DATAPLANE, *capabilities.NAMESPACES)))
 
 
 def call(machine: Machine) -> Findings:
@@ -259,7 +268,7 @@ CHECKS: dict[str, Check] = {
     "kernel": kernel,
     "BTF": btf,
     "lockdown": lockdown,
-    "capabilities": capabilities,
+    "capabilities": rights,
     "bpf(2)": call,
     "libraries": libraries,
     "bpffs": bpffs,
@@ -275,9 +284,9 @@ def _mounts() -> tuple[Mount, ...]:
         return ()
 
 
-def _capabilities_missing() -> tuple[str, ...]:
+def _capabilities_missing(names: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return tuple(loading.missing_capabilities())
+        return tuple(capabilities.missing(names))
     except OSError:
         return ()
 

@@ -13,32 +13,28 @@ from kabpf.errors import PolicyError, RefusedError, UnsupportedError
 from kabpf.findings import Finding, Findings, error, note, ok, warning
 
 SHOWN = """\
-Id=kabpf.service
+Id={id}
 LoadState={load}
 ActiveState={active}
 UnitFileState={file}
 Result={result}
 NeedDaemonReload={reload}
-
-Id=kabpf-retrofit.socket
-LoadState={socket_load}
-ActiveState={socket}
-UnitFileState=static
-Result=resources
-NeedDaemonReload=no
 """
 GOOD = {
     "load": "loaded", "active": "active", "file": "enabled", "result": "success", "reload": "no",
-    "socket": "active", "socket_load": "loaded",
 }  # fmt: skip
+SERVICE, RELOAD, RETROFIT = "kabpf.service", "kabpf-reload.path", "kabpf-retrofit.socket"
+HELPER = "kabpf-retrofit@3-120-0.service"
+IN_ORDER = ok("kabpf.service is enabled and active")
 
 
 @pytest.mark.parametrize(
-    ("differs", "expected"),
+    ("unit", "differs", "expected"),
     [
-        ({}, [ok("kabpf.service is enabled and active")]),
-        ({"active": "inactive"}, [ok("kabpf.service is enabled and inactive")]),
+        (SERVICE, {}, [IN_ORDER]),
+        (SERVICE, {"active": "inactive"}, [ok("kabpf.service is enabled and inactive")]),
         (
+            SERVICE,
             {"file": "disabled"},
             [
                 warning(
@@ -48,37 +44,65 @@ GOOD = {
             ],
         ),
         (
-            {"load": "masked"},
+            SERVICE,
+            {"load": "masked", "active": "inactive"},
             [warning("kabpf.service is masked", "systemctl unmask kabpf.service")],
         ),
         (
+            SERVICE,
             {"reload": "yes"},
             [warning("kabpf.service was changed on disk", "systemctl daemon-reload")],
         ),
         (
+            SERVICE,
             {"active": "failed", "result": "watchdog"},
             [error("kabpf.service failed: watchdog", "journalctl -u kabpf.service")],
         ),
         (
-            {"load": "not-found", "socket_load": "not-found"},
+            SERVICE,
+            {"load": "not-found", "active": "inactive"},
             [note("kabpf.service is not installed: nothing starts kabpf at boot", "README.md")],
         ),
         (
-            {"socket": "failed"},
+            RELOAD,
+            {"active": "inactive"},
             [
-                ok("kabpf.service is enabled and active"),
-                error(
-                    "kabpf-retrofit.socket failed: resources",
-                    "journalctl -u kabpf-retrofit.socket",
+                IN_ORDER,
+                note(
+                    "kabpf-reload.path is not active: policy files that change wait for systemctl"
+                    " reload kabpf",
+                    "systemctl start kabpf-reload.path",
                 ),
             ],
+        ),
+        (
+            RETROFIT,
+            {"active": "inactive"},
+            [
+                IN_ORDER,
+                warning(
+                    "kabpf-retrofit.socket is not active: open connections can't be given a policy",
+                    "systemctl start kabpf-retrofit.socket",
+                ),
+            ],
+        ),
+        (
+            HELPER,
+            {"active": "failed", "result": "timeout"},
+            [IN_ORDER, error(f"{HELPER} failed: timeout", f"journalctl -u {HELPER}")],
         ),
     ],
     ids=str,
 )
-def test_units_as_systemd_shows_them(differs: dict[str, str], expected: list[Finding]) -> None:
+def test_units_as_systemd_shows_them(
+    unit: str, differs: dict[str, str], expected: list[Finding]
+) -> None:
     """What systemctl show prints of our units, and what is made of it."""
-    assert list(doctor.unit_findings(SHOWN.format(**GOOD | differs))) == expected
+    shown = "\n".join(
+        SHOWN.format(id=name, **GOOD | (differs if name == unit else {}))
+        for name in (SERVICE, RELOAD, RETROFIT, HELPER)
+    )
+    assert list(doctor.unit_findings(shown)) == expected
 
 
 def test_systemd_that_says_nothing_is_no_finding() -> None:

@@ -267,7 +267,7 @@ def test_daemon_is_told_and_missed_where_it_is_needed(cgroup, write_policy, kabp
         ("mount -t tmpfs none /sys", "cgroup2", "no cgroup2 tree is mounted whose root"),
         ("mount -t tmpfs none /proc", "cgroup2", "/proc is not mounted"),
         ("mount --bind /dev/null $libbpf", "libraries", "libbpf.so.1 is missing, expected"),
-        ("mount -o remount,ro /sys/fs/bpf", "bpffs", "/sys/fs/bpf can't be written to"),
+        ("mount -o remount,ro,bind /sys/fs/bpf", "bpffs", "/sys/fs/bpf can't be written to"),
     ],
 )
 def test_what_the_machine_lacks_is_told(applied, doctor, script, check, expected):
