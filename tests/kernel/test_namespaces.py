@@ -88,3 +88,51 @@ def test_kernel_agrees_with_the_golden_plans(in_container):
         assert (case.name, alone) == (case.name, {path: before[path] for path in alone})
         assert (case.name, after) == (case.name, before)
     assert found == {}
+
+
+def _neighbours(run):
+    """What kabpfctl doctor says of others' programs in the container, and apply's errors."""
+    done = run("kabpfctl doctor --json || true\nkabpfctl apply\n")
+    found = json.loads(done.stdout[: done.stdout.rindex("]") + 1])
+    return [
+        (each["grade"], each["found"])
+        for each in found
+        if each["check"] == "neighbours" and "neighbour (id" in each["found"]
+    ], done.stderr
+
+
+def test_program_that_keeps_ours_out_is_told(in_container, neighbour):
+    """A program that somebody attached to the root without BPF_F_ALLOW_MULTI is an error."""
+    container, run = in_container
+    neighbour(container, ())
+    ((grade, text),), refused = _neighbours(run)
+    assert grade == "error"
+    assert text.endswith(
+        f" at {cgroup_root()} is attached without BPF_F_ALLOW_MULTI, so that the kernel refuses"
+        " kabpf's (EPERM)"
+    )
+    assert "Operation not permitted" in refused
+
+
+@pytest.mark.parametrize("flags", [(), ("multi",)], ids=["alone", "multi"])
+def test_program_of_a_cgroup_above_is_told(in_container, make_cgroup, neighbour, flags):
+    """One above the namespace can't be seen but for what runs here; it may keep ours out."""
+    _, run = in_container
+    neighbour(make_cgroup(), flags)
+    ((grade, text),), refused = _neighbours(run)
+    assert grade == "warning"
+    assert " of a cgroup above may keep the kernel from attaching kabpf's" in text
+    assert ("Operation not permitted" in refused) == (not flags)
+
+
+def test_program_above_runs_after_ours(in_container, make_cgroup, neighbour):
+    """With ours in force, one above the namespace has the last word, which is a warning."""
+    _, run = in_container
+    neighbour(make_cgroup())
+    done = run("kabpfctl apply > /dev/null\nkabpfctl doctor --json")
+    texts = [each["found"] for each in json.loads(done.stdout)]
+    assert any(
+        text.endswith(" at a cgroup above runs after kabpf's, and may replace what kabpf's set")
+        for text in texts
+    )
+    assert "a cgroup namespace, as in a container: only its own cgroups can have a policy" in texts
