@@ -27,6 +27,7 @@ from kabpf import (
     output,
     reconcile,
     review,
+    units,
 )
 from kabpf.cgroups import CgroupTree
 from kabpf.comparison import compare
@@ -45,11 +46,6 @@ PINNED = {
     dataplane.SOCK_OPS_PROGRAM,
     dataplane.SETSOCKOPT_PROGRAM,
 }
-SERVICE, RELOAD, RETROFIT = "kabpf.service", "kabpf-reload.path", "kabpf-retrofit.socket"
-UNITS = (SERVICE, RELOAD, RETROFIT, "kabpf-*.service")  # the last ones as far as they were used
-UNIT_KEYS = ("Id", "LoadState", "ActiveState", "UnitFileState", "Result", "NeedDaemonReload")
-BOOTED = Path("/run/systemd/system")  # sd_booted(3)
-SYSTEMD_S = 5
 FULL = 0.9  # of the cgroups that there is room for
 
 
@@ -152,7 +148,8 @@ def _selectors(here: Here) -> Findings:
         for id, cgroup in resolution.cgroups.items()
     }
     covered = sum(1 for name in has.values() if name)
-    yield from review.selectors(here.read[0], has, review.Units.look())
+    files_of_units = {kind: units.look(where) for kind, where in units.DIRECTORIES.items()}
+    yield from review.selectors(here.read[0], has, files_of_units)
     yield ok(f"{covered} of {output.count(len(has), 'cgroup')} covered")
 
 
@@ -285,61 +282,9 @@ def _unit_of(pid: int) -> str:
     return ""
 
 
-def _units(here: Here) -> Findings:
+def _units(_: Here) -> Findings:
     """What systemd knows of kabpf."""
-    if not BOOTED.is_dir():
-        yield note("systemd does not run here: nothing starts kabpfd")
-        return
-    import subprocess  # here, because it takes 10 ms
-
-    command = ["systemctl", "show", f"--property={','.join(UNIT_KEYS)}", *UNITS]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SYSTEMD_S)
-    except subprocess.TimeoutExpired:
-        yield warning(f"systemctl does not answer within {SYSTEMD_S} s", "systemctl status")
-        return
-    yield from unit_findings(done.stdout)
-
-
-def unit_findings(shown: str) -> Findings:
-    """What is wrong with our units, from the output of `systemctl show` on UNIT_KEYS."""
-    blocks = [block.splitlines() for block in shown.split("\n\n") if block.strip()]
-    units = {unit["Id"]: unit for block in blocks for unit in [_assignments(block)]}
-    if units and units[SERVICE]["LoadState"] == "not-found":
-        yield note(f"{SERVICE} is not installed: nothing starts kabpf at boot", "README.md")
-        return
-    for name, unit in units.items():
-        yield from _unit_findings(name, unit)
-    runs = bool(units) and units[SERVICE]["ActiveState"] == "active"
-    if runs and units[RELOAD]["ActiveState"] != "active":
-        yield note(
-            f"{RELOAD} is not active: policy files that change wait for systemctl reload kabpf",
-            f"systemctl start {RELOAD}",
-        )
-    if runs and units[RETROFIT]["ActiveState"] != "active":
-        yield warning(
-            f"{RETROFIT} is not active: open connections can't be given a policy",
-            f"systemctl start {RETROFIT}",
-        )
-
-
-def _assignments(lines: list[str]) -> dict[str, str]:
-    return {key: value for key, _, value in (line.partition("=") for line in lines)}
-
-
-def _unit_findings(name: str, unit: dict[str, str]) -> Findings:
-    if unit["LoadState"] == "masked":
-        yield warning(f"{name} is masked", f"systemctl unmask {name}")
-    elif unit["ActiveState"] == "failed":
-        yield error(f"{name} failed: {unit['Result']}", f"journalctl -u {name}")
-    elif unit["NeedDaemonReload"] == "yes":
-        yield warning(f"{name} was changed on disk", "systemctl daemon-reload")
-    elif name == SERVICE and unit["UnitFileState"] == "disabled":
-        yield warning(
-            f"{name} is not enabled: no policy after the next boot", f"systemctl enable {name}"
-        )
-    elif name == SERVICE:
-        yield ok(f"{name} is {unit['UnitFileState']} and {unit['ActiveState']}")
+    yield from units.findings()
 
 
 def _neighbours(here: Here) -> Findings:

@@ -7,8 +7,7 @@ import difflib
 import fnmatch
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from kabpf import files
@@ -21,22 +20,9 @@ from kabpf.plan import Cgroup
 from kabpf.policy import Policy, Selector
 from kabpf.presets import presets
 
-# Where systemd looks for units, the strongest first (systemd.unit(5)).
-_PLACES = (
-    *(f"{root}/systemd/{{0}}" for root in ("/etc", "/run")),
-    *(
-        f"/{root}/systemd/{{0}}.{kind}"
-        for root in ("etc", "run")
-        for kind in ("control", "attached")
-    ),
-    *(f"/run/systemd/{kind}" for kind in ("transient", "generator.early", "generator")),
-    *(f"{root}/systemd/{{0}}" for root in ("/usr/local/lib", "/usr/lib", "/lib", "/usr/share")),
-    "/run/systemd/generator.late",
-)
-UNITS = {
-    kind: tuple(Path(place.format(name)) for place in _PLACES)
-    for kind, name in (("unit", "system"), ("user_unit", "user"))
-}
+# By the kind of selector: the names of unit files, and the units that they are (`units.look`).
+UnitFiles = Mapping[str, Mapping[str, str]]
+
 MADE_BY_PROGRAMS = (".scope", ".slice")  # units that need no file
 
 NEAR = 0.75  # how alike two names are that may be meant for each other (difflib)
@@ -90,42 +76,10 @@ def namesakes(read: dict[Path, PolicyFile]) -> Findings:
             last[policy.name] = policy
 
 
-@dataclass(frozen=True)
-class Units:
-    """The unit files of this machine: their names, and what they are other names of; nothing is a
-    mask."""
-
-    system: dict[str, str]
-    user: dict[str, str]
-
-    @classmethod
-    def look(cls) -> Units:
-        return cls(unit_files(UNITS["unit"]), unit_files(UNITS["user_unit"]))
-
-    def of(self, selector: Selector) -> dict[str, str]:
-        return self.user if selector.kind == "user_unit" else self.system
-
-
-def unit_files(directories: Iterable[Path]) -> dict[str, str]:
-    """The names of the units in these directories, the strongest first, with the names that they
-    really have: a link is an alias, or with /dev/null a mask."""
-    found: dict[str, str] = {}
-    for directory in directories:
-        try:
-            entries = [entry for entry in os.scandir(directory) if not entry.is_dir()]
-        except OSError:
-            continue
-        for entry in entries:
-            target = os.path.realpath(entry.path) if entry.is_symlink() else entry.name
-            real = "" if target == os.devnull else os.path.basename(target)
-            found.setdefault(entry.name, real)
-    return found
-
-
 def selectors(
     policies: tuple[Policy, ...],
     cgroups: dict[Cgroup, str | None],
-    units: Units,
+    units: UnitFiles,
 ) -> Findings:
     """Selectors that name no cgroup, and policies that are beaten in each. `cgroups` have the name
     of the policy that they have."""
@@ -153,7 +107,9 @@ def selectors(
             )
 
 
-def _in_vain(selectors: list[tuple[Policy, Selector]], paths: list[str], units: Units) -> Findings:
+def _in_vain(
+    selectors: list[tuple[Policy, Selector]], paths: list[str], units: UnitFiles
+) -> Findings:
     """Most are of what does not run now, which one finding says of all."""
     not_running: list[str] = []
     for count, (policy, selector) in enumerate(selectors):
@@ -166,7 +122,7 @@ def _in_vain(selectors: list[tuple[Policy, Selector]], paths: list[str], units: 
             else:
                 not_running.append(selector.text)
             continue
-        known = units.of(selector)
+        known = units[selector.kind]
         real = {known[name] for name in known if _is_named(name, selector.text)}
         if real == {""}:
             yield note(f"{here} is masked", f"systemctl unmask {selector.text}")
@@ -194,21 +150,22 @@ def _is_named(unit: str, text: str) -> bool:
     return fnmatch.fnmatchcase(unit, text) or unit == template
 
 
-def _candidates(selector: Selector, paths: list[str], units: Units) -> list[str]:
+def _candidates(selector: Selector, paths: list[str], units: UnitFiles) -> list[str]:
     if selector.kind == "cgroup":
         parent = selector.text.rpartition("/")[0]
         inside = (
             path.removeprefix(f"{parent}/") for path in paths if path.startswith(f"{parent}/")
         )
         return [name for name in inside if "/" not in name]
-    return [*units.of(selector), *(path.rpartition("/")[2] for path in paths)]
+    return [*units[selector.kind], *(path.rpartition("/")[2] for path in paths)]
 
 
 def _near(name: str, candidates: list[str]) -> str | None:
     """The name of the same type that is nearest; the type itself would make any two alike."""
     stem, type_ = os.path.splitext(name)
     stems = {os.path.splitext(each)[0] for each in candidates if os.path.splitext(each)[1] == type_}
-    found = difflib.get_close_matches(stem, stems, 1, NEAR)
+    longer = sorted(each for each in stems if each.startswith(f"{stem}-"))
+    found = difflib.get_close_matches(stem, stems, 1, NEAR) or longer
     return f"{found[0]}{type_}" if found else None
 
 

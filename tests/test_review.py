@@ -14,7 +14,6 @@ from kabpf.findings import Finding, note, warning
 from kabpf.language import combine
 from kabpf.plan import Cgroup
 from kabpf.policy import Policy
-from kabpf.review import Units
 
 OPTIONS = "keepalive: {idle: 60, user_timeout: off}"
 
@@ -104,6 +103,7 @@ def test_policy_whose_name_is_used_again_is_told(directories: Directories) -> No
 UNIT_FILES = {
     "nginx.service": "nginx.service",
     "postgresql@.service": "postgresql@.service",
+    "redis-server.service": "redis-server.service",
     "mariadb.service": "mariadb.service",
     "mysql.service": "mariadb.service",
     "old.service": "",
@@ -127,7 +127,7 @@ def selected(policies: tuple[Policy, ...], **winners: str) -> list[Finding]:
     cgroups: dict[Cgroup, str | None] = {
         Cgroup(id, 0, path): winners.get(path.replace("/", "_")) for id, path in enumerate(CGROUPS)
     }
-    found = list(review.selectors(policies, cgroups, Units(UNIT_FILES, UNIT_FILES)))
+    found = list(review.selectors(policies, cgroups, {"unit": UNIT_FILES, "user_unit": UNIT_FILES}))
     place = f"{policies[0].source.path}:"
     return [
         Finding(each.grade, each.found.replace(place, ""), each.advice.replace(place[:-1], "FILE"))
@@ -184,6 +184,15 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
                 warning(
                     "2: unit crond.service of policy p0 is no unit that runs, nor has a unit file",
                     "is cron.service meant?",
+                )
+            ],
+        ),
+        (
+            "{unit: redis.service}",
+            [
+                warning(
+                    "2: unit redis.service of policy p0 is no unit that runs, nor has a unit file",
+                    "is redis-server.service meant?",
                 )
             ],
         ),
@@ -257,25 +266,6 @@ def test_policy_that_is_beaten_everywhere_is_told(
         )
         for name in ("p0", "p2")
     ]
-
-
-def test_unit_files_with_their_real_names(tmp_path: Path) -> None:
-    """A link to another unit is an alias, one to /dev/null a mask; the stronger directory counts,
-    and directories are no units."""
-    strong, weak = tmp_path / "etc", tmp_path / "lib"
-    for directory in (strong, weak):
-        directory.mkdir()
-    for name in ("mariadb.service", "old.service", "nginx.service"):
-        put(weak, name, "")
-    (strong / "mysql.service").symlink_to(weak / "mariadb.service")
-    (strong / "old.service").symlink_to("/dev/null")
-    (strong / "nginx.service.d").mkdir()
-    assert review.unit_files((strong, weak, tmp_path / "none")) == {
-        "mariadb.service": "mariadb.service",
-        "mysql.service": "mariadb.service",
-        "nginx.service": "nginx.service",
-        "old.service": "",
-    }
 
 
 def test_policy_that_leaves_its_times_to_the_system_is_told(tmp_path: Path) -> None:

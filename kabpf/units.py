@@ -1,0 +1,116 @@
+"""Units of systemd: which files there are, and how kabpf's own units are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from kabpf.findings import Findings, error, note, ok, warning
+
+# Where systemd has units by the kind of selector, the strongest first (systemd.unit(5)). Those in
+# the homes of users are left out.
+DIRECTORIES = {
+    "unit": (
+        "/etc/systemd/system.control",
+        "/run/systemd/system.control",
+        "/run/systemd/transient",
+        "/run/systemd/generator.early",
+        "/etc/systemd/system",
+        "/etc/systemd/system.attached",
+        "/run/systemd/system",
+        "/run/systemd/system.attached",
+        "/run/systemd/generator",
+        "/usr/local/lib/systemd/system",
+        "/usr/lib/systemd/system",
+        "/lib/systemd/system",
+        "/run/systemd/generator.late",
+    ),
+    "user_unit": (
+        "/etc/systemd/user",
+        "/run/systemd/user",
+        "/usr/local/lib/systemd/user",
+        "/usr/local/share/systemd/user",
+        "/usr/lib/systemd/user",
+        "/usr/share/systemd/user",
+    ),
+}
+
+SERVICE, RELOAD, RETROFIT = "kabpf.service", "kabpf-reload.path", "kabpf-retrofit.socket"
+OWN = (SERVICE, RELOAD, RETROFIT, "kabpf-*.service")  # the last ones as far as they were used
+KEYS = ("Id", "LoadState", "ActiveState", "UnitFileState", "Result", "NeedDaemonReload")
+BOOTED = Path("/run/systemd/system")  # sd_booted(3)
+ANSWER_S = 5
+
+
+def look(directories: Iterable[str | Path]) -> dict[str, str]:
+    """The names of the units in these directories, the strongest first, with the names that they
+    really have: a link is an alias, or with /dev/null a mask."""
+    found: dict[str, str] = {}
+    for directory in directories:
+        try:
+            entries = [entry for entry in os.scandir(directory) if not entry.is_dir()]
+        except OSError:
+            continue
+        for entry in entries:
+            target = os.path.realpath(entry.path) if entry.is_symlink() else entry.name
+            real = "" if target == os.devnull else os.path.basename(target)
+            found.setdefault(entry.name, real)
+    return found
+
+
+def findings() -> Findings:
+    """What systemd says of our units."""
+    if not BOOTED.is_dir():
+        yield note("systemd does not run here: nothing starts kabpfd")
+        return
+    import subprocess  # here, because it takes 10 ms
+
+    command = ["systemctl", "show", f"--property={','.join(KEYS)}", *OWN]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        yield warning(f"systemctl does not answer within {ANSWER_S} s", "systemctl status")
+        return
+    yield from judge(done.stdout)
+
+
+def judge(shown: str) -> Findings:
+    """What is wrong with our units, from the output of `systemctl show` on KEYS."""
+    blocks = [block.splitlines() for block in shown.split("\n\n") if block.strip()]
+    units = {unit["Id"]: unit for block in blocks for unit in [_assignments(block)]}
+    if units and units[SERVICE]["LoadState"] == "not-found":
+        yield note(f"{SERVICE} is not installed: nothing starts kabpf at boot", "README.md")
+        return
+    for name, unit in units.items():
+        yield from _unit_findings(name, unit)
+    runs = bool(units) and units[SERVICE]["ActiveState"] == "active"
+    if runs and units[RELOAD]["ActiveState"] != "active":
+        yield note(
+            f"{RELOAD} is not active: policy files that change wait for systemctl reload kabpf",
+            f"systemctl start {RELOAD}",
+        )
+    if runs and units[RETROFIT]["ActiveState"] != "active":
+        yield warning(
+            f"{RETROFIT} is not active: open connections can't be given a policy",
+            f"systemctl start {RETROFIT}",
+        )
+
+
+def _assignments(lines: list[str]) -> dict[str, str]:
+    return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+
+def _unit_findings(name: str, unit: dict[str, str]) -> Findings:
+    if unit["LoadState"] == "masked":
+        yield warning(f"{name} is masked", f"systemctl unmask {name}")
+    elif unit["ActiveState"] == "failed":
+        yield error(f"{name} failed: {unit['Result']}", f"journalctl -u {name}")
+    elif unit["NeedDaemonReload"] == "yes":
+        yield warning(f"{name} was changed on disk", "systemctl daemon-reload")
+    elif name == SERVICE and unit["UnitFileState"] == "disabled":
+        yield warning(
+            f"{name} is not enabled: no policy after the next boot", f"systemctl enable {name}"
+        )
+    elif name == SERVICE:
+        yield ok(f"{name} is {unit['UnitFileState']} and {unit['ActiveState']}")
