@@ -19,6 +19,7 @@ from kabpf import (
     daemon,
     dataplane,
     files,
+    fitness,
     layout,
     libbpf,
     loading,
@@ -156,7 +157,7 @@ def _selectors(here: Here) -> Findings:
 def _fallbacks(here: Here) -> Findings:
     """What the policies leave to the system."""
     idle = here.machine.sysctls["net.ipv4.tcp_keepalive_time"]
-    retries_s = machine.retries_s(here.machine)
+    retries_s = fitness.retries_s(here.machine)
     yield from review.fallbacks(here.read[0], int(idle) if idle.isdecimal() else None, retries_s)
 
 
@@ -292,12 +293,12 @@ def _neighbours(here: Here) -> Findings:
     yield from neighbours.findings(neighbours.look(here.tree, PINS), here.tree)
 
 
-def _of_machine(check: machine.Check) -> Check:
+def _of_machine(check: fitness.Check) -> Check:
     return Check(lambda here: check(here.machine))
 
 
 CHECKS = {
-    **{name: _of_machine(check) for name, check in machine.CHECKS.items()},
+    **{name: _of_machine(check) for name, check in fitness.CHECKS.items()},
     "neighbours": Check(_neighbours, needs_root=True),
     "pins": Check(_pins, needs_root=True),
     "policy files": Check(_policy_files),

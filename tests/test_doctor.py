@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_cli import as_nobody
 
 from kabpf import doctor
+from kabpf.dataplane import Totals
 from kabpf.doctor import Check, Here
 from kabpf.errors import PolicyError, RefusedError, UnsupportedError
 from kabpf.findings import Finding, Findings, error, note, ok, warning
@@ -33,6 +37,40 @@ def test_check_that_fails_is_a_finding(problem: Exception, expected: Finding) ->
         raise problem
 
     assert list(doctor.carried_out(Check(failing), Here())) == [ok("so far"), expected]
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "unrecorded", "expected"),
+    [
+        (1000, 0, [ok("1000 cgroups, room for 65536")]),
+        (
+            60_000,
+            0,
+            [warning("60000 cgroups, room for 65536", "lower /tree/.../cgroup.max.descendants")],
+        ),
+        (
+            1000,
+            2,
+            [
+                warning(
+                    "2 new cgroups not recorded, because there were too many",
+                    "kabpfctl apply; lower /tree/.../cgroup.max.descendants",
+                ),
+                ok("1000 cgroups, room for 65536"),
+            ],
+        ),
+    ],
+)
+def test_room_for_cgroups(cgroups: int, unrecorded: int, expected: list[Finding]) -> None:
+    """That there is little room, and that there was none, is said before it matters again."""
+    tree = SimpleNamespace(cgroups=lambda: range(cgroups), mount=Path("/tree"))
+    loaded = SimpleNamespace(totals=lambda: Totals(0, unrecorded))
+    here = SimpleNamespace(
+        machine=SimpleNamespace(is_root=True),
+        tree=tree,
+        dataplane=lambda: contextlib.nullcontext(loaded),
+    )
+    assert list(doctor.carried_out(doctor.CHECKS["limits"], here)) == expected  # type: ignore[arg-type]
 
 
 def test_everybody_may_ask() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kabpf import cgroups, machine
+from kabpf import cgroups, fitness, machine
 from kabpf.findings import Finding, error, note, ok, warning
 from kabpf.machine import Machine
 
@@ -69,7 +69,7 @@ INTERPRETED = (
 
 
 def findings(facts: Machine, check: str) -> list[Finding]:
-    return list(machine.CHECKS[check](facts))
+    return list(fitness.CHECKS[check](facts))
 
 
 @pytest.mark.parametrize(
@@ -277,10 +277,10 @@ def test_what_is_odd_is_said_beside_what_is_right(
 def test_retries_as_time(retries: str, seconds: int | None) -> None:
     """tcp_retries2 in seconds, as the kernel's documentation has them for 15 (924.6 s)."""
     sysctls = {**GOOD.sysctls, "net.ipv4.tcp_retries2": retries}
-    assert machine.retries_s(replace(GOOD, sysctls=sysctls)) == seconds
+    assert fitness.retries_s(replace(GOOD, sysctls=sysctls)) == seconds
 
 
 def test_this_machine_is_looked_at_without_failing() -> None:
     """Whatever is missing here, every check has its findings."""
     here = machine.look()
-    assert all(list(check(here)) for check in machine.CHECKS.values())
+    assert all(list(check(here)) for check in fitness.CHECKS.values())
