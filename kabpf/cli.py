@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from kabpf import __version__, change, doctor, explain, options, output, show
+from kabpf import __version__, change, explain, options, output, show
 from kabpf.errors import KabpfError, PolicyError, RefusedError
 
 
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     look = _command(
         commands,
         "doctor",
-        doctor.doctor,
+        _doctor,
         "look at everything that kabpf relies on, say what is odd and what to do; changes nothing;"
         " exit status 1 where something is an error",
     )
@@ -124,6 +124,12 @@ def _command(
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, needs_root=True)
     return parser
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from kabpf.doctor import doctor  # here, because the other commands need nothing of it
+
+    return doctor(arguments)
 
 
 def _flag(key: str) -> str:

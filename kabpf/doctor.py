@@ -33,7 +33,7 @@ from kabpf import (
 from kabpf.cgroups import CgroupTree
 from kabpf.comparison import compare
 from kabpf.dataplane import PINS, Dataplane
-from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf.errors import KabpfError, PolicyError, RefusedError, UnsupportedError
 from kabpf.findings import Finding, Findings, Grade, error, listed, note, ok, warning
 from kabpf.machine import Machine
 from kabpf.policy import Policy, warnings
@@ -111,9 +111,9 @@ def carried_out(check: Check, here: Here) -> Findings:
         yield from check.run(here)
     except PolicyError:
         yield note("not looked at: the policy files are wrong")
-    except (KabpfError, ImportError) as problem:
+    except (UnsupportedError, ImportError) as problem:
         yield note(f"not looked at: {str(problem).partition(', expected')[0]}")
-    except OSError as problem:
+    except (RefusedError, OSError) as problem:
         yield warning(f"not looked at: {problem}")
     except Exception as problem:
         yield error(f"a bug in kabpf: {problem!r}", "please report it")
@@ -230,17 +230,21 @@ def _is_attached(tree: CgroupTree) -> bool:
 
 
 def _in_force(here: Here) -> Findings:
-    """Whether the policy files are what is in force, as far as the pins are whole."""
-    with contextlib.suppress(RefusedError), here.dataplane() as loaded:
+    """Whether the policy files are what is in force, where the pins are whole."""
+    try:
+        loaded = loading.open_if_loaded(PINS, here.tree)
+    except RefusedError:
+        return
+    if loaded is None:
+        return
+    with loaded:
         found = compare(here.tree, loaded)
-        if loaded is None or found.errors:
-            return
-        if found.refused:
-            yield error(f"the kernel refused: {found.refused}", "kabpfctl apply")
-        elif not found.applied:
-            yield warning("the policy files are not in force as they are now", "kabpfctl apply")
-        else:
-            yield ok("the policy files as they are now")
+    if found.refused:
+        yield error(f"the kernel refused: {found.refused}", "kabpfctl apply")
+    elif found.applied:
+        yield ok("the policy files as they are now")
+    elif not found.errors:
+        yield warning("the policy files are not in force as they are now", "kabpfctl apply")
 
 
 def _limits(here: Here) -> Findings:

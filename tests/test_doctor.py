@@ -22,7 +22,7 @@ from kabpf.findings import Finding, Findings, error, note, ok, warning
     [
         (PolicyError("a.yaml:1: wrong"), note("not looked at: the policy files are wrong")),
         (UnsupportedError("no tree, expected one"), note("not looked at: no tree")),
-        (RefusedError("look", 1), note("not looked at: look: Operation not permitted")),
+        (RefusedError("look", 1), warning("not looked at: look: Operation not permitted")),
         (ImportError("no yaml"), note("not looked at: no yaml")),
         (FileNotFoundError(2, "no"), warning("not looked at: [Errno 2] no")),
         (KeyError("x"), error("a bug in kabpf: KeyError('x')", "please report it")),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -307,7 +308,7 @@ def test_filtered_system_call_is_told(doctor):
     assert grade == "error"
     assert text.startswith("the kernel refuses bpf(2) to root")
     assert found["neighbours"][0][:2] == (
-        "note",
+        "warning",
         "not looked at: list the programs of a cgroup: Operation not permitted",
     )
 
@@ -321,8 +322,25 @@ def test_keepalive_time_of_the_network_namespace_is_told(cgroup, namespace, writ
     assert found[0][1].startswith("no idle in a: the first probe comes after 50 s")
 
 
-def test_a_machine_with_many_cgroups_is_looked_at_quickly(make_cgroup, applied, doctor):
-    """A thousand cgroups are no reason to wait."""
+def test_too_many_policies_are_told(applied, write_policy, doctor):
+    """More policies than the kernel has room for are right, and can't be in force."""
+    lines = [f"  p{n}: {{select: [{{cgroup: /p{n}}}], keepalive: off}}" for n in range(4100)]
+    for part in range(5):
+        write_policy(
+            f"p{part}.yaml", "\n".join(["policies:", *lines[part * 820 : part * 820 + 820]])
+        )
+    found = doctor()
+    assert found["policy files"] == [("ok", "4101 policies in 6 files", "")]
+    for check in ("in force", "selectors"):
+        ((grade, text, _),) = found[check]
+        assert (grade, text.partition(",")[0]) == ("warning", "not looked at: too many policies")
+
+
+def test_thousand_cgroups_are_looked_at_in_half_a_second(make_cgroup, applied, doctor):
+    """Half a second of the processor's."""
     for number in range(1000):
         make_cgroup(f"many/{number}")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert doctor()["selectors"][0][0] == "ok"
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
