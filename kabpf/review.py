@@ -13,7 +13,7 @@ from pathlib import Path
 from kabpf import files
 from kabpf.errors import PolicyError
 from kabpf.files import Directories
-from kabpf.findings import Findings, listed, note, warning
+from kabpf.findings import Finding, Findings, listed, note, warning
 from kabpf.language import PolicyFile
 from kabpf.matching import Naming
 from kabpf.plan import Cgroup
@@ -25,6 +25,7 @@ UnitFiles = Mapping[str, Mapping[str, str]]
 
 MADE_BY_PROGRAMS = (".scope", ".slice")  # units that need no file
 
+MOUNT = re.compile(r"/sys/fs/cgroup(/unified)?(?=/)")
 NEAR = 0.75  # how alike two names are that may be meant for each other (difflib)
 NEAR_MAX = 20  # names that a near one is looked for, which takes some milliseconds each
 
@@ -116,32 +117,46 @@ def _in_vain(
         candidates = _candidates(selector, paths, units) if count < NEAR_MAX else []
         here = f"{selector.source}: {selector.kind} {selector.text} of policy {policy.name}"
         if selector.kind == "cgroup":
-            near = None if selector.is_glob else _near(selector.text.rpartition("/")[2], candidates)
-            if near:
-                yield warning(f"{here} is not there", f"is {near} meant?")
-            else:
-                not_running.append(selector.text)
-            continue
-        known = units[selector.kind]
-        real = {known[name] for name in known if _is_named(name, selector.text)}
-        if real == {""}:
-            yield note(f"{here} is masked", f"systemctl unmask {selector.text}")
-        elif real and not any(_is_named(name, selector.text) for name in real):
-            (name, *_) = sorted(real - {""})
-            yield warning(f"{here} is an alias, and the cgroup is {name}", f"select {name} there")
-        elif real or selector.text.endswith(MADE_BY_PROGRAMS):
-            not_running.append(selector.text)
+            slip = _slip_in_path(here, selector, candidates)
         else:
-            near = None if selector.is_glob else _near(selector.text, candidates)
-            advice = f"is {near} meant?" if near else f"open {selector.source.path}"
-            # Users may have units in their homes.
-            grade = note if selector.kind == "user_unit" and not near else warning
-            yield grade(f"{here} is no unit that runs, nor has a unit file", advice)
+            slip = _slip_in_unit(here, selector, candidates, units[selector.kind])
+        if slip:
+            yield slip
+        else:
+            not_running.append(selector.text)
     if not_running:
         yield note(
             f"not running, so without a cgroup: {listed(not_running)}",
             "nothing, or if one should run: systemctl status",
         )
+
+
+def _slip_in_path(here: str, selector: Selector, candidates: list[str]) -> Finding | None:
+    if mount := MOUNT.match(selector.text):
+        path = selector.text.removeprefix(mount[0])
+        return warning(f"{here} begins where the tree is mounted", f"select {path} there")
+    near = None if selector.is_glob else _near(selector.text.rpartition("/")[2], candidates)
+    return warning(f"{here} is not there", f"is {near} meant?") if near else None
+
+
+def _slip_in_unit(
+    here: str, selector: Selector, candidates: list[str], files: Mapping[str, str]
+) -> Finding | None:
+    real = {files[name] for name in files if _is_named(name, selector.text)}
+    if real == {""}:
+        return note(f"{here} is masked", f"systemctl unmask {selector.text}")
+    if any(_is_named(name, selector.text) for name in real):
+        return None
+    if real:
+        (name, *_) = sorted(real - {""})
+        return warning(f"{here} is an alias, and the cgroup is {name}", f"select {name} there")
+    if selector.text.endswith(MADE_BY_PROGRAMS):
+        return None
+    near = None if selector.is_glob else _near(selector.text, candidates)
+    advice = f"is {near} meant?" if near else f"open {selector.source.path}"
+    # Users may have units in their homes.
+    grade = note if selector.kind == "user_unit" and not near else warning
+    return grade(f"{here} is no unit that runs, nor has a unit file", advice)
 
 
 def _is_named(unit: str, text: str) -> bool:

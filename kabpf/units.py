@@ -80,7 +80,9 @@ def judge(shown: str) -> Findings:
     blocks = [block.splitlines() for block in shown.split("\n\n") if block.strip()]
     units = {unit["Id"]: unit for block in blocks for unit in [_assignments(block)]}
     if units and units[SERVICE]["LoadState"] == "not-found":
-        yield note(f"{SERVICE} is not installed: nothing starts kabpf at boot", "README.md")
+        yield note(
+            f"{SERVICE} is not installed: nothing starts kabpf at boot", "kabpfd --install-units"
+        )
         return
     for name, unit in units.items():
         yield from _unit_findings(name, unit)

@@ -231,6 +231,16 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             [note("2: unit old.service of policy p0 is masked", "systemctl unmask old.service")],
         ),
         (
+            "{cgroup: /sys/fs/cgroup/app/worker}",
+            [
+                warning(
+                    "2: cgroup /sys/fs/cgroup/app/worker of policy p0 begins where the tree is"
+                    " mounted",
+                    "select /app/worker there",
+                )
+            ],
+        ),
+        (
             "{cgroup: /app/workers}",
             [warning("2: cgroup /app/workers of policy p0 is not there", "is worker meant?")],
         ),

@@ -58,7 +58,12 @@ IN_ORDER = ok("kabpf.service is enabled and active")
         (
             SERVICE,
             {"load": "not-found", "active": "inactive"},
-            [note("kabpf.service is not installed: nothing starts kabpf at boot", "README.md")],
+            [
+                note(
+                    "kabpf.service is not installed: nothing starts kabpf at boot",
+                    "kabpfd --install-units",
+                )
+            ],
         ),
         (
             RELOAD,
