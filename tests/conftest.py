@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-KERNEL = Path(__file__).parent / "kernel"
 REQUIRED = os.environ.get("KABPF_REQUIRE", "").split(",")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if KERNEL in item.path.parents:
-            item.add_marker("kernel")
+        tier = item.path.relative_to(Path(__file__).parent).parts[0]
+        if tier in TIERS:
+            item.add_marker(tier)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("kernel") and (lacking := _lacking()):
-        if "kernel" in REQUIRED:
-            pytest.fail(f"KABPF_REQUIRE=kernel, but {lacking}", pytrace=False)
-        pytest.skip(f"{lacking}; KABPF_REQUIRE=kernel makes this a failure")
+    for tier, find_lacking in TIERS.items():
+        if item.get_closest_marker(tier) and (lacking := find_lacking()):
+            if tier in REQUIRED:
+                pytest.fail(f"KABPF_REQUIRE={tier}, but {lacking}", pytrace=False)
+            pytest.skip(f"{lacking}; KABPF_REQUIRE={tier} makes this a failure")
 
 
 @functools.cache
-def _lacking() -> str:
+def _lacking_for_kernel() -> str:
     if os.geteuid() != 0:
         return "it takes root"
     if not Path("/sys/kernel/btf/vmlinux").exists():
@@ -35,3 +37,18 @@ def _lacking() -> str:
     if subprocess.run(["bpftool", "prog", "list"], capture_output=True).returncode:
         return "the kernel refuses bpf(2), as in a container that filters system calls"
     return ""
+
+
+@functools.cache
+def _lacking_for_system() -> str:
+    if lacking := _lacking_for_kernel():
+        return lacking
+    for program, package in (("mmdebstrap", "mmdebstrap"), ("systemd-nspawn", "systemd-container")):
+        if not shutil.which(program):
+            return f"there is no {program} (Debian's package {package})"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        return "the kernel refuses a mount namespace, as in a container without CAP_SYS_ADMIN"
+    return ""
+
+
+TIERS = {"kernel": _lacking_for_kernel, "system": _lacking_for_system}

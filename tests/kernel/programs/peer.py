@@ -182,4 +182,5 @@ def main():
         print(json.dumps(globals()[function](*arguments)), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

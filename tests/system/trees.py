@@ -1,0 +1,63 @@
+"""The file trees that machines boot: Debian with what the tests need, made once and kept."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+SUITES = ("bookworm", "trixie")  # Debian 12 and 13
+
+PACKAGES = (
+    # what kabpf depends on, because machines have no network
+    *("libbpf1", "python3", "python3-yaml", "python3-rich", "python3-pyroute2"),
+    *("systemd", "systemd-sysv", "dbus", "libpam-systemd"),
+    *("nginx", "postgresql", "redis-server"),
+    *("podman", "crun"),
+    *("ca-certificates", "iproute2", "procps", "util-linux"),
+)
+
+# A test starts what it is about, and nothing starts while it looks.
+DISABLED = ("nginx.service", "postgresql.service", "redis-server.service")
+MASKED = (
+    *("podman.service", "podman.socket", "podman-auto-update.service", "podman-restart.service"),
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
+    *("podman-auto-update.timer", "e2scrub_reap.service", "fstrim.timer"),
+)
+PREPARE = (
+    f'chroot "$1" systemctl --quiet disable {" ".join(DISABLED)}',
+    f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
+)
+
+
+def base(suite: str) -> Path:
+    """The tree of a suite, which takes two minutes if it is not there yet.
+
+    A tree that is there is complete, and nobody writes into it. Those of older lists stay: a
+    cache may be removed by anybody at any time."""
+    made_of = "\n".join([suite, *PACKAGES, *PREPARE])
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "/var/cache"), "kabpf-tests")
+    cache.mkdir(parents=True, exist_ok=True)
+    tree = cache / f"{suite}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    with open(cache / f"{suite}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not tree.exists():
+            unfinished = tree.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            _make(suite, unfinished)
+            unfinished.rename(tree)
+    return tree
+
+
+def _make(suite: str, target: Path) -> None:
+    command = [
+        *("unshare", "--mount", "--propagation", "private"),  # its mounts go with it
+        *("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}"),
+        *(f"--customize-hook={hook}" for hook in PREPARE),
+        *(suite, str(target)),
+    ]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
