@@ -5,19 +5,32 @@ Each test has a machine of its own, of either Debian; what it holds is looked at
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import machine as machines
 import pytest
 import trees
-from machine import Machine
+from harness import wait_until
+from machine import Inside, Machine
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """A failure comes with the machine's journal."""
+    report = (yield).get_result()
+    machine = getattr(item, "funcargs", {}).get("machine")
+    if report.failed and report.when == "call" and machine:
+        journal = machine.attempt("journalctl", "--no-pager", "--unit=kabpf*")
+        report.sections.append(("the machine's journal", journal.stdout))
 
 
 @pytest.fixture(scope="session", params=trees.SUITES)
@@ -54,17 +67,65 @@ def installed(
 
 
 @pytest.fixture
-def machine(installed: list[Path], tmp_path: Path) -> Iterator[Machine]:
+def layers(request: pytest.FixtureRequest, suite: str) -> list[Path]:
+    """What the machine is made of; `parametrize("layers", ["base"], indirect=True)` leaves the
+    package out."""
+    chosen: list[Path] = request.getfixturevalue(getattr(request, "param", "installed"))
+    return chosen
+
+
+@pytest.fixture
+def machine(layers: list[Path], tmp_path: Path) -> Iterator[Machine]:
     """A machine with the package, where kabpf runs without any policy."""
-    with _alone(), Machine(installed, tmp_path / "machine") as machine:
+    with _alone(), Machine(layers, tmp_path / "machine") as machine:
         yield machine
 
 
 @pytest.fixture
-def bare_machine(base: list[Path], tmp_path: Path) -> Iterator[Machine]:
-    """A machine without the package."""
-    with _alone(), Machine(base, tmp_path / "machine") as machine:
-        yield machine
+def inside(machine: Machine) -> Iterator[Callable[..., Inside]]:
+    """Starts peers inside the machine."""
+    peers: list[Inside] = []
+
+    def start(*starter: str) -> Inside:
+        peers.append(Inside(machine, *starter))
+        return peers[-1]
+
+    yield start
+    for one in peers:
+        one.end()
+
+
+@pytest.fixture
+def service(inside: Callable[..., Inside]) -> Callable[..., Inside]:
+    """Starts a unit that is a peer, given its name and more options of systemd-run."""
+    return lambda unit, *options: inside("systemd-run", "--quiet", "--pipe", f"--unit={unit}", *options)
+
+
+@pytest.fixture
+def traffic(machine: Machine, service: Callable[..., Inside]) -> Callable[[], Any]:
+    """While the block runs, app.service connects to db.service again and again; the list that it
+    gives has then the options which were seen on either side at once."""
+
+    @contextmanager
+    def flow() -> Iterator[list[dict[str, int]]]:
+        seen: list[dict[str, int]] = []
+        machine.write("/run/flowing", "")
+        server, client = service("db.service"), service("app.service")
+        listener, address = server.listener()
+        server.tell("accept_while", listener, "/run/flowing")
+        client.tell("connect_while", address, "/run/flowing")
+        _flow_on(machine)
+        yield seen
+        _flow_on(machine)
+        (machine.root / "run/flowing").unlink()
+        seen += [json.loads(options) for one in (client, server) for options in one.answer()]
+
+    return flow
+
+
+def _flow_on(machine: Machine) -> None:
+    enough = machine.count_accepted() + 200
+    wait_until(lambda: machine.count_accepted() >= enough, "200 connections more")
 
 
 @contextmanager

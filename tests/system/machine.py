@@ -14,7 +14,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import PROGRAMS, Peer, cgroup_root, entering, wait_until
+from harness import PROGRAMS, UNTOUCHED, Peer, cgroup_root, entering, wait_until
+from outside import kernel_objects
+
+# A policy of which no number is anybody's default, and what it gives an application's socket.
+KEEPALIVE = "keepalive: {idle: 61, interval: 7, probes: 5}\n"
+COVERED = UNTOUCHED | {"keepalive": 1, "idle": 61, "interval": 7, "probes": 5}
 
 PROGRAMS_INSIDE = "/opt/programs"
 BOOT_S = 90
@@ -28,7 +33,8 @@ mkdir -p /run/systemd/nspawn
 mount -t tmpfs -o mode=755 kabpf-test /run/systemd/nspawn
 mount -t tmpfs -o mode=755 kabpf-test "$directory"
 if [ -z "$upper" ]; then upper=$directory/layer; mkdir "$upper"; fi
-mkdir -p "$directory/root" "$upper/upper" "$upper/work"
+mkdir -p "$directory/root" "$directory/bpf" "$upper/upper" "$upper/work"
+mount -t bpf -o mode=700 kabpf-test "$directory/bpf"
 mount -t overlay -o "lowerdir=$lower,upperdir=$upper/upper,workdir=$upper/work" kabpf-test \\
     "$directory/root"
 exec "$@"
@@ -38,8 +44,6 @@ _NSPAWN = (
     *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe"),
     *("--capability=all", "--system-call-filter=bpf", "--private-network"),
     *("--link-journal=no", "--resolv-conf=off", "--timezone=off", "--hostname=machine"),
-    # nspawn makes a /sys where no mount point could be made later.
-    "--tmpfs=/sys/fs/bpf",
     f"--bind-ro={PROGRAMS}:{PROGRAMS_INSIDE}",
 )
 
@@ -59,6 +63,7 @@ class Machine:
         self.console = directory.with_suffix(".console")
 
     def __enter__(self) -> Machine:
+        self._others = kernel_objects()
         with ExitStack() as stack:
             top = stack.enter_context(_cgroup())
             self.cgroups = top / "payload"
@@ -128,16 +133,43 @@ class Machine:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
 
+    def drop_in(self, name: str, text: str) -> None:
+        """Write a policy file and put it in force."""
+        self.write(f"/etc/kabpf/policy.d/{name}", text)
+        self.run("systemctl", "reload", "kabpf.service")
+
+    def cgroup(self, unit: str) -> Path:
+        """The directory of a unit's cgroup, outside."""
+        return self.cgroups / self.show(unit, "ControlGroup").removeprefix("/")
+
+    def objects(self) -> dict[str, dict[int, str]]:
+        """What of kabpf is in the kernel since this machine began to boot."""
+        return {
+            kind: {id: name for id, name in objects.items() if id not in self._others[kind]}
+            for kind, objects in kernel_objects().items()
+        }
+
+    def pins(self) -> list[str]:
+        """What is in its BPF file system, but for the kernel's own two files."""
+        find = ("find", "/sys/fs/bpf", "-mindepth", "1", "!", "-name", "*.debug")
+        return self.run(*find).splitlines()
+
+    def count_accepted(self) -> int:
+        """How many TCP connections its network namespace has accepted."""
+        lines = Path(f"/proc/{self.leader}/net/snmp").read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith("Tcp:"))
+        return int(values[names.index("PassiveOpens")])
+
     def show(self, unit: str, name: str) -> str:
         """A property of a unit."""
         return self.run("systemctl", "show", "--value", "--property", name, unit)
 
 
-class Service(Peer):
-    """A peer that systemd-run starts; `how` are its options."""
+class Inside(Peer):
+    """A peer inside the machine; `starter` is the command that starts it, as systemd-run."""
 
-    def __init__(self, machine: Machine, *how: str) -> None:
-        command = ("systemd-run", "--quiet", *how, "python3", f"{PROGRAMS_INSIDE}/peer.py")
+    def __init__(self, machine: Machine, *starter: str) -> None:
+        command = (*starter, "python3", f"{PROGRAMS_INSIDE}/peer.py")
         self.process = machine.start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -195,7 +227,9 @@ def _assemble(
     command = [
         *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"),
         *("sh", "-c", _ASSEMBLE, "assemble", str(directory), upper, ":".join(map(str, layers))),
-        *(*_NSPAWN, f"--machine={cgroup.name}", f"--directory={directory}/root", *arguments),
+        *(*_NSPAWN, f"--machine={cgroup.name}", f"--directory={directory}/root"),
+        # As systemd mounts it where it boots no container.
+        *(f"--bind={directory}/bpf:/sys/fs/bpf", *arguments),
     ]
     with open(console, "w") as output:
         return subprocess.Popen(

@@ -1,7 +1,183 @@
-"""The life of kabpf.service: start, reload, stop, restart, crash."""
+"""The life of kabpf.service: start, stop, restart, crash, reload."""
+
+import re
+
+import pytest
+from harness import UNTOUCHED, wait_until
+from machine import COVERED, KEEPALIVE
+
+# Open connections are left alone, so that one that was missed stays so.
+NEW_ONLY = f"select: [{{unit: app.service}}, {{unit: db.service}}]\n{KEEPALIVE}existing: false\n"
+
+
+def _options_of_new(service, inside, unit="app.service"):
+    _, address = inside().listener()
+    client = service(unit)
+    return client.options(client.connection(address))
+
+
+def _main_pid(machine):
+    return machine.show("kabpf.service", "MainPID")
+
+
+def _is_up(machine, *, other_than):
+    shown = machine.run("systemctl", "show", "--property=ActiveState,MainPID", "kabpf.service")
+    return "ActiveState=active" in shown and f"MainPID={other_than}\n" not in f"{shown}\n"
 
 
 def test_starts_at_boot(machine):
     """kabpf is active after a boot, and says what is in force."""
     assert machine.show("kabpf.service", "ActiveState") == "active"
     assert machine.show("kabpf.service", "StatusText").startswith("policies in force: 0")
+
+
+def test_no_unit_fails(machine):
+    """Neither at boot nor at a restart does any unit fail."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    machine.run("systemctl", "restart", "kabpf.service")
+    assert machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend") == ""
+
+
+def test_start_puts_policies_in_force(machine, service, inside):
+    """`systemctl start kabpf` returns when the policy is in force, for open connections as well,
+    and the status line says so."""
+    machine.run("systemctl", "stop", "kabpf.service")
+    machine.write("/etc/kabpf/policy.d/app.service.yaml", KEEPALIVE)
+    _, address = inside().listener()
+    client = service("app.service")
+    number = client.connection(address)
+    assert client.options(number) == UNTOUCHED
+    machine.run("systemctl", "start", "kabpf.service")
+    assert client.options(number) == COVERED
+    status = machine.show("kabpf.service", "StatusText")
+    assert re.match(r"policies in force: 1; cgroups covered: 1 of \d+", status)
+
+
+def test_stop_leaves_nothing_in_the_kernel(machine, service, inside):
+    """`systemctl stop kabpf` lifts every policy: no pin, program, map or link is left."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    assert machine.pins() and machine.objects()["link"]
+    machine.run("systemctl", "stop", "kabpf.service")
+    assert machine.pins() == []
+    wait_until(lambda: not any(machine.objects().values()), "the end of kabpf's objects")
+    assert _options_of_new(service, inside) == UNTOUCHED
+
+
+def test_starts_again_after_a_stop(machine, service, inside):
+    """Stop and start end where they began."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    machine.run("systemctl", "stop", "kabpf.service")
+    machine.run("systemctl", "start", "kabpf.service")
+    assert _options_of_new(service, inside) == COVERED
+
+
+def test_stop_of_a_failed_kabpf_lifts_every_policy(machine):
+    """What a kabpfd that can't be started again had left in force goes with `systemctl stop`."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    machine.write("/run/systemd/system/kabpf.service.d/once.conf", "[Service]\nRestart=no\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "kill", "--signal=KILL", "kabpf.service")
+    wait_until(lambda: machine.show("kabpf.service", "ActiveState") == "failed", "the failure")
+    assert machine.pins()
+    machine.run("systemctl", "stop", "kabpf.service")
+    assert machine.pins() == []
+
+
+def test_restart_uncovers_no_connection(machine, traffic):
+    """While kabpf restarts, each new connection has its options at once, and what is in the
+    kernel stays the same."""
+    machine.drop_in("apps.yaml", NEW_ONLY)
+    before, pid = machine.objects(), _main_pid(machine)
+    with traffic() as seen:
+        machine.run("systemctl", "restart", "kabpf.service")
+    assert _main_pid(machine) != pid
+    assert seen == [COVERED, COVERED]
+    assert machine.objects() == before
+
+
+def test_killed_kabpfd_is_started_again_and_adopts(machine, traffic):
+    """A SIGKILL uncovers no connection; systemd starts kabpfd again, which takes over what is in
+    the kernel as it is."""
+    machine.drop_in("apps.yaml", NEW_ONLY)
+    before, pid = machine.objects(), _main_pid(machine)
+    with traffic() as seen:
+        machine.run("systemctl", "kill", "--signal=KILL", "kabpf.service")
+        wait_until(lambda: _is_up(machine, other_than=pid), "kabpfd's restart")
+    assert seen == [COVERED, COVERED]
+    assert machine.objects() == before
+
+
+@pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
+def test_systemd_reload_changes_nothing(machine, traffic, verb):
+    """systemd's own reload and restart leave the policy in force and kabpfd running."""
+    machine.drop_in("apps.yaml", NEW_ONLY)
+    before, pid = machine.objects(), _main_pid(machine)
+    with traffic() as seen:
+        machine.run("systemctl", verb)
+    assert seen == [COVERED, COVERED]
+    assert _main_pid(machine) == pid
+    assert machine.objects() == before
+
+
+def test_reload_with_a_bad_file_fails_and_keeps_the_last_good_policy(machine, service, inside):
+    """`systemctl reload` fails, the status line names the file, and the policy stays in force;
+    with the file gone the next reload works."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    machine.write("/etc/kabpf/policy.d/bad.service.yaml", "keepalive: {idle: never}\n")
+    assert machine.attempt("systemctl", "reload", "kabpf.service").returncode != 0
+    assert "bad.service.yaml:1: keepalive.idle: never" in machine.show("kabpf.service", "StatusText")
+    assert machine.show("kabpf.service", "ActiveState") == "active"
+    assert _options_of_new(service, inside) == COVERED
+    machine.run("rm", "/etc/kabpf/policy.d/bad.service.yaml")
+    machine.run("systemctl", "reload", "kabpf.service")
+    assert machine.show("kabpf.service", "StatusText").startswith("policies in force: 1")
+
+
+@pytest.fixture
+def quick_watchdog(machine):
+    """kabpf.service with a watchdog that waits two seconds instead of minutes."""
+    conf = "[Service]\nWatchdogSec=2s\n"
+    machine.write("/run/systemd/system/kabpf.service.d/watchdog.conf", conf)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "kabpf.service")
+
+
+def test_watchdog_restarts_a_kabpfd_that_hangs(machine, quick_watchdog):
+    """A kabpfd that does nothing any more is killed and started again; what is in force stays."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    before, pid = machine.objects(), _main_pid(machine)
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "kabpf.service")
+    wait_until(lambda: _is_up(machine, other_than=pid), "kabpfd's restart", 20)
+    assert machine.objects() == before
+
+
+def test_watchdog_does_not_restart_a_kabpfd_that_works(machine, quick_watchdog):
+    """kabpfd feeds its watchdog; three times its limit pass without a restart."""
+    pid = _main_pid(machine)
+    stamp = machine.show("kabpf.service", "WatchdogTimestampMonotonic")
+    fed = set()
+
+    def fed_often():
+        fed.add(machine.show("kabpf.service", "WatchdogTimestampMonotonic"))
+        return max(map(int, fed)) - int(stamp) > 6_000_000
+
+    wait_until(fed_often, "the watchdog's food", 20)
+    assert _main_pid(machine) == pid
+
+
+def test_removed_pin_is_repaired(machine, quick_watchdog, service, inside):
+    """kabpfd's look at itself finds that its link is gone, and puts the policy in force again."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    machine.run("rm", "/sys/fs/bpf/kabpf/kabpf_sockops")
+    wait_until(lambda: "/sys/fs/bpf/kabpf/kabpf_sockops" in machine.pins(), "the pin", 20)
+    assert _options_of_new(service, inside) == COVERED
+
+
+def test_mounts_bpffs_where_it_is_missing(machine, service, inside):
+    """As in a container, where systemd does not mount it."""
+    machine.run("systemctl", "stop", "kabpf.service")
+    machine.run("umount", "/sys/fs/bpf")
+    machine.write("/etc/kabpf/policy.d/app.service.yaml", KEEPALIVE)
+    machine.run("systemctl", "start", "kabpf.service")
+    assert machine.run("stat", "--file-system", "--format=%T", "/sys/fs/bpf") == "bpf_fs"
+    assert _options_of_new(service, inside) == COVERED

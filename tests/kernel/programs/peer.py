@@ -94,8 +94,8 @@ def local_port(number):
     return SOCKETS[number].getsockname()[1]
 
 
-def send(number):
-    SOCKETS[number].send(b"data")
+def send(number, text="data"):
+    SOCKETS[number].send(text.encode())
 
 
 def close(number):
@@ -149,6 +149,23 @@ def connect_while(address, path):
     seen = {}
     while os.path.exists(path):
         with socket.create_connection(tuple(address)) as connection:
+            SOCKETS.append(connection)
+            key = json.dumps(options(len(SOCKETS) - 1), sort_keys=True)
+            SOCKETS.pop()
+        seen[key] = seen.get(key, 0) + 1
+    return seen
+
+
+def accept_while(number, path):
+    """Accept again and again until `path` is gone; how often which options at once."""
+    seen = {}
+    SOCKETS[number].settimeout(0.1)
+    while os.path.exists(path):
+        try:
+            connection = SOCKETS[number].accept()[0]
+        except TimeoutError:
+            continue
+        with connection:
             SOCKETS.append(connection)
             key = json.dumps(options(len(SOCKETS) - 1), sort_keys=True)
             SOCKETS.pop()

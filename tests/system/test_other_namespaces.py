@@ -1,0 +1,56 @@
+"""What kabpfd alone can't do: cgroups named by a glob, sockets of other network namespaces."""
+
+import pytest
+from harness import UNTOUCHED, wait_until
+from machine import COVERED, KEEPALIVE
+
+WORKERS = f'select: [{{unit: "worker-*.service"}}]\n{KEEPALIVE}'
+
+
+@pytest.fixture(params=["none", "PrivateNetwork", "netns"])
+def network(machine, request):
+    """systemd-run's options for a service in the machine's network namespace, in one that systemd
+    makes, and in one that `ip netns` made."""
+    if request.param == "none":
+        return ()
+    if request.param == "PrivateNetwork":
+        return ("--property=PrivateNetwork=yes",)
+    machine.run("ip", "netns", "add", "apart")
+    machine.run("ip", "-n", "apart", "link", "set", "lo", "up")
+    return ("--property=NetworkNamespacePath=/run/netns/apart",)
+
+
+def _pair(peer):
+    """A connection of a service to itself; the numbers of both ends."""
+    listener, address = peer.listener()
+    return peer.connection(address), peer.accept(listener)
+
+
+def test_open_connections_are_covered(machine, service, network):
+    """A policy reaches the connections that are open already, in whichever namespace."""
+    app = service("app.service", *network)
+    ends = _pair(app)
+    assert [app.options(end) for end in ends] == [UNTOUCHED] * 2
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    assert [app.options(end) for end in ends] == [COVERED] * 2
+
+
+def test_new_cgroup_of_a_glob_is_covered(machine, service, network):
+    """The connections that a new cgroup had opened before kabpfd resolved it get their options."""
+    machine.drop_in("workers.yaml", WORKERS)
+    worker = service("worker-1.service", *network)
+    ends = _pair(worker)
+    for end in ends:
+        wait_until(lambda end=end: worker.options(end) == COVERED, "the options")
+
+
+def test_glob_is_resolved_after_a_kill(machine, service):
+    """Cgroups born while no kabpfd ran are covered by the next one."""
+    machine.drop_in("workers.yaml", WORKERS)
+    machine.write("/run/systemd/system/kabpf.service.d/late.conf", "[Service]\nRestartSec=3s\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "kill", "--signal=KILL", "kabpf.service")
+    worker = service("worker-1.service")
+    ends = _pair(worker)
+    for end in ends:
+        wait_until(lambda end=end: worker.options(end) == COVERED, "the options", 20)

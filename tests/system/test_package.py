@@ -1,0 +1,105 @@
+"""The Debian package: installed, upgraded, removed, purged by apt."""
+
+import shutil
+
+import pytest
+from harness import wait_until
+from machine import COVERED, KEEPALIVE
+from outside import connections
+
+POSTGRESQL = ("127.0.0.1", 5432)
+PACKAGE = "/root/kabpf.deb"
+NEW_ONLY = f"select: [{{unit: app.service}}, {{unit: db.service}}]\n{KEEPALIVE}existing: false\n"
+
+# What apt and systemd keep of every package and unit.
+OTHERS = ("/var/lib/dpkg/*", "/var/lib/apt/*", "/var/lib/systemd/*", "/var/cache/*", "/var/log/*")
+
+
+without_kabpf = pytest.mark.parametrize("layers", ["base"], indirect=True)
+
+
+@pytest.fixture
+def copied(machine, package):
+    """The package is in the machine."""
+    shutil.copy(package, machine.root / PACKAGE[1:])
+
+
+def _files(machine):
+    places = ("/etc", "/usr", "/var", "/opt", "/root", "/run/kabpf", "/run/systemd/system")
+    without = [word for path in OTHERS for word in ("!", "-path", path)]
+    found = machine.attempt("find", *places, "-xdev", *without).stdout.splitlines()
+    return set(found) - {PACKAGE}
+
+
+def test_upgrade_uncovers_no_connection(machine, copied, traffic):
+    """While the package is replaced by itself, each new connection has its options at once, and
+    what is in the kernel stays the same."""
+    machine.drop_in("apps.yaml", NEW_ONLY)
+    before, pid = machine.objects(), machine.show("kabpf.service", "MainPID")
+    with traffic() as seen:
+        machine.run("apt-get", "install", "--yes", "--reinstall", PACKAGE)
+    assert machine.show("kabpf.service", "MainPID") not in ("0", pid)
+    assert seen == [COVERED, COVERED]
+    assert machine.objects() == before
+
+
+def test_upgrade_keeps_what_was_stopped_stopped(machine, copied):
+    """An administrator's `systemctl stop` and `disable` are not undone."""
+    machine.run("systemctl", "disable", "--now", "kabpf.service")
+    machine.run("apt-get", "install", "--yes", "--reinstall", PACKAGE)
+    assert machine.show("kabpf.service", "UnitFileState") == "disabled"
+    assert machine.pins() == []
+
+
+def test_remove_lifts_every_policy_and_keeps_the_files(machine):
+    """Nothing is left in the kernel and no unit; what the administrator wrote stays."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    machine.run("apt-get", "remove", "--yes", "kabpf")
+    assert machine.pins() == []
+    wait_until(lambda: not any(machine.objects().values()), "the end of kabpf's objects")
+    assert machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "kabpf*") == ""
+    assert machine.run("cat", "/etc/kabpf/policy.d/app.service.yaml") == KEEPALIVE.strip()
+
+
+@without_kabpf
+def test_purge_leaves_nothing(machine, copied):
+    """Installed, used and purged, the package leaves no file, no pin and nothing in the kernel."""
+    before = _files(machine)
+    machine.run("apt-get", "install", "--yes", PACKAGE)
+    attach = ("kabpfctl", "attach", "--cgroup", "/sys/fs/cgroup/system.slice", "--idle", "61")
+    machine.run(*attach, "--persist")
+    machine.run("systemctl", "restart", "kabpf.service")
+    assert machine.pins()
+    machine.run("apt-get", "purge", "--yes", "kabpf")
+    assert machine.pins() == []
+    wait_until(lambda: not any(machine.objects().values()), "the end of kabpf's objects")
+    assert _files(machine) - before == set()
+
+
+def test_purge_keeps_policy_files_of_the_administrator(machine):
+    """A purge removes what the package and kabpfctl made, and no file that a person wrote."""
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    machine.run("apt-get", "purge", "--yes", "kabpf")
+    assert machine.run("find", "/etc/kabpf", "-type", "f") == "/etc/kabpf/policy.d/app.service.yaml"
+
+
+@without_kabpf
+def test_newcomer_covers_postgresql_in_three_commands(machine, copied, inside):
+    """Install, drop-in, start: the connections of a PostgreSQL that runs already are covered, and
+    new ones."""
+    machine.run("systemctl", "start", "postgresql.service")
+    unit = next(iter(machine.run("systemctl", "list-units", "--plain", "postgresql@*").split()))
+    client = inside()
+    client.connection(POSTGRESQL)
+    cgroup = machine.cgroup(unit)
+
+    def accepted():
+        return [one.options for one in connections(cgroup) if one.local == POSTGRESQL and one.peer]
+
+    wait_until(lambda: len(accepted()) == 1, "the first connection")
+    machine.run("apt-get", "install", "--yes", PACKAGE)
+    machine.write("/etc/kabpf/policy.d/postgresql@.service.yaml", KEEPALIVE)
+    machine.run("systemctl", "restart", "kabpf.service")
+    client.connection(POSTGRESQL)
+    wait_until(lambda: len(accepted()) == 2, "the second connection")
+    assert accepted() == [COVERED, COVERED]

@@ -1,0 +1,37 @@
+"""The unit files as each release's own systemd judges them."""
+
+
+def _shipped(machine):
+    listed = machine.run("dpkg", "--listfiles", "kabpf").splitlines()
+    return [path for path in listed if "/systemd/system/" in path]
+
+
+def test_units_are_valid(machine):
+    """`systemd-analyze verify` finds nothing to say of any unit."""
+    units = _shipped(machine)
+    assert len(units) >= 5
+    done = machine.attempt("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *units)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_boot_has_no_ordering_cycle(machine):
+    """systemd drops no job of a boot because of kabpf's units."""
+    done = machine.attempt("systemd-analyze", "verify", "--man=no", "default.target")
+    assert "cycle" not in done.stderr
+
+
+def test_daemon_is_hardened(machine):
+    """`systemd-analyze security` gives kabpf.service an exposure of at most 1.5."""
+    command = ("systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=15")
+    done = machine.attempt(*command, "kabpf.service")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_daemon_holds_three_capabilities(machine):
+    """kabpfd runs with CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF alone, and can't gain more."""
+    pid = machine.show("kabpf.service", "MainPID")
+    status = machine.run("cat", f"/proc/{pid}/status")
+    held = dict(line.split(":\t") for line in status.splitlines() if line.startswith("Cap"))
+    only = f"{1 << 12 | 1 << 38 | 1 << 39:016x}"
+    assert held["CapEff"] == held["CapPrm"] == held["CapBnd"] == only
+    assert "NoNewPrivs:\t1" in status
