@@ -98,7 +98,9 @@ def inside(machine: Machine) -> Iterator[Callable[..., Inside]]:
 @pytest.fixture
 def service(inside: Callable[..., Inside]) -> Callable[..., Inside]:
     """Starts a unit that is a peer, given its name and more options of systemd-run."""
-    return lambda unit, *options: inside("systemd-run", "--quiet", "--pipe", f"--unit={unit}", *options)
+    return lambda unit, *options: inside(
+        "systemd-run", "--quiet", "--pipe", f"--unit={unit}", *options
+    )
 
 
 @pytest.fixture

@@ -172,6 +172,11 @@ class Inside(Peer):
         command = (*starter, "python3", f"{PROGRAMS_INSIDE}/peer.py")
         self.process = machine.start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
+    def pair(self) -> tuple[int, int]:
+        """A connection to itself; the numbers of both ends."""
+        listener, address = self.listener()
+        return self.connection(address), int(self.accept(listener))
+
 
 def layer(layers: list[Path], directory: Path, files: list[Path], *command: str) -> Path:
     """A layer of what a command changes that runs as root over the layers, without a boot.

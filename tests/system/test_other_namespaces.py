@@ -20,16 +20,10 @@ def network(machine, request):
     return ("--property=NetworkNamespacePath=/run/netns/apart",)
 
 
-def _pair(peer):
-    """A connection of a service to itself; the numbers of both ends."""
-    listener, address = peer.listener()
-    return peer.connection(address), peer.accept(listener)
-
-
 def test_open_connections_are_covered(machine, service, network):
     """A policy reaches the connections that are open already, in whichever namespace."""
     app = service("app.service", *network)
-    ends = _pair(app)
+    ends = app.pair()
     assert [app.options(end) for end in ends] == [UNTOUCHED] * 2
     machine.drop_in("app.service.yaml", KEEPALIVE)
     assert [app.options(end) for end in ends] == [COVERED] * 2
@@ -39,7 +33,7 @@ def test_new_cgroup_of_a_glob_is_covered(machine, service, network):
     """The connections that a new cgroup had opened before kabpfd resolved it get their options."""
     machine.drop_in("workers.yaml", WORKERS)
     worker = service("worker-1.service", *network)
-    ends = _pair(worker)
+    ends = worker.pair()
     for end in ends:
         wait_until(lambda end=end: worker.options(end) == COVERED, "the options")
 
@@ -51,6 +45,6 @@ def test_glob_is_resolved_after_a_kill(machine, service):
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "kill", "--signal=KILL", "kabpf.service")
     worker = service("worker-1.service")
-    ends = _pair(worker)
+    ends = worker.pair()
     for end in ends:
         wait_until(lambda end=end: worker.options(end) == COVERED, "the options", 20)

@@ -125,7 +125,9 @@ def test_reload_with_a_bad_file_fails_and_keeps_the_last_good_policy(machine, se
     machine.drop_in("app.service.yaml", KEEPALIVE)
     machine.write("/etc/kabpf/policy.d/bad.service.yaml", "keepalive: {idle: never}\n")
     assert machine.attempt("systemctl", "reload", "kabpf.service").returncode != 0
-    assert "bad.service.yaml:1: keepalive.idle: never" in machine.show("kabpf.service", "StatusText")
+    assert "bad.service.yaml:1: keepalive.idle: never" in machine.show(
+        "kabpf.service", "StatusText"
+    )
     assert machine.show("kabpf.service", "ActiveState") == "active"
     assert _options_of_new(service, inside) == COVERED
     machine.run("rm", "/etc/kabpf/policy.d/bad.service.yaml")
