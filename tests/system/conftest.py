@@ -29,8 +29,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     report = (yield).get_result()
     machine = getattr(item, "funcargs", {}).get("machine")
     if report.failed and report.when == "call" and machine:
-        journal = machine.attempt("journalctl", "--no-pager", "--unit=kabpf*")
-        report.sections.append(("the machine's journal", journal.stdout))
+        report.sections.append(("the machine's journal", _journal(machine)))
+
+
+def _journal(machine: Machine) -> str:
+    return machine.attempt("journalctl", "--no-pager", "--unit=kabpf*").stdout
 
 
 @pytest.fixture(scope="session", params=trees.SUITES)
@@ -76,9 +79,10 @@ def layers(request: pytest.FixtureRequest, suite: str) -> list[Path]:
 
 @pytest.fixture
 def machine(layers: list[Path], tmp_path: Path) -> Iterator[Machine]:
-    """A machine with the package, where kabpf runs without any policy."""
+    """A machine with the package, where kabpf runs without any policy, and never breaks down."""
     with _alone(), Machine(layers, tmp_path / "machine") as machine:
         yield machine
+        assert "Traceback" not in _journal(machine)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from machine import COVERED, KEEPALIVE, PROGRAMS_INSIDE
 # right that the machine may lack, if it neither counts processes nor keeps devices away.
 PODMAN = (
     *("podman", "run", "--interactive", "--rm", "--name=app", "--network=none"),
-    *("--privileged", "--pids-limit=-1", f"--volume={PROGRAMS_INSIDE}:{PROGRAMS_INSIDE}:ro"),
+    *("--privileged", "--pids-limit=0", f"--volume={PROGRAMS_INSIDE}:{PROGRAMS_INSIDE}:ro"),
     *("--rootfs", "/:O"),
 )
 

@@ -9,6 +9,7 @@ from outside import connections
 
 POSTGRESQL = ("127.0.0.1", 5432)
 PACKAGE = "/root/kabpf.deb"
+EXAMPLES = "/usr/share/doc/kabpf/examples"
 NEW_ONLY = f"select: [{{unit: app.service}}, {{unit: db.service}}]\n{KEEPALIVE}existing: false\n"
 
 # What apt and systemd keep of every package and unit.
@@ -86,21 +87,22 @@ def test_purge_keeps_policy_files_of_the_administrator(machine):
 
 @without_kabpf
 def test_newcomer_covers_postgresql_in_three_commands(machine, copied, inside):
-    """Install, drop-in, start: the connections of a PostgreSQL that runs already are covered, and
-    new ones."""
-    machine.run("systemctl", "start", "postgresql.service")
-    unit = next(iter(machine.run("systemctl", "list-units", "--plain", "postgresql@*").split()))
+    """The README's commands cover the connections of a running PostgreSQL, open ones and new."""
+    (version,) = (path.name for path in (machine.root / "etc/postgresql").iterdir())
+    unit = f"postgresql@{version}-main.service"
+    machine.run("systemctl", "start", unit)
     client = inside()
     client.connection(POSTGRESQL)
     cgroup = machine.cgroup(unit)
 
     def accepted():
-        return [one.options for one in connections(cgroup) if one.local == POSTGRESQL and one.peer]
+        return [one.options for one in connections(cgroup) if one.local == POSTGRESQL]
 
     wait_until(lambda: len(accepted()) == 1, "the first connection")
     machine.run("apt-get", "install", "--yes", PACKAGE)
-    machine.write("/etc/kabpf/policy.d/postgresql@.service.yaml", KEEPALIVE)
-    machine.run("systemctl", "restart", "kabpf.service")
+    machine.run("cp", f"{EXAMPLES}/postgresql@.service.yaml", "/etc/kabpf/policy.d/")
+    machine.run("kabpfctl", "apply")
     client.connection(POSTGRESQL)
     wait_until(lambda: len(accepted()) == 2, "the second connection")
-    assert accepted() == [COVERED, COVERED]
+    given = {"keepalive": 1, "idle": 60, "interval": 10, "probes": 6, "user_timeout": 120_000}
+    assert accepted() == [given, given]
