@@ -30,7 +30,7 @@ from kabpf.dataplane import (
     TRACERS,
     Dataplane,
 )
-from kabpf.errors import RefusedError, UnsupportedError
+from kabpf.errors import KabpfError, RefusedError, UnsupportedError
 from kabpf.layout import LAYOUT, CTotals
 
 BTF = Path("/sys/kernel/btf/vmlinux")
@@ -143,7 +143,7 @@ def _load(pins: Path, tree: CgroupTree, fill: Fill) -> None:
         with libbpf.Object(str(OBJECT)) as programs:
             _load_into(staging, programs)
             _attach(pins, tree, programs, fill)
-    except RefusedError:
+    except KabpfError:
         if not _is_in_force(staging):
             _unpin(staging)
         raise
