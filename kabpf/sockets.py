@@ -42,6 +42,7 @@ MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 CGROUP_ID = "INET_DIAG_CGROUP_ID"
 KEEPALIVE_TIMER = 2  # idiag_timer (sock_diag(7))
+NLMSG_ERROR = 2  # nlmsg_type (netlink(7))
 
 
 class Address(NamedTuple):
@@ -131,7 +132,7 @@ def from_dataplane(
 def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:
     """The sockets of the caller's network namespace; it takes no privilege.
 
-    Raises UnsupportedError without pyroute2.
+    Raises UnsupportedError without pyroute2 or without the kernel's module for it.
     """
     namespace = os.stat("/proc/self/ns/net").st_ino
     messages = list(_inet_diag())
@@ -182,7 +183,12 @@ def _inet_diag() -> Iterator[Any]:
         diag.marshal.msg_map = dict.fromkeys(FAMILIES, Message)
         diag.bind()
         for family in FAMILIES:
-            yield from diag.get_sock_stats(family=family, states=LISTED)
+            for message in diag.get_sock_stats(family=family, states=LISTED):
+                if message["header"]["type"] == NLMSG_ERROR:
+                    raise UnsupportedError(
+                        "the kernel lists no TCP sockets, expected its module tcp_diag"
+                    )
+                yield message
 
 
 def _paths(tree: CgroupTree) -> dict[int, str]:
