@@ -12,7 +12,9 @@ import fcntl
 import functools
 import json
 import os
+import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -23,7 +25,18 @@ from typing import Any
 import pyroute2
 import pytest
 import versions
-from harness import BIN, DROP_INS, PROGRAMS, Daemon, Peer, cgroup_root, numbers, path_of, wait_until
+from harness import (
+    DROP_INS,
+    PATIENCE,
+    PROGRAMS,
+    Daemon,
+    Kabpfctl,
+    Peer,
+    cgroup_root,
+    numbers,
+    path_of,
+    wait_until,
+)
 from versions import Version
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
@@ -58,7 +71,7 @@ def own_mounts() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(own_mounts: None) -> Iterator[None]:
+def nothing_left(run_kabpfctl: Kabpfctl) -> Iterator[None]:
     """Fails the test that leaves anything of kabpf in the kernel, a pin, or a cgroup.
 
     The kernel's objects have no owner, so that two sessions on one machine take turns."""
@@ -66,10 +79,11 @@ def nothing_left(own_mounts: None) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = _left()
         yield
-        subprocess.run([BIN / "kabpfctl", "detach", "--all"], check=True, capture_output=True)
+        run_kabpfctl("detach", "--all").check_returncode()
         for directory in ("/etc/kabpf", "/run/kabpf"):
-            subprocess.run(["find", directory, "-mindepth", "1", "-delete"], check=True)
-        deadline = time.monotonic() + 5
+            for path in Path(directory).iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        deadline = time.monotonic() + 5 * PATIENCE
         while (after := _left()) != before and time.monotonic() < deadline:
             time.sleep(0.02)
         assert after == before, "the test left something behind"
@@ -134,14 +148,18 @@ def peer() -> Iterator[Callable[..., Peer]]:
         one.end()
 
 
+@pytest.fixture(scope="session")
+def run_kabpfctl(own_mounts: None) -> Kabpfctl:
+    """Runs kabpfctl."""
+    return Kabpfctl(sys.executable, "-P")
+
+
 @pytest.fixture
-def kabpfctl() -> Callable[..., subprocess.CompletedProcess[str]]:
+def kabpfctl(run_kabpfctl: Kabpfctl) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs kabpfctl, which has to end with `status`."""
 
     def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [BIN / "kabpfctl", *map(str, arguments)], capture_output=True, text=True
-        )
+        done = run_kabpfctl(*arguments)
         assert done.returncode == status, done.stdout + done.stderr
         return done
 

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ UNTOUCHED = {"keepalive": 0, "idle": 7200, "interval": 75, "probes": 9, "user_ti
 
 # Before a command of root's: what opens other network namespaces is taken away.
 WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
+
+# By how much longer the tests wait for things, as on an emulated processor.
+PATIENCE = float(os.environ.get("KABPF_PATIENCE", "1"))
 
 numbers = itertools.count()
 
@@ -57,9 +61,9 @@ def known_cgroups() -> set[int]:
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
     """Wait for something that has no event of its own."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds * PATIENCE} s for {what}"
         time.sleep(0.01)
 
 
@@ -72,7 +76,7 @@ class Peer:
     """A process running programs/peer.py; a function of that is a method here."""
 
     def __init__(self, cgroup: Path | None, namespace: str | None = None) -> None:
-        command = [sys.executable, str(PROGRAMS / "peer.py")]
+        command = [sys.executable, "-I", "-S", str(PROGRAMS / "peer.py")]  # starts in half the time
         if namespace:
             command = ["ip", "netns", "exec", namespace, *command]
         self.process = subprocess.Popen(
@@ -132,6 +136,27 @@ def entering(cgroup: Path | None) -> Callable[[], None]:
     return enter
 
 
+class Kabpfctl:
+    """Runs kabpfctl in forks of a process that has imported it, because to start Python takes
+    longer than most commands: on an emulated processor seconds."""
+
+    def __init__(self, *python: str) -> None:
+        self.channel, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with end:
+            subprocess.Popen([*python, PROGRAMS / "forker.py"], stdin=end)
+
+    def __call__(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = list(map(str, arguments))
+        message = json.dumps([{**os.environ, **environment}, os.getcwd(), *command])
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            files = [output.fileno(), errors.fileno()]
+            socket.send_fds(self.channel, [message.encode()], files)
+            status = int(self.channel.recv(16))
+            output.seek(0)
+            errors.seek(0)
+            return subprocess.CompletedProcess(command, status, output.read(), errors.read())
+
+
 class Daemon:
     """A kabpfd that has said READY."""
 
@@ -139,7 +164,7 @@ class Daemon:
         self.address = str(directory / f"notify-{next(numbers)}")
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.channel.bind(self.address)
-        self.channel.settimeout(20)
+        self.channel.settimeout(20 * PATIENCE)
         self.process = subprocess.Popen(
             command or [BIN / "kabpfd"],
             env={**os.environ, "NOTIFY_SOCKET": self.address},
@@ -161,7 +186,7 @@ class Daemon:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(20 * PATIENCE)
 
 
 def options_of_new(peer: Callable[..., Peer], cgroup: Path) -> dict[str, int]:

@@ -117,8 +117,7 @@ def _pins():
 
 
 def _kill(version, moment, *arguments):
-    command = version.command("cli", *arguments, fault=moment)
-    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    status = version.run(*arguments, KABPF_FAULT=moment).returncode
     # Cgroups and namespaces of others that are gone by now leave less to do.
     assert status == -signal.SIGKILL or (
         status == 0 and moment.startswith(("write ", "delete from ", "retrofit"))
@@ -127,8 +126,7 @@ def _kill(version, moment, *arguments):
 
 def _check_status(version):
     """It works, or says in a line what is up."""
-    command = version.command("cli", "status")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = version.run("status")
     assert done.returncode == 0 or re.fullmatch(r"kabpfctl: .*, expected .*\n", done.stderr)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness import (
     BIN,
+    PATIENCE,
     PINS,
     UNTOUCHED,
     known_cgroups,
@@ -227,7 +228,7 @@ def test_bad_file_is_still_named_after_another_reconcile(cgroup, write_policy, k
 def test_start_with_a_bad_file_and_nothing_in_force_fails(write_policy, kabpfctl):
     """Without a last good policy kabpfd says what is wrong and ends with status 1."""
     bad = write_policy("b.yaml", "select: [{cgroup: /x}]\nkeepalive: {idle: never}\n")
-    done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20 * PATIENCE)
     assert done.returncode == 1
     assert done.stderr.startswith(f"kabpfd: {bad}:2: keepalive.idle: never, expected")
     assert not PINS.exists()
@@ -245,7 +246,7 @@ def test_start_with_a_bad_file_keeps_what_a_killed_daemon_left(cgroup, write_pol
 def test_second_daemon_is_refused(kabpfd):
     """Only one kabpfd runs; the second says which process has it."""
     daemon = kabpfd()
-    done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20 * PATIENCE)
     assert done.returncode == 1
     assert done.stderr == f"kabpfd: kabpfd runs already, as process {daemon.process.pid}\n"
 

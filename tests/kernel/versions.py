@@ -11,6 +11,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import Kabpfctl
+
 import kabpf
 from kabpf.layout import LAYOUT
 
@@ -35,6 +37,7 @@ class Version:
     """A kabpf that runs from a directory of its own."""
 
     directory: Path
+    run: Kabpfctl  # takes the fault as KABPF_FAULT
 
     def command(self, module: str, *arguments: object, fault: object = "") -> list[str]:
         """The command line of kabpf.cli or kabpf.daemon."""
@@ -46,8 +49,7 @@ class Version:
         self, *arguments: object, status: int = 0, fault: object = ""
     ) -> subprocess.CompletedProcess[str]:
         """Runs kabpfctl, which has to end with `status`."""
-        command = self.command("cli", *arguments, fault=fault)
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = self.run(*arguments, KABPF_FAULT=str(fault))
         assert done.returncode == status, done.stdout + done.stderr
         return done
 
@@ -72,4 +74,4 @@ def make(kind: str, directory: Path) -> Version:
         include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"
         command = ["clang", "-g", "-O2", "-target", "bpf", include, "-c", "kabpf.bpf.c"]
         subprocess.run([*command, "-o", package / "kabpf.bpf.o"], cwd=sources, check=True)
-    return Version(directory)
+    return Version(directory, Kabpfctl("env", f"PYTHONPATH={directory}", sys.executable, "-P"))
