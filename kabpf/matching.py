@@ -24,6 +24,7 @@ UNKNOWN = 0
 ANYWHERE = 1
 
 ANY_DEPTH = "**"
+INSTANCES = "@*.service"  # of a template
 USER_MANAGERS = ("user.slice", "*", "user@*.service")
 
 # What is before the first dot of a cgroup file's name: the controllers that systemd knows.
@@ -38,7 +39,7 @@ class Kind(IntEnum):
     """What a selector is, the weakest first."""
 
     GLOB = 0
-    SOCKET = 1  # foo.socket, because foo.service is selected
+    SOCKET = 1  # foo.socket, because foo.service or foo@.service is selected
     UNIT = 2
     USER_UNIT = 3
     PATH = 4
@@ -380,7 +381,8 @@ def _rank(pattern: _Pattern) -> Rank:
 
 def _patterns(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]]]:
     """A selector's kind, literal prefix and names; a service brings its socket unit, in whose
-    cgroup systemd creates the listener."""
+    cgroup systemd creates the listener, and a template that of an Accept=yes (systemd.socket(5)).
+    """
     text = selector.text
     found = GLOB.search(text)
     prefix = found.start() if found else len(text)
@@ -396,6 +398,10 @@ def _patterns(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]]]
     if text.endswith(".service"):
         socket = text.removesuffix("service") + "socket"
         yield Kind.GLOB if found else Kind.SOCKET, prefix, (*above, ANY_DEPTH, _escaped(socket))
+    if text.endswith(INSTANCES):
+        socket = text.removesuffix(INSTANCES) + ".socket"
+        kind = Kind.GLOB if GLOB.search(socket) else Kind.SOCKET
+        yield kind, prefix, (*above, ANY_DEPTH, _escaped(socket))
 
 
 def _escaped(unit: str) -> str:

@@ -27,6 +27,7 @@ NAMES = (
 )  # fmt: skip
 UNITS = (
     "a.service", "b.service", "a.socket", "a@1.service", "a@.service", "a*.service", "*.service",
+    "a@*.service", "*@.service",
     "?.service", "[ab].socket", "[!a].service", "c.scope", "cpu.service", "_a.service",
     "a*e.service",
 )  # fmt: skip
@@ -336,6 +337,9 @@ def rank_of(selector: policy.Selector, names: list[str]) -> tuple[int, int]:
         return 0, 0
     if name_matches(escaped(text), last):
         return (4 if selector.kind == "user_unit" else 3) if exact else 1, prefix
+    socket = text.removesuffix("@*.service") + ".socket"
+    if text.endswith("@*.service") and name_matches(escaped(socket), last):
+        return 1 if any(char in socket for char in "*?[") else 2, prefix
     stem = text.removesuffix(".service")
     is_socket = stem != text and name_matches(escaped(f"{stem}.socket"), last)
     return (2 if exact else 1) * is_socket, prefix
