@@ -53,10 +53,11 @@ def test_activated_service_has_its_options(machine, inside, socket_unit, policy_
     assert _accepted(machine) == [COVERED]
 
 
-def test_service_for_each_connection_has_its_options(machine, inside, socket_unit):
+@pytest.mark.parametrize("drop_in", ["app.socket.yaml", "app@.service.yaml"])
+def test_service_for_each_connection_has_its_options(machine, inside, socket_unit, drop_in):
     """With Accept=yes systemd accepts and starts an instance for each connection; a policy for the
-    socket covers it."""
-    machine.drop_in("app.socket.yaml", KEEPALIVE)
+    socket covers it, and one for the instances."""
+    machine.drop_in(drop_in, KEEPALIVE)
     socket_unit("app@.service", "yes", "/usr/bin/sleep infinity", "socket")
     client = inside()
     for _ in range(3):
