@@ -138,7 +138,11 @@ def _load(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     _require_own_object()
     staging = _staging(pins)
     libbpf.fault_point("make the pins' directory")
-    staging.mkdir(mode=0o700)
+    try:
+        staging.mkdir(mode=0o700)
+    except OSError as error:
+        hint = "expected a BPF file system that can be written to"
+        raise RefusedError(f"make {staging}", error.errno or 0, hint) from None
     try:
         with libbpf.Object(str(OBJECT)) as programs:
             _load_into(staging, programs)

@@ -340,3 +340,14 @@ def test_file_in_the_place_of_the_run_directory_is_named(kabpfctl):
         assert "Traceback" not in done.stderr
         assert f"{command.split()[0]}: open /run/kabpf/" in done.stderr
         assert "Not a directory" in done.stderr
+
+
+def test_bpf_file_system_that_is_read_only_is_named(cgroup):
+    """Where nothing can be pinned, kabpfctl says so and ends with status 1."""
+    script = f"mount -o remount,ro,bind /sys/fs/bpf; exec {BIN}/kabpfctl apply"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    expected = "expected a BPF file system that can be written to"
+    assert done.stderr == f"kabpfctl: make {PINS}-new: Read-only file system, {expected}\n"
