@@ -353,8 +353,10 @@ class Daemon:
         counts = "nothing is in force"
         if self._loaded:
             usage = self._loaded.usage()
-            covered, policies = usage.total() - usage[0], len(self._loaded.records())
-            counts = f"policies in force: {policies}; cgroups covered: {covered} of {usage.total()}"
+            # Beside wrong files at the start only those are known that cgroups have.
+            known = len(usage.keys() - {0}) if self._policies is None else len(self._policies)
+            covered = usage.total() - usage[0]
+            counts = f"policies in force: {known}; cgroups covered: {covered} of {usage.total()}"
         if not self._problem:
             return counts
         # A line, because sd_notify() takes the next one for another assignment.

@@ -191,6 +191,15 @@ def test_reload_applies_changed_files(cgroup, write_policy, kabpfd, peer):
     assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
+def test_status_line_counts_the_policies_of_the_files(cgroup, write_policy, kabpfd):
+    """Of a policy that is gone, what the kernel remembers for open sockets does not count."""
+    file = write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd()
+    assert daemon.reload().startswith("policies in force: 1; cgroups covered: 1 of ")
+    file.unlink()
+    assert daemon.reload().startswith("policies in force: 0; cgroups covered: 0 of ")
+
+
 def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy, kabpfd, peer):
     """A bad file changes nothing; the log names it, and a later good reload works."""
     write_policy("a.yaml", _policy(cgroup, 61))
