@@ -178,6 +178,13 @@ class Inside(Peer):
         return self.connection(address), int(self.accept(listener))
 
 
+def postgresql(machine: Machine) -> tuple[str, int]:
+    """The unit and the port of PostgreSQL's cluster; the port is one that was free where the tree
+    was made."""
+    version, name, port = machine.run("pg_lsclusters", "--no-header").split()[:3]
+    return f"postgresql@{version}-{name}.service", int(port)
+
+
 def layer(layers: list[Path], directory: Path, files: list[Path], *command: str) -> Path:
     """A layer of what a command changes that runs as root over the layers, without a boot.
 

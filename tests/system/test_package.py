@@ -4,10 +4,9 @@ import shutil
 
 import pytest
 from harness import wait_until
-from machine import COVERED, KEEPALIVE
+from machine import COVERED, KEEPALIVE, postgresql
 from outside import connections
 
-POSTGRESQL = ("127.0.0.1", 5432)
 PACKAGE = "/root/kabpf.deb"
 EXAMPLES = "/usr/share/doc/kabpf/examples"
 NEW_ONLY = f"select: [{{unit: app.service}}, {{unit: db.service}}]\n{KEEPALIVE}existing: false\n"
@@ -88,21 +87,20 @@ def test_purge_keeps_policy_files_of_the_administrator(machine):
 @without_kabpf
 def test_newcomer_covers_postgresql_in_three_commands(machine, copied, inside):
     """The README's commands cover the connections of a running PostgreSQL, open ones and new."""
-    (version,) = (path.name for path in (machine.root / "etc/postgresql").iterdir())
-    unit = f"postgresql@{version}-main.service"
+    unit, port = postgresql(machine)
     machine.run("systemctl", "start", unit)
     client = inside()
-    client.connection(POSTGRESQL)
+    client.connection(("127.0.0.1", port))
     cgroup = machine.cgroup(unit)
 
     def accepted():
-        return [one.options for one in connections(cgroup) if one.local == POSTGRESQL]
+        return [one.options for one in connections(cgroup) if one.local[1] == port]
 
     wait_until(lambda: len(accepted()) == 1, "the first connection")
     machine.run("apt-get", "install", "--yes", PACKAGE)
     machine.run("cp", f"{EXAMPLES}/postgresql@.service.yaml", "/etc/kabpf/policy.d/")
     machine.run("kabpfctl", "apply")
-    client.connection(POSTGRESQL)
+    client.connection(("127.0.0.1", port))
     wait_until(lambda: len(accepted()) == 2, "the second connection")
     given = {"keepalive": 1, "idle": 60, "interval": 10, "probes": 6, "user_timeout": 120_000}
     assert accepted() == [given, given]

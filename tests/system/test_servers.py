@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from harness import wait_until
-from machine import COVERED, KEEPALIVE
+from machine import COVERED, KEEPALIVE, postgresql
 from outside import connections
 
 UPSTREAM = ("127.0.0.1", 9000)
@@ -41,11 +41,10 @@ def _nginx(machine):
 
 
 def _postgresql(machine):
-    (version,) = (path.name for path in (machine.root / "etc/postgresql").iterdir())
+    unit, port = postgresql(machine)
     sql = ("--command=CREATE EXTENSION dblink", f"--command={LINK}")
     link = ("runuser", "--user=postgres", "--", "psql", *sql)
-    unit = f"postgresql@{version}-main.service"
-    return Server(unit, 5432, "postgresql@.service.yaml", KEEPALIVE, link)
+    return Server(unit, port, "postgresql@.service.yaml", KEEPALIVE, link)
 
 
 def _redis(machine):
