@@ -118,7 +118,10 @@ class Machine:
             *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         with process:
-            out, err = process.communicate(stdin, timeout=120)
+            try:
+                out, err = process.communicate(stdin, timeout=120)
+            finally:
+                process.kill()
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def run(self, *command: str, stdin: str = "") -> str:

@@ -15,32 +15,29 @@ from pathlib import Path
 from programs.peer import OPTIONS
 
 SYS_PIDFD_GETFD = 438  # the same number on every architecture
-ESTABLISHED, LISTEN = 1, 10  # include/net/tcp_states.h
+ESTABLISHED = "01"  # as /proc/net/tcp has TCP_ESTABLISHED
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
-class Socket:
-    """A TCP socket of some process; `peer` is None unless it is connected."""
+class Connection:
+    """An established TCP connection of some process."""
 
-    state: int
     local: tuple[str, int]
-    peer: tuple[str, int] | None
+    peer: tuple[str, int]
     options: dict[str, int]
 
 
-def connections(cgroup: Path) -> list[Socket]:
-    """The established ones of the processes below a cgroup."""
-    return [one for one in sockets(cgroup) if one.state == ESTABLISHED]
+def connections(cgroup: Path) -> list[Connection]:
+    """The established connections that the processes below a cgroup hold.
 
-
-def sockets(cgroup: Path) -> list[Socket]:
-    """The TCP sockets that the processes below a cgroup hold."""
+    Listeners are left alone: one that is held here would be in the way of a server that starts."""
     found = {}
     for pid in processes(cgroup):
-        for number, inode in _descriptors(pid):
-            if inode not in found and (seen := _look(pid, number)):
+        established = _established(pid)
+        for number, inode in _sockets(pid):
+            if inode in established and inode not in found and (seen := _look(pid, number)):
                 found[inode] = seen
     return list(found.values())
 
@@ -69,16 +66,29 @@ def kernel_objects() -> dict[str, dict[int, str]]:
     return objects
 
 
-def _descriptors(pid: int) -> Iterator[tuple[int, str]]:
+def _established(pid: int) -> set[str]:
+    """The inodes of the established connections in a process's network namespace."""
+    inodes = set()
+    with contextlib.suppress(OSError):
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == ESTABLISHED:
+                    inodes.add(fields[9])
+    return inodes
+
+
+def _sockets(pid: int) -> Iterator[tuple[int, str]]:
+    """The numbers and inodes of a process's sockets."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
                 if (target := os.readlink(f"/proc/{pid}/fd/{name}")).startswith("socket:"):
-                    yield int(name), target
+                    yield int(name), target.removeprefix("socket:[").removesuffix("]")
 
 
-def _look(pid: int, number: int) -> Socket | None:
-    """None for what is no TCP socket, or is gone."""
+def _look(pid: int, number: int) -> Connection | None:
+    """None for what is gone, or has become something else meanwhile."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -89,17 +99,15 @@ def _look(pid: int, number: int) -> Socket | None:
         os.close(process)
     if descriptor < 0:
         return None
-    with socket.socket(fileno=descriptor) as held:
-        if held.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        if held.type != socket.SOCK_STREAM:
-            return None
-        peer = None
-        with contextlib.suppress(OSError):
-            peer = held.getpeername()[:2]
-        return Socket(
-            state=held.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 1)[0],
+    try:
+        held = socket.socket(fileno=descriptor)
+    except OSError:
+        os.close(descriptor)
+        return None
+    with held, contextlib.suppress(OSError):
+        return Connection(
             local=held.getsockname()[:2],
-            peer=peer,
+            peer=held.getpeername()[:2],
             options={name: held.getsockopt(*where) for name, where in OPTIONS.items()},
         )
+    return None
