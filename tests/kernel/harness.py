@@ -118,6 +118,12 @@ class Peer:
         self.connect(number, address)
         return number
 
+    def wait_for_keepalive(self, number: int, seconds: float = 5) -> float | None:
+        """How long it takes, in seconds, until SO_KEEPALIVE is on; None if it never is."""
+        self.tell("wait_for_keepalive", number, seconds * PATIENCE)
+        took: float | None = self.answer()
+        return took
+
     def end(self) -> None:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.close()

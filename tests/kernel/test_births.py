@@ -193,7 +193,7 @@ def test_cgroup_below_a_globbed_one_is_corrected_too(
     number = client.connection(address)
     assert client.options(number) == UNTOUCHED
     daemon.process.send_signal(signal.SIGCONT)
-    assert client.wait_for_keepalive(number, 5) is not None
+    assert client.wait_for_keepalive(number) is not None
     assert _idle(peer, below) == 61
 
 
@@ -212,7 +212,7 @@ def test_more_births_than_the_ring_buffer_holds_are_all_resolved(
     numbers = [client.connection(address) for client in clients]
     daemon.process.send_signal(signal.SIGCONT)
     for client, number in zip(clients, numbers, strict=True):
-        assert client.wait_for_keepalive(number, 5) is not None
+        assert client.wait_for_keepalive(number) is not None
 
 
 def test_glob_without_daemon_waits_for_apply(make_cgroup, kabpfctl, write_policy, peer):

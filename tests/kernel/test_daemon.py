@@ -289,7 +289,7 @@ def test_births_that_wait_at_a_bad_reload_are_resolved(make_cgroup, write_policy
     write_policy("b.service.yaml", "keepalive: {idle: never}\n")
     daemon.process.send_signal(signal.SIGHUP)
     daemon.process.send_signal(signal.SIGCONT)
-    assert client.wait_for_keepalive(number, 5) is not None
+    assert client.wait_for_keepalive(number) is not None
 
 
 def test_files_that_were_not_reloaded_stay_out_of_force(make_cgroup, write_policy, kabpfd, peer):
@@ -306,7 +306,7 @@ def test_files_that_were_not_reloaded_stay_out_of_force(make_cgroup, write_polic
     _, address = peer().listener()
     number = client.connection(address)
     daemon.process.send_signal(signal.SIGCONT)
-    assert client.wait_for_keepalive(number, 5) is not None
+    assert client.wait_for_keepalive(number) is not None
     assert client.options(number) == IDLE_61
 
 
@@ -361,7 +361,7 @@ def test_daemon_follows_what_kabpfctl_attaches(
     kabpfctl("apply")
     client = peer(make_cgroup("w-1"))
     _, address = peer().listener()
-    assert client.wait_for_keepalive(client.connection(address), 5) is not None
+    assert client.wait_for_keepalive(client.connection(address)) is not None
     assert daemon.stop() == 0
     assert options_of_new(peer, cgroup) == UNTOUCHED
 

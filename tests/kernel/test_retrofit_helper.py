@@ -93,5 +93,5 @@ def test_new_cgroup_of_a_glob_is_visited_by_the_helper(
     _, address = server.listener()
     number = client.connection(address)
     daemon.process.send_signal(signal.SIGCONT)
-    assert client.wait_for_keepalive(number, 5) is not None
+    assert client.wait_for_keepalive(number) is not None
     assert client.options(number)["idle"] == 61
