@@ -51,4 +51,12 @@ def _lacking_for_system() -> str:
     return ""
 
 
-TIERS = {"kernel": _lacking_for_kernel, "system": _lacking_for_system}
+def _lacking_for_matrix() -> str:
+    return "" if os.uname().release.startswith("5.10.") else "it takes Linux 5.10: tests/matrix/run"
+
+
+TIERS = {
+    "kernel": _lacking_for_kernel,
+    "system": _lacking_for_system,
+    "matrix": _lacking_for_matrix,
+}
