@@ -1,9 +1,9 @@
 """kabpfd: keeps the kernel in line with the policy files; all it knows is in files and pins.
 
-It wakes up for signals, for births that only user space can resolve, and to tell systemd's watchdog
-that all is well. SIGHUP reads the policy files again, SIGTERM and SIGINT lift every policy, SIGUSR1
-says that another process changed something. After SIGUSR2, or killed, it leaves everything in
-force, and the next one adopts it.
+It wakes up for signals, for births that only user space can resolve, once more a second after a
+reload, and to tell systemd's watchdog that all is well. SIGHUP reads the policy files again,
+SIGTERM and SIGINT lift every policy, SIGUSR1 says that another process changed something. After
+SIGUSR2, or killed, it leaves everything in force, and the next one adopts it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kabpf import __version__, cgroups, dataplane, files, install, loading, reconcile, retrofit
+from kabpf import __version__, cgroups, dataplane, files, loading, reconcile, retrofit
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, RefusedError
@@ -35,6 +35,10 @@ log = logging.getLogger("kabpfd")
 # Between two looks at the whole tree, so many cgroups may be born that user space has to resolve.
 BORN_MAX = 100_000
 
+# systemd drops a longer message, whatever is in it (NOTIFY_BUFFER_MAX in its src/core/manager.c is
+# 4096).
+NOTIFY_BYTES_MAX = 2000
+
 # How long after a reload the files are looked at once more: kabpf-reload.path is blind until the
 # reload that it asked for is done.
 SETTLE_S = 1
@@ -43,17 +47,20 @@ _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 b
 
 
 def main() -> int:
-    """Run until SIGTERM. Exit status 0, or 1 with the reason on standard error."""
+    """Be the daemon, or do what the option says. Exit status 0, or 1 with the reason on standard
+    error."""
     arguments = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         if os.geteuid() != 0:
             raise RefusedError("not root", hint="expected root")
         if arguments.retrofit:
-            with socket.socket(fileno=os.dup(0)) as connection:
-                retrofit.serve(connection)
+            retrofit.serve(sys.stdin.fileno())
             return 0
         if arguments.install_units:
+            from kabpf import install  # here, because it takes 3 ms
+
+            os.umask(0o022)  # for everybody to read
             for path in install.units(Path("/"), Path(sys.argv[0]).resolve().parent):
                 print(f"wrote {path}")
             print("next: systemctl enable --now kabpf")
@@ -143,9 +150,8 @@ class Daemon:
         self._policies: tuple[Policy, ...] | None = None  # the last good ones
         self._stamp = ""  # of the last good ones
         self._seen = ""  # of those that were read last
-        self._last: reconcile.Resolution | None = (
-            None  # None after a failure: the kernel may differ
-        )
+        # None after a failure: the kernel may differ.
+        self._last: reconcile.Resolution | None = None
         self._problem: KabpfError | None = None
         self._is_damaged = False
         self._beat_s = _watchdog_s()
@@ -181,6 +187,7 @@ class Daemon:
                 raise
             self._note(error)
             self._adopt()
+            self._is_damaged = self._loaded is None
         self._say_ready()
         self._beat()
         while not self._signals & (self.LIFT | self.LEAVE):
@@ -340,7 +347,7 @@ class Daemon:
             notify(f"STATUS={self._status()}")
 
     def _note(self, error: KabpfError) -> None:
-        log.error("the last good policy stays in force: %s", error)
+        log.error("%s: %s", self._what_stays(), error)
         self._problem = error
 
     def _say_ready(self) -> None:
@@ -361,7 +368,10 @@ class Daemon:
             return counts
         # A line, because sd_notify() takes the next one for another assignment.
         lines = str(self._problem).splitlines()
-        return f"{counts}; errors: {len(lines)}, and the last good policy stays: {'; '.join(lines)}"
+        return f"{counts}; errors: {len(lines)}, and {self._what_stays()}: {'; '.join(lines)}"
+
+    def _what_stays(self) -> str:
+        return "the last good policy stays in force" if self._loaded else "nothing is in force"
 
 
 def _watchdog_s() -> float | None:
@@ -379,12 +389,16 @@ def _is_due(when: float | None) -> bool:
 
 
 def notify(message: str) -> None:
-    """Tell systemd, if it listens (sd_notify(3))."""
+    """Tell systemd, if it listens (sd_notify(3)); what is too long for it is cut."""
     if address := os.environ.get("NOTIFY_SOCKET"):
         if address.startswith("@"):
             address = "\0" + address[1:]
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            channel.sendto(message.encode(errors="replace"), address)
+        text = message.encode(errors="replace")[:NOTIFY_BYTES_MAX].decode(errors="ignore")
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel,
+        ):
+            channel.sendto(text.encode(), address)
 
 
 if __name__ == "__main__":

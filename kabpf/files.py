@@ -41,8 +41,8 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     """Read every policy file of `directories`; of files in `cache` that did not change, nothing.
 
     The files and their directories have to belong to root and be writable by root alone, the
-    directories unless they are mounted read-only. Raises PolicyError with one finding for each bad
-    file.
+    directories unless they are read-only mounts of their own. Raises PolicyError with one finding
+    for each bad file.
     """
     read_now: Cache = {}
     findings: list[str] = []
@@ -191,8 +191,12 @@ def _check_directory(directory: Path) -> None:
 
 
 def _is_read_only(directory: Path) -> bool:
-    """As where Kubernetes mounts a ConfigMap, whose directory has mode 0777."""
-    return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    """Whether it is a mount of its own, and read-only: as where Kubernetes mounts a ConfigMap,
+    whose directory has mode 0777. In a unit with ProtectSystem= all of /etc is read-only."""
+    if not os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return False
+    mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    return any(line.split(" ")[4:5] == [str(directory)] for line in mounts)  # proc(5)
 
 
 def _check_owner(path: Path, status: os.stat_result, *, read_only: bool = False) -> None:

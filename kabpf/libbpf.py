@@ -25,7 +25,8 @@ RENAME_EXCHANGE = 2
 BPF_EXIST = 2  # bpf(2): update an entry that is there
 BPF_F_QUERY_EFFECTIVE = 1
 BPF_F_ALLOW_MULTI = 2
-PROGRAMS_MAX = 1024  # on one hook in a cgroup; with those of the cgroups above
+# BPF_CGROUP_MAX_PROGS (linux/bpf-cgroup.h) is 64 for one cgroup; those above it come as well.
+PROGRAMS_MAX = 1024
 CLONE_NEWNET = 0x40000000
 PRINT_WARN = 0  # enum libbpf_print_level
 BATCH = 4096

@@ -73,6 +73,8 @@ def look(tree: CgroupTree, pins: Path) -> list[Attached]:
 
 def findings(found: list[Attached], tree: CgroupTree) -> Findings:
     """Who is there beside kabpf, and what comes of it."""
+    if len(tree.cgroups()) > CGROUPS_MAX + 1:
+        yield note(f"only {CGROUPS_MAX} cgroups are looked at", "bpftool cgroup tree")
     others = [each for one in found for each in (*_refused(one, tree), *_others(one, tree))]
     yield from others or [ok("no program of others")]
 

@@ -7,7 +7,9 @@ one request, which names processes, or none for the whole machine. Both sides sp
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +20,7 @@ from kabpf.dataplane import PINS
 from kabpf.errors import RefusedError, all_refusals
 
 HELPER = Path("/run/kabpf/retrofit.socket")
-ANSWER_S = 120  # what a hundred million sockets take
+ANSWER_S = 120  # what a hundred million sockets take; RuntimeMaxSec= of the helper
 
 
 def visit(pins: Path = PINS, processes: Iterable[int] | None = None) -> None:
@@ -29,21 +31,35 @@ def visit(pins: Path = PINS, processes: Iterable[int] | None = None) -> None:
     """
     if capabilities.missing(("CAP_SYS_ADMIN",)):
         _ask(None if processes is None else sorted(processes))
-        return
+    else:
+        _visit(pins, processes)
+
+
+def serve(descriptor: int) -> None:
+    """Do what `visit` asks for at the other end of a stream socket, which may be gone any time.
+
+    Raises RefusedError where the descriptor is no socket.
+    """
+    try:
+        connection = socket.socket(fileno=os.dup(descriptor))
+    except OSError as error:
+        raise RefusedError("read a request", error.errno or 0, "expected a socket") from None
+    with connection, contextlib.suppress(ConnectionError):
+        if not (request := _received(connection)):
+            return
+        refused = ""
+        try:
+            _visit(PINS, json.loads(request))
+        except RefusedError as error:
+            refused = str(error)
+        connection.sendall(json.dumps({"refused": refused}).encode())
+
+
+def _visit(pins: Path, processes: Iterable[int] | None) -> None:
     with all_refusals() as collected:
         for namespace in network_namespaces(processes):
             with collected():
                 dataplane.retrofit(pins, namespace)
-
-
-def serve(connection: socket.socket) -> None:
-    """Do what `visit` asks for at the other end of `connection`."""
-    refused = ""
-    try:
-        visit(processes=json.loads(_received(connection)))
-    except RefusedError as error:
-        refused = str(error)
-    connection.sendall(json.dumps({"refused": refused}).encode())
 
 
 def _ask(processes: list[int] | None) -> None:

@@ -72,6 +72,9 @@ def findings() -> Findings:
     except subprocess.TimeoutExpired:
         yield warning(f"systemctl does not answer within {ANSWER_S} s", "systemctl status")
         return
+    if done.returncode:
+        yield warning(f"systemctl: {done.stderr.strip()}", "systemctl status")
+        return
     yield from judge(done.stdout)
 
 

@@ -263,21 +263,25 @@ def test_directory_that_others_can_change_is_refused(tmp_path: Path, mode: int, 
 
 
 @needs_root
-@pytest.mark.parametrize("options", ["ro", "rw"])
+@pytest.mark.parametrize(
+    ("level", "options", "accepted"), [(0, "ro", True), (0, "rw", False), (1, "ro", False)]
+)
 def test_directory_that_is_mounted_read_only_may_have_any_mode(
-    tmp_path: Path, options: str
+    tmp_path: Path, level: int, options: str, accepted: bool
 ) -> None:
-    """As Kubernetes mounts a ConfigMap: nobody can write to it there, whatever its mode says."""
+    """As Kubernetes mounts a ConfigMap: nobody can write to it there, whatever its mode says. That
+    all above it is read-only to this process, as under ProtectSystem=, says nothing of others."""
     where = directories(tmp_path)
     put(where.drop_ins[0] / "a.yaml", UNIT % 1)
     where.drop_ins[0].chmod(0o777)
     load = f"from kabpf import files; from pathlib import Path; print(len(files.load({where!r})))"
     script = load.replace("Directories(", "files.Directories(").replace("PosixPath(", "Path(")
-    mount = f"mount --bind -o {options} {where.drop_ins[0]} {where.drop_ins[0]}"
+    mounted = (where.drop_ins[0], where.drop_ins[0].parent)[level]
+    mount = f"mount --bind -o {options} {mounted} {mounted}"
     command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" -P -c "$1"']
     done = subprocess.run([*command, sys.executable, script], capture_output=True, text=True)
-    assert done.stdout == ("1\n" if options == "ro" else "")
-    assert ("mode 0777, expected to be writable by root alone" in done.stderr) == (options == "rw")
+    assert done.stdout == ("1\n" if accepted else "")
+    assert ("mode 0777, expected to be writable by root alone" in done.stderr) != accepted
 
 
 @needs_root

@@ -205,7 +205,8 @@ def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy,
     write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd()
     bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
-    assert f"errors: 1, and the last good policy stays: {bad}:1: keepalive" in daemon.reload()
+    status = daemon.reload()
+    assert f"errors: 1, and the last good policy stays in force: {bad}:1: keepalive" in status
     assert options_of_new(peer, cgroup) == IDLE_61
     bad.unlink()
     write_policy("a.yaml", _policy(cgroup, 62))
@@ -214,6 +215,16 @@ def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy,
     daemon.stop()
     log = daemon.process.stderr.read()
     assert f"{bad}:1: keepalive.idle: never, expected a time in seconds" in log
+
+
+def test_many_bad_files_do_not_hide_that_the_daemon_is_ready(cgroup, write_policy, kabpfd):
+    """systemd drops a message of more than 4096 bytes: the status line is cut."""
+    daemon = kabpfd()
+    for number in range(60):
+        write_policy(f"{number:02}-a-name-that-is-not-short.service.yaml", "keepalive: maybe\n")
+    status = daemon.reload()
+    assert "errors: 60, and the last good policy stays in force: " in status
+    assert len(status.encode()) < 4000
 
 
 def test_bad_file_is_still_named_after_another_reconcile(cgroup, write_policy, kabpfd, kabpfctl):

@@ -57,8 +57,11 @@ def test_helper_reaches_every_namespace(cgroup, peer, make_namespace, write_poli
     assert [client.options(number)["idle"] for client, number in clients] == [61, 61, 61]
 
 
-def test_helper_says_what_was_refused(cgroup, write_policy, listening):
+def test_helper_says_what_was_refused(cgroup, peer, write_policy, kabpfctl, listening):
     """Where the helper may not enter them either, the error says so, and the visit stays owed."""
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
     listening("sh", "-c", 'cat > /dev/null; echo \'{"refused": "enter net:[1]: no"}\' >&0')
     command = [*WITHOUT_SYS_ADMIN, BIN / "kabpfctl"]
@@ -66,6 +69,36 @@ def test_helper_says_what_was_refused(cgroup, write_policy, listening):
     assert (done.returncode, done.stderr) == (1, "kabpfctl: enter net:[1]: no\n")
     status = subprocess.check_output([*command, "status", "--json"])
     assert json.loads(status)["refused"] == "enter net:[1]: no"
+    assert client.keepalive(number) == 0
+    kabpfctl("apply")
+    assert client.options(number)["idle"] == 61
+
+
+def test_helper_without_the_capability_does_not_ask_itself(listening):
+    """A helper that may not enter namespaces says so, instead of calling for another one."""
+    listening(str(BIN / "kabpfd"), "--retrofit")
+    with closing(socket.socket(socket.AF_UNIX)) as own:
+        own.connect(SOCKET)  # so that a second connection would wait for ever
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.sendall(b"null")
+            ours.shutdown(socket.SHUT_WR)
+            command = [*WITHOUT_SYS_ADMIN, BIN / "kabpfd", "--retrofit"]
+            subprocess.run(command, stdin=theirs, check=True, timeout=20)
+            assert "Operation not permitted" in json.loads(ours.recv(65536))["refused"]
+        own.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("request_", [b"", b"null"], ids=["no request", "gone before the answer"])
+def test_helper_ends_with_who_asked(request_):
+    """Where kabpfd dies the helper ends, without a word."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(request_)
+        command = [BIN / "kabpfd", "--retrofit"]
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_helper_that_ends_early_is_an_error(cgroup, write_policy, listening):
