@@ -29,8 +29,9 @@ def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
         return Comparison(applied.sources, not applied.refused, applied.asks, [], applied.refused)
     policies, errors = _load_or_findings()
     resolution = reconcile.preview(policies, tree, loaded)
+    sources = {each.name: str(each.source) for each in policies}
     return Comparison(
-        {each.name: str(each.source) for each in policies},
+        applied.sources if errors and applied else sources,
         not errors and not (resolution.changes if loaded else policies),
         resolution.plan.asks,
         errors,

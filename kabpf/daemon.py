@@ -26,7 +26,7 @@ from pathlib import Path
 from kabpf import __version__, cgroups, dataplane, files, loading, reconcile, retrofit
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
-from kabpf.errors import KabpfError, RefusedError
+from kabpf.errors import KabpfError, PolicyError, RefusedError
 from kabpf.libbpf import RingBuffer
 from kabpf.policy import Policy
 
@@ -200,6 +200,7 @@ class Daemon:
             elif signal.SIGUSR1 in self._signals:
                 self._signals -= {signal.SIGUSR1}
                 self._attempt(self._look_again)
+                notify(f"STATUS={self._status()}")
             elif _is_due(self._next_look):
                 self._next_look = None
                 self._reload_if_changed()
@@ -229,7 +230,7 @@ class Daemon:
                 self._load_and_reconcile()
             else:
                 self._close()
-                self._is_damaged = False
+                self._is_damaged, self._problem = False, None
                 log.info("every policy was lifted; a reload puts them in force again")
 
     def _load_and_reconcile(self) -> None:
@@ -237,7 +238,12 @@ class Daemon:
         self._seen = files.stamp(files.SYSTEM)
         policies = files.load(files.SYSTEM, self._cache)
         self._stamp, self._policies = self._seen, policies
+        self._put_in_force()
+
+    def _put_in_force(self) -> None:
+        assert self._policies is not None
         if not self._is_open():
+            self._is_damaged = True  # until it is loaded
             self._watch(reconcile.open_or_load(self._policies, self._tree))
         self._reconcile(self._policies)
 
@@ -250,21 +256,28 @@ class Daemon:
             self._signals.add(signal.SIGHUP)
 
     def _beat(self) -> None:
-        """Tell the watchdog that the data plane is alive; load it anew where it is not."""
+        """Tell the watchdog that the data plane is alive; load it anew where it is not, and do
+        again what was refused."""
         if self._beat_s is None:
             return
         self._next_beat = time.monotonic() + self._beat_s
         if self._loaded and not self._is_open():
             log.warning("what is pinned is not in force any more; loading it anew")
             self._is_damaged = True
+        if self._is_damaged or isinstance(self._problem, RefusedError):
+            self._attempt(self._repair)
+        notify(f"{'' if self._is_damaged else 'WATCHDOG=1'}\nSTATUS={self._status()}")
+
+    def _repair(self) -> None:
+        """Do again what was refused; where the files are wrong now, with the last good policies."""
         try:
-            if self._is_damaged:
-                self._reload()
-        except KabpfError as error:
-            self._note(error)
-            notify(f"STATUS={self._status()}")
-            return
-        notify(f"WATCHDOG=1\nSTATUS={self._status()}")
+            self._reload()
+        except PolicyError as error:
+            if self._policies is None:
+                raise
+            with reconcile.locked():
+                self._put_in_force()
+            self._problem = error
 
     def _rest_s(self) -> float | None:
         due = [when for when in (self._next_look, self._next_beat) if when is not None]

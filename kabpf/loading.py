@@ -37,6 +37,8 @@ BTF = Path("/sys/kernel/btf/vmlinux")
 
 CLOCK_MONOTONIC_COARSE = 6
 
+WRITABLE = "expected a BPF file system that can be written to"
+
 
 class Fill(Protocol):
     """Writes the maps of a data plane before any connection is measured by them; `takes_over`
@@ -94,7 +96,10 @@ def lift(pins: Path) -> None:
     holds the lock."""
     if pins.exists():
         libbpf.fault_point("rename the pins")
-        os.rename(pins, _lifted(pins))
+        try:
+            os.rename(pins, _lifted(pins))
+        except OSError as error:
+            raise RefusedError(f"rename {pins}", error.errno or 0, WRITABLE) from None
         _unpin(_lifted(pins))
 
 
@@ -141,8 +146,7 @@ def _load(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     try:
         staging.mkdir(mode=0o700)
     except OSError as error:
-        hint = "expected a BPF file system that can be written to"
-        raise RefusedError(f"make {staging}", error.errno or 0, hint) from None
+        raise RefusedError(f"make {staging}", error.errno or 0, WRITABLE) from None
     try:
         with libbpf.Object(str(OBJECT)) as programs:
             _load_into(staging, programs)

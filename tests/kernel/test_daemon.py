@@ -165,15 +165,35 @@ def test_damage_is_repaired_before_the_next_word_to_the_watchdog(
 
 def test_watchdog_hears_nothing_while_damage_stays(cgroup, write_policy, kabpfd):
     """Where the damage can't be repaired kabpfd says why, and leaves the rest to systemd."""
+    write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd(*WATCHED)
+    subprocess.run(["rm", "-r", PINS], check=True)
+    mount = ["mount", "-o", "remount,bind,ro", "/sys/fs/bpf"]
+    subprocess.run(mount, check=True)
+    try:
+        daemon.reload()
+        for _ in range(3):
+            message = daemon.wait_for("STATUS=")
+            assert "WATCHDOG=1" not in message
+            assert "nothing is in force; errors: 1" in message
+    finally:
+        subprocess.run([*mount[:2], "remount,bind,rw", mount[3]], check=True)
+    daemon.wait_for("WATCHDOG=1")
+    assert len(_pinned_ids()) == 14
+
+
+def test_damage_beside_a_bad_file_is_repaired_with_the_last_good_policy(
+    cgroup, write_policy, kabpfd, peer
+):
+    """What kabpfd had read before comes back into force, and the file is still complained of."""
     file = write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd(*WATCHED)
     file.write_text("keepalive: {idle: never}\n")
     subprocess.run(["rm", "-r", PINS], check=True)
-    daemon.wait_for("errors: 1")
-    for _ in range(3):
-        assert "WATCHDOG=1" not in daemon.wait_for("STATUS=")
-    file.write_text(_policy(cgroup, 61))
-    daemon.wait_for("WATCHDOG=1")
+    assert f"errors: 1, and the last good policy stays in force: {file}" in daemon.wait_for(
+        "errors: 1"
+    )
+    assert options_of_new(peer, cgroup) == IDLE_61
 
 
 def test_reload_applies_changed_files(cgroup, write_policy, kabpfd, peer):

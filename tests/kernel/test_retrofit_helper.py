@@ -101,6 +101,22 @@ def test_helper_ends_with_who_asked(request_):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_visit_that_was_refused_is_done_again(cgroup, peer, write_policy, kabpfd, listening):
+    """Open sockets that kabpfd could not have visited are by its next word to the watchdog."""
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
+    watched = ("env", "WATCHDOG_USEC=1000000", *WITHOUT_SYS_ADMIN, str(BIN / "kabpfd"))
+    daemon = kabpfd(*watched)
+    daemon.wait_for("errors: 1")
+    assert client.keepalive(number) == 0
+    listening(str(BIN / "kabpfd"), "--retrofit")
+    while "errors" in daemon.wait_for("WATCHDOG=1"):
+        pass
+    assert client.options(number)["idle"] == 61
+
+
 def test_helper_that_ends_early_is_an_error(cgroup, write_policy, listening):
     """A helper that dies without an answer is not mistaken for one that did its work."""
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
