@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from harness import BIN, WITHOUT_SYS_ADMIN, path_of
+from harness import BIN, PATIENCE, WITHOUT_SYS_ADMIN, path_of
 
 SOCKET = "/run/kabpf/retrofit.socket"
 
@@ -84,7 +84,7 @@ def test_helper_without_the_capability_does_not_ask_itself(listening):
             ours.sendall(b"null")
             ours.shutdown(socket.SHUT_WR)
             command = [*WITHOUT_SYS_ADMIN, BIN / "kabpfd", "--retrofit"]
-            subprocess.run(command, stdin=theirs, check=True, timeout=20)
+            subprocess.run(command, stdin=theirs, check=True, timeout=20 * PATIENCE)
             assert "Operation not permitted" in json.loads(ours.recv(65536))["refused"]
         own.shutdown(socket.SHUT_WR)
 
@@ -97,7 +97,9 @@ def test_helper_ends_with_who_asked(request_):
         with ours:
             ours.sendall(request_)
         command = [BIN / "kabpfd", "--retrofit"]
-        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            command, stdin=theirs, capture_output=True, text=True, timeout=20 * PATIENCE
+        )
     assert (done.returncode, done.stderr) == (0, "")
 
 
