@@ -360,7 +360,8 @@ class Daemon:
             notify(f"STATUS={self._status()}")
 
     def _note(self, error: KabpfError) -> None:
-        log.error("%s: %s", self._what_stays(), error)
+        stays = "the last good policy stays in force: " if dataplane.PINS.exists() else ""
+        log.error("%s%s", stays, error)
         self._problem = error
 
     def _say_ready(self) -> None:
@@ -370,8 +371,10 @@ class Daemon:
         notify(f"READY=1\nSTATUS={status}")
 
     def _status(self) -> str:
-        counts = "nothing is in force"
-        if self._loaded:
+        counts = "what is in force is another version's"
+        if not dataplane.PINS.exists():
+            counts = "nothing is in force"
+        elif self._loaded:
             usage = self._loaded.usage()
             # Beside wrong files at the start only those are known that cgroups have.
             known = len(usage.keys() - {0}) if self._policies is None else len(self._policies)
@@ -381,10 +384,8 @@ class Daemon:
             return counts
         # A line, because sd_notify() takes the next one for another assignment.
         lines = str(self._problem).splitlines()
-        return f"{counts}; errors: {len(lines)}, and {self._what_stays()}: {'; '.join(lines)}"
-
-    def _what_stays(self) -> str:
-        return "the last good policy stays in force" if self._loaded else "nothing is in force"
+        stays = ", and the last good policy stays in force" if dataplane.PINS.exists() else ""
+        return f"{counts}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
 
 
 def _watchdog_s() -> float | None:

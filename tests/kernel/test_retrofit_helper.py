@@ -23,7 +23,6 @@ def listening() -> Iterator[Callable[..., None]]:
         listener.bind(SOCKET)
 
         def serve(*command: str) -> None:
-            listener.listen()
             while True:
                 try:
                     connection, _ = listener.accept()
@@ -33,6 +32,7 @@ def listening() -> Iterator[Callable[..., None]]:
                     subprocess.run(command, stdin=connection, check=False)
 
         def start(*command: str) -> None:
+            listener.listen()
             threads.append(threading.Thread(target=serve, args=command))
             threads[-1].start()
 

@@ -10,8 +10,8 @@ import subprocess
 from contextlib import contextmanager
 
 import pytest
+import versions
 from harness import PINS, UNTOUCHED, options_of_new, path_of, pinned, wait_until
-from versions import Version
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -187,8 +187,8 @@ def test_upgrade_beside_a_wrong_file_leaves_the_old_version_in_force(
     assert done.stderr.startswith(f"kabpfctl: {bad}:1: keepalive.idle: never, expected")
     with connecting(cgroup) as seen:
         daemon = kabpfd(*version(other).command("daemon"))
-        problem = f"the last good policy stays in force: {bad}:1: keepalive.idle"
-        assert daemon.reload().startswith(problem)
+        problem = f"errors: 1, and the last good policy stays in force: {bad}:1: keepalive.idle"
+        assert problem in daemon.reload()
         assert _ids() == before
         bad.unlink()
         assert daemon.reload().startswith("policies in force: 1;")
@@ -226,14 +226,16 @@ def test_daemon_whose_files_were_replaced_leaves_the_new_version_in_force(
     """A package upgrade replaces the files below a running kabpfd: that does not load programs it
     does not know, says what to do, and lifts everything when it stops."""
     write_policy("a.yaml", _policy(cgroup, "{idle: 61}"))
-    installed = Version(shutil.copytree(version("this").directory, tmp_path / "installed"))
-    daemon = kabpfd(*installed.command("daemon"))
-    shutil.copytree(version(other).directory, installed.directory, dirs_exist_ok=True)
+    directory = shutil.copytree(version("this").directory, tmp_path / "installed")
+    daemon = kabpfd(*versions.at(directory).command("daemon"))
+    shutil.copytree(version(other).directory, directory, dirs_exist_ok=True)
+    installed = versions.at(directory)
     installed.kabpfctl("apply")
     before = _ids()
     assert daemon.reload() == (
-        f"the last good policy stays in force: {installed.object} is another version's by now,"
-        " which this process can't load, expected a restart of kabpfd"
+        "what is in force is another version's; errors: 1, and the last good policy stays in force:"
+        f" {installed.object} is another version's by now, which this process can't load,"
+        " expected a restart of kabpfd"
     )
     assert _ids() == before
     assert options_of_new(peer, cgroup) == IDLE_61

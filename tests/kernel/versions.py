@@ -74,4 +74,9 @@ def make(kind: str, directory: Path) -> Version:
         include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"
         command = ["clang", "-g", "-O2", "-target", "bpf", include, "-c", "kabpf.bpf.c"]
         subprocess.run([*command, "-o", package / "kabpf.bpf.o"], cwd=sources, check=True)
+    return at(directory)
+
+
+def at(directory: Path) -> Version:
+    """What is in a directory now; another version that is put there later takes another call."""
     return Version(directory, Kabpfctl("env", f"PYTHONPATH={directory}", sys.executable, "-P"))

@@ -46,7 +46,7 @@ def processes(cgroup: Path) -> list[int]:
     """The process ids below a cgroup, here and now."""
     pids = []
     for directory, _, _ in os.walk(cgroup):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # removed before it was opened, or after
             pids += [int(pid) for pid in Path(directory, "cgroup.procs").read_text().split()]
     return pids
 
