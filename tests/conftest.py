@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import shutil
@@ -48,7 +49,18 @@ def _lacking_for_system() -> str:
             return f"there is no {program} (Debian's package {package})"
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         return "the kernel refuses a mount namespace, as in a container without CAP_SYS_ADMIN"
+    if not _can_look_into_processes():
+        return "the kernel refuses pidfd_getfd(2), as in a container that filters system calls"
     return ""
+
+
+def _can_look_into_processes() -> bool:
+    own = os.pidfd_open(os.getpid())
+    copy = ctypes.CDLL(None).syscall(438, own, own, 0)  # pidfd_getfd
+    os.close(own)
+    if copy >= 0:
+        os.close(copy)
+    return bool(copy >= 0)
 
 
 def _lacking_for_matrix() -> str:
