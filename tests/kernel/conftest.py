@@ -8,7 +8,6 @@ session. Each test has to leave no program, map, link, pin, cgroup or process be
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import json
 import os
@@ -16,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +30,9 @@ from harness import (
     Daemon,
     Kabpfctl,
     Peer,
+    alone,
     cgroup_root,
+    kernel_objects,
     numbers,
     path_of,
     wait_until,
@@ -72,11 +72,8 @@ def own_mounts() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(run_kabpfctl: Kabpfctl) -> Iterator[None]:
-    """Fails the test that leaves anything of kabpf in the kernel, a pin, or a cgroup.
-
-    The kernel's objects have no owner, so that two sessions on one machine take turns."""
-    with open(Path(tempfile.gettempdir(), "kabpf-tests.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Fails the test that leaves anything of kabpf in the kernel, a pin, or a cgroup."""
+    with alone():
         before = _left()
         yield
         run_kabpfctl("detach", "--all").check_returncode()
@@ -89,19 +86,13 @@ def nothing_left(run_kabpfctl: Kabpfctl) -> Iterator[None]:
         assert after == before, "the test left something behind"
 
 
-def _left() -> dict[str, list[Any]]:
+def _left() -> dict[str, Any]:
     """As bpftool and listings have it; an unpinned object goes a little after its last user."""
-    left: dict[str, list[Any]] = {
+    return {
         "pins": sorted(os.listdir("/sys/fs/bpf")),
         "cgroups": sorted(path.name for path in cgroup_root().glob("kabpf-test-*")),
+        **kernel_objects(),
     }
-    for kind in ("prog", "map"):
-        listed = json.loads(subprocess.check_output(["bpftool", kind, "list", "--json"]))
-        left[kind] = [one["id"] for one in listed if one.get("name", "").startswith("kabpf")]
-    programs = set(left["prog"])
-    listed = json.loads(subprocess.check_output(["bpftool", "link", "list", "--json"]) or b"[]")
-    left["link"] = [one["id"] for one in listed if one.get("prog_id") in programs]
-    return left
 
 
 @pytest.fixture

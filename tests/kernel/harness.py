@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import itertools
 import json
 import os
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,29 @@ def known_cgroups() -> set[int]:
     """The ids in the map of cgroups, as bpftool reads it."""
     command = ["bpftool", "--json", "map", "dump", "pinned", str(PINS / "kabpf_cgroups")]
     return {one["formatted"]["key"] for one in json.loads(subprocess.check_output(command))}
+
+
+def kernel_objects() -> dict[str, dict[int, str]]:
+    """The ids and names of kabpf's programs and maps, and its links, by kind."""
+    objects = {}
+    for kind in ("prog", "map"):
+        listed = json.loads(subprocess.check_output(["bpftool", kind, "list", "--json"]))
+        named = {one["id"]: one.get("name", "") for one in listed}
+        objects[kind] = {id: name for id, name in named.items() if name.startswith("kabpf")}
+    listed = json.loads(subprocess.check_output(["bpftool", "link", "list", "--json"]) or b"[]")
+    programs = objects["prog"]
+    objects["link"] = {
+        one["id"]: programs[one["prog_id"]] for one in listed if one.get("prog_id") in programs
+    }
+    return objects
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Takes turns with other test sessions on the machine: the kernel's objects have no owner."""
+    with open(Path(tempfile.gettempdir(), "kabpf-tests.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:

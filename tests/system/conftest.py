@@ -4,11 +4,9 @@ Each test has a machine of its own, of either Debian; what it holds is looked at
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import machine as machines
 import pytest
 import trees
-from harness import wait_until
+from harness import alone, wait_until
 from machine import Inside, Machine
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +62,7 @@ def installed(
 ) -> list[Path]:
     """The layers of a machine where apt installed the package."""
     install = ("apt-get", "--yes", "install", f"/mnt/{package.name}")
-    with _alone():
+    with alone():
         directory = tmp_path_factory.mktemp(f"{suite}-installed")
         return [machines.layer(base, directory, [package], *install), *base]
 
@@ -80,7 +78,7 @@ def layers(request: pytest.FixtureRequest, suite: str) -> list[Path]:
 @pytest.fixture
 def machine(layers: list[Path], tmp_path: Path) -> Iterator[Machine]:
     """A machine with the package, where kabpf runs without any policy, and never breaks down."""
-    with _alone(), Machine(layers, tmp_path / "machine") as machine:
+    with alone(), Machine(layers, tmp_path / "machine") as machine:
         yield machine
         assert "Traceback" not in _journal(machine)
 
@@ -132,11 +130,3 @@ def traffic(machine: Machine, service: Callable[..., Inside]) -> Callable[[], An
 def _flow_on(machine: Machine) -> None:
     enough = machine.count_accepted() + 200
     wait_until(lambda: machine.count_accepted() >= enough, "200 connections more")
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Takes turns with other test sessions: the kernel's objects have no owner."""
-    with open(Path(tempfile.gettempdir(), "kabpf-tests.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -14,8 +14,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import PROGRAMS, UNTOUCHED, Peer, cgroup_root, entering, wait_until
-from outside import kernel_objects
+from harness import (
+    PROGRAMS,
+    UNTOUCHED,
+    Peer,
+    cgroup_root,
+    entering,
+    kernel_objects,
+    wait_until,
+)
 
 # A policy of which no number is anybody's default, and what it gives an application's socket.
 KEEPALIVE = "keepalive: {idle: 61, interval: 7, probes: 5}\n"

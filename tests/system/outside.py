@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,21 +47,6 @@ def processes(cgroup: Path) -> list[int]:
         with contextlib.suppress(OSError):  # removed before it was opened, or after
             pids += [int(pid) for pid in Path(directory, "cgroup.procs").read_text().split()]
     return pids
-
-
-def kernel_objects() -> dict[str, dict[int, str]]:
-    """The ids and names of kabpf's programs and maps, and its links, by kind."""
-    objects = {}
-    for kind in ("prog", "map"):
-        listed = json.loads(subprocess.check_output(["bpftool", kind, "list", "--json"]))
-        named = {one["id"]: one.get("name", "") for one in listed}
-        objects[kind] = {id: name for id, name in named.items() if name.startswith("kabpf")}
-    listed = json.loads(subprocess.check_output(["bpftool", "link", "list", "--json"]) or b"[]")
-    programs = objects["prog"]
-    objects["link"] = {
-        one["id"]: programs[one["prog_id"]] for one in listed if one.get("prog_id") in programs
-    }
-    return objects
 
 
 def _established(pid: int) -> set[str]:
