@@ -318,7 +318,7 @@ def test_user_without_privilege_sees_the_sockets_of_his_namespace(
     connected, peer, cgroup, kabpfctl, namespace
 ):
     """Without root inet_diag tells the cgroup, and whether a keepalive timer runs."""
-    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 610)
     _, _, port = connected
     listening = peer(cgroup).listener()[1][1]
     peer(cgroup, namespace).listener()
@@ -329,7 +329,7 @@ def test_user_without_privilege_sees_the_sockets_of_his_namespace(
     assert found[port]["cgroup"] == path_of(cgroup)
     assert found[port]["cgroup_id"] == cgroup.stat().st_ino
     assert (found[port]["state"], found[port]["keepalive"]) == ("established", True)
-    assert 55_000 < found[port]["next_probe_ms"] <= 61_000
+    assert 500_000 < found[port]["next_probe_ms"] <= 610_000
     assert (found[port]["idle_s"], found[port]["set_by"]) == (None, {})
     assert (found[listening]["state"], found[listening]["keepalive"]) == ("listen", None)
 
