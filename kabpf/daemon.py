@@ -26,7 +26,7 @@ from pathlib import Path
 from kabpf import __version__, cgroups, dataplane, files, loading, reconcile, retrofit
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
-from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
 from kabpf.libbpf import RingBuffer
 from kabpf.policy import Policy
 
@@ -42,6 +42,8 @@ NOTIFY_BYTES_MAX = 2000
 # How long after a reload the files are looked at once more: kabpf-reload.path is blind until the
 # reload that it asked for is done.
 SETTLE_S = 1
+
+_STAYS = "the last good policy stays in force"
 
 _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
 
@@ -187,7 +189,6 @@ class Daemon:
                 raise
             self._note(error)
             self._adopt()
-            self._is_damaged = self._loaded is None
         self._say_ready()
         self._beat()
         while not self._signals & (self.LIFT | self.LEAVE):
@@ -209,7 +210,8 @@ class Daemon:
             elif not self._born:
                 self._poll.poll(self._rest_s())
                 self._drain_wake()
-            self._attempt(self._resolve_born)
+            if not self._attempt(self._resolve_born):
+                notify(f"STATUS={self._status()}")
         notify("STOPPING=1")
         if not self._signals & self.LIFT:
             log.info("ended; what is in force stays so" if self._loaded else "ended")
@@ -352,17 +354,21 @@ class Daemon:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    def _attempt(self, step: Callable[[], None]) -> bool:
         try:
             step()
         except KabpfError as error:
             self._note(error)
-            notify(f"STATUS={self._status()}")
+            return False
+        return True
 
     def _note(self, error: KabpfError) -> None:
-        stays = "the last good policy stays in force: " if dataplane.PINS.exists() else ""
-        log.error("%s%s", stays, error)
         self._problem = error
+        log.error("%s%s", f"{_STAYS}: " if self._stays() else "", error)
+
+    def _stays(self) -> bool:
+        """Whether the problem kept what was in force before it."""
+        return dataplane.PINS.exists() and not isinstance(self._problem, UnvisitedError)
 
     def _say_ready(self) -> None:
         status = self._status()
@@ -384,7 +390,7 @@ class Daemon:
             return counts
         # A line, because sd_notify() takes the next one for another assignment.
         lines = str(self._problem).splitlines()
-        stays = ", and the last good policy stays in force" if dataplane.PINS.exists() else ""
+        stays = f", and {_STAYS}" if self._stays() else ""
         return f"{counts}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
 
 

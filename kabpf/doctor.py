@@ -267,7 +267,14 @@ def _daemon(here: Here) -> Findings:
     """Whether kabpfd runs, and who waits for it."""
     if pid := daemon.running():
         unit = _unit_of(pid)
-        yield ok(f"process {pid}{f' of {unit}' if unit else ''}")
+        name = f"process {pid}{f' of {unit}' if unit else ''}"
+        if not PINS.exists() and Path(f"/proc/{pid}/root{PINS}").exists():
+            yield error(
+                f"{name} has a {PINS.parent} of its own, which can't be seen here",
+                f"systemctl restart {unit or 'kabpf'}",
+            )
+        else:
+            yield ok(name)
         return
     with contextlib.suppress(KabpfError):
         if here.resolution.plan.asks:

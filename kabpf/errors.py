@@ -4,6 +4,7 @@
     ├── PolicyError         policy files, one line for each finding
     ├── UnsupportedError    this machine lacks something that kabpf needs
     └── RefusedError        the kernel or the state of the machine refused one step
+        └── UnvisitedError  new sockets have what the policies say, open ones do not
 
 Anything else that is raised is a bug and keeps its traceback.
 """
@@ -47,6 +48,10 @@ class RefusedError(KabpfError):
         reason = f": {os.strerror(error)}" if error else ""
         super().__init__(f"{step}{reason}{', ' if hint else ''}{hint}")
         self.error = error
+
+
+class UnvisitedError(RefusedError):
+    """The policies are in force for new sockets; some open ones could not be visited."""
 
 
 @contextlib.contextmanager

@@ -159,7 +159,11 @@ def changes_text(resolution: Resolution) -> str:
     changes = resolution.changes
     counts = (
         (len(changes.records), "policy", "policies"),
-        (len(changes.cgroups) + len(changes.stale_cgroups), "cgroup", "cgroups"),
+        (
+            len(changes.cgroups.keys() | changes.retrofits.keys()) + len(changes.stale_cgroups),
+            "cgroup",
+            "cgroups",
+        ),
         (len(changes.births), "rule for new cgroups", "rules for new cgroups"),
     )
     return ", ".join(count(*each) for each in counts if each[0]) or "nothing"

@@ -12,7 +12,7 @@ from pathlib import Path
 from kabpf import layout, loading, notes, plan, retrofit
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import PINS, Born, Dataplane
-from kabpf.errors import RefusedError
+from kabpf.errors import RefusedError, UnvisitedError
 from kabpf.matching import Automaton
 from kabpf.notes import Applied
 from kabpf.plan import Actual, Cgroup, Changes, Plan, Record
@@ -92,8 +92,9 @@ def reconcile(
     """Bring what is in the kernel in line with `policies`, open sockets included; under the lock.
 
     Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
-    completes. Raises RefusedError where the kernel refused something; the rest is in force then.
-    `stamp` is that of the files that the policies come from, taken before they were read.
+    completes. Raises RefusedError where the kernel refused something, as UnvisitedError where that
+    were visits of open sockets and the rest is in force. `stamp` is that of the files that the
+    policies come from, taken before they were read.
     """
     sources = {policy.name: str(policy.source) for policy in policies}
     first: Changes | None = None
@@ -103,11 +104,11 @@ def reconcile(
             for resolution in _passes(policies, tree, loaded):
                 first = first or resolution.changes
                 loaded.apply(resolution.changes, retrofit.visit)
-        except RefusedError:
+        except RefusedError as error:
             # Open sockets that can't be visited must not keep what comes after them from new ones.
             for resolution in _passes(policies, tree, loaded, visits=False):
                 loaded.apply(resolution.changes)
-            raise
+            raise UnvisitedError(str(error)) from None
     except RefusedError as error:
         notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
         raise
@@ -150,7 +151,10 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
     busy = {id: entry for id, entry in done.items() if tree.is_populated(fresh[id])}
     loaded.correct({id: entry for id, entry in done.items() if id not in busy})
     processes = tree.processes(fresh[id].path for id in busy)
-    loaded.apply(Changes(retrofits=busy), lambda: retrofit.visit(processes=processes))
+    try:
+        loaded.apply(Changes(retrofits=busy), lambda: retrofit.visit(processes=processes))
+    except RefusedError as error:
+        raise UnvisitedError(str(error)) from None
     return True
 
 

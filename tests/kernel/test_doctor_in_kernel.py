@@ -260,6 +260,21 @@ def test_daemon_is_told_and_missed_where_it_is_needed(cgroup, write_policy, kabp
     assert found[1].startswith("not running, and some new cgroups wait for it")
 
 
+def test_daemon_that_has_pins_elsewhere_is_told(applied, kabpfd, doctor):
+    """Where bpffs was unmounted below a kabpfd that has its own mount of it, doctor tells the two
+    apart, and how to bring them together."""
+    daemon = kabpfd()
+    script = 'umount /sys/fs/bpf && exec "$0" "$@"'
+    (found,) = doctor("unshare", "--mount", "--propagation", "private", "sh", "-c", script)[
+        "daemon"
+    ]
+    assert found == (
+        "error",
+        f"process {daemon.process.pid} has a /sys/fs/bpf of its own, which can't be seen here",
+        "systemctl restart kabpf",
+    )
+
+
 @pytest.mark.parametrize(
     ("script", "check", "expected"),
     [

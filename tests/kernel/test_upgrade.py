@@ -196,6 +196,18 @@ def test_upgrade_beside_a_wrong_file_leaves_the_old_version_in_force(
     assert list(map(json.loads, seen)) == [IDLE_61]
 
 
+def test_watchdog_hears_of_a_daemon_that_a_wrong_file_keeps_from_an_upgrade(
+    cgroup, write_policy, version, kabpfd
+):
+    """systemd does not start it again and again, which would not help."""
+    write_policy("a.yaml", _policy(cgroup, "{idle: 61}"))
+    version("this").kabpfctl("apply")
+    write_policy("b.service.yaml", "keepalive: {idle: never}\n")
+    daemon = kabpfd("env", "WATCHDOG_USEC=1000000", *version("relaid").command("daemon"))
+    for _ in range(2):
+        assert "STATUS=what is in force is another version's" in daemon.wait_for("WATCHDOG=1")
+
+
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
 def test_daemon_beside_kabpfctl_of_another_version(
     cgroup, write_policy, version, kabpfd, connecting, other
