@@ -96,10 +96,7 @@ def lift(pins: Path) -> None:
     holds the lock."""
     if pins.exists():
         libbpf.fault_point("rename the pins")
-        try:
-            os.rename(pins, _lifted(pins))
-        except OSError as error:
-            raise RefusedError(f"rename {pins}", error.errno or 0, WRITABLE) from None
+        _rename(pins, _lifted(pins))
         _unpin(_lifted(pins))
 
 
@@ -117,16 +114,25 @@ def _lifted(pins: Path) -> Path:
 
 
 def _unpin(directory: Path) -> None:
-    if directory.exists():
-        for pin in directory.iterdir():
+    if not directory.exists():
+        return
+    try:
+        for path in directory.iterdir():
             libbpf.fault_point("unpin")
-            try:
-                pin.unlink()
-            except OSError as error:
-                hint = "expected pins of kabpf alone"
-                raise RefusedError(f"unpin {pin}", error.errno or 0, hint) from None
+            path.unlink()
+        path = directory
         libbpf.fault_point("remove the pins' directory")
-        directory.rmdir()
+        path.rmdir()
+    except OSError as error:
+        hint = "expected pins of kabpf alone"
+        raise RefusedError(f"remove {path}", error.errno or 0, hint) from None
+
+
+def _rename(pins: Path, other: Path) -> None:
+    try:
+        os.rename(pins, other)
+    except OSError as error:
+        raise RefusedError(f"rename {pins}", error.errno or 0, WRITABLE) from None
 
 
 def _is_in_force(staging: Path) -> bool:
@@ -219,9 +225,9 @@ def _publish(pins: Path) -> None:
             return
         _unpin(lifted)
         libbpf.fault_point("rename the old pins")
-        os.rename(pins, lifted)
+        _rename(pins, lifted)
     libbpf.fault_point("rename the new pins")
-    os.rename(staging, pins)
+    _rename(staging, pins)
     _unpin(lifted)
 
 

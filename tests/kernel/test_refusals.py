@@ -322,7 +322,7 @@ def test_foreign_directory_among_the_pins_is_named(cgroup, kabpfctl):
     refused = kabpfctl("apply", status=1).stderr
     foreign = Path("/sys/fs/bpf").rglob("foreign")
     (found,) = foreign
-    assert refused.startswith(f"kabpfctl: unpin {found}: ")
+    assert refused.startswith(f"kabpfctl: remove {found}: ")
     assert refused.endswith(", expected pins of kabpf alone\n")
     found.rmdir()
     kabpfctl("apply")
@@ -351,3 +351,18 @@ def test_bpf_file_system_that_is_read_only_is_named(cgroup):
     assert done.returncode == 1
     expected = "expected a BPF file system that can be written to"
     assert done.stderr == f"kabpfctl: make {PINS}-new: Read-only file system, {expected}\n"
+
+
+def test_pins_that_cannot_be_removed_are_named(cgroup):
+    """Where another mount keeps what an interrupted command left, kabpfctl says so."""
+    left = f"{PINS}-old"
+    script = f"mkdir {left}; mount --bind {left} {left}; exec {BIN}/kabpfctl apply"
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
+        )
+    finally:
+        os.rmdir(left)
+    assert done.returncode == 1
+    expected = "expected pins of kabpf alone"
+    assert done.stderr == f"kabpfctl: remove {left}: Device or resource busy, {expected}\n"
