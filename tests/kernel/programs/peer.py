@@ -184,13 +184,11 @@ def wait_for_keepalive(number, seconds):
 
 def receive(number, seconds):
     """What a read gives: "data", "end", an errno's name, or "waiting" after `seconds`."""
-    begin = time.monotonic()
     SOCKETS[number].settimeout(seconds)
     try:
-        what = "data" if SOCKETS[number].recv(100) else "end"
+        return "data" if SOCKETS[number].recv(100) else "end"
     except TimeoutError as error:
-        what = "ETIMEDOUT" if error.errno else "waiting"
-    return what, time.monotonic() - begin
+        return "ETIMEDOUT" if error.errno else "waiting"
 
 
 def main():
