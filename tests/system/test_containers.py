@@ -61,3 +61,17 @@ def test_pod_is_covered_from_its_first_connection(machine, scope):
     machine.drop_in("pods.yaml", f"select: [{{cgroup: /kubepods.slice/**}}]\n{KEEPALIVE}")
     app = scope()
     assert [app.options(end) for end in app.pair()] == [COVERED] * 2
+
+
+def test_policy_holds_in_a_cgroup_that_its_user_has_closed(machine, inside):
+    """A user who takes everybody's rights from a cgroup hides nothing below it from kabpfd."""
+    machine.run("mkdir", "-p", "/sys/fs/cgroup/closed/inner")
+    machine.run("chown", "-R", "nobody", "/sys/fs/cgroup/closed")
+    machine.run("chmod", "700", "/sys/fs/cgroup/closed")
+    enter = 'echo 0 > /sys/fs/cgroup/closed/inner/cgroup.procs; exec "$@"'
+    app = inside("sh", "-c", enter, "sh")
+    ends = app.pair()
+    machine.drop_in("closed.yaml", f"select: [{{cgroup: /closed/inner}}]\n{KEEPALIVE}")
+    assert [app.options(end) for end in ends] == [COVERED] * 2
+    machine.run("systemctl", "reload", "kabpf.service")
+    assert [app.options(end) for end in app.pair()] == [COVERED] * 2

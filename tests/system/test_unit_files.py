@@ -27,11 +27,12 @@ def test_daemon_is_hardened(machine):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_daemon_holds_three_capabilities(machine):
-    """kabpfd runs with CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF alone, and can't gain more."""
+def test_daemon_holds_four_capabilities(machine):
+    """kabpfd runs with CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF alone, and can't
+    gain more."""
     pid = machine.show("kabpf.service", "MainPID")
     status = machine.run("cat", f"/proc/{pid}/status")
     held = dict(line.split(":\t") for line in status.splitlines() if line.startswith("Cap"))
-    only = f"{1 << 12 | 1 << 38 | 1 << 39:016x}"
+    only = f"{1 << 2 | 1 << 12 | 1 << 38 | 1 << 39:016x}"
     assert held["CapEff"] == held["CapPrm"] == held["CapBnd"] == only
     assert "NoNewPrivs:\t1" in status
