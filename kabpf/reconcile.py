@@ -92,9 +92,9 @@ def reconcile(
     """Bring what is in the kernel in line with `policies`, open sockets included; under the lock.
 
     Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
-    completes. Raises RefusedError where the kernel refused something, as UnvisitedError where that
-    were visits of open sockets and the rest is in force. `stamp` is that of the files that the
-    policies come from, taken before they were read.
+    completes. Raises RefusedError where the kernel refused something, and UnvisitedError where all
+    but visits of open sockets is in force. `stamp` is that of the files that the policies come
+    from, taken before they were read.
     """
     sources = {policy.name: str(policy.source) for policy in policies}
     first: Changes | None = None
