@@ -49,18 +49,27 @@ def _lacking_for_system() -> str:
             return f"there is no {program} (Debian's package {package})"
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         return "the kernel refuses a mount namespace, as in a container without CAP_SYS_ADMIN"
-    if not _can_look_into_processes():
-        return "the kernel refuses pidfd_getfd(2), as in a container that filters system calls"
-    return ""
+    return _lacking_to_look_into_processes()
 
 
-def _can_look_into_processes() -> bool:
+@functools.cache
+def _lacking_for_ancestors() -> str:
+    for library in ("libkeepalive", "libdontdie"):
+        environment = {**os.environ, "LD_PRELOAD": f"{library}.so"}
+        # The loader says what it does not find, and goes on without.
+        if subprocess.run(["true"], env=environment, capture_output=True).stderr:
+            return f"there is no {library}.so (Debian's package {library}0)"
+    return _lacking_to_look_into_processes()
+
+
+def _lacking_to_look_into_processes() -> str:
     own = os.pidfd_open(os.getpid())
     copy = ctypes.CDLL(None).syscall(438, own, own, 0)  # pidfd_getfd
     os.close(own)
-    if copy >= 0:
-        os.close(copy)
-    return bool(copy >= 0)
+    if copy < 0:
+        return "the kernel refuses pidfd_getfd(2), as in a container that filters system calls"
+    os.close(copy)
+    return ""
 
 
 def _lacking_for_matrix() -> str:
@@ -70,5 +79,6 @@ def _lacking_for_matrix() -> str:
 TIERS = {
     "kernel": _lacking_for_kernel,
     "system": _lacking_for_system,
+    "ancestors": _lacking_for_ancestors,
     "matrix": _lacking_for_matrix,
 }

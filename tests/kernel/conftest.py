@@ -260,7 +260,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles a program of programs/ with clang."""
 
     def compile(source: str, *flags: str) -> Path:
-        target = tmp_path_factory.mktemp("compiled") / source.replace(".c", "")
+        target = tmp_path_factory.mktemp("compiled") / Path(source).stem
         if ".bpf." in source:
             include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"
             flags = ("-g", "-target", "bpf", "-c", include)

@@ -40,6 +40,21 @@ def connections(cgroup: Path) -> list[Connection]:
     return list(found.values())
 
 
+@contextlib.contextmanager
+def connected_to(cgroup: Path, port: int) -> Iterator[socket.socket]:
+    """The only socket, of any kind, that the processes below a cgroup have connected to a port."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for pid in processes(cgroup):
+            for number, inode in _sockets(pid):
+                held = stack.enter_context(_copied(pid, number))
+                with contextlib.suppress(OSError):  # not connected
+                    if held and held.getpeername()[1:2] == (port,):
+                        found[inode] = held
+        (only,) = found.values()
+        yield only
+
+
 def processes(cgroup: Path) -> list[int]:
     """The process ids below a cgroup, here and now."""
     pids = []
@@ -72,25 +87,32 @@ def _sockets(pid: int) -> Iterator[tuple[int, str]]:
 
 def _look(pid: int, number: int) -> Connection | None:
     """None for what is gone, or has become something else meanwhile."""
+    with _copied(pid, number) as held, contextlib.suppress(OSError):
+        if held:
+            return Connection(
+                local=held.getsockname()[:2],
+                peer=held.getpeername()[:2],
+                options={name: held.getsockopt(*where) for name, where in OPTIONS.items()},
+            )
+    return None
+
+
+@contextlib.contextmanager
+def _copied(pid: int, number: int) -> Iterator[socket.socket | None]:
+    """A process's socket by its number, for a moment; None for what is gone, or no socket."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
-        return None
+        yield None
+        return
     try:
         descriptor = _libc.syscall(SYS_PIDFD_GETFD, process, number, 0)
     finally:
         os.close(process)
-    if descriptor < 0:
-        return None
     try:
-        held = socket.socket(fileno=descriptor)
+        held = socket.socket(fileno=descriptor) if descriptor >= 0 else None
     except OSError:
         os.close(descriptor)
-        return None
-    with held, contextlib.suppress(OSError):
-        return Connection(
-            local=held.getsockname()[:2],
-            peer=held.getpeername()[:2],
-            options={name: held.getsockopt(*where) for name, where in OPTIONS.items()},
-        )
-    return None
+        held = None
+    with held or contextlib.nullcontext():
+        yield held

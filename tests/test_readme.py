@@ -1,0 +1,14 @@
+"""README's table of what programs get under kabpf and under its ancestors."""
+
+from side_by_side import ROWS, table
+
+
+def test_table_has_every_program() -> None:
+    """Each program that the comparison runs has its row, in its order, and nothing else has one."""
+    assert list(table()) == [row.text for row in ROWS]
+
+
+def test_kabpf_covers_what_an_ancestor_covers() -> None:
+    """Where one of the two sets what it was asked for, so does kabpf."""
+    for *theirs, ours in table().values():
+        assert "set" not in theirs or ours == "set"
