@@ -1,0 +1,105 @@
+"""The environment variables of libkeepalive, libdontdie and msantos/libkeepalive, as options.
+
+What is unset means the system's default. What those libraries would silently ignore is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from kabpf.errors import PolicyError, collected
+from kabpf.options import PROBES_MAX, SECONDS_MAX, USER_TIMEOUT_MS_MAX
+
+# By what they give; each in the order of the libraries above.
+VARIABLES = {
+    "keepalive": ("KEEPALIVE", "DD_USE_KEEPALIVE"),
+    "idle": ("KEEPIDLE", "DD_TCP_KEEPALIVE_TIME", "TCP_KEEPIDLE"),
+    "interval": ("KEEPINTVL", "DD_TCP_KEEPALIVE_INTVL", "TCP_KEEPINTVL"),
+    "probes": ("KEEPCNT", "DD_TCP_KEEPALIVE_PROBES", "TCP_KEEPCNT"),
+    "user_timeout": ("TCP_USER_TIMEOUT",),
+    "debug": ("DD_DEBUG",),
+    "once": ("DD_EVAL_ENVIRONMENT_ONCE",),
+}
+
+_LIMITS = {
+    "idle": (SECONDS_MAX, " seconds"),
+    "interval": (SECONDS_MAX, " seconds"),
+    "probes": (PROBES_MAX, ""),
+    "user_timeout": (USER_TIMEOUT_MS_MAX, " ms"),
+}
+_DERIVED = "-1"  # the user timeout that is idle + interval * probes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an environment asks for; the options are spelled as in policy files."""
+
+    keepalive: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
+    debug: bool = False  # a line in the journal for each socket
+
+
+def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked:
+    """What `environment` asks for. Variables that give one of the keys `decided`, which are those
+    of VARIABLES, are not looked at.
+
+    Raises PolicyError with one finding for each variable that is wrong, and for those that
+    contradict each other.
+    """
+    findings: list[str] = []
+    found: dict[str, str] = {}
+    for key, names in VARIABLES.items():
+        if key in decided:
+            continue
+        given = {name: environment[name] for name in names if name in environment}
+        values: list[str] = []
+        for name, text in given.items():
+            with collected(findings):
+                values.append(_value(name, key, text))
+        if len(set(values)) > 1:
+            both = " and ".join(f"{name}={_shown(text)}" for name, text in given.items())
+            findings.append(f"{both} contradict each other, expected one of them")
+        elif values:
+            found[key] = values[0]
+    keepalive = found.pop("keepalive", "on") == "on"
+    debug = found.pop("debug", "off") == "on"
+    if found.pop("once", "on") == "off":
+        findings.append(
+            "DD_EVAL_ENVIRONMENT_ONCE: 0 takes to be inside of the process, expected 1, and a"
+            " policy with destinations where the sockets of one process are to differ"
+        )
+    if keepalive and found.get("user_timeout") == "auto":
+        timers = [key for key in ("idle", "interval", "probes") if key not in (*found, *decided)]
+        if timers:
+            findings.append(
+                f"TCP_USER_TIMEOUT: {_DERIVED} without {', '.join(timers)},"
+                " expected all of idle, interval and probes"
+            )
+    if findings:
+        raise PolicyError(*findings)
+    return Asked(keepalive, found if keepalive else {}, debug)
+
+
+def _value(name: str, key: str, text: str) -> str:
+    """What a variable gives, as policy files spell it."""
+    if key not in _LIMITS:
+        # libkeepalive compares in any case.
+        words = {"off": "off", "on": "on"} if name == "KEEPALIVE" else {"0": "off", "1": "on"}
+        if text.lower() not in words:
+            raise PolicyError(f"{name}: {_shown(text)}, expected {' or '.join(words)}")
+        return words[text.lower()]
+    limit, unit = _LIMITS[key]
+    if key == "user_timeout" and text == _DERIVED:
+        return "auto"
+    if not re.fullmatch(r"[0-9]{1,10}", text):
+        raise PolicyError(f"{name}: {_shown(text)}, expected a number, 1 to {limit}{unit}")
+    number = int(text)
+    if not 1 <= number <= limit:
+        raise PolicyError(f"{name}: {text} is not in 1 to {limit}{unit}")
+    return f"{number}ms" if key == "user_timeout" else str(number)
+
+
+def _shown(text: str) -> str:
+    return text[:80] or "nothing"
