@@ -84,6 +84,14 @@ def parser() -> argparse.ArgumentParser:
     presets = _command(commands, "presets", show.presets, "list middleboxes and what fits them")
     presets.set_defaults(needs_root=False)
 
+    _command(
+        commands,
+        "import",
+        _import,
+        "look where libkeepalive and libdontdie are preloaded, print the policies that do the same"
+        " and what to remove; changes nothing",
+    )
+
     sockets = _command(
         commands, "sockets", show.sockets, "list TCP sockets, to root with their options"
     )
@@ -130,6 +138,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from kabpf.doctor import doctor  # here, because the other commands need nothing of it
 
     return doctor(arguments)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from kabpf.legacy import import_  # as above
+
+    return import_(arguments)
 
 
 def _flag(key: str) -> str:

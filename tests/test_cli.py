@@ -24,7 +24,7 @@ SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
 TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
 GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
-COMMANDS = "attach, detach, apply, check, plan, status, explain, presets, sockets, doctor"
+COMMANDS = "attach, detach, apply, check, plan, status, explain, presets, import, sockets, doctor"
 
 
 class Outcome(NamedTuple):
@@ -111,6 +111,7 @@ def test_help_shows_every_command() -> None:
         ["apply"],
         ["plan"],
         ["status", "--json"],
+        ["import"],
     ],
     ids=" ".join,
 )

@@ -14,16 +14,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from kabpf import cli, daemon, findings, language, options, policy, selectors, sockets
+from kabpf import cli, daemon, environment, findings, language, options, policy, selectors, sockets
 from kabpf.errors import PolicyError
 from kabpf.presets import presets
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("kabpf.7", "kabpf.yaml.5", "kabpfctl.1", "kabpfd.8")
+LEGACY = "FROM LIBKEEPALIVE AND LIBDONTDIE"
 FILE = "nginx.service.yaml"  # that the examples of kabpf.yaml(5) speak of
 DEADLINE_S = 30
 
@@ -165,6 +167,7 @@ def test_keys_of_the_language_are_in_the_page(title: str, keys: tuple[str, ...])
     ("page", "title", "words"),
     [
         ("kabpf.7", "MODES", tuple(policy.Mode)),
+        ("kabpf.7", LEGACY, (*chain(*environment.VARIABLES.values()), "TCP_SYNCNT")),
         ("kabpf.yaml.5", "A POLICY", (*policy.Mode, *policy.Direction, "on", "off", "true")),
         ("kabpf.yaml.5", "OPTIONS", ("auto", "off", "s", "m", "h", "d", "ms")),
         ("kabpfctl.1", "doctor", tuple(findings.Grade)),
@@ -197,9 +200,9 @@ def test_time_outs_of_presets_are_in_the_page(name: str) -> None:
     assert f"\n**{name}**\n    {presets()[name].timeout_s} s: " in text
 
 
-@pytest.mark.parametrize("text", blocks("kabpf.yaml.5", "EXAMPLES"))
+@pytest.mark.parametrize("text", blocks("kabpf.yaml.5", "EXAMPLES") + blocks("kabpf.7", LEGACY))
 def test_example_of_the_page_is_right(text: str) -> None:
-    """An example of kabpf.yaml(5) is a policy file, without a warning."""
+    """An example of a page is a policy file, without a warning."""
     assert said(text) == ""
 
 

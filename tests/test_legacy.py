@@ -1,0 +1,373 @@
+"""What `kabpfctl import` finds, and the policies that it proposes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kabpf import language, legacy, policy
+
+UNIT = "usr/lib/systemd/system/db.service"
+DROP_IN = "etc/systemd/system/db.service.d/keepalive.conf"
+KEEPALIVE = "Environment=LD_PRELOAD=libkeepalive.so"
+DONTDIE = "Environment=LD_PRELOAD=libdontdie.so"
+THREE = "DD_TCP_KEEPALIVE_TIME=60 DD_TCP_KEEPALIVE_INTVL=10 DD_TCP_KEEPALIVE_PROBES=6"
+OPTIONS = "keepalive: {idle: 60, interval: 10, probes: 6}"
+
+Look = Callable[[dict[str, str]], legacy.Found]
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Look:
+    """Looks at a system that has these files; those of units without a section are services'."""
+
+    def found(files: dict[str, str]) -> legacy.Found:
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_unit = "systemd/" in name and not text.startswith("[")
+            path.write_text(f"[Service]\n{text}\n" if is_unit else f"{text}\n")
+        return legacy.look(tmp_path)
+
+    return found
+
+
+def read(found: legacy.Found) -> tuple[policy.Policy, ...]:
+    """The policies, as files have them."""
+    assert {str(each.file.parent) for each in found.policies} <= {"/etc/kabpf/policy.d"}
+    parsed = [language.parse(each.text.encode(), str(each.file)) for each in found.policies]
+    return language.combine(parsed)
+
+
+def proposed(found: legacy.Found) -> dict[str, list[str]]:
+    """The lines of each policy without its comment, by the file's name; each one is right."""
+    assert policy.warnings(read(found)) == []
+    return {each.file.name: each.text.splitlines()[1:] for each in found.policies}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (KEEPALIVE, "keepalive: on"),
+        (f"{KEEPALIVE} KEEPIDLE=60 KEEPINTVL=10 KEEPCNT=6", OPTIONS),
+        (f"{DONTDIE} {THREE}", OPTIONS),
+        (f"{DONTDIE}\nEnvironment={THREE}", OPTIONS),
+        (f'Environment="LD_PRELOAD=/a.so /usr/lib/$LIB/libdontdie.so.0" {THREE}', OPTIONS),
+        (f"Environment=LD_PRELOAD=/a.so:libdontdie.so \\\n# why\n {THREE}", OPTIONS),
+        (f"{KEEPALIVE} KEEPALIVE=off KEEPIDLE=60", "keepalive: off"),
+        (f"{DONTDIE} DD_USE_KEEPALIVE=0", "keepalive: off"),
+        (f"{KEEPALIVE} {THREE}", "keepalive: on"),  # another library's variables
+        (f"{DONTDIE}\nEnvironment=DD_TCP_KEEPALIVE_TIME=5\n{DONTDIE} {THREE}", OPTIONS),
+        (f"ExecStart=!/usr/bin/env -u A LD_PRELOAD=libdontdie.so {THREE} db A=b", OPTIONS),
+        (f"{KEEPALIVE}\nUnsetEnvironment=LD_PRELOAD=other.so KEEPALIVE", "keepalive: on"),
+    ],
+)
+def test_environment_of_a_unit(look: Look, lines: str, expected: str) -> None:
+    """A unit whose environment preloads one of the two gets a policy that says the same."""
+    found = look({UNIT: lines})
+    assert proposed(found) == {"db.service.yaml": ["select: [{unit: db.service}]", expected]}
+    assert (found.left_out, found.unclear) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Environment=KEEPIDLE=60",
+        f"{DONTDIE}\nEnvironment=",
+        f"{DONTDIE}\nEnvironment=LD_PRELOAD=",
+        f"{DONTDIE}\nUnsetEnvironment=LD_PRELOAD",
+        f"# {DONTDIE}",
+        "Environment=LD_PRELOAD=libother.so LD_LIBRARY_PATH=/opt/keepalive",
+        "[Socket]\nEnvironment=LD_PRELOAD=",
+    ],
+)
+def test_unit_that_preloads_neither(look: Look, lines: str) -> None:
+    """Variables alone, and what is reset or a comment, are nothing to replace."""
+    found = look({UNIT: lines})
+    assert (found.policies, found.unclear) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("-/etc/default/db", OPTIONS),
+        ("/etc/default/d*", OPTIONS),
+        ("/etc/default/%p", OPTIONS),
+        ("/etc/default/%N", OPTIONS),
+        ("-/etc/default/none", "keepalive: {idle: 5}"),
+        ("-/etc/default/%H", "keepalive: {idle: 5}"),
+    ],
+)
+def test_environment_file_of_a_unit(look: Look, value: str, expected: str) -> None:
+    """What EnvironmentFile= names is read after Environment=, as far as its name is known."""
+    unit = f"EnvironmentFile={value}\n{DONTDIE} DD_TCP_KEEPALIVE_TIME=5"
+    found = look({UNIT: unit, "etc/default/db": THREE.replace(" ", "\n")})
+    assert proposed(found)["db.service.yaml"][1] == expected
+
+
+@pytest.mark.parametrize(
+    ("libraries", "variables", "expected"),
+    [
+        ("libkeepalive_socket.so", "", ["keepalive: {idle: 15, interval: 15, probes: 9,"
+            " user_timeout: auto}"]),
+        ("libkeepalive.so", "TCP_KEEPIDLE=60 TCP_KEEPINTVL=0 TCP_KEEPCNT=6",
+            ["keepalive: {idle: 60, probes: 6}", "direction: out"]),
+        ("libkeepalive_listen.so", "TCP_USER_TIMEOUT=90000 TCP_SYNCNT=3", [
+            "keepalive: {idle: 15, interval: 15, probes: 9, user_timeout: 90000ms, syn_retries: 3}",
+            "direction: in"]),
+        ("libkeepalive.so:libkeepalive_listen.so", "TCP_USER_TIMEOUT=0", [
+            "keepalive: {idle: 15, interval: 15, probes: 9}"]),
+    ],
+)  # fmt: skip
+def test_libkeepalive_of_santos(
+    look: Look, libraries: str, variables: str, expected: list[str]
+) -> None:
+    """The library of that name with TCP_* variables has defaults of its own, and a direction."""
+    found = look({UNIT: f"Environment=LD_PRELOAD={libraries} {variables}"})
+    assert proposed(found)["db.service.yaml"][1:] == expected
+    assert found.left_out == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected", "said"),
+    [
+        (f"{KEEPALIVE} KEEPIDLE=0 KEEPCNT=6", "keepalive: {probes: 6}",
+            "KEEPIDLE: 0 is not in 1 to 32767 seconds; libkeepalive ignores it"),
+        (f"{KEEPALIVE} KEEPIDLE=soon", "keepalive: on",
+            "KEEPIDLE: soon, expected a number, 1 to 32767 seconds; libkeepalive ignores it"),
+        (f"{KEEPALIVE} KEEPIDLE=60s", "keepalive: {idle: 60}",
+            "KEEPIDLE: 60s, expected a number, 1 to 32767 seconds; libkeepalive takes it for 60"),
+        (f"{DONTDIE} DD_USE_KEEPALIVE=no", "keepalive: on",
+            "DD_USE_KEEPALIVE: no, expected 0 or 1; libdontdie ignores it"),
+    ],
+)  # fmt: skip
+def test_value_that_is_ignored(look: Look, lines: str, expected: str, said: str) -> None:
+    """What the library does not understand is not in the policy, and said with file and line."""
+    found = look({UNIT: lines})
+    assert proposed(found)["db.service.yaml"][1] == expected
+    assert [each.partition(f"{UNIT}:2: ")[2] for each in found.left_out] == [said]
+
+
+def test_libraries_that_contradict_each_other(look: Look) -> None:
+    """What two libraries are asked for in different ways is in no policy, and said."""
+    files = {
+        "etc/ld.so.preload": "libdontdie.so\nlibkeepalive.so",
+        UNIT: "Environment=KEEPIDLE=90 DD_TCP_KEEPALIVE_TIME=60 DD_TCP_KEEPALIVE_PROBES=6",
+    }
+    found = look(files)
+    assert proposed(found) == {"everything.yaml": ["select: [{cgroup: /}]", "keepalive: on"]}
+    (said,) = found.left_out
+    assert f"{UNIT}:2: KEEPIDLE=90 and DD_TCP_KEEPALIVE_TIME=60 contradict each other" in said
+
+
+def test_environment_that_changes_while_it_runs(look: Look) -> None:
+    """DD_EVAL_ENVIRONMENT_ONCE=0 has no counterpart, and the advice is destinations."""
+    found = look({UNIT: f"{DONTDIE} DD_EVAL_ENVIRONMENT_ONCE=0"})
+    assert proposed(found)["db.service.yaml"][1] == "keepalive: on"
+    (said,) = found.left_out
+    assert "DD_EVAL_ENVIRONMENT_ONCE" in said
+    assert "destinations" in said
+
+
+def test_whole_system(look: Look) -> None:
+    """ld.so.preload becomes a policy on /, and units that differ have theirs."""
+    found = look({
+        "etc/ld.so.preload": "# all\n/usr/lib/libkeepalive.so /usr/lib/libother.so",
+        UNIT: "Environment=KEEPALIVE=off",
+        "etc/systemd/system/mail.service": "Environment=KEEPIDLE=60",
+        "etc/systemd/system/web.service": "Environment=A=b",
+    })  # fmt: skip
+    assert proposed(found) == {
+        "everything.yaml": ["select: [{cgroup: /}]", "keepalive: on"],
+        "db.service.yaml": ["select: [{unit: db.service}]", "keepalive: off"],
+        "mail.service.yaml": ["select: [{unit: mail.service}]", "keepalive: {idle: 60}"],
+    }
+    assert [(each.line, each.what) for each in found.remove] == [
+        (2, "/usr/lib/libkeepalive.so of /usr/lib/libkeepalive.so /usr/lib/libother.so"),
+        (2, "KEEPIDLE=60"),
+        (2, "KEEPALIVE=off"),
+    ]
+
+
+def test_shared_drop_ins(look: Look) -> None:
+    """What is said for all services, for a template or a beginning is one policy, and none for the
+    units that it reaches; a unit without it has a policy that says so."""
+    found = look({
+        "etc/systemd/system/service.d/a.conf": DONTDIE,
+        UNIT: "ExecStart=/usr/bin/db",
+        "usr/lib/systemd/system/web.service": "",
+        "etc/systemd/system/web.service.d/b.conf": "Environment=LD_PRELOAD=",
+        "etc/systemd/system/app-.service.d/b.conf": "Environment=DD_TCP_KEEPALIVE_TIME=60",
+        "usr/lib/systemd/system/app-one.service": "",
+        "usr/lib/systemd/system/vpn@.service": "EnvironmentFile=-/etc/default/vpn-%i",
+        "etc/systemd/system/multi-user.target.wants/vpn@a.service": "",
+        "etc/systemd/system/multi-user.target.wants/vpn@b.service": "",
+        "etc/default/vpn-a": "DD_USE_KEEPALIVE=0",
+    })  # fmt: skip
+    assert proposed(found) == {
+        "services.yaml": ['select: [{unit: "*.service"}]', "keepalive: on"],
+        "app-.service.yaml": ['select: [{unit: "app-*.service"}]', "keepalive: {idle: 60}"],
+        "web.service.yaml": ["select: [{unit: web.service}]", "keepalive: off"],
+        "vpn@a.service.yaml": ["select: [{unit: vpn@a.service}]", "keepalive: off"],
+    }
+
+
+def test_environments_of_managers_and_sessions(look: Look) -> None:
+    """DefaultEnvironment= is every service's; /etc/environment is that of sessions, and of users'
+    managers."""
+    found = look({
+        "etc/systemd/system.conf.d/a.conf": f"[Manager]\nDefault{DONTDIE}",
+        "etc/environment": "LD_PRELOAD=libkeepalive.so\nKEEPIDLE=60",
+        "etc/systemd/user/sync.service": "Environment=KEEPIDLE=90",
+    })  # fmt: skip
+    assert proposed(found) == {
+        "user.slice.yaml": ["select: [{unit: user.slice}]", "keepalive: {idle: 60}"],
+        "services.yaml": ['select: [{unit: "*.service"}]', "keepalive: on"],
+        "user-sync.service.yaml": ["select: [{user_unit: sync.service}]", "keepalive: {idle: 90}"],
+    }
+
+
+def test_lines_to_remove(look: Look, tmp_path: Path) -> None:
+    """Every line that has a part in it is named, one that is overridden too, and no other."""
+    found = look({
+        UNIT: f"ExecStart=/usr/bin/db\n{DONTDIE}\nEnvironment=A=b",
+        DROP_IN: f'# ours\nEnvironment="LD_PRELOAD=liba.so:libdontdie.so"\nEnvironment={THREE}',
+        "etc/default/other": "DD_TCP_KEEPALIVE_TIME=60",
+    })  # fmt: skip
+    assert [(each.file, each.line, each.what) for each in found.remove] == [
+        (f"{tmp_path}/{DROP_IN}", 3, "libdontdie.so of LD_PRELOAD=liba.so:libdontdie.so"),
+        *((f"{tmp_path}/{DROP_IN}", 4, what) for what in THREE.split()),
+        (f"{tmp_path}/{UNIT}", 3, "LD_PRELOAD=libdontdie.so"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (UNIT, "ExecStart=/bin/sh -c 'LD_PRELOAD=libdontdie.so exec db'"),
+        ("etc/default/db", "export LD_PRELOAD=libdontdie.so"),
+        ("etc/init.d/db", "LD_PRELOAD=/usr/lib/libdontdie.so start-stop-daemon --start"),
+        ("etc/cron.d/job", "LD_PRELOAD=libdontdie.so"),
+        ("opt/db/start", "#!/bin/sh\nLD_PRELOAD=libdontdie.so exec db"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(look: Look, name: str, text: str) -> None:
+    """A line that names a library in a shell, or wherever it is not understood, is an error."""
+    start = "usr/lib/systemd/system/start.service"
+    found = look({start: "ExecStart=-/opt/db/start now", name: text})
+    (said,) = found.unclear
+    line = 1 + text.count("\n") + (name == UNIT)
+    assert f"{name}:{line}: names libdontdie.so in a way that is not evaluated" in said
+
+
+TOKENS = (
+    "Environment=", "EnvironmentFile=-/etc/default/x", "ExecStart=/usr/bin/env ", "LD_PRELOAD=",
+    "libdontdie.so", "libkeepalive.so.0", "_listen", "KEEPALIVE=off", "KEEPIDLE=", "TCP_KEEPCNT=",
+    "TCP_USER_TIMEOUT=", "DD_USE_KEEPALIVE=", "DD_TCP_KEEPALIVE_TIME=5 ",
+    "60", "0", "-1", "9" * 20, " ", "\n", "\\", "\"", "'", "%i", "%%", "#",
+    "=", "\\x41", "\\ud800", "\0", "\xff", "/**/..",
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(TOKENS), max_size=20).map("".join), min_size=4, max_size=4)
+)
+def test_any_files_make_right_policies(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    """Whatever the files hold, what is proposed are policy files."""
+    root = tmp_path_factory.mktemp("any")
+    for name, text in zip(
+        (UNIT, DROP_IN, "etc/default/x", "etc/ld.so.preload"), texts, strict=True
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"[Service]\n{text}" if "systemd" in name else text)
+    names = {policy.name for policy in read(legacy.look(root))}
+    assert names <= {"everything", "db.service"}
+
+
+@pytest.fixture
+def kabpfctl(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `kabpfctl import` where these files are the only ones of /etc and systemd."""
+    script = (
+        'for d in /etc /usr/lib/systemd; do mount --bind "$0/$d" $d; done;'
+        ' mount -t tmpfs tmpfs /run; exec "$@"'
+    )
+    apart = ["unshare", "--mount", "sh", "-c", script, str(tmp_path)]
+    for name in ("etc", "usr/lib/systemd"):
+        (tmp_path / name).mkdir(parents=True)
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("it takes root and a mount namespace to have files of the test's own")
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [*apart, sys.executable, "-P", "-m", "kabpf.cli", "import", *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def test_import_says_what_to_do(
+    kabpfctl: Callable[..., subprocess.CompletedProcess[str]], look: Look
+) -> None:
+    """The policies are printed with their files, then the lines to remove; what is ignored is a
+    warning."""
+    look({DROP_IN: f"{KEEPALIVE} KEEPIDLE=60 KEEPCNT=0"})
+    done = kabpfctl()
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"""write /etc/kabpf/policy.d/db.service.yaml:
+    # In place of libkeepalive: /{DROP_IN}:2
+    select: [{{unit: db.service}}]
+    keepalive: {{idle: 60}}
+put it in force: kabpfctl apply
+remove from /{DROP_IN}:2: LD_PRELOAD=libkeepalive.so
+remove from /{DROP_IN}:2: KEEPIDLE=60
+remove from /{DROP_IN}:2: KEEPCNT=0
+""",
+    )
+    assert done.stderr == (
+        f"warning: /{DROP_IN}:2: KEEPCNT: 0 is not in 1 to 127; libkeepalive ignores it\n"
+    )
+
+
+def test_import_prints_json(
+    kabpfctl: Callable[..., subprocess.CompletedProcess[str]], look: Look
+) -> None:
+    """The same as JSON; something that is not understood is status 1."""
+    look({"etc/ld.so.preload": "libdontdie.so", "etc/profile": "LD_PRELOAD=libdontdie.so ssh"})
+    done = kabpfctl("--json")
+    said = done.stderr.rstrip("\n")
+    assert (done.returncode, json.loads(done.stdout)) == (
+        1,
+        {
+            "policies": [
+                {
+                    "file": "/etc/kabpf/policy.d/everything.yaml",
+                    "text": "# In place of libdontdie: /etc/ld.so.preload:1\n"
+                    "select: [{cgroup: /}]\nkeepalive: on\n",
+                }
+            ],
+            "remove": [{"file": "/etc/ld.so.preload", "line": 1, "what": "libdontdie.so"}],
+            "left_out": [],
+            "unclear": [said],
+        },
+    )
+    assert said.startswith("/etc/profile:1: names libdontdie.so ")
+
+
+def test_import_that_finds_nothing(
+    kabpfctl: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """It says so, with status 0."""
+    done = kabpfctl()
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0, "neither libkeepalive nor libdontdie is preloaded\n", "",
+    )  # fmt: skip
