@@ -244,55 +244,9 @@ struct {
 	__uint(max_entries, KABPF_EVENTS);
 } kabpf_events SEC(".maps");
 
-/* One socket on its way through a program, and the policy it is measured by. */
-struct visit {
-	struct tcp_sock *tp;
-	struct kabpf_cgroup *cgroup;
-	struct kabpf_policy *policy;
-	struct kabpf_options *options;
-	struct kabpf_counters *counters;
-	__u32 policy_id;
-	__u32 direction; /* KABPF_OUT or KABPF_IN; 0: a listener */
-	__u32 ours; /* bits of the options whose values came from a former policy */
-	__u32 changed;
-};
+#define MAP(name) (&(name))
 
-/* Bits of visit.ours, and places in kabpf_socket.by. */
-enum option {
-	IDLE,
-	INTERVAL,
-	PROBES,
-	USER_TIMEOUT,
-	KEEPALIVE
-};
-
-static __always_inline void count_failure(struct visit *v, int error)
-{
-	struct kabpf_failure key = { .policy_id = v->policy_id, .error = -error };
-	__u64 *count, one = 1;
-
-	__sync_fetch_and_add(&v->counters->failed, 1);
-	count = bpf_map_lookup_elem(&kabpf_failures, &key);
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	else
-		bpf_map_update_elem(&kabpf_failures, &key, &one, BPF_NOEXIST);
-}
-
-static __always_inline void set_option(void *to, struct visit *v, int level, int name, int value)
-{
-	int error = bpf_setsockopt(to, level, name, &value, sizeof(value));
-
-	if (error)
-		count_failure(v, error);
-	else
-		v->changed = 1;
-}
-
-static __always_inline void count_left(struct visit *v)
-{
-	__sync_fetch_and_add(&v->counters->left, 1);
-}
+#include "options.h"
 
 static __always_inline bool has_flag(struct tcp_sock *tp, __u32 flag)
 {
@@ -309,7 +263,6 @@ static __always_inline bool keeps_alive(struct tcp_sock *tp)
 static __always_inline bool read_peer(struct sock_common *skc, __u8 *address)
 {
 	__u32 own[4] = {}, *peer = (__u32 *)address;
-	__u32 differs;
 
 	if (BPF_CORE_READ(skc, skc_family) == AF_INET6 &&
 	    bpf_core_field_exists(skc->skc_v6_daddr)) {
@@ -320,13 +273,7 @@ static __always_inline bool read_peer(struct sock_common *skc, __u8 *address)
 		peer[3] = BPF_CORE_READ(skc, skc_daddr);
 		own[3] = BPF_CORE_READ(skc, skc_rcv_saddr);
 	}
-	differs = (peer[0] ^ own[0]) | (peer[1] ^ own[1]) | (peer[2] ^ own[2]) | (peer[3] ^ own[3]);
-	if (!differs)
-		return true;
-	if (peer[0] || peer[1])
-		return false;
-	return peer[2] ? peer[2] == bpf_htonl(0xffff) && address[12] == 127
-		       : peer[3] == bpf_htonl(1);
+	return stays_here(peer, own);
 }
 
 /* What a policy with conditions gives a connection: NULL where it leaves it alone.
@@ -336,8 +283,7 @@ static __noinline struct kabpf_options *find_options(struct kabpf_policy *policy
 {
 	struct kabpf_network network = { .bits = 32 + 128, .policy_id = policy_id };
 	struct kabpf_options *options = NULL;
-	struct kabpf_port port = {};
-	__u32 *number;
+	__u32 *number, port;
 	bool local;
 
 	if (!(policy->flags & direction))
@@ -349,14 +295,9 @@ static __noinline struct kabpf_options *find_options(struct kabpf_policy *policy
 		return &policy->options;
 	number = bpf_map_lookup_elem(&kabpf_networks, &network);
 	if (number) {
-		port.network = *number;
-		port.port = direction == KABPF_OUT ? bpf_ntohs(BPF_CORE_READ(skc, skc_dport))
-						   : BPF_CORE_READ(skc, skc_num);
-		options = bpf_map_lookup_elem(&kabpf_ports, &port);
-		if (!options) {
-			port.port = 0;
-			options = bpf_map_lookup_elem(&kabpf_ports, &port);
-		}
+		port = direction == KABPF_OUT ? bpf_ntohs(BPF_CORE_READ(skc, skc_dport))
+					      : BPF_CORE_READ(skc, skc_num);
+		options = row_of(*number, port);
 	}
 	return options ? options : &policy->options;
 }
@@ -396,17 +337,27 @@ static __always_inline __u32 hash_of(struct tcp_sock *tp)
 	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_hash * 0x9e3779b1;
 }
 
-/* Idle in seconds for an unset option of this socket: the same again at every visit. */
-static __always_inline __u32 idle_of(struct kabpf_options *o, struct tcp_sock *tp)
+static __always_inline __u32 second(void)
 {
-	__u32 idle_s = o->idle_s.high;
-	__u64 spread;
+	return kabpf_hz;
+}
 
-	if (!o->jitter_percent)
-		return idle_s;
-	spread = (__u64)idle_s * o->jitter_percent / 100;
-	idle_s -= (spread + 1) * (hash_of(tp) >> 8) >> 24;
-	return idle_s < o->idle_s.low && o->idle_s.low < o->idle_s.high ? o->idle_s.low : idle_s;
+static __always_inline __u32 held(struct visit *v, enum option which)
+{
+	switch (which) {
+	case IDLE:
+		return v->tp->keepalive_time;
+	case INTERVAL:
+		return v->tp->keepalive_intvl;
+	case PROBES:
+		return v->tp->keepalive_probes;
+	case USER_TIMEOUT:
+		return v->tp->inet_conn.icsk_user_timeout;
+	case KEEPALIVE:
+		return keeps_alive(v->tp);
+	case SYN_RETRIES:
+		return v->tp->inet_conn.icsk_syn_retries;
+	}
 }
 
 /* What was brought to a range's lower bound stays the application's. */
@@ -446,60 +397,6 @@ static __always_inline void find_ours(struct visit *v, __u32 was_id)
 	if (came_from(o->user_timeout_ms.high, 1, tp->inet_conn.icsk_user_timeout))
 		ours |= 1 << USER_TIMEOUT;
 	v->ours = kabpf_either(v->ours, ours);
-}
-
-/* `now` is what the socket has, in units of the kernel; 0 for unset. */
-static __always_inline void set_number(void *to, struct visit *v, enum option which, int name,
-				       struct kabpf_range range, __u32 preferred, __u32 unit,
-				       __u32 now)
-{
-	__u32 value = preferred;
-
-	if (!preferred || now == preferred * unit)
-		return;
-	if (now && !(v->ours >> which & 1)) {
-		if (range.low == range.high) {
-			if (v->policy->mode == KABPF_FILL)
-				return count_left(v);
-		} else if (now >= range.low * unit && now <= range.high * unit) {
-			return count_left(v);
-		} else if (now < range.low * unit) {
-			value = range.low;
-		}
-	}
-	set_option(to, v, SOL_TCP, name, value);
-}
-
-static __always_inline void set_options(void *to, struct visit *v)
-{
-	struct kabpf_options *o = v->options;
-	struct tcp_sock *tp = v->tp;
-
-	set_number(to, v, IDLE, TCP_KEEPIDLE, o->idle_s, idle_of(o, tp), kabpf_hz,
-		   tp->keepalive_time);
-	set_number(to, v, INTERVAL, TCP_KEEPINTVL, o->interval_s, o->interval_s.high, kabpf_hz,
-		   tp->keepalive_intvl);
-	set_number(to, v, PROBES, TCP_KEEPCNT, o->probes, o->probes.high, 1, tp->keepalive_probes);
-	set_number(to, v, USER_TIMEOUT, TCP_USER_TIMEOUT, o->user_timeout_ms,
-		   o->user_timeout_ms.high, 1, tp->inet_conn.icsk_user_timeout);
-	if (keeps_alive(tp))
-		return;
-	/* Values of ours without keepalive: the application turned it off again. */
-	if (v->ours && v->policy->mode == KABPF_FILL)
-		return count_left(v);
-	/* Last, because it arms the timer; the other way round would arm it twice. */
-	set_option(to, v, SOL_SOCKET, SO_KEEPALIVE, 1);
-}
-
-static __always_inline void set_syn_retries(void *to, struct visit *v)
-{
-	__u32 now = v->tp->inet_conn.icsk_syn_retries, retries = v->options->syn_retries;
-
-	if (!retries || now == retries)
-		return;
-	if (now && v->policy->mode == KABPF_FILL)
-		return count_left(v);
-	set_option(to, v, SOL_TCP, TCP_SYNCNT, retries);
 }
 
 static __always_inline struct kabpf_cgroup *cgroup_of(struct tcp_sock *tp)

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * What each data plane does with a socket: measures what it has by a policy, and sets the rest.
+ *
+ * How to find out what it has is each one's own affair: whoever includes this has the maps, defines
+ * MAP(name), what the helpers take for one, and the functions that are only declared here.
+ */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+/* Bits of visit.ours, and places in kabpf_socket.by. */
+enum option {
+	IDLE,
+	INTERVAL,
+	PROBES,
+	USER_TIMEOUT,
+	KEEPALIVE,
+	SYN_RETRIES
+};
+
+/* One socket on its way through a program, and the policy it is measured by. */
+struct visit {
+	struct tcp_sock *tp; /* where the program knows the kernel's structures */
+	struct kabpf_cgroup *cgroup;
+	struct kabpf_policy *policy;
+	struct kabpf_options *options;
+	struct kabpf_counters *counters;
+	__u32 policy_id;
+	__u32 direction; /* KABPF_OUT or KABPF_IN; 0: a listener */
+	__u32 ours; /* bits of the options whose values came from a former policy */
+	__u32 changed;
+};
+
+/* What the socket has of an option, in units of `second`, ms, or their number; 0 for unset. */
+static __always_inline __u32 held(struct visit *v, enum option which);
+
+static __always_inline __u32 second(void);
+
+/* By which jitter is spread. */
+static __always_inline __u32 hash_of(struct tcp_sock *tp);
+
+static __always_inline void count_failure(struct visit *v, int error)
+{
+	struct kabpf_failure key = { .policy_id = v->policy_id, .error = -error };
+	__u64 *count, one = 1;
+
+	__sync_fetch_and_add(&v->counters->failed, 1);
+	count = bpf_map_lookup_elem(MAP(kabpf_failures), &key);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		bpf_map_update_elem(MAP(kabpf_failures), &key, &one, BPF_NOEXIST);
+}
+
+static __always_inline void set_option(void *to, struct visit *v, int level, int name, int value)
+{
+	int error = bpf_setsockopt(to, level, name, &value, sizeof(value));
+
+	if (error)
+		count_failure(v, error);
+	else
+		v->changed = 1;
+}
+
+static __always_inline void count_left(struct visit *v)
+{
+	__sync_fetch_and_add(&v->counters->left, 1);
+}
+
+/* Idle in seconds for an unset option of this socket: the same again at every visit. */
+static __always_inline __u32 idle_of(struct kabpf_options *o, struct tcp_sock *tp)
+{
+	__u32 idle_s = o->idle_s.high;
+	__u64 spread;
+
+	if (!o->jitter_percent)
+		return idle_s;
+	spread = (__u64)idle_s * o->jitter_percent / 100;
+	idle_s -= (spread + 1) * (hash_of(tp) >> 8) >> 24;
+	return idle_s < o->idle_s.low && o->idle_s.low < o->idle_s.high ? o->idle_s.low : idle_s;
+}
+
+static __always_inline void set_number(void *to, struct visit *v, enum option which, int name,
+				       struct kabpf_range range, __u32 preferred, __u32 unit)
+{
+	__u32 value = preferred, now = held(v, which);
+
+	if (!preferred || now == preferred * unit)
+		return;
+	if (now && !(v->ours >> which & 1)) {
+		if (range.low == range.high) {
+			if (v->policy->mode == KABPF_FILL)
+				return count_left(v);
+		} else if (now >= range.low * unit && now <= range.high * unit) {
+			return count_left(v);
+		} else if (now < range.low * unit) {
+			value = range.low;
+		}
+	}
+	set_option(to, v, SOL_TCP, name, value);
+}
+
+static __always_inline void set_options(void *to, struct visit *v)
+{
+	struct kabpf_options *o = v->options;
+
+	set_number(to, v, IDLE, TCP_KEEPIDLE, o->idle_s, idle_of(o, v->tp), second());
+	set_number(to, v, INTERVAL, TCP_KEEPINTVL, o->interval_s, o->interval_s.high, second());
+	set_number(to, v, PROBES, TCP_KEEPCNT, o->probes, o->probes.high, 1);
+	set_number(to, v, USER_TIMEOUT, TCP_USER_TIMEOUT, o->user_timeout_ms,
+		   o->user_timeout_ms.high, 1);
+	if (held(v, KEEPALIVE))
+		return;
+	/* Values of ours without keepalive: the application turned it off again. */
+	if (v->ours && v->policy->mode == KABPF_FILL)
+		return count_left(v);
+	/* Last, because it arms the timer; the other way round would arm it twice. */
+	set_option(to, v, SOL_SOCKET, SO_KEEPALIVE, 1);
+}
+
+static __always_inline void set_syn_retries(void *to, struct visit *v)
+{
+	__u32 now = held(v, SYN_RETRIES), retries = v->options->syn_retries;
+
+	if (!retries || now == retries)
+		return;
+	if (now && v->policy->mode == KABPF_FILL)
+		return count_left(v);
+	set_option(to, v, SOL_TCP, TCP_SYNCNT, retries);
+}
+
+/* Whether a connection stays on this machine: to a loopback address, or to the socket's own. Both
+ * addresses have 128 bits; an IPv4 one is v4-mapped. */
+static __always_inline bool stays_here(__u32 *peer, __u32 *own)
+{
+	__u32 differs;
+
+	differs = (peer[0] ^ own[0]) | (peer[1] ^ own[1]) | (peer[2] ^ own[2]) | (peer[3] ^ own[3]);
+	if (!differs)
+		return true;
+	if (peer[0] || peer[1])
+		return false;
+	return peer[2] ? peer[2] == bpf_htonl(0xffff) && ((__u8 *)peer)[12] == 127
+		       : peer[3] == bpf_htonl(1);
+}
+
+/* The row for a port of a network; NULL where the network has none that fits. */
+static __always_inline struct kabpf_options *row_of(__u32 network, __u32 port)
+{
+	struct kabpf_port key = { .network = network, .port = port };
+	struct kabpf_options *options;
+
+	options = bpf_map_lookup_elem(MAP(kabpf_ports), &key);
+	if (options)
+		return options;
+	key.port = 0;
+	return bpf_map_lookup_elem(MAP(kabpf_ports), &key);
+}
+
+#endif
