@@ -23,23 +23,6 @@
 
 #include "kabpf.h"
 
-#ifndef SOL_TCP
-#define SOL_TCP 6
-#endif
-
-#ifndef IPPROTO_MPTCP
-#define IPPROTO_MPTCP 262
-#endif
-
-/* linux/socket.h and asm/socket.h keep these to themselves. */
-#define AF_INET 2
-#define AF_INET6 10
-#define SOCK_STREAM 1
-
-/* net/tcp.h; MAX_TCP_KEEPINTVL is the first of them, too. */
-#define MAX_TCP_KEEPIDLE 32767
-#define MAX_TCP_KEEPCNT 127
-
 /*
  * The few kernel structures that are read; the loader finds the members' real offsets through BTF.
  */
@@ -412,9 +395,7 @@ static __always_inline bool begin_visit(struct visit *v, struct sock_common *skc
 	v->policy_id = v->cgroup->policy_id;
 	if (!v->policy_id)
 		return false;
-	v->policy = bpf_map_lookup_elem(&kabpf_policies, &v->policy_id);
-	v->counters = bpf_map_lookup_elem(&kabpf_counters, &v->policy_id);
-	if (!v->policy || !v->counters)
+	if (!find_policy(v))
 		return false;
 	v->options = options_of(v->policy, v->policy_id, skc, v->direction);
 	return v->options;
@@ -429,15 +410,6 @@ static __always_inline void find_former(struct visit *v)
 			break;
 		find_ours(v, was_id);
 	}
-}
-
-static __always_inline bool syn_retries_wanted(void)
-{
-	struct kabpf_totals *totals;
-	__u32 zero = 0;
-
-	totals = bpf_map_lookup_elem(&kabpf_totals, &zero);
-	return totals && totals->syn_retries;
 }
 
 SEC("sockops")
@@ -542,31 +514,6 @@ static __always_inline struct kabpf_range *range_of(struct kabpf_options *o, int
 	}
 }
 
-/* What the kernel takes (do_tcp_setsockopt()). */
-static __always_inline bool is_valid(int name, int asked)
-{
-	if (name == TCP_USER_TIMEOUT)
-		return asked >= 0;
-	return asked >= 1 && asked <= (name == TCP_KEEPCNT ? MAX_TCP_KEEPCNT : MAX_TCP_KEEPIDLE);
-}
-
-static __always_inline bool is_ours(int level, int name)
-{
-	if (level == SOL_SOCKET)
-		return name == SO_KEEPALIVE;
-	return level == SOL_TCP && (name == TCP_KEEPIDLE || name == TCP_KEEPINTVL ||
-				    name == TCP_KEEPCNT || name == TCP_USER_TIMEOUT);
-}
-
-/* Before it is connected a socket takes what the application asks for; what the policy says of it
- * comes when it is. */
-static __always_inline bool is_settled(struct bpf_sock *sk)
-{
-	return sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_SYN_SENT &&
-	       (sk->family == AF_INET || sk->family == AF_INET6) && sk->type == SOCK_STREAM &&
-	       (sk->protocol == IPPROTO_TCP || sk->protocol == IPPROTO_MPTCP);
-}
-
 /* Linked only while a policy enforces its options, or gives a range. Returns 1: 0 would be EPERM.
  */
 SEC("cgroup/setsockopt")
@@ -585,7 +532,8 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 	 * answers EFAULT, unless it is told that nothing was changed. */
 	if (length > (long)(ctx->optval_end - ctx->optval))
 		ctx->optlen = 0;
-	if (!is_ours(ctx->level, ctx->optname) || !ctx->sk || !is_settled(ctx->sk))
+	if (!is_ours(ctx->level, ctx->optname) || !ctx->sk || !is_tcp(ctx->sk) ||
+	    !is_settled(ctx->sk))
 		return 1;
 	if (length < (long)sizeof(*value) || (void *)(value + 1) > ctx->optval_end)
 		return 1; /* the kernel says what is wrong with it, here and below */

@@ -8,6 +8,23 @@
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
+#ifndef SOL_TCP
+#define SOL_TCP 6
+#endif
+
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+
+/* linux/socket.h and asm/socket.h keep these to themselves. */
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+
+/* net/tcp.h; MAX_TCP_KEEPINTVL is the first of them, too. */
+#define MAX_TCP_KEEPIDLE 32767
+#define MAX_TCP_KEEPCNT 127
+
 /* Bits of visit.ours, and places in kabpf_socket.by. */
 enum option {
 	IDLE,
@@ -20,7 +37,8 @@ enum option {
 
 /* One socket on its way through a program, and the policy it is measured by. */
 struct visit {
-	struct tcp_sock *tp; /* where the program knows the kernel's structures */
+	struct tcp_sock *tp; /* where the program can read the kernel's structures */
+	struct known *known; /* where it can't */
 	struct kabpf_cgroup *cgroup;
 	struct kabpf_policy *policy;
 	struct kabpf_options *options;
@@ -38,6 +56,22 @@ static __always_inline __u32 second(void);
 
 /* By which jitter is spread. */
 static __always_inline __u32 hash_of(struct tcp_sock *tp);
+
+static __always_inline bool find_policy(struct visit *v)
+{
+	v->policy = bpf_map_lookup_elem(MAP(kabpf_policies), &v->policy_id);
+	v->counters = bpf_map_lookup_elem(MAP(kabpf_counters), &v->policy_id);
+	return v->policy && v->counters;
+}
+
+static __always_inline bool syn_retries_wanted(void)
+{
+	struct kabpf_totals *totals;
+	__u32 zero = 0;
+
+	totals = bpf_map_lookup_elem(MAP(kabpf_totals), &zero);
+	return totals && totals->syn_retries;
+}
 
 static __always_inline void count_failure(struct visit *v, int error)
 {
@@ -155,6 +189,35 @@ static __always_inline struct kabpf_options *row_of(__u32 network, __u32 port)
 		return options;
 	key.port = 0;
 	return bpf_map_lookup_elem(MAP(kabpf_ports), &key);
+}
+
+/* What the kernel takes (do_tcp_setsockopt()). */
+static __always_inline bool is_valid(int name, int asked)
+{
+	if (name == TCP_USER_TIMEOUT)
+		return asked >= 0;
+	return asked >= 1 && asked <= (name == TCP_KEEPCNT ? MAX_TCP_KEEPCNT : MAX_TCP_KEEPIDLE);
+}
+
+static __always_inline bool is_ours(int level, int name)
+{
+	if (level == SOL_SOCKET)
+		return name == SO_KEEPALIVE;
+	return level == SOL_TCP && (name == TCP_KEEPIDLE || name == TCP_KEEPINTVL ||
+				    name == TCP_KEEPCNT || name == TCP_USER_TIMEOUT);
+}
+
+static __always_inline bool is_tcp(struct bpf_sock *sk)
+{
+	return (sk->family == AF_INET || sk->family == AF_INET6) && sk->type == SOCK_STREAM &&
+	       (sk->protocol == IPPROTO_TCP || sk->protocol == IPPROTO_MPTCP);
+}
+
+/* Before it is connected a socket takes what the application asks for; what the policy says of it
+ * comes when it is. */
+static __always_inline bool is_settled(struct bpf_sock *sk)
+{
+	return sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_SYN_SENT;
 }
 
 #endif
