@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kabpf.matching import UNKNOWN, Automaton, Birth
@@ -97,6 +97,9 @@ class Plan:
     births: dict[Step, Birth] = field(default_factory=dict)
     cgroups: dict[int, Resolved] = field(default_factory=dict)
     births_max: int = 0  # that the kernel has room for
+    # Of the data plane without BTF: cgroups that need an attachment of their own, and whether
+    # another one is above or below.
+    attachments: dict[int, bool] = field(default_factory=dict)
 
     @property
     def asks(self) -> bool:
@@ -127,6 +130,7 @@ class Actual:
     births: dict[Step, BirthEntry] = field(default_factory=dict)
     cgroups: dict[int, Entry] = field(default_factory=dict)
     needs: Needs = field(default_factory=Needs)
+    attachments: dict[int, bool | None] = field(default_factory=dict)  # None: one half of it
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ class Changes:
     births: dict[Step, BirthEntry] = field(default_factory=dict)
     cgroups: dict[int, Entry] = field(default_factory=dict)
     retrofits: dict[int, Entry] = field(default_factory=dict)  # as they are once it is done
+    attachments: dict[int, bool] = field(default_factory=dict)
+    stale_attachments: tuple[int, ...] = ()
     stale_births: tuple[Step, ...] = ()
     stale_cgroups: tuple[int, ...] = ()
     stale_records: tuple[int, ...] = ()
@@ -162,6 +168,27 @@ def resolve(
     for cgroup in cgroups:
         resolved[cgroup.id] = resolve_one(automaton, cgroup, resolved.get(cgroup.parent_id))
     return Plan(policies, automaton.table(births_max), resolved, births_max)
+
+
+def with_attachments(plan: Plan, cgroups: Mapping[int, Cgroup]) -> Plan:
+    """The same for a data plane that sees no birth, and is attached to each cgroup that has another
+    policy than its parent: what is below inherits the attachment."""
+    own = {id for id, found in plan.cgroups.items() if _has_its_own(plan, cgroups[id], found)}
+    nested: set[int] = set()
+    for id in own:
+        if above := own.intersection(_above(cgroups, id)):
+            nested |= {id, *above}
+    return replace(plan, births={}, attachments={id: id in nested for id in own})
+
+
+def _has_its_own(plan: Plan, cgroup: Cgroup, found: Resolved) -> bool:
+    above = plan.cgroups.get(cgroup.parent_id)
+    return found.policy is not None and (above is None or found.policy is not above.policy)
+
+
+def _above(cgroups: Mapping[int, Cgroup], id: int) -> Iterator[int]:
+    while (id := cgroups[id].parent_id) in cgroups:
+        yield id
 
 
 def resolve_one(automaton: Automaton, cgroup: Cgroup, parent: Resolved | None) -> Resolved:
@@ -209,7 +236,9 @@ def diff(plan: Plan, actual: Actual, wanted: dict[int, Record], *, visits: bool 
     cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids)
     stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys())
     both = Needs(*map(any, zip(plan.needs, actual.needs, strict=True)))
-    if records or births or cgroups or both != actual.needs:
+    stale_attachments = tuple(actual.attachments.keys() - plan.attachments.keys())
+    attachments = _attachments(plan, actual, stale=bool(stale_attachments))
+    if records or births or cgroups or attachments or both != actual.needs:
         owed = {id: entry for id, entry in cgroups.items() if entry.owed}
         return Changes(
             records,
@@ -217,14 +246,27 @@ def diff(plan: Plan, actual: Actual, wanted: dict[int, Record], *, visits: bool 
             births,
             cgroups,
             settled(owed, known) if visits else {},
+            attachments,
             stale_cgroups=stale_cgroups,
         )
     return Changes(
+        stale_attachments=stale_attachments,
         needs=plan.needs if plan.needs != actual.needs else None,
         stale_cgroups=stale_cgroups,
         stale_births=stale_births,
         stale_records=_unused(actual, actual.cgroups.values(), wanted),
     )
+
+
+def _attachments(plan: Plan, actual: Actual, *, stale: bool) -> dict[int, bool]:
+    """Those to write, the ones that are there first: of two nested ones the outer learns of it
+    before the inner is there. As long as stale ones are there, all count as nested."""
+    wanted = plan.attachments
+    if stale:
+        there = (id for id, nested in actual.attachments.items() if nested is not None)
+        wanted = dict.fromkeys((*there, *plan.attachments), True)
+    written = {id: nested for id, nested in wanted.items() if actual.attachments.get(id) != nested}
+    return dict(sorted(written.items(), key=lambda item: item[0] not in actual.attachments))
 
 
 def forget_former(actual: Actual) -> Changes:
