@@ -1,0 +1,58 @@
+"""What policies ask for that the data plane without BTF can't do, by file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from kabpf.errors import PolicyError
+from kabpf.nodes import Source
+from kabpf.policy import Mode, Options, Policy, Range
+
+
+def require(policies: Iterable[Policy]) -> None:
+    """Raise PolicyError with all that the bcc loader can't do."""
+    if found := findings(policies):
+        raise PolicyError(*found)
+
+
+def findings(policies: Iterable[Policy]) -> list[str]:
+    """All that the bcc loader can't do, as `file:line: key: what, what was expected`."""
+    return list(dict.fromkeys(text for policy in policies for text in _findings(policy)))
+
+
+def _findings(policy: Policy) -> Iterator[str]:
+    for selector in policy.selectors:
+        if selector.kind != "cgroup" or selector.is_glob:
+            what = f"{selector.kind}: {selector.text}"
+            yield _text(selector.source, what, "cgroup: with the whole path")
+    if policy.rules.mode == Mode.ENFORCE:
+        yield _text(_line(policy, "mode"), "mode: enforce", "fill or override")
+    if policy.existing and "existing" in policy.origins:
+        expected = "existing: false, or the key left out"
+        yield _text(_line(policy, "existing"), "existing: true", expected)
+    for key, found in _ranges(policy.rules.options):
+        if not (key in policy.origins and policy.origins[key].note):  # derived from another one
+            yield _text(_line(policy, key), f"{key}: the range {found}", "one value")
+    for destination in policy.rules.destinations:
+        for key, found in _ranges(destination.options):
+            what = f"{key}: the range {found} to {destination.to}"
+            yield _text(policy.source, what, "one value")
+
+
+def _ranges(options: Options) -> Iterator[tuple[str, Range]]:
+    given = {
+        "idle": options.idle_s,
+        "interval": options.interval_s,
+        "probes": options.probes,
+        "user_timeout": options.user_timeout_ms,
+    }
+    return ((key, found) for key, found in given.items() if found and found.low != found.high)
+
+
+def _line(policy: Policy, key: str) -> Source:
+    origin = policy.origins.get(key)
+    return origin.source if origin else policy.source
+
+
+def _text(source: Source, what: str, expected: str) -> str:
+    return f"{source}: {what} takes BTF, which the bcc loader does without, expected {expected}"

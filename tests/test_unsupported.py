@@ -1,0 +1,72 @@
+"""What the bcc loader can't do is refused by name, with file and line, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+
+from kabpf import language, unsupported
+from kabpf.errors import PolicyError
+
+FILE = "/etc/kabpf/policy.d/app.yaml"
+SELECT = "select: [{cgroup: /app}]\n"
+
+# A file's text, and the messages: line, what, and what was expected.
+REFUSED = [
+    (
+        "select: [{unit: nginx.service}]\nkeepalive: on\n",
+        [(1, "unit: nginx.service", "cgroup: with the whole path")],
+    ),
+    (
+        "select:\n  - cgroup: /a/*\n  - cgroup: /b\n  - user_unit: s.service\nkeepalive: on\n",
+        [
+            (2, "cgroup: /a/*", "cgroup: with the whole path"),
+            (4, "user_unit: s.service", "cgroup: with the whole path"),
+        ],
+    ),
+    (
+        f"{SELECT}keepalive: on\nmode: enforce\n",
+        [(3, "mode: enforce", "fill or override")],
+    ),
+    (
+        f"{SELECT}keepalive: on\nexisting: true\n",
+        [(3, "existing: true", "existing: false, or the key left out")],
+    ),
+    (
+        f"{SELECT}keepalive:\n  idle: 30s..5m\n  interval: 9\n  probes: 3..9\n"
+        "  user_timeout: auto\n",
+        [(3, "idle: the range 30..300", "one value"), (5, "probes: the range 3..9", "one value")],
+    ),
+    (
+        f"{SELECT}keepalive: on\ndestinations: [{{to: 10.0.0.0/8, idle: 1..2}}]\n",
+        [(1, "idle: the range 1..2 to 10.0.0.0/8", "one value")],
+    ),
+]
+
+TAKEN = [
+    "keepalive: on\n",
+    "keepalive: off\nmode: override\nexisting: false\n",
+    "keepalive: {idle: 60, interval: 10, probes: 6, user_timeout: auto, jitter: 10%}\n",
+    "keepalive: {preset: aws-nlb, syn_retries: 3}\ndirection: out\nloopback: false\n",
+    "keepalive: on\ndestinations: [{to: 10.0.0.0/8, ports: [5432], idle: 60s}]\n",
+]
+
+
+def policies(text):
+    return language.combine([language.parse(text.encode(), FILE)])
+
+
+@pytest.mark.parametrize(("text", "expected"), REFUSED)
+def test_what_takes_btf_is_refused_by_name(text, expected):
+    """Each thing that takes BTF is one message: where, what, and what was expected."""
+    with pytest.raises(PolicyError) as refused:
+        unsupported.require(policies(text))
+    assert refused.value.findings == tuple(
+        f"{FILE}:{line}: {what} takes BTF, which the bcc loader does without, expected {instead}"
+        for line, what, instead in expected
+    )
+
+
+@pytest.mark.parametrize("text", TAKEN)
+def test_the_rest_is_taken(text):
+    """What the bcc loader can do is not refused."""
+    unsupported.require(policies(f"{SELECT}{text}"))
