@@ -1,4 +1,5 @@
-"""Puts the BPF object and the units into the package; everything else is in pyproject.toml."""
+"""Puts the BPF object, its sources for bcc, and the units into the package; everything else is in
+pyproject.toml."""
 
 import os
 import shutil
@@ -11,11 +12,14 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 SOURCE, OBJECT = "bpf/kabpf.bpf.c", "kabpf/kabpf.bpf.o"
-UNITS = sorted(HERE.glob("systemd/*"))
+CARRIED = {  # directories of the package, for kabpfd --install-units and the bcc loader
+    "systemd": sorted(HERE.glob("systemd/*")),
+    "bpf": [HERE / "bpf" / name for name in ("fallback.bpf.c", "kabpf.h", "options.h")],
+}
 
 
 class BuildWithBpf(build_py):
-    """build_py, and then clang; and the units, for kabpfd --install-units."""
+    """build_py, and then clang; and what is carried along."""
 
     def run(self):
         super().run()
@@ -24,12 +28,14 @@ class BuildWithBpf(build_py):
             return
         built = Path(self.build_lib)
         compile_bpf(built / OBJECT)
-        self.mkpath(str(built / "kabpf/systemd"))
-        for unit in UNITS:
-            self.copy_file(str(unit), str(built / "kabpf/systemd" / unit.name))
+        for name, files in CARRIED.items():
+            self.mkpath(str(built / "kabpf" / name))
+            for file in files:
+                self.copy_file(str(file), str(built / "kabpf" / name / file.name))
 
     def get_outputs(self, include_bytecode=True):
-        ours = [OBJECT, *(f"kabpf/systemd/{unit.name}" for unit in UNITS)]
+        carried = [f"kabpf/{name}/{file.name}" for name, files in CARRIED.items() for file in files]
+        ours = [OBJECT, *carried]
         outputs = super().get_outputs(include_bytecode)
         return [*outputs, *(os.path.join(self.build_lib, path) for path in ours)]
 

@@ -50,7 +50,7 @@ def attach(arguments: argparse.Namespace) -> int:
                     f"{cgroup.path} has its policy from {other}, which is read later",
                     hint="expected no other file to name this path",
                 )
-            loaded = reconcile.open_or_load(policies, tree)
+            loaded = reconcile.open_or_load(policies, tree, arguments.loader)
         with loaded:
             before = _retrofitted(loaded, winner)
             _reconcile(policies, tree, loaded, stamp)
@@ -64,7 +64,8 @@ def attach(arguments: argparse.Namespace) -> int:
     }
     options_text = output.options_text(winner.rules.options)
     count = output.count(changed, "open socket")
-    text = f"{output.shown(cgroup.path)}: {options_text}; {count} changed"
+    what = f"{count} changed" if loaded.reaches_open_sockets else "open sockets are left alone"
+    text = f"{output.shown(cgroup.path)}: {options_text}; {what}"
     return output.answer(arguments, result, text)
 
 
@@ -109,7 +110,7 @@ def apply(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(cgroups.own_mounts())
     with reconcile.locked():
         stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
-        with reconcile.open_or_load(policies, tree) as loaded:
+        with reconcile.open_or_load(policies, tree, arguments.loader) as loaded:
             resolution = _reconcile(policies, tree, loaded, stamp)
     result = {
         "policies": len(resolution.plan.policies),

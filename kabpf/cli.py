@@ -13,6 +13,7 @@ from typing import Any
 
 from kabpf import __version__, change, explain, options, output, show
 from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf.loading import Loader
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     attach.add_argument(
         "--new-only", action="store_true", help="leave the sockets alone that are open now"
     )
+    _add_loader(attach)
 
     detach = _command(commands, "detach", change.detach, "undo attach; sockets keep their options")
     which = detach.add_mutually_exclusive_group(required=True)
@@ -71,9 +73,11 @@ def parser() -> argparse.ArgumentParser:
         "--all", action="store_true", help="undo every attach and take kabpf out of the kernel"
     )
 
-    _command(commands, "apply", change.apply, "put the policy files in force")
+    apply = _command(commands, "apply", change.apply, "put the policy files in force")
+    _add_loader(apply)
     check = _command(commands, "check", show.check, "check policy files; needs no root")
     check.set_defaults(needs_root=False)
+    _add_loader(check)
     check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
     _command(commands, "plan", show.plan, "show which cgroup gets what, and what apply would do")
     _command(commands, "status", show.status, "show what is in force, and what it did")
@@ -132,6 +136,16 @@ def _command(
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, needs_root=True)
     return parser
+
+
+def _add_loader(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--loader",
+        type=Loader,
+        choices=tuple(Loader),
+        metavar="|".join(Loader),
+        help="default: the one in use; else libbpf, or bcc where the kernel has no BTF",
+    )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

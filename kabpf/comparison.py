@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kabpf import files, notes, reconcile
+from kabpf import files, notes, reconcile, unsupported
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Dataplane
 from kabpf.errors import PolicyError
@@ -27,7 +27,7 @@ def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
     applied = notes.read_applied(reconcile.RUN)
     if loaded and applied and applied.stamp == files.stamp(files.SYSTEM):
         return Comparison(applied.sources, not applied.refused, applied.asks, [], applied.refused)
-    policies, errors = _load_or_findings()
+    policies, errors = _load_or_findings(loaded)
     resolution = reconcile.preview(policies, tree, loaded)
     sources = {each.name: str(each.source) for each in policies}
     return Comparison(
@@ -38,8 +38,11 @@ def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
     )
 
 
-def _load_or_findings() -> tuple[tuple[Policy, ...], list[str]]:
+def _load_or_findings(loaded: Dataplane | None) -> tuple[tuple[Policy, ...], list[str]]:
     try:
-        return files.load(files.SYSTEM), []
+        policies = files.load(files.SYSTEM)
+        if loaded and not loaded.reaches_open_sockets:
+            unsupported.require(policies)
+        return policies, []
     except PolicyError as error:
         return (), list(error.findings)

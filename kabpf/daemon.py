@@ -23,7 +23,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kabpf import __version__, cgroups, dataplane, files, loading, reconcile, retrofit
+from kabpf import (
+    __version__,
+    cgroups,
+    dataplane,
+    fallback,
+    files,
+    loading,
+    reconcile,
+    retrofit,
+)
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
@@ -56,6 +65,11 @@ def main() -> int:
     try:
         if os.geteuid() != 0:
             raise RefusedError("not root", hint="expected root")
+        if arguments.compile:
+            with reconcile.locked():
+                fallback.require_compiler()
+                fallback.compiled()
+            return 0
         if arguments.retrofit:
             retrofit.serve(sys.stdin.fileno())
             return 0
@@ -87,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies in force.")
     parser.add_argument("--version", action="version", version=f"kabpfd {__version__}")
     instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the programs for a kernel without BTF, if they are not yet, and exit",
+    )
     instead.add_argument(
         "--install-units",
         action="store_true",
@@ -266,7 +285,9 @@ class Daemon:
         if self._loaded and not self._is_open():
             log.warning("what is pinned is not in force any more; loading it anew")
             self._is_damaged = True
-        if self._is_damaged or isinstance(self._problem, RefusedError):
+        # Without BTF nothing tells of a cgroup that was removed and made again.
+        is_blind = self._loaded is not None and not self._loaded.reaches_open_sockets
+        if self._is_damaged or is_blind or isinstance(self._problem, RefusedError):
             self._attempt(self._repair)
         notify(f"{'' if self._is_damaged else 'WATCHDOG=1'}\nSTATUS={self._status()}")
 

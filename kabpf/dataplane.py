@@ -94,12 +94,24 @@ class Totals:
     unrecorded: int
 
 
+def digest() -> int:
+    """A digest of the programs and maps that are installed now."""
+    return int.from_bytes(
+        hashlib.blake2b(OBJECT.read_bytes(), digest_size=8).digest(), sys.byteorder
+    )
+
+
 class Dataplane:
     """An open data plane. A context manager; closing it changes nothing in the kernel.
 
     Raises RefusedError where the pins are damaged or come from another version of kabpf; with
     `any_build` one whose maps have the same layout will do.
     """
+
+    reaches_open_sockets = True
+    digest = staticmethod(digest)
+    # Of those that this process knows, although others be installed over them.
+    build = staticmethod(functools.cache(digest))
 
     def __init__(self, pins: Path, tree: CgroupTree, *, any_build: bool = False) -> None:
         self.pins, self._tree = pins, tree
@@ -117,7 +129,7 @@ class Dataplane:
             self._ports = opened("kabpf_ports")
             self._failures = opened("kabpf_failures")
             found = self._read_totals()
-            if found.layout != layout.LAYOUT or (found.build != build() and not any_build):
+            if found.layout != layout.LAYOUT or (found.build != self.build() and not any_build):
                 raise RefusedError(
                     f"{pins} comes from another version of kabpf",
                     hint="expected this one: kabpfctl apply",
@@ -291,7 +303,7 @@ class Dataplane:
                     if name not in ARRAYS or any(value):
                         new.update(key, value)
         totals = self._read_totals()
-        totals.layout, totals.build = layout.LAYOUT, build()
+        totals.layout, totals.build = layout.LAYOUT, self.build()
         self._totals.update(layout.key(0), bytes(totals))
 
     def _read_totals(self) -> CTotals:
@@ -372,19 +384,6 @@ def opened_directory(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def digest() -> int:
-    """A digest of the programs and maps that are installed now."""
-    return int.from_bytes(
-        hashlib.blake2b(OBJECT.read_bytes(), digest_size=8).digest(), sys.byteorder
-    )
-
-
-@functools.cache
-def build() -> int:
-    """The digest of those that this process knows, although others be installed over them."""
-    return digest()
 
 
 def _output(iterator: Path) -> Iterator[bytes]:

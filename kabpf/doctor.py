@@ -18,6 +18,7 @@ from kabpf import (
     cgroups,
     daemon,
     dataplane,
+    fallback,
     files,
     fitness,
     layout,
@@ -29,23 +30,28 @@ from kabpf import (
     reconcile,
     review,
     units,
+    unsupported,
 )
 from kabpf.cgroups import CgroupTree
 from kabpf.comparison import compare
 from kabpf.dataplane import PINS, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnsupportedError
 from kabpf.findings import Finding, Findings, Grade, error, listed, note, ok, warning
+from kabpf.loading import Loader
 from kabpf.machine import Machine
 from kabpf.policy import Policy, warnings
 from kabpf.reconcile import Resolution
 
 PINNED = {
-    *dataplane.MAPS,
-    dataplane.EVENTS,
-    *dataplane.TRACERS,
-    dataplane.SOCK_OPS,
-    dataplane.SOCK_OPS_PROGRAM,
-    dataplane.SETSOCKOPT_PROGRAM,
+    Loader.BCC: set(fallback.PINNED),
+    Loader.LIBBPF: {
+        *dataplane.MAPS,
+        dataplane.EVENTS,
+        *dataplane.TRACERS,
+        dataplane.SOCK_OPS,
+        dataplane.SOCK_OPS_PROGRAM,
+        dataplane.SETSOCKOPT_PROGRAM,
+    },
 }
 FULL = 0.9  # of the cgroups that there is room for
 
@@ -130,6 +136,9 @@ def _policy_files(here: Here) -> Findings:
         return
     for text in warnings(policies):
         yield warning(text, "kabpfctl check")
+    if loading.loader(PINS) == Loader.BCC:
+        for text in unsupported.findings(policies):
+            yield error(text, "kabpfctl check")
     count = output.count(len(policies), "policy", "policies")
     yield ok(f"{count} in {output.count(len(cache), 'file')}")
 
@@ -178,16 +187,19 @@ def _pins(here: Here) -> Findings:
             f"{PINS}: uid {status.st_uid}, mode {mode:04o}, expected root's alone",
             f"rm -r {PINS} && kabpfctl apply",
         )
-    names = set(os.listdir(PINS))
-    if strange := sorted(names - PINNED - {dataplane.SETSOCKOPT}):
+    names, expected = set(os.listdir(PINS)), PINNED[loading.loader(PINS)]
+    if strange := sorted(names - expected - {dataplane.SETSOCKOPT, *fallback.links(PINS)}):
         where = [str(PINS / name) for name in strange]
         yield warning(f"not kabpf's: {listed(where)}", f"rm -r {where[0]}")
     try:
         with here.dataplane():
             yield from _setsockopt_link(here.tree)
-            yield ok(f"attached to {here.tree.mount}, pinned at {PINS}")
+            to = str(here.tree.mount)
+            if loading.loader(PINS) == Loader.BCC:
+                to = "the cgroups that policies name, by the bcc loader"
+            yield ok(f"attached to {to}, pinned at {PINS}")
     except RefusedError as problem:
-        yield _damage(here.tree, sorted(PINNED - names), problem)
+        yield _damage(here.tree, sorted(expected - names), problem)
 
 
 def _setsockopt_link(tree: CgroupTree) -> Findings:
@@ -216,10 +228,14 @@ def _is_another_versions() -> bool:
             found = totals.look_up(layout.key(0))
     except RefusedError:
         return False
-    return found is not None and layout.CTotals.from_buffer_copy(found).build != dataplane.build()
+    return found is not None and layout.CTotals.from_buffer_copy(found).build != (
+        loading.kind(PINS).build()
+    )
 
 
 def _is_attached(tree: CgroupTree) -> bool:
+    if fallback.links(PINS):
+        return True
     try:
         with dataplane.opened_directory(tree.mount) as root:
             return libbpf.link_program(str(PINS / dataplane.SOCK_OPS)) in libbpf.sock_ops_programs(
@@ -239,6 +255,11 @@ def _in_force(here: Here) -> Findings:
         return
     with loaded:
         found = compare(here.tree, loaded)
+        if found.applied and not loaded.reaches_open_sockets:
+            again = reconcile.preview(here.read[0], here.tree, loaded)
+            if unattached := again.changes.attachments:
+                paths = [again.cgroups[id].path for id in unattached]
+                yield warning(f"made since the last apply: {listed(paths)}", "kabpfctl apply")
     if found.refused:
         yield error(f"the kernel refused: {found.refused}", "kabpfctl apply")
     elif found.applied:

@@ -33,10 +33,19 @@ def btf(machine: Machine) -> Findings:
     """The kernel's description of its own structures."""
     if machine.has_btf:
         yield ok(str(loading.BTF))
-    else:
+        return
+    missing, boot = f"{loading.BTF} is missing", "boot a kernel with CONFIG_DEBUG_INFO_BTF"
+    if machine.compiler_missing:
+        what, _, expected = machine.compiler_missing.partition(", expected the package ")
         yield error(
-            f"{loading.BTF} is missing{_config_text(machine)}",
-            "boot a kernel with CONFIG_DEBUG_INFO_BTF",
+            f"{missing}{_config_text(machine)}; for the bcc loader, which does without, {what}",
+            f"{boot}, or: apt install {expected}",
+        )
+    else:
+        yield warning(
+            f"{missing}{_config_text(machine)}: the bcc loader serves new sockets of cgroups that"
+            " are named by their paths, in modes fill and override, without ranges",
+            boot,
         )
 
 

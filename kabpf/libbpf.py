@@ -11,22 +11,27 @@ import errno
 import functools
 import os
 import signal
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from kabpf.errors import RefusedError, UnsupportedError
 
 CGROUP_SOCK_OPS = 3  # enum bpf_attach_type: BPF_CGROUP_SOCK_OPS
 CGROUP_SETSOCKOPT = 22  # BPF_CGROUP_SETSOCKOPT
+PROG_SOCK_OPS, PROG_SOCKOPT = 13, 25  # enum bpf_prog_type: BPF_PROG_TYPE_*
+CGROUP_STORAGE, SK_STORAGE = 19, 24  # enum bpf_map_type: BPF_MAP_TYPE_*
+BPF_F_NO_PREALLOC, BPF_F_CLONE = 1, 1 << 9
 RENAME_EXCHANGE = 2
 BPF_EXIST = 2  # bpf(2): update an entry that is there
 BPF_F_QUERY_EFFECTIVE = 1
 BPF_F_ALLOW_MULTI = 2
 # BPF_CGROUP_MAX_PROGS (linux/bpf-cgroup.h) is 64 for one cgroup; those above it come as well.
 PROGRAMS_MAX = 1024
+LOG_BYTES = 1 << 20  # of the verifier
 CLONE_NEWNET = 0x40000000
 PRINT_WARN = 0  # enum libbpf_print_level
 BATCH = 4096
@@ -43,6 +48,11 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_object__find_map_by_name": (_POINTER, _POINTER, _TEXT),
     "bpf_object__find_program_by_name": (_POINTER, _POINTER, _TEXT),
     "bpf_map__initial_value": (_POINTER, _POINTER, ctypes.POINTER(ctypes.c_size_t)),
+    "bpf_map__type": (_INT, _POINTER),
+    "bpf_map__key_size": (_U32, _POINTER),
+    "bpf_map__value_size": (_U32, _POINTER),
+    "bpf_map__max_entries": (_U32, _POINTER),
+    "bpf_map__map_flags": (_U32, _POINTER),
     "bpf_map__pin": (_INT, _POINTER, _TEXT),
     "bpf_program__attach": (_POINTER, _POINTER),
     "bpf_program__fd": (_INT, _POINTER),
@@ -57,6 +67,9 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_prog_query": (_INT, _INT, _INT, _U32, _U32_POINTER, _U32_POINTER, _U32_POINTER),
     "bpf_prog_get_fd_by_id": (_INT, _U32),
     "bpf_prog_get_next_id": (_INT, _U32, _U32_POINTER),
+    "bpf_map_create": (_INT, _INT, _TEXT, _U32, _U32, _U32, _POINTER),
+    "bpf_btf_load": (_INT, _TEXT, ctypes.c_size_t, _POINTER),
+    "bpf_prog_load": (_INT, _INT, _TEXT, _TEXT, _TEXT, ctypes.c_size_t, _POINTER),
     "bpf_map_lookup_elem": (_INT, _INT, _TEXT, _POINTER),
     "bpf_map_update_elem": (_INT, _INT, _TEXT, _TEXT, ctypes.c_uint64),
     "bpf_map_delete_elem": (_INT, _INT, _TEXT),
@@ -74,6 +87,16 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "libbpf_set_print": (_POINTER, _Print),
     "libbpf_version_string": (_TEXT,),
 }  # fmt: skip
+
+
+class MapDefinition(NamedTuple):
+    """What a map is made by."""
+
+    kind: int  # enum bpf_map_type
+    key_size: int
+    value_size: int
+    entries: int = 0
+    flags: int = 0
 
 
 class Object:
@@ -105,6 +128,17 @@ class Object:
             error = _library().bpf_object__load(self._handle)
         if error:
             raise RefusedError("load the BPF programs", -error) from RuntimeError("".join(lines))
+
+    def definition(self, name: str) -> MapDefinition:
+        """What a map of the object is like; before `load` or after it."""
+        library, map = _library(), self._map(name)
+        return MapDefinition(
+            library.bpf_map__type(map),
+            library.bpf_map__key_size(map),
+            library.bpf_map__value_size(map),
+            library.bpf_map__max_entries(map),
+            library.bpf_map__map_flags(map),
+        )
 
     def pin_map(self, name: str, path: str) -> None:
         """Pin a map at `path`; after `load`."""
@@ -298,6 +332,40 @@ class _LinkInfo(ctypes.Structure):
         ("type", _U32),
         ("id", _U32),
         ("prog_id", _U32),
+        ("cgroup_id", ctypes.c_uint64),  # of a link to a cgroup; 0 once that is removed
+    )
+
+
+class _MapOptions(ctypes.Structure):
+    """The beginning of struct bpf_map_create_opts (bpf/bpf.h)."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("btf_fd", _U32),
+        ("btf_key_type_id", _U32),
+        ("btf_value_type_id", _U32),
+        ("btf_vmlinux_value_type_id", _U32),
+        ("inner_map_fd", _U32),
+        ("map_flags", _U32),
+    )
+
+
+class _ProgramOptions(ctypes.Structure):
+    """The beginning of struct bpf_prog_load_opts (bpf/bpf.h)."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("attempts", _INT),
+        ("expected_attach_type", _INT),
+        ("numbers", _U32 * 7),
+        ("fd_array", _POINTER),
+        ("func_info", _POINTER),
+        ("func_info_sizes", _U32 * 2),
+        ("line_info", _POINTER),
+        ("line_info_sizes", _U32 * 2),
+        ("log_level", _U32),
+        ("log_size", _U32),
+        ("log_buf", ctypes.c_char_p),
     )
 
 
@@ -332,6 +400,75 @@ def program_id(path: str) -> int:
     with _pinned(path) as descriptor:
         _object_info(descriptor, info, path)
     return int(info.id)
+
+
+def link_cgroup(path: str) -> int:
+    """The id of the cgroup of a pinned link; 0 where the cgroup is removed."""
+    info = _LinkInfo()
+    with _pinned(path) as descriptor:
+        _object_info(descriptor, info, path)
+    return int(info.cgroup_id)
+
+
+@contextmanager
+def new_map(name: str, definition: MapDefinition) -> Iterator[int]:
+    """The descriptor of a new map."""
+    kind, key_size, value_size, entries, flags = definition
+    options = _MapOptions(ctypes.sizeof(_MapOptions), map_flags=flags)
+    if kind == SK_STORAGE:  # is refused without types of its key and value
+        types = _storage_types(value_size)
+        options.btf_fd = _checked("load BTF", _library().bpf_btf_load(types, len(types), None))
+        options.btf_key_type_id, options.btf_value_type_id = 1, 2
+    try:
+        descriptor = _checked(
+            f"make the map {name}",
+            _library().bpf_map_create(
+                kind, name.encode(), key_size, value_size, entries, ctypes.byref(options)
+            ),
+        )
+    finally:
+        if options.btf_fd:
+            os.close(options.btf_fd)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_program(name: str, kind: int, attach_type: int, instructions: bytes) -> Iterator[int]:
+    """The descriptor of a program that the kernel verified. The error carries the verifier's log as
+    its cause."""
+    options = _ProgramOptions(ctypes.sizeof(_ProgramOptions), expected_attach_type=attach_type)
+    log = ctypes.create_string_buffer(LOG_BYTES)
+    options.log_buf, options.log_size = ctypes.cast(log, ctypes.c_char_p), LOG_BYTES
+    descriptor = _library().bpf_prog_load(
+        kind, name.encode(), b"Dual MIT/GPL", instructions, len(instructions) // 8,
+        ctypes.byref(options),
+    )  # fmt: skip
+    if descriptor < 0:
+        cause = RuntimeError(log.value.decode(errors="replace"))
+        raise RefusedError(f"load {name}", -descriptor) from cause
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def pin(descriptor: int, path: str) -> None:
+    """Pin a map or a program at `path`."""
+    _pin(descriptor, path)
+
+
+def _storage_types(value_size: int) -> bytes:
+    """BTF (Documentation/bpf/btf.rst in the kernel) of an int, type 1, and an array of ints of so
+    many bytes, type 2."""
+    int_, array = 1 << 24, 3 << 24  # BTF_KIND_INT, BTF_KIND_ARRAY
+    types = struct.pack("=IIII", 1, int_, 4, 32)
+    types += struct.pack("=IIIIII", 0, array, 0, 1, 1, value_size // 4)
+    strings = b"\0int\0"
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    return header + types + strings
 
 
 def link_to_cgroup(program: int, cgroup: int, kind: int, path: str) -> None:

@@ -15,10 +15,11 @@ import contextlib
 import errno
 import os
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from kabpf import capabilities, dataplane, libbpf
+from kabpf import capabilities, dataplane, fallback, libbpf
 from kabpf.cgroups import CgroupTree, own_mounts
 from kabpf.dataplane import (
     EVENTS,
@@ -31,6 +32,7 @@ from kabpf.dataplane import (
     Dataplane,
 )
 from kabpf.errors import KabpfError, RefusedError, UnsupportedError
+from kabpf.fallback import Fallback
 from kabpf.layout import LAYOUT, CTotals
 
 BTF = Path("/sys/kernel/btf/vmlinux")
@@ -40,6 +42,17 @@ CLOCK_MONOTONIC_COARSE = 6
 WRITABLE = "expected a BPF file system that can be written to"
 
 
+class Loader(StrEnum):
+    """How programs come into the kernel: libbpf fits those of the build to it by its BTF, or bcc
+    compiles others here."""
+
+    LIBBPF = "libbpf"
+    BCC = "bcc"
+
+
+_KINDS = {Loader.LIBBPF: Dataplane, Loader.BCC: Fallback}
+
+
 class Fill(Protocol):
     """Writes the maps of a data plane before any connection is measured by them; `takes_over`
     where it takes the place of one that is attached."""
@@ -47,34 +60,48 @@ class Fill(Protocol):
     def __call__(self, fresh: Dataplane, *, takes_over: bool) -> None: ...
 
 
-def open_or_load(pins: Path, tree: CgroupTree, fill: Fill) -> Dataplane:
+def loader(pins: Path) -> Loader:
+    """The loader where none is asked for: that of what is pinned; else bcc where the kernel has no
+    BTF."""
+    if os.path.exists(pins):
+        return Loader.BCC if fallback.is_at(pins) else Loader.LIBBPF
+    return Loader.LIBBPF if BTF.exists() else Loader.BCC
+
+
+def open_or_load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> Dataplane:
     """Adopt the data plane that is pinned at `pins`, or load, fill and attach it there.
 
-    One that another version of kabpf left, or whose maps are damaged, is replaced: after `fill` the
-    program in the link is exchanged. Where `fill` is refused, the old one stays in force. Raises
-    UnsupportedError where this machine can't run it, RefusedError where a step failed. The caller
-    holds the lock.
+    One that another version of kabpf or another loader left, or whose maps are damaged, is
+    replaced: after `fill` the program in the link is exchanged. Where `fill` is refused, the old
+    one stays in force. Raises UnsupportedError where this machine can't run it, RefusedError where
+    a step failed. The caller holds the lock.
     """
     _require_bpffs(pins.parent)
     complete(pins)
-    with contextlib.suppress(RefusedError):
-        if loaded := open_if_loaded(pins, tree):
-            return loaded
-    _load(pins, tree, fill)
-    return Dataplane(pins, tree)
+    if fallback.is_at(pins) == (loader == Loader.BCC):
+        with contextlib.suppress(RefusedError):
+            if loaded := open_if_loaded(pins, tree):
+                return loaded
+    _load(pins, tree, loader, fill)
+    return _KINDS[loader](pins, tree)
 
 
 def open_if_loaded(pins: Path, tree: CgroupTree) -> Dataplane | None:
     """The data plane pinned at `pins`, or None where there is none."""
     if not pins.exists():
         return None
-    loaded = Dataplane(pins, tree)
+    loaded = kind(pins)(pins, tree)
     try:
         loaded.check()
     except RefusedError:
         loaded.close()
         raise
     return loaded
+
+
+def kind(pins: Path) -> type[Dataplane]:
+    """What is pinned at `pins`, or would be."""
+    return _KINDS[loader(pins)]
 
 
 def complete(pins: Path) -> None:
@@ -142,11 +169,14 @@ def _is_in_force(staging: Path) -> bool:
         return False
 
 
-def _load(pins: Path, tree: CgroupTree, fill: Fill) -> None:
+def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
     """Build beside, attach, and publish by a rename."""
-    _require_btf()
+    if loader == Loader.BCC:
+        require_compiler()
+    else:
+        _require_btf()
     _require_capabilities()
-    _require_own_object()
+    _require_own(_KINDS[loader])
     staging = _staging(pins)
     libbpf.fault_point("make the pins' directory")
     try:
@@ -154,14 +184,38 @@ def _load(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     except OSError as error:
         raise RefusedError(f"make {staging}", error.errno or 0, WRITABLE) from None
     try:
-        with libbpf.Object(str(OBJECT)) as programs:
-            _load_into(staging, programs)
-            _attach(pins, tree, programs, fill)
+        if loader == Loader.BCC:
+            _load_fallback(pins, tree, fill)
+        else:
+            with libbpf.Object(str(OBJECT)) as programs:
+                _load_into(staging, programs)
+                _attach(pins, tree, programs, fill)
     except KabpfError:
         if not _is_in_force(staging):
             _unpin(staging)
         raise
     _publish(pins)
+
+
+def _load_fallback(pins: Path, tree: CgroupTree, fill: Fill) -> None:
+    """What is there goes on working beside it until it is published."""
+    staging = _staging(pins)
+    try:
+        fallback.load(staging)
+    except RefusedError as error:
+        require_system_call(error)
+        raise _explained(error) if error.__cause__ else error from None
+    _mark(staging, Fallback.build())
+    takes_over = pins.exists()
+    with Fallback(staging, tree) as fresh:
+        if takes_over and _has_our_layout(pins, tree):
+            fresh.copy_from(pins)
+        fill(fresh, takes_over=takes_over)
+
+
+def _mark(pins: Path, build: int) -> None:
+    with dataplane.open_map(pins, "kabpf_totals") as totals:
+        totals.update(bytes(4), bytes(CTotals(layout=LAYOUT, build=build)))
 
 
 def _load_into(staging: Path, programs: libbpf.Object) -> None:
@@ -171,18 +225,12 @@ def _load_into(staging: Path, programs: libbpf.Object) -> None:
     except RefusedError as error:
         require_system_call(error)
         _require_features()
-        raise RefusedError(
-            "load the BPF programs",
-            error.error,
-            f"expected the kernel to take them; it says:\n{error.__cause__}",
-        ) from None
+        raise _explained(error) from None
     for name in (*MAPS, EVENTS):
         programs.pin_map(name, str(staging / name))
     programs.pin_program("kabpf_sockops", str(staging / SOCK_OPS_PROGRAM))
     programs.pin_program("kabpf_setsockopt", str(staging / SETSOCKOPT_PROGRAM))
-    with dataplane.open_map(staging, "kabpf_totals") as totals:
-        mark = CTotals(layout=LAYOUT, build=dataplane.build())
-        totals.update(bytes(4), bytes(mark))
+    _mark(staging, Dataplane.build())
     for name in TRACERS:
         programs.attach(name, str(staging / name))
 
@@ -191,11 +239,12 @@ def _attach(pins: Path, tree: CgroupTree, programs: libbpf.Object, fill: Fill) -
     staging, program = _staging(pins), programs.descriptor(SOCK_OPS)
     link = str(staging / SOCK_OPS)
     with Dataplane(staging, tree) as fresh:
-        takes_over = _is_attached(pins, fresh)
+        exchanges = _is_attached(pins, fresh)
+        takes_over = exchanges or fallback.is_at(pins)
         if takes_over and _has_our_layout(pins, tree):
             fresh.copy_from(pins)
         fill(fresh, takes_over=takes_over)
-    if takes_over:
+    if exchanges:
         libbpf.take_over_link(str(pins / SOCK_OPS), link, program)
         return
     with dataplane.opened_directory(tree.mount) as cgroup:
@@ -244,7 +293,22 @@ def _require_bpffs(directory: Path) -> None:
 
 def _require_btf() -> None:
     if not BTF.exists():
-        raise UnsupportedError(f"{BTF} is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF")
+        raise UnsupportedError(
+            f"{BTF} is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF, or --loader bcc"
+        )
+
+
+def require_compiler() -> None:
+    """Raise UnsupportedError where bcc can't compile here."""
+    try:
+        fallback.require_compiler()
+    except UnsupportedError as problem:
+        if BTF.exists():
+            raise
+        raise UnsupportedError(
+            f"{BTF} is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF;"
+            f" for the bcc loader, which does without, {problem}"
+        ) from None
 
 
 def _require_capabilities() -> None:
@@ -254,12 +318,20 @@ def _require_capabilities() -> None:
         )
 
 
-def _require_own_object() -> None:
-    if dataplane.digest() != dataplane.build():
+def _require_own(kind: type[Dataplane]) -> None:
+    if kind.digest() != kind.build():
         raise RefusedError(
             f"{OBJECT} is another version's by now, which this process can't load",
             hint="expected a restart of kabpfd",
         )
+
+
+def _explained(error: RefusedError) -> RefusedError:
+    return RefusedError(
+        "load the BPF programs",
+        error.error,
+        f"expected the kernel to take them; it says:\n{error.__cause__}",
+    )
 
 
 def require_system_call(error: RefusedError) -> None:

@@ -15,7 +15,13 @@ from typing import NamedTuple
 
 from kabpf import libbpf, loading
 from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import SETSOCKOPT, SOCK_OPS, opened_directory
+from kabpf.dataplane import (
+    SETSOCKOPT,
+    SETSOCKOPT_PROGRAM,
+    SOCK_OPS,
+    SOCK_OPS_PROGRAM,
+    opened_directory,
+)
 from kabpf.errors import RefusedError
 from kabpf.findings import Findings, error, listed, note, ok, warning
 
@@ -26,12 +32,25 @@ class _Hook(NamedTuple):
     name: str
     kind: int  # enum bpf_attach_type
     pin: str  # of our link
+    program: str  # and of its program
     effect: str  # of who comes later
 
 
 HOOKS = (
-    _Hook("sock_ops", libbpf.CGROUP_SOCK_OPS, SOCK_OPS, "may replace what kabpf's set"),
-    _Hook("setsockopt", libbpf.CGROUP_SETSOCKOPT, SETSOCKOPT, "may change what kabpf's let pass"),
+    _Hook(
+        "sock_ops",
+        libbpf.CGROUP_SOCK_OPS,
+        SOCK_OPS,
+        SOCK_OPS_PROGRAM,
+        "may replace what kabpf's set",
+    ),
+    _Hook(
+        "setsockopt",
+        libbpf.CGROUP_SETSOCKOPT,
+        SETSOCKOPT,
+        SETSOCKOPT_PROGRAM,
+        "may change what kabpf's let pass",
+    ),
 )
 
 
@@ -103,6 +122,7 @@ def _refused(found: Attached, tree: CgroupTree) -> Findings:
 def _others(found: Attached, tree: CgroupTree) -> Findings:
     hook = found.hook.name
     ours = [place for place, id in enumerate(found.order) if id in found.ours]
+    is_below = bool(found.ours & found.below.keys())  # of the bcc loader
     for place, id in enumerate(found.order if ours or found.takes_more else ()):
         if id in found.ours:
             continue
@@ -110,12 +130,14 @@ def _others(found: Attached, tree: CgroupTree) -> Findings:
         show = f"bpftool prog show id {id}"
         if _is_of_kabpf(id):
             yield warning(f"{hook}: {_name(id)} of another kabpf at {where}", show)
-        elif ours and place > ours[-1]:
+        elif place > ours[-1] if ours else is_below:
             effect = found.hook.effect
             yield warning(f"{hook}: {_name(id)} at {where} runs after kabpf's, and {effect}", show)
         else:
             yield note(f"{hook}: {_name(id)} at {where} runs before kabpf's", show)
     for id, paths in found.below.items():
+        if id in found.ours:
+            continue
         whose = " of another kabpf" if _is_of_kabpf(id) else ""
         yield note(
             f"{hook}: {_name(id)}{whose} at {listed(paths)} runs before kabpf's",
@@ -128,6 +150,8 @@ def _ours(hook: _Hook, pins: Path) -> set[int]:
     for directory in loading.directories(pins):
         with contextlib.suppress(RefusedError):
             found.add(libbpf.link_program(str(directory / hook.pin)))
+        with contextlib.suppress(RefusedError):
+            found.add(libbpf.program_id(str(directory / hook.program)))
     return found
 
 

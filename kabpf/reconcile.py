@@ -9,10 +9,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kabpf import layout, loading, notes, plan, retrofit
+from kabpf import layout, loading, notes, plan, retrofit, unsupported
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import PINS, Born, Dataplane
 from kabpf.errors import RefusedError, UnvisitedError
+from kabpf.loading import Loader
 from kabpf.matching import Automaton
 from kabpf.notes import Applied
 from kabpf.plan import Actual, Cgroup, Changes, Plan, Record
@@ -59,12 +60,24 @@ def open_lock(run: Path, name: str) -> int:
         raise RefusedError(f"open {run / name}", error.errno or 0) from None
 
 
-def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN) -> Dataplane:
-    """The data plane, loaded where there is none, and replaced where another version left it: then
-    it is filled before the first connection is measured by it.
+def open_or_load(
+    policies: tuple[Policy, ...],
+    tree: CgroupTree,
+    loader: Loader | None = None,
+    run: Path = RUN,
+) -> Dataplane:
+    """The data plane, loaded where there is none, and replaced where another version left it, or
+    another loader than is asked for: then it is filled before the first connection is measured by
+    it.
 
-    The caller, who holds the lock, reconciles.
+    Raises PolicyError where the policies ask for more than the loader can do. The caller, who holds
+    the lock, reconciles.
     """
+    loader = loader or loading.loader(PINS)
+    if loader == Loader.BCC:
+        if not PINS.exists():
+            loading.require_compiler()
+        unsupported.require(policies)
 
     def fill(fresh: Dataplane, *, takes_over: bool) -> None:
         notes.forget_applied(run)
@@ -73,7 +86,7 @@ def open_or_load(policies: tuple[Policy, ...], tree: CgroupTree, run: Path = RUN
         for resolution in _passes(policies, tree, fresh, visits=False) if takes_over else ():
             fresh.apply(resolution.changes)
 
-    loaded = loading.open_or_load(PINS, tree, fill)
+    loaded = loading.open_or_load(PINS, tree, loader, fill)
     notes.forget_former(run)
     return loaded
 
@@ -92,10 +105,12 @@ def reconcile(
     """Bring what is in the kernel in line with `policies`, open sockets included; under the lock.
 
     Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
-    completes. Raises RefusedError where the kernel refused something, and UnvisitedError where all
-    but visits of open sockets is in force. `stamp` is that of the files that the policies come
-    from, taken before they were read.
+    completes. Raises PolicyError where the policies ask for more than this data plane can do,
+    RefusedError where the kernel refused something, and UnvisitedError where all but visits of
+    open sockets is in force. `stamp` is that of the files that the policies come from, taken
+    before they were read.
     """
+    _require_supported(policies, loaded)
     sources = {policy.name: str(policy.source) for policy in policies}
     first: Changes | None = None
     try:
@@ -119,7 +134,8 @@ def reconcile(
 
 
 def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:
-    """What `reconcile` would do first; changes nothing."""
+    """What `reconcile` would do first; changes nothing. Raises PolicyError as that does."""
+    _require_supported(policies, loaded)
     return _look(policies, Automaton(policies), tree, loaded)
 
 
@@ -158,6 +174,11 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
     return True
 
 
+def _require_supported(policies: tuple[Policy, ...], loaded: Dataplane | None) -> None:
+    if loaded and not loaded.reaches_open_sockets:
+        unsupported.require(policies)
+
+
 def _passes(
     policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane, *, visits: bool = True
 ) -> Iterator[Resolution]:
@@ -187,6 +208,9 @@ def _look(
     desired = plan.resolve(policies, automaton, cgroups.values(), layout.BIRTHS)
     if loaded:
         _settle_differences(tree, loaded, actual, cgroups, desired)
+        if not loaded.reaches_open_sockets:
+            visits = False
+            desired = plan.with_attachments(desired, cgroups)
     wanted: dict[int, Record] = {}
     try:
         wanted = plan.number(policies, actual.records, layout.POLICIES)

@@ -14,12 +14,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kabpf import cgroups, daemon, dataplane, files, language, loading, output, reconcile
+from kabpf import (
+    cgroups,
+    daemon,
+    dataplane,
+    files,
+    language,
+    loading,
+    output,
+    reconcile,
+    unsupported,
+)
 from kabpf import sockets as tcp
 from kabpf.cgroups import CgroupTree
 from kabpf.comparison import compare
 from kabpf.dataplane import Dataplane
 from kabpf.errors import PolicyError, RefusedError
+from kabpf.loading import Loader
 from kabpf.plan import Needs, Record, record
 from kabpf.policy import Policy, warnings
 from kabpf.presets import presets as preset_table
@@ -28,11 +39,12 @@ from kabpf.presets import presets as preset_table
 def check(arguments: argparse.Namespace) -> int:
     """Check policy files; needs no root."""
     results: list[dict[str, Any]] = []
+    loader = arguments.loader or loading.loader(dataplane.PINS)
     if arguments.files:
         for name in arguments.files:
-            results.append(_checked(name, partial(_read_alone, Path(name))))
+            results.append(_checked(name, partial(_read_alone, Path(name)), loader))
     else:
-        results.append(_checked("policy files", partial(files.load, files.SYSTEM)))
+        results.append(_checked("policy files", partial(files.load, files.SYSTEM), loader))
     if arguments.json:
         print(json.dumps(results, indent=2))
     for result in results:
@@ -47,10 +59,12 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if any(result["errors"] for result in results) else 0
 
 
-def _checked(name: str, read: Callable[[], tuple[Policy, ...]]) -> dict[str, Any]:
+def _checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -> dict[str, Any]:
     result: dict[str, Any] = {"file": name, "policies": [], "errors": [], "warnings": []}
     try:
         found = read()
+        if loader == Loader.BCC:
+            unsupported.require(found)
     except PolicyError as error:
         return result | {"errors": list(error.findings)}
     return result | {"policies": [each.name for each in found], "warnings": warnings(found)}
@@ -168,6 +182,7 @@ def status(arguments: argparse.Namespace) -> int:
         "interrupted": loading.is_interrupted(dataplane.PINS),
         "cgroup2": str(tree.mount),
         "pins": str(dataplane.PINS),
+        "loader": str(loading.loader(dataplane.PINS)),
         "kernel": {"release": os.uname().release, "btf": loading.BTF.exists()},
         "watched": needs._asdict(),
         "daemon": pid,
@@ -218,7 +233,10 @@ def status(arguments: argparse.Namespace) -> int:
 
 def _status_lines(status: dict[str, Any]) -> Iterator[str]:
     if status["loaded"]:
-        yield f"data plane: attached to {status['cgroup2']}, pinned at {status['pins']}"
+        where = f"attached to {status['cgroup2']}"
+        if status["loader"] == Loader.BCC:
+            where = "compiled by bcc, attached to the cgroups that policies name"
+        yield f"data plane: {where}, pinned at {status['pins']}"
     else:
         yield "data plane: not loaded; kabpfctl apply or systemctl start kabpf loads it"
     kernel = status["kernel"]
@@ -256,7 +274,8 @@ def sockets(arguments: argparse.Namespace) -> int:
     is_root = os.geteuid() == 0
     cgroup = None if arguments.cgroup is None else tree.find(arguments.cgroup).path
     wanted = tcp.Filter(cgroup, arguments.unit, arguments.policy, arguments.without_keepalive)
-    with _opened(tree) if is_root else contextlib.nullcontext() as loaded:
+    with _opened(tree) if is_root else contextlib.nullcontext() as opened:
+        loaded = opened if opened and opened.reaches_open_sockets else None
         names = {id: record.name for id, record in loaded.records().items()} if loaded else {}
         if wanted.policy is not None and wanted.policy not in names.values():
             raise RefusedError(
@@ -270,6 +289,8 @@ def sockets(arguments: argparse.Namespace) -> int:
         sources = compare(tree, loaded).sources if loaded else {}
     if not loaded:
         reason = "the data plane is not loaded; kabpfctl apply does it" if is_root else "not root"
+        if opened:
+            reason = "it takes BTF, which the bcc loader does without"
         print(f"kabpfctl: options are not shown: {reason}", file=sys.stderr)
     if arguments.json:
         result = [_socket_json(one, sources) for one in listed]

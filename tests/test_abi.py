@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kabpf import dataplane, layout, matching, plan, sockets
+from kabpf import dataplane, fallback, layout, matching, plan, sockets
 
 HEADER = (Path(__file__).parent.parent / "bpf/kabpf.h").read_text()
 BPFTOOL = shutil.which("bpftool", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
@@ -102,6 +102,15 @@ def test_map_is_declared_as_python_opens_it(
         "max_entries": entries,
         "map_flags": flags,
     }
+
+
+def test_fallback_declares_what_python_makes_room_for() -> None:
+    """The structs that only fallback.bpf.c has are as long as their maps' values."""
+    source = (Path(__file__).parent.parent / "bpf/fallback.bpf.c").read_text()
+    for name, made in (("attached", fallback.ATTACHED), ("known", fallback.KNOWN)):
+        (struct,) = re.findall(rf"^struct {name} \{{$(.*?)^}};", source, re.MULTILINE | re.DOTALL)
+        bits = map(int, re.findall(r"^\t__u(\d+) ", struct, re.MULTILINE))
+        assert sum(bits) == 8 * fallback.OWN_MAPS[made].value_size
 
 
 @needs_bpftool

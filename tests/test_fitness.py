@@ -34,6 +34,7 @@ GOOD = Machine(
     release="6.1.0",
     has_btf=True,
     features_missing=(),
+    compiler_missing="",
     config_missing=(),
     lockdown="[none] integrity confidentiality",
     mounts=mounts(UNIFIED, BPFFS),
@@ -119,9 +120,23 @@ def test_good_machine_is_said_to_be_good(check: str, expected: list[str]) -> Non
         ),
         (
             "BTF",
-            {"has_btf": False, "config_missing": ("DEBUG_INFO_BTF",)},
+            {
+                "has_btf": False,
+                "compiler_missing": "bcc is missing, expected the package python3-bpfcc",
+                "config_missing": ("DEBUG_INFO_BTF",),
+            },
             error(
-                "/sys/kernel/btf/vmlinux is missing; the configuration lacks CONFIG_DEBUG_INFO_BTF",
+                "/sys/kernel/btf/vmlinux is missing; the configuration lacks CONFIG_DEBUG_INFO_BTF;"
+                " for the bcc loader, which does without, bcc is missing",
+                "boot a kernel with CONFIG_DEBUG_INFO_BTF, or: apt install python3-bpfcc",
+            ),
+        ),
+        (
+            "BTF",
+            {"has_btf": False},
+            warning(
+                "/sys/kernel/btf/vmlinux is missing: the bcc loader serves new sockets of cgroups"
+                " that are named by their paths, in modes fill and override, without ranges",
                 "boot a kernel with CONFIG_DEBUG_INFO_BTF",
             ),
         ),

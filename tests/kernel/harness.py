@@ -27,6 +27,11 @@ DROP_INS = Path("/etc/kabpf/policy.d")
 # What a socket has that nobody touched, with the sysctls' defaults.
 UNTOUCHED = {"keepalive": 0, "idle": 7200, "interval": 75, "probes": 9, "user_timeout": 0}
 
+# For a shell in a mount namespace of its own: a kernel without BTF, for which bcc has no headers.
+WITHOUT_BTF = (
+    "mount -t tmpfs none /sys/kernel/btf; [ ! -d /lib/modules ] || mount -t tmpfs none /lib/modules"
+)
+
 # Before a command of root's: what opens other network namespaces is taken away.
 WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
 

@@ -7,7 +7,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import BIN, DROP_INS, PATIENCE, PINS, cgroup_root, path_of, refuse_bpf, set_sysctl
+from harness import (
+    BIN,
+    DROP_INS,
+    PATIENCE,
+    PINS,
+    WITHOUT_BTF,
+    cgroup_root,
+    path_of,
+    refuse_bpf,
+    set_sysctl,
+)
 
 RUNTIME = Path("/run/kabpf/policy.d")
 APPLY = "kabpfctl apply"
@@ -278,7 +288,7 @@ def test_daemon_that_has_pins_elsewhere_is_told(applied, kabpfd, doctor):
 @pytest.mark.parametrize(
     ("script", "check", "expected"),
     [
-        ("mount -t tmpfs none /sys/kernel/btf", "BTF", "/sys/kernel/btf/vmlinux is missing"),
+        (WITHOUT_BTF, "BTF", "/sys/kernel/btf/vmlinux is missing"),
         ("mount -t tmpfs none /sys", "bpffs", "/sys/fs/bpf is missing"),
         ("mount -t tmpfs none /sys", "cgroup2", "no cgroup2 tree is mounted whose root"),
         ("mount -t tmpfs none /proc", "cgroup2", "/proc is not mounted"),

@@ -13,6 +13,7 @@ from harness import (
     DROP_INS,
     PINS,
     UNTOUCHED,
+    WITHOUT_BTF,
     WITHOUT_SYS_ADMIN,
     cgroup_root,
     options_of_new,
@@ -111,7 +112,7 @@ def _libbpf():
     ("script", "message"),
     [
         (
-            "mount -t tmpfs none /sys/kernel/btf",
+            WITHOUT_BTF,
             "/sys/kernel/btf/vmlinux is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF",
         ),
         (

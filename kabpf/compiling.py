@@ -1,0 +1,108 @@
+"""Compiles fallback.bpf.c by bcc, in a process of its own.
+
+bcc brings a compiler of 150 MB into the process that imports it. So nothing else does: this module
+runs itself, and answers with the programs' instructions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kabpf.errors import RefusedError, UnsupportedError
+
+SOURCES = Path(__file__).with_name("bpf")
+SOURCE = "fallback.bpf.c"
+PROGRAMS = ("kabpf_sockops", "kabpf_setsockopt")
+KEPT = Path("/run/kabpf/fallback.json")
+PACKAGE = "python3-bpfcc"
+COMPILE_S = 120  # two on most machines; more where the processor is emulated
+
+
+def programs(maps: tuple[str, ...], digest: int) -> dict[str, bytes]:
+    """The instructions of the programs, by name; in the place of a map's descriptor they have its
+    place in `maps`. `digest` is that of the sources.
+
+    Raises UnsupportedError where bcc does not compile them, or RefusedError. What it compiled it
+    keeps until the next boot.
+    """
+    if not (compiled := _kept(maps, digest)):
+        compiled = _compiled(maps)
+        _keep(_key(maps, digest) | {"programs": compiled})
+    return {name: bytes.fromhex(code) for name, code in compiled.items()}
+
+
+def is_kept(maps: tuple[str, ...], digest: int) -> bool:
+    """Whether `programs` has what it would compile."""
+    return bool(_kept(maps, digest))
+
+
+def _kept(maps: tuple[str, ...], digest: int) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        kept = json.loads(KEPT.read_text())
+        programs: dict[str, str] = kept.pop("programs", {})
+        if kept == _key(maps, digest):
+            return programs
+    return {}
+
+
+def _key(maps: tuple[str, ...], digest: int) -> dict[str, Any]:
+    return {"digest": digest, "release": os.uname().release, "maps": list(maps)}
+
+
+def _keep(content: dict[str, Any]) -> None:
+    fresh = KEPT.with_name(f".{KEPT.name}")
+    with contextlib.suppress(OSError):
+        fresh.write_text(json.dumps(content))
+        os.replace(fresh, KEPT)
+
+
+def _compiled(maps: tuple[str, ...]) -> dict[str, str]:
+    command = [sys.executable, "-P", "-m", "kabpf.compiling", *maps]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
+    except subprocess.TimeoutExpired:
+        raise RefusedError(f"compile {SOURCES / SOURCE}", hint="expected it in a minute") from None
+    if done.returncode:
+        raise UnsupportedError(
+            f"bcc does not compile {SOURCES / SOURCE}, expected kernel headers that fit; it says:\n"
+            f"{done.stderr.strip()}"
+        )
+    compiled: dict[str, str] = json.loads(done.stdout)
+    return compiled
+
+
+def missing() -> str:
+    """What is missing to compile with, and what was expected, or nothing."""
+    release = os.uname().release
+    if find_spec("bcc") is None:
+        return f"bcc is missing, expected the package {PACKAGE}"
+    # Where bcc looks (src/cc/frontends/clang/loader.cc); kheaders is a module that it loads itself.
+    places = (
+        os.environ.get("BCC_KERNEL_SOURCE", ""),
+        f"/lib/modules/{release}/build",
+        "/sys/kernel/kheaders.tar.xz",
+        *glob.glob(f"/lib/modules/{release}/kernel/kernel/kheaders.ko*"),
+    )
+    if any(map(os.path.exists, places)):
+        return ""
+    return f"the kernel's headers are missing, expected the package linux-headers-{release}"
+
+
+def _compile(maps: list[str]) -> dict[str, str]:
+    from bcc import BPF
+
+    places = [f"-D{name}_descriptor={place}" for place, name in enumerate(maps)]
+    compiled = BPF(text=(SOURCES / SOURCE).read_text(), cflags=[f"-I{SOURCES}", *places])
+    return {name: compiled.dump_func(name.encode()).hex() for name in PROGRAMS}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_compile(sys.argv[1:])))

@@ -1,0 +1,216 @@
+"""The data plane for kernels without BTF: the same maps, and an attachment for each cgroup that has
+a policy of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from kabpf import compiling, dataplane, layout, libbpf
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import EVENTS, MAPS, SETSOCKOPT_PROGRAM, SOCK_OPS_PROGRAM, Dataplane
+from kabpf.errors import RefusedError, UnsupportedError, all_refusals
+from kabpf.libbpf import CGROUP_STORAGE, SK_STORAGE, MapDefinition
+from kabpf.plan import Actual, Changes
+
+ATTACHED, KNOWN = "kabpf_attached", "kabpf_known"
+PINNED = (*MAPS, EVENTS, ATTACHED, KNOWN, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
+
+# struct bpf_insn (linux/bpf.h): code, destination and source register, offset, number.
+_INSTRUCTION = struct.Struct("=BBhi")
+LD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
+BPF_PSEUDO_MAP_FD = 1  # as its source register
+
+_ATTACHED = struct.Struct("=QQ")  # struct attached in fallback.bpf.c: the cgroup's id, nested
+OWN_MAPS = {
+    ATTACHED: MapDefinition(CGROUP_STORAGE, 8, _ATTACHED.size),
+    KNOWN: MapDefinition(SK_STORAGE, 4, 40, flags=libbpf.BPF_F_NO_PREALLOC | libbpf.BPF_F_CLONE),
+}
+
+_MAPS = (*OWN_MAPS, *MAPS, EVENTS)
+
+
+class _Hook(NamedTuple):
+    """Where a program goes, and the pin of its link to a cgroup."""
+
+    program: str  # its name, in C
+    pin: str
+    program_kind: int
+    attach_type: int
+
+    def link(self, pins: Path, cgroup_id: int) -> Path:
+        return pins / f"{self.program}-{cgroup_id}"
+
+
+# In this order: what an application sets is written down before anything relies on it.
+_HOOKS = (
+    _Hook("kabpf_setsockopt", SETSOCKOPT_PROGRAM, libbpf.PROG_SOCKOPT, libbpf.CGROUP_SETSOCKOPT),
+    _Hook("kabpf_sockops", SOCK_OPS_PROGRAM, libbpf.PROG_SOCK_OPS, libbpf.CGROUP_SOCK_OPS),
+)
+
+
+def digest() -> int:
+    """A digest of the sources that are installed now, and of the maps that come with them."""
+    digest = hashlib.blake2b(dataplane.OBJECT.read_bytes(), digest_size=8)
+    for path in sorted(compiling.SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest(), sys.byteorder)
+
+
+class Fallback(Dataplane):
+    """An open data plane whose programs bcc compiled. A context manager, as Dataplane is.
+
+    It reaches new sockets of cgroups that policies name by their paths, and what is below. A cgroup
+    that is removed takes its attachment with it; one made at its place has none until the next
+    reconcile.
+    """
+
+    reaches_open_sockets = False
+    digest = staticmethod(digest)
+    build = staticmethod(functools.cache(digest))
+
+    def __init__(self, pins: Path, tree: CgroupTree, *, any_build: bool = False) -> None:
+        super().__init__(pins, tree, any_build=any_build)
+        try:
+            self._attached = libbpf.Map(str(pins / ATTACHED), 8, _ATTACHED.size)
+        except RefusedError:
+            self.close()
+            raise
+        self._stack.callback(self._attached.close)
+
+    def actual(self) -> Actual:
+        """What is in the kernel now."""
+        return replace(super().actual(), attachments=self._attachments())
+
+    def check(self) -> None:
+        """Raise RefusedError unless the programs and maps are there. Attachments that are not, are
+        put there by the next reconcile."""
+        for name in PINNED:
+            if not (self.pins / name).exists():
+                raise RefusedError(f"{self.pins / name} is missing", hint="expected kabpfctl apply")
+
+    def apply(self, changes: Changes, visit: Callable[[], None] | None = None) -> None:
+        """Write `changes` in their order. What one cgroup refuses stops no other; all refusals are
+        raised at the end as one RefusedError."""
+        with all_refusals() as collected:
+            with collected():
+                super().apply(changes)
+            paths = {each.id: each.path for each in self._tree.cgroups()}
+            for id, nested in changes.attachments.items():
+                if id in paths:
+                    with collected():
+                        self._attach(id, paths[id], nested)
+            for id in changes.stale_attachments:
+                for hook in reversed(_HOOKS):
+                    libbpf.fault_point("detach")
+                    hook.link(self.pins, id).unlink(missing_ok=True)
+
+    def identity(self) -> int:
+        """The id of the program: another one after the data plane was loaded anew."""
+        return libbpf.program_id(str(self.pins / SOCK_OPS_PROGRAM))
+
+    def _attach(self, id: int, path: str, nested: bool) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                directory = Path(self._tree.directory(path))
+                cgroup = stack.enter_context(dataplane.opened_directory(directory))
+            except FileNotFoundError:
+                return
+            if os.fstat(cgroup).st_ino != id:
+                return
+            for hook in _HOOKS:
+                link = hook.link(self.pins, id)
+                if not link.exists():
+                    program = str(self.pins / hook.pin)
+                    try:
+                        libbpf.link_pinned_to_cgroup(program, cgroup, hook.attach_type, str(link))
+                    except RefusedError as error:
+                        hint = "expected no program there that keeps others out: kabpfctl doctor"
+                        step = f"attach {hook.program} to {path}"
+                        raise RefusedError(step, error.error, hint) from None
+            self._attached.update(layout.key(id, 8), _ATTACHED.pack(id, nested))
+
+    def _attachments(self) -> dict[int, bool | None]:
+        return {id: self._attachment(id) for id in links(self.pins).values()}
+
+    def _attachment(self, id: int) -> bool | None:
+        for hook in _HOOKS:
+            try:
+                if libbpf.link_cgroup(str(hook.link(self.pins, id))) != id:
+                    return None
+            except RefusedError:
+                return None
+        written, nested = _ATTACHED.unpack(
+            self._attached.look_up(layout.key(id, 8)) or bytes(_ATTACHED.size)
+        )
+        return bool(nested) if written == id else None
+
+
+def compiled() -> dict[str, bytes]:
+    """The programs, as compiling.programs() gives them, which raises what it raises."""
+    return compiling.programs(_MAPS, digest())
+
+
+def require_compiler() -> None:
+    """Raise UnsupportedError where the programs are not compiled, and bcc can't do it here."""
+    problem = compiling.missing()
+    if problem and not compiling.is_kept(_MAPS, digest()):
+        raise UnsupportedError(problem)
+
+
+def load(pins: Path) -> None:
+    """Compile the programs, load them, and pin them and their maps at `pins`.
+
+    Raises UnsupportedError where bcc does not compile them, RefusedError where a step was refused.
+    """
+    with ExitStack() as stack:
+        definitions = dict(OWN_MAPS)
+        with libbpf.Object(str(dataplane.OBJECT)) as main:  # opened alone, which takes no BTF
+            definitions |= {name: main.definition(name) for name in (*MAPS, EVENTS)}
+        maps = {
+            name: stack.enter_context(libbpf.new_map(name, definitions[name])) for name in _MAPS
+        }
+        code = compiled()
+        for name, descriptor in maps.items():
+            libbpf.pin(descriptor, str(pins / name))
+        for hook in _HOOKS:
+            placed = _with_descriptors(code[hook.program], tuple(maps.values()))
+            program = stack.enter_context(
+                libbpf.new_program(hook.program, hook.program_kind, hook.attach_type, placed)
+            )
+            libbpf.pin(program, str(pins / hook.pin))
+
+
+def _with_descriptors(instructions: bytes, maps: tuple[int, ...]) -> bytes:
+    """The instructions with the maps' descriptors in the place of their places."""
+    placed = bytearray(instructions)
+    for start in range(0, len(placed), _INSTRUCTION.size):
+        code, registers, offset, place = _INSTRUCTION.unpack_from(placed, start)
+        source = registers >> 4 if sys.byteorder == "little" else registers & 15  # bit fields
+        if code == LD_IMM64 and source == BPF_PSEUDO_MAP_FD:
+            _INSTRUCTION.pack_into(placed, start, code, registers, offset, maps[place])
+    return bytes(placed)
+
+
+def links(pins: Path) -> dict[str, int]:
+    """The pins of links to cgroups, and the cgroups' ids."""
+    found = {}
+    for pin in os.listdir(pins):
+        program, _, number = pin.rpartition("-")
+        if number.isdecimal() and program in (hook.program for hook in _HOOKS):
+            found[pin] = int(number)
+    return found
+
+
+def is_at(pins: Path) -> bool:
+    """Whether what is pinned there is such a data plane."""
+    return os.path.exists(pins / ATTACHED)
