@@ -18,8 +18,9 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import headers
 import pyroute2
 import pytest
 import versions
@@ -39,7 +40,37 @@ from harness import (
 )
 from versions import Version
 
+from kabpf import compiling
+
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+
+BTF, MODULES = Path("/sys/kernel/btf"), Path("/lib/modules")
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is marked with `loaders` runs under both."""
+    if metafunc.definition.get_closest_marker("loaders"):
+        metafunc.parametrize("loader", ["libbpf", "bcc"], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what a mark says that bcc's can't do: values of the test's parameters."""
+    items[:] = [item for item in items if not _takes_btf(item)]
+
+
+def _takes_btf(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("loaders")
+    parameters = item.callspec.params if marker and isinstance(item, pytest.Function) else {}
+    return parameters.get("loader") == "bcc" and any(
+        parameters.get(name) == value for name, value in marker.kwargs.items()
+    )
+
+
+def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0) -> None:
+    if libc.mount(source, target, kind, flags, b"mode=755" if kind in (b"tmpfs", b"bpf") else None):
+        raise OSError(ctypes.get_errno(), f"mount {target.decode()}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,14 +79,6 @@ def own_mounts() -> Iterator[None]:
     created = [path for path in (Path("/etc/kabpf"), Path("/run/kabpf")) if not path.exists()]
     for path in created:
         path.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0) -> None:
-        if libc.mount(
-            source, target, kind, flags, b"mode=755" if kind in (b"tmpfs", b"bpf") else None
-        ):
-            raise OSError(ctypes.get_errno(), f"mount {target.decode()}")
-
     if libc.unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare")
     mount(b"none", b"/", b"", MS_REC | MS_PRIVATE)
@@ -93,6 +116,59 @@ def _left() -> dict[str, Any]:
         "cgroups": sorted(path.name for path in cgroup_root().glob("kabpf-test-*")),
         **kernel_objects(),
     }
+
+
+@pytest.fixture(scope="session")
+def lent_headers(own_mounts: None) -> Iterator[None]:
+    """The kernel's headers, which bcc wants; Debian's where the machine has none of its own, as
+    those are no other in what the programs take of them."""
+    if not compiling.missing():
+        yield
+        return
+    is_made = not MODULES.exists()
+    try:
+        found = headers.debians()
+    except headers.MissingError as error:
+        _lack(str(error))
+    MODULES.mkdir(exist_ok=True)
+    mount(b"tmpfs", os.fsencode(MODULES), b"tmpfs")
+    here = MODULES / os.uname().release
+    here.mkdir()
+    for name, path in found.items():
+        (here / name).symlink_to(path)
+    if problem := compiling.missing():
+        _lack(problem)
+    yield
+    libc.umount(os.fsencode(MODULES))
+    if is_made:
+        MODULES.rmdir()
+
+
+def _lack(what: str) -> NoReturn:
+    if "kernel" in os.environ.get("KABPF_REQUIRE", "").split(","):
+        pytest.fail(f"KABPF_REQUIRE=kernel, but {what}", pytrace=False)
+    pytest.skip(f"{what}; KABPF_REQUIRE=kernel makes this a failure")
+
+
+@pytest.fixture(autouse=True)
+def loader(
+    request: pytest.FixtureRequest, nothing_left: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The loader that the test runs under. For bcc's the kernel seems to have no BTF; what it
+    compiled is kept for the next test."""
+    name: str = getattr(request, "param", "libbpf")
+    if name == "libbpf":
+        yield name
+        return
+    request.getfixturevalue("lent_headers")
+    kept = tmp_path_factory.getbasetemp() / compiling.KEPT.name
+    if kept.exists():
+        shutil.copy(kept, compiling.KEPT)
+    mount(b"tmpfs", os.fsencode(BTF), b"tmpfs")
+    yield name
+    libc.umount(os.fsencode(BTF))
+    if compiling.KEPT.exists():
+        shutil.copy(compiling.KEPT, kept)
 
 
 @pytest.fixture

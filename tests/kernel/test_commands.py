@@ -40,12 +40,14 @@ def test_attaching_again_changes_no_socket(cgroup, kabpfctl, peer):
     assert again.endswith("; 0 open sockets changed\n")
 
 
+@pytest.mark.loaders
 def test_attach_without_options_turns_keepalive_on(cgroup, kabpfctl, peer):
     """Without options the times are the system's."""
     kabpfctl("attach", "--cgroup", cgroup)
     assert options_of_new(peer, cgroup) == UNTOUCHED | {"keepalive": 1}
 
 
+@pytest.mark.loaders
 def test_attach_uses_the_defaults_of_the_policy_files(cgroup, kabpfctl, peer):
     """What attach leaves out comes from `defaults`."""
     Path("/etc/kabpf/policy.yaml").write_text("defaults: {interval: 11, probes: 5}\n")
@@ -70,6 +72,7 @@ def test_attach_minds_no_umask(cgroup, kabpfctl, umask):
     assert [stat.S_IMODE(path.stat().st_mode) for path in written] == [0o755, 0o755, 0o644]
 
 
+@pytest.mark.loaders
 def test_attach_works_for_any_name_that_can_be_printed(make_cgroup, kabpfctl, peer):
     """Quotes, backslashes and characters beyond 16 bits reach the drop-in as they are."""
     odd = make_cgroup('a "b\\x2d\N{SNOWMAN}\N{GRINNING FACE}')
@@ -77,6 +80,7 @@ def test_attach_works_for_any_name_that_can_be_printed(make_cgroup, kabpfctl, pe
     assert options_of_new(peer, odd) == IDLE_61
 
 
+@pytest.mark.loaders
 def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
     """With --persist the drop-in is in /etc, and is changed and detached like the other."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
@@ -93,6 +97,7 @@ def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
     assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
+@pytest.mark.loaders
 def test_attach_under_a_policy_that_is_read_later_is_refused(cgroup, kabpfctl, peer, write_policy):
     """attach does not pretend to be in force where another file wins, and takes its own back."""
     text = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 61}}\n'
@@ -107,6 +112,7 @@ def test_attach_under_a_policy_that_is_read_later_is_refused(cgroup, kabpfctl, p
     assert options_of_new(peer, cgroup) == IDLE_61
 
 
+@pytest.mark.loaders
 def test_detach_leaves_the_other_cgroups_covered(cgroup, other_cgroup, kabpfctl, peer):
     """detach takes one cgroup's policy; sockets keep what they have."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
@@ -120,6 +126,7 @@ def test_detach_leaves_the_other_cgroups_covered(cgroup, other_cgroup, kabpfctl,
     assert options_of_new(peer, other_cgroup) == IDLE_61
 
 
+@pytest.mark.loaders
 def test_detach_of_a_cgroup_that_is_gone_works(make_cgroup, kabpfctl):
     """The drop-in of a cgroup that no longer exists can be detached."""
     gone = make_cgroup("gone")
@@ -129,6 +136,7 @@ def test_detach_of_a_cgroup_that_is_gone_works(make_cgroup, kabpfctl):
     assert _files(RUNTIME) == []
 
 
+@pytest.mark.loaders
 def test_detach_of_a_cgroup_that_is_not_attached_is_refused(cgroup, kabpfctl):
     """detach says so where there is nothing to detach."""
     done = kabpfctl("detach", "--cgroup", cgroup, status=1)
@@ -137,6 +145,7 @@ def test_detach_of_a_cgroup_that_is_not_attached_is_refused(cgroup, kabpfctl):
     )
 
 
+@pytest.mark.loaders
 def test_detach_all_leaves_nothing_in_the_kernel(cgroup, kabpfctl, peer):
     """detach --all removes every attached drop-in and every pin, and keeps policy files."""
     policy = Path("/etc/kabpf/policy.yaml")
@@ -153,6 +162,7 @@ def test_detach_all_leaves_nothing_in_the_kernel(cgroup, kabpfctl, peer):
     assert options_of_new(peer, cgroup)["idle"] == 62
 
 
+@pytest.mark.loaders
 def test_apply_says_what_it_changed(cgroup, kabpfctl, write_policy):
     """apply counts policies and covered cgroups; a second one has nothing to do."""
     write_policy("a.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: on\n')
@@ -227,6 +237,7 @@ def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):
     assert "the last good ones stay in force" in shown
 
 
+@pytest.mark.loaders
 def test_commands_at_the_same_time_end_in_what_the_files_say(make_cgroup, kabpfctl, peer):
     """Attaching many cgroups at once, each in a process of its own, covers each of them."""
     names = [make_cgroup(f"c{number}") for number in range(12)]

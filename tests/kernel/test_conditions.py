@@ -37,6 +37,7 @@ def linked(make_namespace):
     return names
 
 
+@pytest.mark.loaders(way="open")
 @WAYS
 @pytest.mark.parametrize("direction", ["in", "out", "both"])
 def test_direction(cgroup, peer, policy, direction, way):
@@ -82,6 +83,7 @@ destinations:
 """
 
 
+@pytest.mark.loaders(way="open")
 @WAYS
 def test_destination(cgroup, peer, policy, linked, way):
     """The longest prefix around the peer decides, then its port; a v4-mapped address is an IPv4
@@ -114,6 +116,7 @@ def test_destination(cgroup, peer, policy, linked, way):
     assert found == expected
 
 
+@pytest.mark.loaders(way="open")
 @WAYS
 def test_destination_of_an_accepted_connection(cgroup, peer, policy, linked, way):
     """There it is the peer's address, and the port that the peer connected to."""
@@ -155,6 +158,7 @@ def test_changed_destination_moves_what_it_had_set(cgroup, peer, policy, linked)
         assert [client.options(number)["idle"] for number in numbers] == [idle, 15]
 
 
+@pytest.mark.loaders(way="open")
 @WAYS
 def test_loopback_is_left_alone(cgroup, peer, policy, linked, way):
     """With `loopback: false` connections to a loopback address or to the machine's own are not
@@ -186,6 +190,7 @@ def black_hole(linked):
     return linked[0], ["10.77.0.99", 7000]
 
 
+@pytest.mark.loaders
 def test_syn_retries_bound_the_time_to_connect(cgroup, peer, policy, black_hole):
     """connect() to a peer that does not answer gives up by then."""
     namespace, address = black_hole
@@ -197,6 +202,7 @@ def test_syn_retries_bound_the_time_to_connect(cgroup, peer, policy, black_hole)
     assert 2.5 < time.monotonic() - begin < 6 * PATIENCE
 
 
+@pytest.mark.loaders
 def test_syn_retries_are_set_before_the_syn(cgroup, peer, policy, black_hole):
     """They are where the policy, its destination and its direction mean the connection; the
     application's own stay under `fill`."""

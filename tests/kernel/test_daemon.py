@@ -54,6 +54,7 @@ def test_start_puts_the_policy_in_force_before_ready(cgroup, write_policy, kabpf
     assert options_of_new(peer, cgroup) == IDLE_61
 
 
+@pytest.mark.loaders
 def test_stop_lifts_every_policy(cgroup, write_policy, kabpfd, peer):
     """After SIGTERM no pin is left, new connections are untouched, and sockets keep theirs."""
     write_policy("a.yaml", _policy(cgroup, 61))
@@ -67,6 +68,7 @@ def test_stop_lifts_every_policy(cgroup, write_policy, kabpfd, peer):
     assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
+@pytest.mark.loaders
 def test_lift_takes_a_policy_out_of_the_kernel(cgroup, write_policy, kabpfctl, peer):
     """`kabpfd --lift` lifts what is in force, also where nothing is, and keeps the policy files."""
     write_policy("a.yaml", _policy(cgroup, 61))
@@ -110,6 +112,7 @@ def test_killed_daemon_misses_no_connection_and_is_adopted(
     assert _attached(root) == attached
 
 
+@pytest.mark.loaders
 def test_daemon_that_restarts_leaves_everything_in_force(cgroup, write_policy, kabpfd, peer):
     """SIGUSR2 ends kabpfd and nothing else; the next one adopts what it finds."""
     write_policy("a.yaml", _policy(cgroup, 61))
@@ -130,6 +133,7 @@ def test_file_that_changes_just_after_a_reload_is_applied(cgroup, write_policy, 
     assert options_of_new(peer, cgroup)["idle"] == 62
 
 
+@pytest.mark.loaders
 def test_watchdog_hears_of_a_daemon_whose_programs_are_alive(cgroup, write_policy, kabpfd):
     """Where systemd watches, kabpfd says within half the time-out that all is well, and what is in
     force."""
@@ -211,6 +215,7 @@ def test_reload_applies_changed_files(cgroup, write_policy, kabpfd, peer):
     assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
+@pytest.mark.loaders
 def test_status_line_counts_the_policies_of_the_files(cgroup, write_policy, kabpfd):
     """Of a policy that is gone, what the kernel remembers for open sockets does not count."""
     file = write_policy("a.yaml", _policy(cgroup, 61))
@@ -220,6 +225,7 @@ def test_status_line_counts_the_policies_of_the_files(cgroup, write_policy, kabp
     assert daemon.reload().startswith("policies in force: 0; cgroups covered: 0 of ")
 
 
+@pytest.mark.loaders
 def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy, kabpfd, peer):
     """A bad file changes nothing; the log names it, and a later good reload works."""
     write_policy("a.yaml", _policy(cgroup, 61))
@@ -397,6 +403,7 @@ def test_daemon_follows_what_kabpfctl_attaches(
     assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
+@pytest.mark.loaders
 def test_daemon_lets_go_when_kabpfctl_detaches_all(cgroup, kabpfd, kabpfctl, peer):
     """After `detach --all` nothing is in force, also with kabpfd running; a reload brings the
     policy files back."""

@@ -3,6 +3,7 @@
 import subprocess
 import time
 
+import pytest
 from harness import PATIENCE
 
 DROP = """
@@ -12,6 +13,7 @@ table inet kabpf_test {
 """
 
 
+@pytest.mark.loaders
 def test_dead_peer_is_detected_in_idle_plus_interval_times_probes(
     cgroup, other_cgroup, peer, kabpfctl, namespace
 ):
