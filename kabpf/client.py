@@ -1,0 +1,91 @@
+"""What users ask kabpf-request for, which root does itself: policies for cgroups of their own."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kabpf import varlink
+from kabpf.channel import Channel
+from kabpf.errors import RefusedError
+
+SOCKET = Path("/run/kabpf/request.socket")
+INTERFACE = "io.kabpf"
+ANSWER_S = 90  # longer than a request may take: RuntimeMaxSec= of kabpf-request@.service
+
+_ACTIVATE = "expected an administrator to have said: systemctl enable --now kabpf-request.socket"
+
+
+def attach(
+    cgroup: str,
+    options: Mapping[str, str],
+    *,
+    off: bool = False,
+    mode: str = "fill",
+    existing: bool = True,
+    address: Path = SOCKET,
+) -> dict[str, Any]:
+    """Put a policy in force on a cgroup of the caller's and on what is below it, until the cgroup
+    is removed; one that the caller had put there before is replaced.
+
+    `cgroup` is a cgroup path. `options` are idle, interval, probes, user_timeout and preset, as
+    policy files spell them, but no ranges; without any, keepalive is turned on, or with `off` left
+    off. `mode` is fill or override. Returns, when it is in force, what `kabpfctl attach --json`
+    prints. Raises RefusedError.
+    """
+    asked = {"cgroup": cgroup, **options, "mode": mode, "existing": existing}
+    return _call("Attach", asked | ({"keepalive": "off"} if off else {}), address)
+
+
+def detach(cgroup: str, *, address: Path = SOCKET) -> dict[str, Any]:
+    """Undo `attach` for a cgroup path. Returns what `kabpfctl detach --json` prints. Raises
+    RefusedError."""
+    return _call("Detach", {"cgroup": cgroup}, address)
+
+
+def _call(method: str, parameters: Mapping[str, Any], address: Path) -> dict[str, Any]:
+    step = f"ask {address}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        try:
+            connection.connect(str(address))
+            channel = Channel(connection, ANSWER_S)
+            channel.send(varlink.call(f"{INTERFACE}.{method}", parameters))
+            answer = channel.receive()
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise RefusedError(step, error.errno or 0, _ACTIVATE) from None
+        except (TimeoutError, ConnectionError) as error:
+            # systemd takes more connections than may be served at once, and closes them.
+            raise RefusedError(
+                step, error.errno or errno.ETIMEDOUT, "expected an answer; try again"
+            ) from None
+        except OSError as error:
+            raise RefusedError(step, error.errno or 0) from None
+        except varlink.MessageError as error:
+            raise RefusedError(f"{step}: {error}", hint="expected Varlink") from None
+    if answer is None:
+        raise RefusedError(
+            f"{step}: no answer", hint="expected fewer requests at once; journalctl -t kabpfd"
+        )
+    try:
+        return dict(varlink.read_reply(answer))
+    except varlink.CallError as error:
+        raise RefusedError(_said(error)) from None
+    except varlink.MessageError as error:
+        raise RefusedError(f"{step}: {error}", hint="expected Varlink") from None
+
+
+def _said(error: varlink.CallError) -> str:
+    """What an error means to who asked."""
+    reason = error.parameters.get("reason")
+    if isinstance(reason, str):
+        return reason
+    name = error.name.removeprefix(f"{varlink.SERVICE}.")
+    if name == "PermissionDenied":
+        return "kabpf-request refuses who asks, expected a process outside of user namespaces"
+    if name == "InvalidParameter":
+        key = str(error.parameters.get("parameter"))
+        return f"{key.replace('_', ' ')}: not for users, expected one value, within its limits"
+    return f"kabpf-request says {error.name}"
