@@ -33,6 +33,10 @@ BPF_F_ALLOW_MULTI = 2
 PROGRAMS_MAX = 1024
 LOG_BYTES = 1 << 20  # of the verifier
 CLONE_NEWNET = 0x40000000
+SYS_OPENAT2 = 437  # on all architectures but Alpha
+# RESOLVE_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS and _BENEATH (openat2(2))
+RESOLVE_WITHIN = 0x01 | 0x02 | 0x04 | 0x08
+CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
 PRINT_WARN = 0  # enum libbpf_print_level
 BATCH = 4096
 
@@ -614,6 +618,33 @@ def exchange(one: str, other: str) -> bool:
             return False
         raise RefusedError(f"exchange {one} and {other}", ctypes.get_errno())
     return True
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def open_within(directory: int, path: str) -> int:
+    """A descriptor, good for fstat(2), of the directory at a path below another one, to which no
+    symbolic link, no mount and no ".." out of it leads (openat2(2))."""
+    how = _OpenHow(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, RESOLVE_WITHIN)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    opened = _libc().syscall(SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), size)
+    if opened < 0:
+        raise RefusedError(f"open {path}", ctypes.get_errno())
+    return int(opened)
+
+
+def is_cgroup2(descriptor: int) -> bool:
+    """Whether a descriptor is of a cgroup2 tree (fstatfs(2))."""
+    status = ctypes.create_string_buffer(256)  # more than any struct statfs, which f_type begins
+    if _libc().fstatfs(descriptor, status):
+        raise RefusedError("look at a file system", ctypes.get_errno())
+    return ctypes.c_long.from_buffer(status).value & 0xFFFFFFFF == CGROUP2_SUPER_MAGIC
 
 
 _fault = os.environ.get("KABPF_FAULT")  # read once: 10,000 cgroups are as many steps
