@@ -35,7 +35,7 @@ class Reason:
 def explain(arguments: argparse.Namespace) -> int:
     """Explain the policy of a cgroup, of a unit's cgroups, or of a process's."""
     tree = cgroups.find_tree(cgroups.own_mounts())
-    policies = files.load(files.SYSTEM)
+    policies = tuple(each for each in files.load(files.SYSTEM) if not _is_over(each, tree))
     reasons = [reason(policies, cgroup) for cgroup in _cgroups(arguments.what, tree)]
     in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
     result = [as_json(each, in_force.get(each.cgroup.id)) for each in reasons]
@@ -45,7 +45,8 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def reason(policies: tuple[Policy, ...], cgroup: Cgroup) -> Reason:
     """What decides about a cgroup."""
-    decided_at, winner = _decided(Automaton(policies), cgroup.path)
+    owned = {each.until.path: each for each in policies if each.until and each.owner is not None}
+    decided_at, winner = _decided(Automaton(policies), owned, cgroup.path)
     if winner is None:
         return Reason(cgroup, cgroup.path, None, None, ())
     naming = Naming(policies)(decided_at)
@@ -54,14 +55,22 @@ def reason(policies: tuple[Policy, ...], cgroup: Cgroup) -> Reason:
     return Reason(cgroup, decided_at, winner, own, beaten)
 
 
-def _decided(automaton: Automaton, path: str) -> tuple[str, Policy | None]:
+def _is_over(policy: Policy, tree: CgroupTree) -> bool:
+    """Whether the cgroup is gone that a policy is about."""
+    until = policy.until
+    return until is not None and not tree.has(Cgroup(until.id, 0, until.path))
+
+
+def _decided(
+    automaton: Automaton, owned: dict[str, Policy], path: str
+) -> tuple[str, Policy | None]:
     birth = automaton.root
     found, here = ("/", birth.policy), ""
     for name in filter(None, path.split("/")):
         here = f"{here}/{name}"
         birth = automaton.step(birth.state, name)
-        if birth.policy:
-            found = (here, birth.policy)
+        if own := birth.policy or owned.get(here):
+            found = (here, own)
     return found
 
 

@@ -1,19 +1,20 @@
 """The language of policy files: from the text of files to policies.
 
 A file holds either `defaults` and `policies`, or one policy (`select`, `keepalive` and so on) that
-takes its name, and where `select` is missing its unit, from the file's name.
+takes its name, and where `select` is missing its unit, from the file's name. What commands write
+for one cgroup into /run has two keys more, which say with which cgroup it ends, and whose it is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from kabpf import destinations as tables
-from kabpf import nodes, options, selectors
+from kabpf import nodes, options, selectors, users
 from kabpf.errors import PolicyError, collected
 from kabpf.nodes import Node
 from kabpf.options import Draft
@@ -26,14 +27,21 @@ from kabpf.policy import (
     Policy,
     Rules,
     Selector,
+    Until,
     network_text,
 )
 from kabpf.selectors import NAME_BYTES_MAX
+from kabpf.users import Users
 
-FILE_KEYS = ("defaults", "policies")
+FILE_KEYS = ("defaults", "policies", "users")
 POLICY_KEYS = (
     "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing",
 )  # fmt: skip
+RUNTIME = Path("/run/kabpf/policy.d")
+RUNTIME_KEYS = ("until", "owner")  # in files there alone
+UNTIL_KEYS = ("cgroup", "id")
+ID_MAX = 2**64 - 1  # of a cgroup
+OWNER_MAX = 2**32 - 2  # of a user
 DESTINATION_KEYS = ("to", "ports", "keepalive", *options.KEYS)
 ROWS_MAX = 32768  # half of what the kernel's tables hold: for old and new policies at once
 KEEPALIVE = "off, on, or options (idle, interval, ...)"
@@ -66,6 +74,7 @@ class PolicyFile:
 
     defaults: Draft
     policies: tuple[PolicyDraft, ...]
+    users: Users | None = None
 
 
 def parse(content: bytes, path: str) -> PolicyFile:
@@ -77,30 +86,47 @@ def parse(content: bytes, path: str) -> PolicyFile:
         raise PolicyError(f"{path}:{line}: not UTF-8, expected UTF-8 text") from None
     if root is None:
         return PolicyFile(options.NOTHING, ())
-    top = root.mapping((*FILE_KEYS, *POLICY_KEYS))
-    if own := [key for key in top if key in POLICY_KEYS]:
+    policy_keys = (*POLICY_KEYS, *RUNTIME_KEYS) if Path(path).parent == RUNTIME else POLICY_KEYS
+    top = root.mapping((*FILE_KEYS, *policy_keys))
+    if own := [key for key in top if key in policy_keys]:
         for key in FILE_KEYS:
             if key in top:
                 raise top[key].error(f"beside {own[0]}, expected a file of its own")
         stem = Path(path).stem
         own_unit = selectors.named_by(stem, path)
-        return PolicyFile(options.NOTHING, (_policy(root, _name(root, stem), own_unit),))
+        policy = _policy(root, _name(root, stem), own_unit, policy_keys)
+        return PolicyFile(options.NOTHING, (policy,))
     defaults = options.NOTHING
     if "defaults" in top:
         defaults = options.read(top["defaults"].mapping(options.KEYS), "defaults")
     named = top["policies"].named("names with their policies") if "policies" in top else {}
     return PolicyFile(
-        defaults, tuple(_policy(node, _name(node, name), ()) for name, node in named.items())
+        defaults,
+        tuple(_policy(node, _name(node, name), ()) for name, node in named.items()),
+        users.read(top["users"]) if "users" in top else None,
     )
+
+
+def defaults_of(parsed: Iterable[PolicyFile]) -> Draft:
+    """The defaults of files in the order they were read: a later one wins, key by key."""
+    defaults = options.NOTHING
+    for file in parsed:
+        defaults = options.over(file.defaults, defaults)
+    return defaults
+
+
+def users_of(parsed: Iterable[PolicyFile]) -> Users:
+    """What these files let users have: the last word counts, whole."""
+    return next((file.users for file in reversed([*parsed]) if file.users), users.ANY)
 
 
 def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
     """Merge files in the order they were read: a later default and a later policy of the same name
-    win. Raises PolicyError where `user_timeout: auto` has nothing to be computed from."""
-    defaults = options.NOTHING
+    win. A policy that its owner may not have does not count. Raises PolicyError where
+    `user_timeout: auto` has nothing to be computed from."""
+    defaults, allowed = defaults_of(parsed), users_of(parsed)
     drafts: dict[str, PolicyDraft] = {}
     for file in parsed:
-        defaults = options.over(file.defaults, defaults)
         for draft in file.policies:
             drafts.pop(draft.policy.name, None)
             drafts[draft.policy.name] = draft
@@ -113,7 +139,7 @@ def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
         _check_rows(policies)
     if findings:
         raise PolicyError(*findings)
-    return tuple(policies)
+    return tuple(policy for policy in policies if not users.denial(policy, allowed))
 
 
 def _check_rows(policies: list[Policy]) -> None:
@@ -162,8 +188,10 @@ def _name(node: Node, name: str) -> str:
     return name
 
 
-def _policy(node: Node, name: str, fallback: tuple[Selector, ...]) -> PolicyDraft:
-    keys = node.mapping(POLICY_KEYS)
+def _policy(
+    node: Node, name: str, fallback: tuple[Selector, ...], known: tuple[str, ...] = POLICY_KEYS
+) -> PolicyDraft:
+    keys = node.mapping(known)
     if "keepalive" not in keys:
         raise node.error(f"no keepalive, expected {KEEPALIVE}")
     selected = selectors.read(keys["select"]) if "select" in keys else fallback
@@ -190,8 +218,27 @@ def _policy(node: Node, name: str, fallback: tuple[Selector, ...]) -> PolicyDraf
         for key in ("keepalive", "mode", "direction", "loopback", "existing")
         if key in keys
     }
-    policy = Policy(name, selected, rules, node.source, existing, origins)
+    until = _until(keys["until"]) if "until" in keys else None
+    owner = _integer(keys["owner"], "a user's id", OWNER_MAX) if "owner" in keys else None
+    if owner is not None and until is None:
+        raise keys["owner"].error("without until, expected the cgroup that it is about")
+    policy = Policy(name, selected, rules, node.source, existing, until, owner, origins)
     return PolicyDraft(policy, draft, _destinations(keys))
+
+
+def _until(node: Node) -> Until:
+    keys = node.mapping(UNTIL_KEYS)
+    if missing := [key for key in UNTIL_KEYS if key not in keys]:
+        raise node.error(f"no {missing[0]}, expected {' and '.join(UNTIL_KEYS)}")
+    path = keys["cgroup"].word("a cgroup path")
+    return Until(path, _integer(keys["id"], "a cgroup's id", ID_MAX))
+
+
+def _integer(node: Node, expected: str, limit: int) -> int:
+    word = node.word(expected)
+    if not re.fullmatch(r"[0-9]{1,20}", word) or int(word) > limit:
+        raise node.expected(expected)
+    return int(word)
 
 
 def _choice(keys: Mapping[str, Node], key: str, words: tuple[str, ...], expected: str = "") -> str:

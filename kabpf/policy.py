@@ -107,15 +107,27 @@ class Origin(NamedTuple):
     note: str = ""
 
 
+class Until(NamedTuple):
+    """The cgroup that a policy ends with; a cgroup made later at the path has another id."""
+
+    path: str
+    id: int
+
+
 @dataclass(frozen=True)
 class Policy:
-    """Which cgroups get what. Of two policies of one name the one read last is kept."""
+    """Which cgroups get what. Of two policies of one name the one read last is kept.
+
+    One with an owner, a user's id, is about the cgroup that it ends with and what is below.
+    """
 
     name: str
     selectors: tuple[Selector, ...]
     rules: Rules
     source: Source
     existing: bool = True  # open connections are given what is new, too
+    until: Until | None = None
+    owner: int | None = None
     origins: Mapping[str, Origin] = field(  # by option key
         default_factory=dict, compare=False, repr=False
     )

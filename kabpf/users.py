@@ -1,0 +1,65 @@
+"""What users may have for cgroups of their own, as policy files say it under `users`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kabpf import options
+from kabpf.nodes import Node
+from kabpf.policy import Policy, Range
+
+# The fields of Options by key.
+KEYS = {
+    "idle": "idle_s",
+    "interval": "interval_s",
+    "probes": "probes",
+    "user_timeout": "user_timeout_ms",
+}
+EXPECTED = "on, off, or bounds (idle: 10s..2h)"
+_UNITS = {"idle": " s", "interval": " s", "probes": "", "user_timeout": " ms"}
+
+
+@dataclass(frozen=True)
+class Users:
+    """What users may have. Without bounds an option may be whatever the kernel takes, which is how
+    far any process may go by itself on its own sockets."""
+
+    allowed: bool = True
+    bounds: Mapping[str, Range] = field(default_factory=dict)  # by key, in the kernel's units
+    source: str = "by default"
+
+
+ANY = Users()
+
+
+def read(node: Node) -> Users:
+    """What stands under `users`."""
+    source = str(node.source)
+    if not isinstance(node.value, dict):
+        if node.word(EXPECTED) not in ("on", "off"):
+            raise node.expected(EXPECTED)
+        return Users(node.value == "on", source=source)
+    keys = node.mapping(tuple(KEYS))
+    draft = options.read(keys)
+    bounds: dict[str, Range] = {}
+    for key in keys:
+        value = getattr(draft, key).value
+        if not isinstance(value, Range):
+            raise keys[key].expected("bounds, the lower first (30s..2m)")
+        bounds[key] = value
+    return Users(True, bounds, source)
+
+
+def denial(policy: Policy, users: Users) -> str:
+    """Why a user's policy does not count, or nothing. What comes from defaults is not theirs."""
+    if policy.owner is None:
+        return ""
+    if not users.allowed:
+        return f"users may not attach policies ({users.source})"
+    for key, bounds in users.bounds.items():
+        value: Range | None = getattr(policy.rules.options, KEYS[key])
+        is_theirs = value and policy.origins[key].source.path == policy.source.path
+        if value and is_theirs and (value.low < bounds.low or value.high > bounds.high):
+            return f"{key}: {value}{_UNITS[key]} is not in {bounds}{_UNITS[key]} ({users.source})"
+    return ""
