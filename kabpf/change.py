@@ -8,17 +8,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from kabpf import cgroups, daemon, files, output, plan, policy, reconcile
+from kabpf import attaching, cgroups, client, daemon, files, output, policy, reconcile
 from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import Dataplane
 from kabpf.errors import RefusedError
-from kabpf.policy import Policy
-from kabpf.reconcile import Resolution
+from kabpf.language import RUNTIME
 
-RUNTIME = Path("/run/kabpf/policy.d")
 PERSISTENT = Path("/etc/kabpf/policy.d")
 # Read last, so that what a person attaches by hand wins over a file that names the same path.
 ATTACHED = "zz-attach-"
@@ -27,9 +24,28 @@ OPTION_KEYS = ("idle", "interval", "probes", "user_timeout")
 
 
 def attach(arguments: argparse.Namespace) -> int:
-    """Put a policy in force on one cgroup."""
+    """Put a policy in force on one cgroup: as root by itself, else by kabpf-request."""
+    if arguments.persist:
+        _require_root("attach --persist")
     tree = cgroups.find_tree(cgroups.own_mounts())
     options = {key: getattr(arguments, key) for key in OPTION_KEYS if getattr(arguments, key)}
+    if os.geteuid() == 0:
+        result = _attach(arguments, tree, options)
+    else:
+        path = tree.path(arguments.cgroup)
+        result = client.attach(path, options, existing=not arguments.new_only)
+    options_text = output.options_text(policy.options_of(result["options"]))
+    changed = result["retrofitted"]
+    count = "open sockets are left alone"
+    if changed is not None:
+        count = f"{output.count(changed, 'open socket')} changed"
+    text = f"{output.shown(result['cgroup'])}: {options_text}; {count}"
+    return output.answer(arguments, result, text)
+
+
+def _attach(
+    arguments: argparse.Namespace, tree: CgroupTree, options: dict[str, str]
+) -> dict[str, Any]:
     with reconcile.locked():
         cgroup = tree.find(arguments.cgroup)
         file = _attached_file(PERSISTENT if arguments.persist else RUNTIME, cgroup.path)
@@ -38,57 +54,41 @@ def attach(arguments: argparse.Namespace) -> int:
                 f"{cgroup.path} is attached by {PERSISTENT / file.name} already",
                 hint="expected --persist to change it",
             )
-        with _written(file, _attached_policy(cgroup.path, options, new_only=arguments.new_only)):
-            stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
-            found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
-            if found is None:
-                raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
-            winner = found.policy
-            if winner is None or winner.source.path != str(file):
-                other = winner.source if winner else "a mask"
-                raise RefusedError(
-                    f"{cgroup.path} has its policy from {other}, which is read later",
-                    hint="expected no other file to name this path",
-                )
-            loaded = reconcile.open_or_load(policies, tree, arguments.loader)
-        with loaded:
-            before = _retrofitted(loaded, winner)
-            _reconcile(policies, tree, loaded, stamp)
-            changed = _retrofitted(loaded, winner) - before
-    result = {
+        content = _attached_policy(cgroup.path, options, new_only=arguments.new_only)
+        winner, changed = attaching.attach(
+            file, content, cgroup, tree, daemon.tell_changed, loader=arguments.loader
+        )
+    return {
         "cgroup": cgroup.path,
         "policy": winner.name,
         "file": str(file),
-        "options": output.options_json(winner.rules.options),
+        "options": policy.options_json(winner.rules.options),
         "retrofitted": changed,
     }
-    options_text = output.options_text(winner.rules.options)
-    count = output.count(changed, "open socket")
-    what = f"{count} changed" if loaded.reaches_open_sockets else "open sockets are left alone"
-    text = f"{output.shown(cgroup.path)}: {options_text}; {what}"
-    return output.answer(arguments, result, text)
-
-
-def _retrofitted(loaded: Dataplane, wanted: Policy) -> int:
-    """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
-    ids = [id for id, found in loaded.records().items() if found == plan.record(wanted)]
-    return sum(counters.retrofitted for counters in loaded.counters(ids).values())
 
 
 def detach(arguments: argparse.Namespace) -> int:
-    """Undo attach."""
+    """Undo attach: as root by itself, else by kabpf-request."""
+    if arguments.all:
+        _require_root("detach --all")
     tree = cgroups.find_tree(cgroups.own_mounts())
+    if os.geteuid() != 0:
+        path = tree.path(arguments.cgroup)
+        return output.answer(arguments, client.detach(path), f"{output.shown(path)}: detached")
     path = "/" if arguments.all else tree.path(arguments.cgroup)
     pattern = f"{ATTACHED}*.yaml" if arguments.all else _attached_file(RUNTIME, path).name
     with reconcile.locked():
         removed = [
             file for directory in (RUNTIME, PERSISTENT) for file in sorted(directory.glob(pattern))
         ]
+        if not arguments.all:
+            with contextlib.suppress(RefusedError):  # gone, as it may be
+                removed += attaching.owned(tree.find(path).id)
         if not removed and not arguments.all:
             raise RefusedError(f"{path} is not attached", hint="expected an attached cgroup")
         with contextlib.ExitStack() as stack:
             for file in removed:
-                stack.enter_context(_written(file, None))
+                stack.enter_context(attaching.written(file, None))
             stamp = files.stamp(files.SYSTEM)
             policies = () if arguments.all else files.load(files.SYSTEM)
         if arguments.all:
@@ -96,7 +96,7 @@ def detach(arguments: argparse.Namespace) -> int:
             daemon.tell_changed()
         else:
             with reconcile.open_or_load(policies, tree) as loaded:
-                _reconcile(policies, tree, loaded, stamp)
+                attaching.put_in_force(policies, tree, loaded, stamp, daemon.tell_changed)
     text = f"{output.shown(path)}: detached"
     if arguments.all:
         count = len(files.paths(files.SYSTEM))
@@ -111,7 +111,7 @@ def apply(arguments: argparse.Namespace) -> int:
     with reconcile.locked():
         stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
         with reconcile.open_or_load(policies, tree, arguments.loader) as loaded:
-            resolution = _reconcile(policies, tree, loaded, stamp)
+            resolution = attaching.put_in_force(policies, tree, loaded, stamp, daemon.tell_changed)
     result = {
         "policies": len(resolution.plan.policies),
         "cgroups": len(resolution.cgroups),
@@ -124,42 +124,9 @@ def apply(arguments: argparse.Namespace) -> int:
     return output.answer(arguments, result, text)
 
 
-def _reconcile(
-    policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane, stamp: str
-) -> Resolution:
-    try:
-        return reconcile.reconcile(policies, tree, loaded, stamp)
-    finally:
-        daemon.tell_changed()
-
-
-@contextlib.contextmanager
-def _written(file: Path, content: bytes | None) -> Iterator[None]:
-    """Replace a file, or with None remove it; where the block fails, put back what was there."""
-    before = file.read_bytes() if file.exists() else None
-    try:
-        try:
-            _write(file, content)
-        except OSError as error:
-            raise RefusedError(f"write {file}", error.errno or 0) from None
-        yield
-    except BaseException:
-        _write(file, before)
-        raise
-
-
-def _write(file: Path, content: bytes | None) -> None:
-    if content is None:
-        file.unlink(missing_ok=True)
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with open(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(descriptor)
-    os.rename(fresh, file)
+def _require_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise RefusedError(f"{what}: not root", hint="expected root")
 
 
 def _attached_file(directory: Path, path: str) -> Path:

@@ -11,8 +11,8 @@ _CHUNK = 16 * 1024
 
 
 class Channel:
-    """One end of a connection. All that is awaited of the other end has to come before the deadline,
-    which lies `seconds` ahead: else TimeoutError is raised."""
+    """One end of a connection. All that is awaited of the other end has to come within `seconds`
+    from now: else TimeoutError is raised."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection = connection

@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     attach = _command(commands, "attach", change.attach, "put a policy in force on one cgroup")
+    attach.set_defaults(needs_root=False)
     attach.add_argument("--cgroup", required=True, metavar="PATH", help="the cgroup's directory")
     for key in change.OPTION_KEYS:
         attach.add_argument(_flag(key), type=_option(key), metavar=_METAVARS[key], help=_HELP[key])
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     _add_loader(attach)
 
     detach = _command(commands, "detach", change.detach, "undo attach; sockets keep their options")
+    detach.set_defaults(needs_root=False)
     which = detach.add_mutually_exclusive_group(required=True)
     which.add_argument("--cgroup", metavar="PATH", help="the cgroup's directory")
     which.add_argument(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from kabpf.errors import RefusedError
 SOCKET = Path("/run/kabpf/request.socket")
 INTERFACE = "io.kabpf"
 ANSWER_S = 90  # longer than a request may take: RuntimeMaxSec= of kabpf-request@.service
+PATIENCE_S = 10  # for others' requests, of which so many are served at once
 
 _ACTIVATE = "expected an administrator to have said: systemctl enable --now kabpf-request.socket"
 
@@ -47,34 +50,42 @@ def detach(cgroup: str, *, address: Path = SOCKET) -> dict[str, Any]:
 
 
 def _call(method: str, parameters: Mapping[str, Any], address: Path) -> dict[str, Any]:
-    step = f"ask {address}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-        try:
-            connection.connect(str(address))
-            channel = Channel(connection, ANSWER_S)
-            channel.send(varlink.call(f"{INTERFACE}.{method}", parameters))
-            answer = channel.receive()
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise RefusedError(step, error.errno or 0, _ACTIVATE) from None
-        except (TimeoutError, ConnectionError) as error:
-            # systemd takes more connections than may be served at once, and closes them.
+    message = varlink.call(f"{INTERFACE}.{method}", parameters)
+    deadline = time.monotonic() + PATIENCE_S
+    # Beyond so many at once, connections are closed without an answer, and without having done
+    # anything.
+    while (answer := _answer(message, address)) is None:
+        if time.monotonic() > deadline:
             raise RefusedError(
-                step, error.errno or errno.ETIMEDOUT, "expected an answer; try again"
-            ) from None
-        except OSError as error:
-            raise RefusedError(step, error.errno or 0) from None
-        except varlink.MessageError as error:
-            raise RefusedError(f"{step}: {error}", hint="expected Varlink") from None
-    if answer is None:
-        raise RefusedError(
-            f"{step}: no answer", hint="expected fewer requests at once; journalctl -t kabpfd"
-        )
+                f"{address} gives no answer", hint="expected one: journalctl -t kabpfd"
+            )
+        time.sleep(random.uniform(0.1, 0.5))
     try:
         return dict(varlink.read_reply(answer))
     except varlink.CallError as error:
         raise RefusedError(_said(error)) from None
     except varlink.MessageError as error:
-        raise RefusedError(f"{step}: {error}", hint="expected Varlink") from None
+        raise RefusedError(f"{address}: {error}", hint="expected Varlink") from None
+
+
+def _answer(message: bytes, address: Path) -> bytes | None:
+    """What is answered, or None where the connection was closed instead."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        try:
+            connection.connect(str(address))
+            channel = Channel(connection, ANSWER_S)
+            channel.send(message)
+            return channel.receive()
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise RefusedError(f"ask {address}", error.errno or 0, _ACTIVATE) from None
+        except ConnectionError:
+            return None
+        except TimeoutError:
+            raise RefusedError(f"ask {address}", errno.ETIMEDOUT) from None
+        except OSError as error:
+            raise RefusedError(f"ask {address}", error.errno or 0) from None
+        except varlink.MessageError as error:
+            raise RefusedError(f"{address}: {error}", hint="expected Varlink") from None
 
 
 def _said(error: varlink.CallError) -> str:

@@ -31,6 +31,7 @@ from kabpf import (
     files,
     loading,
     reconcile,
+    requests,
     retrofit,
 )
 from kabpf.cgroups import CgroupTree
@@ -72,6 +73,9 @@ def main() -> int:
             return 0
         if arguments.retrofit:
             retrofit.serve(sys.stdin.fileno())
+            return 0
+        if arguments.request:
+            requests.serve(sys.stdin.fileno(), tell_changed, log.info)
             return 0
         if arguments.install_units:
             from kabpf import install  # here, because it takes 3 ms
@@ -116,6 +120,11 @@ def parser() -> argparse.ArgumentParser:
         "--retrofit",
         action="store_true",
         help="do what a kabpfd asks for at the socket on standard input, and exit",
+    )
+    instead.add_argument(
+        "--request",
+        action="store_true",
+        help="do what a user asks for at the socket on standard input, and exit",
     )
     return parser
 

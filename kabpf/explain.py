@@ -18,7 +18,7 @@ from kabpf.dataplane import PINS
 from kabpf.errors import RefusedError
 from kabpf.matching import Automaton, Naming
 from kabpf.plan import Cgroup
-from kabpf.policy import Policy, Selector
+from kabpf.policy import Policy, Selector, options_json
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ _OPTIONS = {
 def _values(policy: Policy) -> dict[str, Any]:
     """What the policy gives, by key; what it leaves alone is left out."""
     rules = policy.rules
-    options = output.options_json(rules.options)
+    options = options_json(rules.options)
     given = {key: options[name] for key, name in _OPTIONS.items() if options[name]}
     return {
         "mode": str(rules.mode),
@@ -172,7 +172,7 @@ def as_json(found: Reason, in_force: bool | None) -> dict[str, Any]:
             {
                 "to": each.to,
                 "ports": list(each.ports),
-                "options": output.options_json(each.options),
+                "options": options_json(each.options),
             }
             for each in policy.rules.destinations
         ],

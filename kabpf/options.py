@@ -186,11 +186,12 @@ def _preset(node: Node) -> Preset:
     return known[name]
 
 
+_DIGITS = "[0-9]{1,99}"  # of thousands Python refuses to make a number
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "": 1000}
 
 
 def _milliseconds(text: str) -> int | None:
-    match = re.fullmatch(r"([0-9]+)(ms|s|m|h|d|)", text)
+    match = re.fullmatch(rf"({_DIGITS})(ms|s|m|h|d|)", text)
     return int(match[1]) * _UNITS_MS[match[2]] if match else None
 
 
@@ -237,7 +238,7 @@ def _syn_retries(node: Node) -> int:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]+", text) else None
+    return int(text) if re.fullmatch(_DIGITS, text) else None
 
 
 def _range(

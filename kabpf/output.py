@@ -76,16 +76,6 @@ def option_cells(options: Options) -> tuple[str, str, str, str]:
     )
 
 
-def options_json(options: Options) -> dict[str, Any]:
-    """Options by name; a range is a list of its bounds."""
-    return {
-        key: (value[0] if value[0] == value[1] else list(value))
-        if isinstance(value, Range)
-        else value
-        for key, value in vars(options).items()
-    }
-
-
 def options_text(options: Options) -> str:
     """Options as a person would say them."""
     if not options.keepalive:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kabpf.nodes import Source
 
@@ -132,6 +132,34 @@ class Policy:
         default_factory=dict, compare=False, repr=False
     )
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+
+def options_json(options: Options) -> dict[str, Any]:
+    """Options by name; a range is a list of its bounds."""
+    return {
+        key: (value[0] if value[0] == value[1] else list(value))
+        if isinstance(value, Range)
+        else value
+        for key, value in vars(options).items()
+    }
+
+
+def options_of(found: Mapping[str, Any]) -> Options:
+    """What `options_json` made."""
+
+    def bounds(name: str) -> Range | None:
+        value = found[name]
+        return Range(*value) if isinstance(value, list) else value and Range.exactly(value)
+
+    return Options(
+        found["keepalive"],
+        bounds("idle_s"),
+        bounds("interval_s"),
+        bounds("probes"),
+        bounds("user_timeout_ms"),
+        found["jitter_percent"],
+        found["syn_retries"],
+    )
 
 
 def network_text(network: IPv4Network | IPv6Network) -> str:

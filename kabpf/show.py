@@ -32,7 +32,7 @@ from kabpf.dataplane import Dataplane
 from kabpf.errors import PolicyError, RefusedError
 from kabpf.loading import Loader
 from kabpf.plan import Needs, Record, record
-from kabpf.policy import Policy, warnings
+from kabpf.policy import Policy, options_json, warnings
 from kabpf.presets import presets as preset_table
 
 
@@ -92,7 +92,7 @@ def plan(arguments: argparse.Namespace) -> int:
                 "cgroup": path,
                 "policy": found.name,
                 "source": str(found.source),
-                "options": output.options_json(found.rules.options),
+                "options": options_json(found.rules.options),
                 **_conditions_json(record(found)),
             }
             for path, found in covered
@@ -200,7 +200,7 @@ def status(arguments: argparse.Namespace) -> int:
             {
                 "policy": name,
                 **_conditions_json(record),
-                "options": output.options_json(record.options),
+                "options": options_json(record.options),
                 "cgroups": used[id],
                 "counters": vars(counters[id]),
                 "source": found.sources.get(name),

@@ -53,7 +53,7 @@ def read(node: Node) -> Users:
 
 def denial(policy: Policy, users: Users) -> str:
     """Why a user's policy does not count, or nothing. What comes from defaults is not theirs."""
-    if policy.owner is None:
+    if not policy.owner:  # nobody's, or root's
         return ""
     if not users.allowed:
         return f"users may not attach policies ({users.source})"

@@ -1,4 +1,4 @@
-"""Varlink's messages (varlink.org), bounded: one call, its reply or error, as JSON that ends in NUL.
+"""Varlink's messages (varlink.org), bounded: a call, its reply or its error, in JSON up to a NUL.
 
 What stands in a message is somebody else's: it is small, flat, UTF-8, without a key twice and
 without fractions, or it is not taken at all.

@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
         ("--interval", "0s", "0s is not in 1 to 32767 seconds"),
         ("--interval", "é\n", f"é\n, expected {SECONDS}"),
         ("--probes", "128", "128 is not in 1 to 127"),
+        ("--probes", "9" * 5000, f"{'9' * 300}..., expected a number, 1 to 127, or a range (3..9)"),
         ("--probes", "six", "six, expected a number, 1 to 127, or a range (3..9)"),
         ("--user-timeout", "0", "0 is not in 1 to 2147483647 ms"),
         ("--user-timeout", "25d", "25d is not in 1 to 2147483647 ms"),
@@ -103,22 +104,20 @@ def test_help_shows_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("what", "arguments"),
     [
-        ["attach", "--cgroup", "/a", "--idle", "60"],
-        ["detach", "--cgroup", "/a"],
-        ["detach", "--all"],
-        ["apply"],
-        ["plan"],
-        ["status", "--json"],
-        ["import"],
+        ("attach --persist", ["--cgroup", "/a", "--idle", "60"]),
+        ("detach --all", []),
+        ("apply", []),
+        ("plan", []),
+        ("status", ["--json"]),
+        ("import", []),
     ],
-    ids=" ".join,
 )
-def test_command_that_needs_root_says_so(arguments: list[str]) -> None:
+def test_command_that_needs_root_says_so(what: str, arguments: list[str]) -> None:
     """Whoever is not root learns it before anything else is looked at, with status 1."""
-    expected = f"kabpfctl: {arguments[0]}: not root, expected root\n"
-    assert as_nobody(*arguments) == Outcome(1, "", expected)
+    expected = f"kabpfctl: {what}: not root, expected root\n"
+    assert as_nobody(*what.split(), *arguments) == Outcome(1, "", expected)
 
 
 def test_check_of_good_files(folder: Path) -> None:

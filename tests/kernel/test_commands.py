@@ -105,7 +105,7 @@ def test_attach_under_a_policy_that_is_read_later_is_refused(cgroup, kabpfctl, p
     kabpfctl("apply")
     done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 62, status=1)
     assert done.stderr == (
-        f"kabpfctl: {path_of(cgroup)} has its policy from {file}:1, which is read later,"
+        f"kabpfctl: {path_of(cgroup)} has its policy from {file}:1, which is stronger,"
         " expected no other file to name this path\n"
     )
     assert _files(RUNTIME) == []

@@ -1,0 +1,111 @@
+"""Drop-ins that commands write: one for each attached cgroup, put in force or taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kabpf import files, plan, reconcile
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import Dataplane
+from kabpf.errors import RefusedError
+from kabpf.language import RUNTIME
+from kabpf.loading import Loader
+from kabpf.plan import Cgroup
+from kabpf.policy import Policy
+from kabpf.reconcile import Resolution
+
+
+def attach(
+    file: Path,
+    content: bytes,
+    cgroup: Cgroup,
+    tree: CgroupTree,
+    tell_changed: Callable[[], None],
+    cache: files.Cache | None = None,
+    loader: Loader | None = None,
+) -> tuple[Policy, int | None]:
+    """Write a drop-in that names one cgroup, and put it in force, under the lock; the policy, and
+    how many open sockets it has changed, or None where the data plane leaves those alone.
+
+    Raises RefusedError, and leaves what was there, where the cgroup has another policy then.
+    """
+    with written(file, content):
+        stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM, cache)
+        found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
+        if found is None:
+            raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
+        winner = found.policy
+        if winner is None or winner.source.path != str(file):
+            other = winner.source if winner else "a mask"
+            raise RefusedError(
+                f"{cgroup.path} has its policy from {other}, which is stronger",
+                hint="expected no other file to name this path",
+            )
+        loaded = reconcile.open_or_load(policies, tree, loader)
+    with loaded:
+        before = _retrofitted(loaded, winner)
+        put_in_force(policies, tree, loaded, stamp, tell_changed)
+        changed = _retrofitted(loaded, winner) - before
+        return winner, changed if loaded.reaches_open_sockets else None
+
+
+def put_in_force(
+    policies: tuple[Policy, ...],
+    tree: CgroupTree,
+    loaded: Dataplane,
+    stamp: str,
+    tell_changed: Callable[[], None],
+) -> Resolution:
+    """Reconcile, and let a running daemon know, also of what went wrong."""
+    try:
+        return reconcile.reconcile(policies, tree, loaded, stamp)
+    finally:
+        tell_changed()
+
+
+def owned_file(uid: int, cgroup_id: int) -> Path:
+    """The drop-in of a user for a cgroup."""
+    return RUNTIME / f"user-{uid}-{cgroup_id}.yaml"
+
+
+def owned(cgroup_id: int) -> list[Path]:
+    """The drop-ins of users for a cgroup: one, unless it had another owner before."""
+    return sorted(RUNTIME.glob(f"user-*-{cgroup_id}.yaml"))
+
+
+@contextlib.contextmanager
+def written(file: Path, content: bytes | None) -> Iterator[None]:
+    """Replace a file, or with None remove it; where the block fails, put back what was there."""
+    before = file.read_bytes() if file.exists() else None
+    try:
+        try:
+            _write(file, content)
+        except OSError as error:
+            raise RefusedError(f"write {file}", error.errno or 0) from None
+        yield
+    except BaseException:
+        _write(file, before)
+        raise
+
+
+def _retrofitted(loaded: Dataplane, wanted: Policy) -> int:
+    """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
+    ids = [id for id, found in loaded.records().items() if found == plan.record(wanted)]
+    return sum(counters.retrofitted for counters in loaded.counters(ids).values())
+
+
+def _write(file: Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink(missing_ok=True)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(descriptor)
+    os.rename(fresh, file)

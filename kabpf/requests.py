@@ -1,0 +1,408 @@
+"""What users may ask of kabpf: policies for cgroups of their own. Serves one connection (Varlink).
+
+Who may call what is said by TABLE and nowhere else; what is not in it is denied. A cgroup is
+named by its path, which leads to an open directory, and from there on is that directory: its
+owner decides, and the policy is tied to its id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from kabpf import (
+    __version__,
+    attaching,
+    cgroups,
+    files,
+    language,
+    libbpf,
+    options,
+    peers,
+    reconcile,
+    users,
+    varlink,
+)
+from kabpf.channel import Channel
+from kabpf.client import INTERFACE
+from kabpf.dataplane import PINS
+from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf.language import PolicyFile
+from kabpf.nodes import Node, Source
+from kabpf.peers import Peer
+from kabpf.plan import Cgroup
+from kabpf.policy import GLOB, Policy, options_json
+from kabpf.varlink import Call, CallError
+
+TALK_S = 10  # for all that the caller has to send and to take
+CALLS_MAX = 16  # in a connection; varlinkctl makes three
+CONNECTIONS_MAX = 4  # of a user at once; systemd counts them by users since version 256
+PATH_MAX = 4095  # bytes, as the kernel's without the NUL
+POLICIES_MAX = 64  # of a user
+ALL_POLICIES_MAX = 1024  # of all users, a quarter of the kernel's
+
+DESCRIPTION = """\
+# TCP keepalive by policy, for cgroups that belong to the caller.
+interface io.kabpf
+
+# Puts a policy in force on a cgroup and on what is below it, until the cgroup is removed. One that
+# was put there before is replaced. The path is absolute in the cgroup2 tree. Options are spelled
+# as in kabpf.yaml(5), but not as ranges: idle "60s", interval "10s", probes "6", user_timeout
+# "90s", "auto" or "off", preset "aws-nlb". What is left out comes from the administrator's
+# defaults, and else stays as it is on each socket. Replies when the policy is in force; retrofitted
+# is how many open sockets were changed, which existing false leaves alone.
+method Attach(
+  cgroup: string,
+  keepalive: ?(on, off),
+  idle: ?string,
+  interval: ?string,
+  probes: ?string,
+  user_timeout: ?string,
+  preset: ?string,
+  mode: ?(fill, override),
+  existing: ?bool
+) -> (
+  cgroup: string,
+  policy: string,
+  file: string,
+  options: object,
+  retrofitted: int
+)
+
+# Undoes Attach. Sockets keep the options that they have.
+method Detach(cgroup: string) -> (removed: []string)
+
+# The caller may not do that: another's cgroup, or not what the administrator lets users have.
+error Denied (reason: string)
+
+# The caller may, but it can't be done now.
+error Refused (reason: string)
+"""
+
+INTERFACES = {varlink.SERVICE: varlink.DESCRIPTION, INTERFACE: DESCRIPTION}
+
+_UNITS = {"idle": "s", "interval": "s", "probes": ""}
+_WRONG_FILES = "the policy files are wrong, expected an administrator to look: kabpfctl check"
+
+
+class Who(StrEnum):
+    """What a caller is to the cgroup that a call names; to none, STRANGER or ROOT."""
+
+    ROOT = "root"
+    OWNER = "owner"
+    STRANGER = "stranger"
+    OUTSIDER = "outsider"  # not surely a process of this user namespace, whatever its uid is
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call that is allowed, with its parameters checked."""
+
+    uid: int
+    cgroup: Cgroup
+    parameters: Mapping[str, Any]
+    tell_changed: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who may call a method, what its parameters are, and what does it."""
+
+    callers: frozenset[Who]
+    handle: Callable[[Request], Mapping[str, Any]]
+    types: Mapping[str, type]
+    required: tuple[str, ...]
+
+
+def serve(descriptor: int, tell_changed: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Answer the calls that come by a connected socket, which is closed then.
+
+    `tell_changed` lets a daemon know of changes, `say` is told what was done, and what was no
+    message. Raises RefusedError where the descriptor is no Unix socket.
+    """
+    try:
+        connection = socket.socket(fileno=os.dup(descriptor))
+        peer = peers.peer(connection)
+    except OSError as error:
+        raise RefusedError("read a request", error.errno or 0, "expected a Unix socket") from None
+    os.umask(0o022)  # policy files are for everybody to read
+    with connection, _slot(peer.uid) as is_free:
+        if not is_free:
+            return
+        channel = Channel(connection, TALK_S)
+        try:
+            for _ in range(CALLS_MAX):
+                if (message := channel.receive()) is None:
+                    return
+                call = varlink.read_call(message)
+                answer = _answer(call, peer, tell_changed, say)
+                if not call.oneway:
+                    channel.send(answer)
+        except ConnectionError:
+            pass  # gone before its answer
+        except (varlink.MessageError, TimeoutError) as problem:
+            say(f"uid {peer.uid}: {problem}")
+
+
+def allowed(call: Call, peer: Peer, tell_changed: Callable[[], None]) -> Request:
+    """The call as a request. Raises CallError unless it is one of TABLE, well-formed, and allowed
+    to who asks."""
+    if call.interface not in INTERFACES:
+        raise CallError.of_service("InterfaceNotFound", interface=call.interface)
+    if call.method not in TABLE:
+        raise CallError.of_service("MethodNotFound", method=call.method)
+    rule = TABLE[call.method]
+    if not peer.is_inside and Who.OUTSIDER not in rule.callers:
+        raise CallError.of_service("PermissionDenied")
+    if call.upgrade:
+        raise CallError.of_service("MethodNotImplemented", method=call.method)
+    parameters = varlink.checked(call, rule.types, rule.required)
+    cgroup, owner = NOWHERE, None
+    if "cgroup" in rule.types:
+        cgroup, owner = _opened(parameters["cgroup"])
+    if who(peer, owner) not in rule.callers:
+        raise _denied(f"{cgroup.path} belongs to uid {owner}, expected uid {peer.uid}")
+    return Request(peer.uid, cgroup, parameters, tell_changed)
+
+
+def who(peer: Peer, owner: int | None) -> Who:
+    """What somebody is to a cgroup with this owner, or to none."""
+    if not peer.is_inside:
+        return Who.OUTSIDER
+    if peer.uid == 0:
+        return Who.ROOT
+    return Who.OWNER if peer.uid == owner else Who.STRANGER
+
+
+def drop_in(request: Request, parsed: list[PolicyFile]) -> bytes:
+    """The drop-in that a request asks for. It has numbers alone: it can't become wrong by what is
+    written elsewhere later, and nobody's words get into a file of root's."""
+    given = request.parameters
+    words = {key: given[key] for key in options.KEYS if key in given}
+    keepalive = given.get("keepalive", "on")
+    if keepalive not in ("on", "off") or (keepalive == "off" and words):
+        raise CallError.of_service("InvalidParameter", parameter="keepalive")
+    if given.get("mode", "fill") not in ("fill", "override"):
+        raise CallError.of_service("InvalidParameter", parameter="mode")
+    numbers = _numbers(words, parsed)
+    if numbers:
+        keepalive = "{" + ", ".join(f"{key}: {text}" for key, text in numbers.items()) + "}"
+    path = json.dumps(request.cgroup.path, ensure_ascii=False)
+    return (
+        f"# Written for uid {request.uid}; kabpfctl detach removes it.\n"
+        f"select: [{{cgroup: {path}}}]\n"
+        f"keepalive: {keepalive}\n"
+        f"mode: {given.get('mode', 'fill')}\n"
+        f"existing: {str(given.get('existing', True)).lower()}\n"
+        f"until: {{cgroup: {path}, id: {request.cgroup.id}}}\n"
+        f"owner: {request.uid}\n"
+    ).encode()
+
+
+@contextlib.contextmanager
+def _slot(uid: int) -> Iterator[bool]:
+    """Whether the user has not too many connections already. Each has one byte of a file locked, of
+    as many as a user may have; the lock goes with its process."""
+    descriptor = reconcile.open_lock(reconcile.RUN, "request.lock")
+    try:
+        first = uid * CONNECTIONS_MAX
+        yield any(_locked(descriptor, first + number) for number in range(CONNECTIONS_MAX))
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, byte: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _answer(
+    call: Call, peer: Peer, tell_changed: Callable[[], None], say: Callable[[str], None]
+) -> bytes:
+    try:
+        try:
+            request = allowed(call, peer, tell_changed)
+            found = TABLE[call.method].handle(request)
+        except PolicyError:
+            raise _refused(_WRONG_FILES) from None  # users may not read them
+        except KabpfError as error:
+            raise _refused(str(error)) from None
+    except CallError as error:
+        return varlink.error(error)
+    if call.interface == INTERFACE:
+        say(f"uid {peer.uid}: {call.method} {request.cgroup.path}")
+    return varlink.reply(found)
+
+
+def _opened(path: str) -> tuple[Cgroup, int]:
+    """The cgroup at a path, and the uid that owns its directory."""
+    names = path.split("/")[1:]
+    if (
+        not path.startswith("/")
+        or not path.isprintable()
+        or GLOB.search(path)
+        or len(path.encode()) > PATH_MAX
+        or any(name in ("", ".", "..") for name in names)  # the root, too
+    ):
+        raise CallError.of_service("InvalidParameter", parameter="cgroup")
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    root = os.open(tree.mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory = libbpf.open_within(root, path[1:])
+        try:
+            if not libbpf.is_cgroup2(directory):
+                raise RefusedError(f"{path} is no cgroup", hint="expected one of the cgroup2 tree")
+            status = os.fstat(directory)
+        finally:
+            os.close(directory)
+    finally:
+        os.close(root)
+    return Cgroup(status.st_ino, 0, path), status.st_uid
+
+
+def _get_info(_: Request) -> Mapping[str, Any]:
+    return {
+        "vendor": "The kabpf authors",
+        "product": "kabpf",
+        "version": __version__,
+        "url": "",
+        "interfaces": list(INTERFACES),
+    }
+
+
+def _get_description(request: Request) -> Mapping[str, Any]:
+    name = request.parameters["interface"]
+    if name not in INTERFACES:
+        raise CallError.of_service("InterfaceNotFound", interface=name)
+    return {"description": INTERFACES[name]}
+
+
+def _attach(request: Request) -> Mapping[str, Any]:
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    file = attaching.owned_file(request.uid, request.cgroup.id)
+    with reconcile.locked():
+        if not PINS.exists():
+            raise _refused(
+                "kabpf is not in force, expected an administrator to have said:"
+                " systemctl start kabpf"
+            )
+        cache: files.Cache = {}
+        policies = files.load(files.SYSTEM, cache)
+        parsed = [found for path, (_, found) in cache.items() if path != file]
+        content = drop_in(request, parsed)
+        _check_bounds(content, file, parsed)
+        owned = [policy for policy in policies if policy.owner is not None]
+        _check_count([each for each in owned if each.source.path != str(file)], tree, request.uid)
+        with contextlib.ExitStack() as stack:
+            for former in attaching.owned(request.cgroup.id):  # of who owned the cgroup before
+                if former != file:
+                    stack.enter_context(attaching.written(former, None))
+            policy, changed = attaching.attach(
+                file, content, request.cgroup, tree, request.tell_changed, cache
+            )
+    return {
+        "cgroup": request.cgroup.path,
+        "policy": policy.name,
+        "file": str(file),
+        "options": options_json(policy.rules.options),
+        "retrofitted": changed or 0,
+    }
+
+
+def _detach(request: Request) -> Mapping[str, Any]:
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    with reconcile.locked():
+        removed = attaching.owned(request.cgroup.id)
+        if not removed:
+            raise _refused(f"{request.cgroup.path} is not attached, expected an attached cgroup")
+        with contextlib.ExitStack() as stack:
+            for file in removed:
+                stack.enter_context(attaching.written(file, None))
+            stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
+        if PINS.exists():
+            with reconcile.open_or_load(policies, tree) as loaded:
+                attaching.put_in_force(policies, tree, loaded, stamp, request.tell_changed)
+    return {"removed": [str(file) for file in removed]}
+
+
+def _numbers(words: Mapping[str, str], parsed: list[PolicyFile]) -> dict[str, str]:
+    """The options that words mean, presets and auto resolved. Raises CallError for what users may
+    not ask for, ranges for one: with a range in force, each setsockopt(2) of the machine is looked
+    at."""
+    for key, word in words.items():
+        try:
+            options.check(key, word)
+        except PolicyError:
+            raise CallError.of_service("InvalidParameter", parameter=key) from None
+        if ".." in word:
+            raise CallError.of_service("InvalidParameter", parameter=key)
+    draft = options.read({key: Node(word, key, Source("", 0)) for key, word in words.items()})
+    try:
+        found, _ = options.finish(options.over(draft, language.defaults_of(parsed)), "the request")
+    except PolicyError as error:
+        raise _refused(str(error).removeprefix(":0: ")) from None
+    numbers = {
+        key: f"{getattr(draft, key).value}{unit}"
+        for key, unit in _UNITS.items()
+        if getattr(draft, key)
+    }
+    if draft.user_timeout:
+        timeout = found.user_timeout_ms
+        numbers["user_timeout"] = f"{timeout}ms" if timeout else "off"
+    return numbers
+
+
+def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:
+    alone = [
+        PolicyFile(language.defaults_of(parsed), ()),
+        language.parse(content, str(file)),
+    ]
+    (policy,) = language.combine(alone)
+    if reason := users.denial(policy, language.users_of(parsed)):
+        raise _denied(reason)
+
+
+def _check_count(owned: list[Policy], tree: cgroups.CgroupTree, uid: int) -> None:
+    alive = [
+        policy.owner
+        for policy in owned
+        if policy.until and tree.has(Cgroup(policy.until.id, 0, policy.until.path))
+    ]
+    if alive.count(uid) >= POLICIES_MAX:
+        raise _denied(f"{POLICIES_MAX} cgroups of uid {uid} are attached, expected no more")
+    if len(alive) >= ALL_POLICIES_MAX:
+        raise _refused(f"{ALL_POLICIES_MAX} cgroups of users are attached, expected no more")
+
+
+def _denied(reason: str) -> CallError:
+    return CallError(f"{INTERFACE}.Denied", reason=reason)
+
+
+def _refused(reason: str) -> CallError:
+    return CallError(f"{INTERFACE}.Refused", reason=reason)
+
+
+NOWHERE = Cgroup(0, 0, "")
+_EVERYBODY = frozenset(Who)
+_OWNERS = frozenset({Who.ROOT, Who.OWNER})
+_OPTIONS = dict.fromkeys(("keepalive", *users.KEYS, "preset", "mode"), str)
+
+TABLE: Mapping[str, Rule] = {
+    varlink.GET_INFO: Rule(_EVERYBODY, _get_info, {}, ()),
+    varlink.GET_DESCRIPTION: Rule(_EVERYBODY, _get_description, {"interface": str}, ("interface",)),
+    f"{INTERFACE}.Attach": Rule(
+        _OWNERS, _attach, {"cgroup": str, **_OPTIONS, "existing": bool}, ("cgroup",)
+    ),
+    f"{INTERFACE}.Detach": Rule(_OWNERS, _detach, {"cgroup": str}, ("cgroup",)),
+}

@@ -1,0 +1,307 @@
+"""What users may ask: the table, what becomes of options, and any bytes at all.
+
+KABPF_FUZZ is how many inputs each of the last two tests makes up; tests/fuzz has 100,000 made."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tracemalloc
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kabpf import cgroups, language, requests, varlink
+from kabpf.language import PolicyFile
+from kabpf.peers import Peer
+from kabpf.plan import Cgroup
+from kabpf.policy import Mode, Policy
+from kabpf.requests import TABLE, Request, Who
+from kabpf.varlink import Call, CallError
+
+FUZZ = settings(
+    max_examples=int(os.environ.get("KABPF_FUZZ", "300")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+SOMEBODY = 4_242_424  # owns nothing on this machine
+OWN = Cgroup(7, 0, '/user.slice/it"s\\own')
+FILE = "/run/kabpf/policy.d/user-4242424-7.yaml"
+EVERYBODY = {Who.ROOT, Who.OWNER, Who.STRANGER, Who.OUTSIDER}
+PUBLIC = {"org.varlink.service.GetInfo", "org.varlink.service.GetInterfaceDescription"}
+
+
+def nothing() -> None:
+    """No daemon is told."""
+
+
+def test_table_says_who_may_call_what() -> None:
+    """What the service is may be asked by everybody; policies are for owners and root."""
+    found = {method: set(rule.callers) for method, rule in TABLE.items()}
+    assert found == {
+        **dict.fromkeys(PUBLIC, EVERYBODY),
+        "io.kabpf.Attach": {Who.ROOT, Who.OWNER},
+        "io.kabpf.Detach": {Who.ROOT, Who.OWNER},
+    }
+
+
+def test_table_has_the_methods_that_are_described() -> None:
+    """Methods, their parameters, and which of them may be left out, are described as they are."""
+    described = {}
+    for interface, text in requests.INTERFACES.items():
+        for name, inside in re.findall(r"^method (\w+)\(([^)]*?)\) ->", unfolded(text), re.M):
+            described[f"{interface}.{name}"] = dict(re.findall(r"(\w+): (\??)", inside))
+    assert described == {
+        method: {name: "" if name in rule.required else "?" for name in rule.types}
+        for method, rule in TABLE.items()
+    }
+
+
+def unfolded(text: str) -> str:
+    """An interface's description with its enumerations as one word."""
+    return re.sub(r"\((\w+), (\w+)\)", "string", text)
+
+
+@pytest.mark.parametrize(
+    ("peer", "owner", "who"),
+    [
+        (Peer(0, True), 0, Who.ROOT),
+        (Peer(0, True), 1000, Who.ROOT),
+        (Peer(0, True), None, Who.ROOT),
+        (Peer(1000, True), 1000, Who.OWNER),
+        (Peer(1000, True), 0, Who.STRANGER),
+        (Peer(1000, True), 1001, Who.STRANGER),
+        (Peer(1000, True), None, Who.STRANGER),
+        (Peer(0, False), 0, Who.OUTSIDER),
+        (Peer(1000, False), 1000, Who.OUTSIDER),
+        (Peer(65534, False), 65534, Who.OUTSIDER),
+    ],
+)
+def test_caller_is_judged_by_uid_and_namespace(peer: Peer, owner: int | None, who: Who) -> None:
+    """The owner is who has the directory's uid; nobody counts from another user namespace."""
+    assert requests.who(peer, owner) == who
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("io.kabpf.Lift", "MethodNotFound"),
+        ("io.kabpf.attach.Attach", "InterfaceNotFound"),
+        ("org.varlink.service.SetInfo", "MethodNotFound"),
+        ("io.systemd.Manager.Reload", "InterfaceNotFound"),
+    ],
+)
+@pytest.mark.parametrize("uid", [0, SOMEBODY])
+def test_what_is_not_in_the_table_is_denied(uid: int, method: str, error: str) -> None:
+    """Not even root may call it."""
+    with pytest.raises(CallError) as raised:
+        requests.allowed(Call(method), Peer(uid, True), nothing)
+    assert raised.value.name == f"org.varlink.service.{error}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/", "a", "./a", "/..", "/a/../b", "/a/./b", "//a", "/a//b", "/a/", "/a\0", "/a\nb"),
+        *("/*", "/a?", "/[a]", "/\u202eb", "/" + "x" * 4096, "/sys/fs/../../../etc"),
+    ],
+)
+def test_path_that_is_none_is_refused(path: str) -> None:
+    """A path has to be spelled as it is: nothing is put right in it."""
+    call = Call("io.kabpf.Attach", {"cgroup": path})
+    with pytest.raises(CallError) as raised:
+        requests.allowed(call, Peer(SOMEBODY, True), nothing)
+    assert raised.value.parameters == {"parameter": "cgroup"}
+
+
+ASKED: list[tuple[dict[str, Any], str]] = [
+    ({}, "on"),
+    ({"keepalive": "off"}, "off"),
+    ({"idle": "5m"}, "{idle: 300s}"),
+    ({"idle": "60", "interval": "10s", "probes": "6"}, "{idle: 60s, interval: 10s, probes: 6}"),
+    ({"user_timeout": "1500ms"}, "{user_timeout: 1500ms}"),
+    ({"user_timeout": "off"}, "{user_timeout: off}"),
+    (
+        {"idle": "60", "interval": "10", "probes": "6", "user_timeout": "auto"},
+        "{idle: 60s, interval: 10s, probes: 6, user_timeout: 120000ms}",
+    ),
+    ({"preset": "aws-nlb"}, "{idle: 175s, interval: 29s, probes: 5}"),
+    ({"preset": "aws-nlb", "idle": "9"}, "{idle: 9s, interval: 29s, probes: 5}"),
+]
+
+
+@pytest.mark.parametrize(("asked", "written"), ASKED)
+def test_options_are_written_as_numbers(asked: dict[str, Any], written: str) -> None:
+    """What is asked for in words is written in numbers, so that nothing else can change them."""
+    assert f"\nkeepalive: {written}\n" in drop_in(asked).decode()
+
+
+def test_auto_is_computed_with_the_administrators_defaults() -> None:
+    """What a user leaves out of auto's sum comes from the defaults of now."""
+    defaults = language.parse(b"defaults: {interval: 5, probes: 4}", "/etc/kabpf/policy.yaml")
+    text = drop_in({"idle": "60", "user_timeout": "auto"}, [defaults]).decode()
+    assert "\nkeepalive: {idle: 60s, user_timeout: 80000ms}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameter"),
+    [
+        ({"idle": "0"}, "idle"),
+        ({"idle": "30s..5m"}, "idle"),
+        ({"idle": "60..60"}, "idle"),
+        ({"idle": "60, x: y"}, "idle"),
+        ({"probes": "3..9"}, "probes"),
+        ({"probes": "9" * 5000}, "probes"),
+        ({"user_timeout": "never"}, "user_timeout"),
+        ({"preset": "aws-nlb}"}, "preset"),
+        ({"keepalive": "enforce"}, "keepalive"),
+        ({"keepalive": "off", "idle": "60"}, "keepalive"),
+        ({"mode": "enforce"}, "mode"),
+        ({"mode": "fill\nowner: 0"}, "mode"),
+    ],
+)
+def test_option_that_users_may_not_have_is_refused(asked: dict[str, Any], parameter: str) -> None:
+    """Wrong values are refused, and what costs others: enforce and ranges."""
+    with pytest.raises(CallError) as raised:
+        drop_in(asked)
+    assert raised.value.parameters == {"parameter": parameter}
+
+
+def test_auto_without_its_numbers_is_refused_in_words() -> None:
+    """Where auto has nothing to be computed from the answer says what is missing."""
+    with pytest.raises(CallError) as raised:
+        drop_in({"idle": "60", "user_timeout": "auto"})
+    reason = raised.value.parameters["reason"]
+    assert reason.startswith("user_timeout: auto without interval, probes in the request")
+
+
+@pytest.mark.parametrize(
+    ("mode", "existing"), product(("fill", "override", None), (True, False, None))
+)
+def test_drop_in_says_what_was_asked_for(mode: str | None, existing: bool | None) -> None:
+    """Mode and existing are the request's; whose it is and for which cgroup are the service's."""
+    given = {"mode": mode, "existing": existing, "idle": "61"}
+    policy = only_policy(drop_in({key: word for key, word in given.items() if word is not None}))
+    assert policy.rules.mode == (mode or "fill")
+    assert policy.existing == (existing is not False)
+    assert (policy.owner, policy.until) == (SOMEBODY, (OWN.path, OWN.id))
+    assert [(each.kind, each.text) for each in policy.selectors] == [("cgroup", OWN.path)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"[" * varlink.MESSAGE_MAX,
+        b"[{}," * (varlink.MESSAGE_MAX // 4),
+        b'{"method":"io.kabpf.Attach","parameters":{"cgroup":[' + b"0," * 32_000 + b"0]}}",
+        b'{"method":"io.kabpf.Attach","parameters":{' + b'"":{},' * 10_000 + b'"a":1}}',
+        b'{"method":"io.kabpf.Attach","parameters":{"cgroup":"' + b"\\u0000" * 10_000 + b'"}}',
+        b'"' + b'\\"' * (varlink.MESSAGE_MAX // 2 - 1) + b'"',
+        b'"' * varlink.MESSAGE_MAX,
+        b"9" * varlink.MESSAGE_MAX,
+    ],
+    ids=lambda message: f"{message[:20]!r}",
+)
+def test_memory_for_a_message_is_bounded(message: bytes) -> None:
+    """What is made of the greatest message that is taken has no more than some megabytes."""
+    answered(message, Peer(SOMEBODY, True))  # what is imported once
+    tracemalloc.start()
+    answered(message, Peer(SOMEBODY, True))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["on", "off", "fill", "override", "enforce", "auto", "aws-nlb", "1..5", "60s"]),
+)
+WORDS = st.sampled_from([*TABLE["io.kabpf.Attach"].types, "interface", "owner", "jitter", "select"])
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> bytes:
+    """Calls that are right, nearly right, and damaged; and any bytes."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.binary(max_size=200))
+    paths = st.sampled_from(PATHS) | st.text("/.a*é\ud800\0", max_size=12)
+    content: dict[str, Any] = {
+        "method": draw(st.sampled_from([*TABLE, "io.kabpf.Lift"]) | st.text(max_size=20)),
+        "parameters": draw(st.dictionaries(WORDS, VALUES, max_size=6) | VALUES),
+    }
+    if isinstance(content["parameters"], dict) and draw(st.booleans()):
+        content["parameters"]["cgroup"] = draw(paths)
+    for flag in draw(st.sets(st.sampled_from(["oneway", "more", "upgrade", "sudo"]), max_size=2)):
+        content[flag] = draw(st.booleans() | SCALARS)
+    message = json.dumps(content, ensure_ascii=draw(st.booleans())).encode(errors="surrogatepass")
+    for _ in range(draw(st.integers(0, 2))):
+        place = draw(st.integers(0, len(message)))
+        cut = draw(st.integers(0, 3))
+        message = message[:place] + draw(st.binary(max_size=4)) + message[place + cut :]
+    return message
+
+
+PATHS = ["/", *(each.path for each in cgroups.find_tree(cgroups.own_mounts()).cgroups()[:50])]
+
+
+@FUZZ
+@given(messages(), st.booleans())
+def test_any_bytes_are_refused_or_allowed_to_everybody(message: bytes, is_inside: bool) -> None:
+    """Who owns nothing gets nowhere by any message, but to what everybody may ask; and no message
+    breaks the service."""
+    call = answered(message, Peer(SOMEBODY, is_inside))
+    assert call is None or call.method in PUBLIC
+
+
+@FUZZ
+@given(st.dictionaries(st.sampled_from([*TABLE["io.kabpf.Attach"].types]), VALUES))
+def test_any_parameters_make_a_policy_for_that_cgroup_or_none(given: dict[str, Any]) -> None:
+    """Whatever an owner asks for comes to one policy of theirs for that cgroup alone, in a file
+    that is right, without what costs others; or to nothing."""
+    rule = TABLE["io.kabpf.Attach"]
+    call = Call("io.kabpf.Attach", {**given, "cgroup": OWN.path})
+    try:
+        content = drop_in(varlink.checked(call, rule.types, rule.required))
+    except CallError:
+        return
+    policy = only_policy(content)
+    assert (policy.owner, policy.until) == (SOMEBODY, (OWN.path, OWN.id))
+    assert [(each.kind, each.text) for each in policy.selectors] == [("cgroup", OWN.path)]
+    assert policy.rules.mode != Mode.ENFORCE
+    assert not policy.rules.destinations
+    found = policy.rules.options
+    ranges = (found.idle_s, found.interval_s, found.probes, found.user_timeout_ms)
+    assert all(each.low == each.high for each in ranges if each)
+    assert (found.jitter_percent, found.syn_retries) == (0, None)
+
+
+def answered(message: bytes, peer: Peer) -> Call | None:
+    """The call, if it is one and is allowed."""
+    try:
+        call = varlink.read_call(message)
+        requests.allowed(call, peer, nothing)
+    except (varlink.MessageError, CallError, requests.RefusedError):
+        return None
+    return call
+
+
+def drop_in(asked: dict[str, Any], parsed: list[PolicyFile] | None = None) -> bytes:
+    return requests.drop_in(Request(SOMEBODY, OWN, asked, nothing), parsed or [])
+
+
+def only_policy(content: bytes) -> Policy:
+    (policy,) = language.combine([language.parse(content, FILE)])
+    return policy
