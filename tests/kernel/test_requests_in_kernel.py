@@ -1,0 +1,494 @@
+"""kabpf-request: what users get for cgroups of their own, and what nobody gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import (
+    BIN,
+    PATIENCE,
+    PINS,
+    PROGRAMS,
+    UNTOUCHED,
+    cgroup_root,
+    kernel_objects,
+    options_of_new,
+    path_of,
+)
+
+from kabpf import varlink
+from kabpf.requests import CALLS_MAX, CONNECTIONS_MAX, POLICIES_MAX, TABLE, Who
+
+SOCKET = "/run/kabpf/request.socket"
+RUNTIME = Path("/run/kabpf/policy.d")
+OWNER, STRANGER = 4242, 4343
+COVERED = UNTOUCHED | {"keepalive": 1, "idle": 61}
+
+Ask = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Does what systemd does for kabpf-request.socket: a process for each connection."""
+    os.makedirs("/run/kabpf", exist_ok=True)
+    threads: list[threading.Thread] = []
+    errors: list[str] = []
+
+    def serve(connection: socket.socket) -> None:
+        command = [BIN / "kabpfd", "--request"]
+        with connection:
+            done = subprocess.run(command, stdin=connection, stderr=subprocess.PIPE, text=True)
+        if done.returncode or "Traceback" in done.stderr:
+            errors.append(done.stderr)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=serve, args=(connection,)))
+            threads[-1].start()
+
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(SOCKET)
+        os.chmod(SOCKET, 0o666)
+        listener.listen()
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        for thread in threads:
+            thread.join()
+    os.unlink(SOCKET)
+    assert errors == []
+
+
+@pytest.fixture
+def ask(listening: None, kabpfctl) -> Ask:
+    """Has a user ask while kabpf is in force; the messages that were answered."""
+    kabpfctl("apply")
+    return send
+
+
+def send(uid: int, *messages: bytes, starter: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """What is answered to a user's process; `starter` is a command that starts it."""
+    done = subprocess.run(
+        [*starter, "/usr/bin/python3", "-I", "-S", "-c", ASKER, SOCKET],
+        input=b"".join(messages),
+        stdout=subprocess.PIPE,
+        user=uid,
+        group=uid,
+        extra_groups=[],
+        cwd="/",
+        check=True,
+        timeout=30 * PATIENCE,
+    )
+    return [json.loads(message) for message in done.stdout.split(b"\0")[:-1]]
+
+
+ASKER = (PROGRAMS / "asker.py").read_text()
+IN_ANOTHER_NAMESPACE = ("unshare", "--user", "--map-root-user")
+
+
+def attach(cgroup: Path | str, **options: Any) -> bytes:
+    """A call that attaches a cgroup, with idle 61 where nothing else is said."""
+    path = cgroup if isinstance(cgroup, str) else path_of(cgroup)
+    return varlink.call("io.kabpf.Attach", {"cgroup": path, **(options or {"idle": "61"})})
+
+
+def detach(cgroup: Path) -> bytes:
+    return varlink.call("io.kabpf.Detach", {"cgroup": path_of(cgroup)})
+
+
+def error(answers: list[dict[str, Any]]) -> str:
+    """The name of the only answer's error without its interface; "" where it is a reply."""
+    (answer,) = answers
+    return answer.get("error", "").rpartition(".")[2]
+
+
+def reason(answers: list[dict[str, Any]]) -> str:
+    (answer,) = answers
+    return answer["parameters"]["reason"]
+
+
+@pytest.fixture
+def own(make_cgroup) -> Path:
+    """A cgroup that belongs to OWNER."""
+    cgroup = make_cgroup("own")
+    os.chown(cgroup, OWNER, OWNER)
+    return cgroup
+
+
+CALLERS = {
+    Who.ROOT: (0, ()),
+    Who.OWNER: (OWNER, ()),
+    Who.STRANGER: (STRANGER, ()),
+    Who.OUTSIDER: (OWNER, IN_ANOTHER_NAMESPACE),
+    "root of another user namespace": (0, IN_ANOTHER_NAMESPACE),
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_every_call_is_answered_as_the_table_says(caller, ask, own):
+    """Each call of the table, by root, by the cgroup's owner, by another user, and by the owner and
+    root of another user namespace."""
+    uid, starter = CALLERS[caller]
+    given = {"interface": "io.kabpf", "cgroup": path_of(own)}
+    who = caller if isinstance(caller, Who) else Who.OUTSIDER
+    denied = "PermissionDenied" if who == Who.OUTSIDER else "Denied"
+    for method, rule in TABLE.items():
+        parameters = {name: given[name] for name in rule.required}
+        answers = ask(uid, varlink.call(method, parameters), starter=starter)
+        assert error(answers) == ("" if who in rule.callers else denied), method
+    assert list(RUNTIME.glob("user-*")) == []  # as Detach comes after Attach
+
+
+def test_uid_without_a_name_is_denied(ask, own):
+    """A process whose user namespace maps no uid may not attach its owner's cgroup."""
+    assert error(ask(OWNER, attach(own), starter=("unshare", "--user"))) == "PermissionDenied"
+
+
+def test_caller_that_is_gone_is_denied(ask, own):
+    """Who ended before the service could look may not attach: its number may be another's."""
+    assert error(orphaned(attach(own))) == "PermissionDenied"
+
+
+def orphaned(message: bytes) -> list[dict[str, Any]]:
+    """What is answered at a connection whose maker has ended before the service was started."""
+    code = (
+        "import socket, sys\n"
+        "connection = socket.socket(socket.AF_UNIX)\n"
+        "connection.connect(sys.argv[1])\n"
+        "socket.send_fds(socket.socket(fileno=0), [b'.'], [connection.fileno()])\n"
+    )
+    path = "/run/kabpf/orphaned.socket"
+    ours, theirs = socket.socketpair()
+    with ours, theirs, closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(path)
+        os.chmod(path, 0o666)
+        listener.listen()
+        command = ["/usr/bin/python3", "-I", "-S", "-c", code, path]
+        subprocess.run(command, stdin=theirs, user=OWNER, check=True)
+        os.unlink(path)
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+        connection, _ = listener.accept()
+    with socket.socket(fileno=descriptor) as client:
+        client.sendall(message)
+        client.shutdown(socket.SHUT_WR)
+        with connection:
+            subprocess.run([BIN / "kabpfd", "--request"], stdin=connection, check=True)
+        return [json.loads(client.recv(65536).removesuffix(b"\0"))]
+
+
+def test_users_policy_is_in_force(ask, own, make_cgroup, peer, kabpfctl):
+    """The answer comes when new sockets have the options, and open ones, in the cgroup and below;
+    without the daemon, too. Detach takes the policy away again."""
+    below = make_cgroup("own/below")
+    _, address = peer().listener()
+    client = peer(own)
+    number = client.connection(address)
+    (answer,) = ask(OWNER, attach(own, idle="61", interval="7s", probes="5"))
+    expected = {
+        "cgroup": path_of(own),
+        "policy": f"user-{OWNER}-{own.stat().st_ino}",
+        "file": f"{RUNTIME}/user-{OWNER}-{own.stat().st_ino}.yaml",
+        "retrofitted": 1,
+    }
+    found = answer["parameters"]
+    assert {key: found[key] for key in expected} == expected
+    assert found["options"]["idle_s"] == 61
+    covered = COVERED | {"interval": 7, "probes": 5}
+    assert client.options(number) == covered
+    assert options_of_new(peer, own) == covered
+    assert options_of_new(peer, below) == covered
+    assert options_of_new(peer, make_cgroup("own/later")) == covered
+    assert options_of_new(peer, make_cgroup("beside")) == UNTOUCHED
+    (answer,) = ask(OWNER, detach(own))
+    assert answer["parameters"] == {"removed": [expected["file"]]}
+    assert options_of_new(peer, own) == UNTOUCHED
+    assert options_of_new(peer, below) == UNTOUCHED
+
+
+def test_attach_again_replaces_what_was_there(ask, own, peer):
+    """A second request for a cgroup takes the place of the first, also of another owner's."""
+    ask(OWNER, attach(own))
+    assert error(ask(OWNER, attach(own, idle="62"))) == ""
+    assert options_of_new(peer, own)["idle"] == 62
+    os.chown(own, STRANGER, STRANGER)
+    assert error(ask(STRANGER, attach(own, idle="63"))) == ""
+    assert options_of_new(peer, own)["idle"] == 63
+    assert [path.name.split("-")[1] for path in RUNTIME.glob("user-*")] == [str(STRANGER)]
+
+
+def test_cgroup_made_anew_has_nothing_of_it(ask, own, peer):
+    """What is made at the path later, by whomever, does not inherit the policy."""
+    ask(OWNER, attach(own))
+    own.rmdir()
+    own.mkdir()
+    assert options_of_new(peer, own) == UNTOUCHED
+    ask(STRANGER, varlink.call("org.varlink.service.GetInfo", {}))
+    assert options_of_new(peer, own) == UNTOUCHED
+
+
+def test_policy_survives_the_daemon(ask, own, peer, kabpfd):
+    """It stays in force when the daemon starts, restarts and reloads."""
+    ask(OWNER, attach(own))
+    daemon = kabpfd()
+    assert options_of_new(peer, own) == COVERED
+    daemon.stop(signal.SIGUSR2)
+    assert options_of_new(peer, own) == COVERED
+    kabpfd().reload()
+    assert options_of_new(peer, own) == COVERED
+
+
+def test_daemon_hears_of_it(ask, own, peer, kabpfd, make_cgroup):
+    """A daemon that runs knows of the policy: it resolves cgroups as the kernel does."""
+    daemon = kabpfd()
+    ask(OWNER, attach(own))
+    assert "policies in force: 1" in daemon.wait_for("STATUS=")
+    assert options_of_new(peer, make_cgroup("own/later")) == COVERED
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        "cgroup: {path}",
+        'cgroup: "{parent}/*"',
+        'cgroup: "{parent}/o*"',
+        "unit: own.scope",
+        'unit: "o*.scope"',
+    ],
+)
+def test_administrators_policy_wins(ask, make_cgroup, peer, write_policy, kabpfctl, selector):
+    """A policy of the administrator that names the cgroup, by whatever selector, takes over from a
+    user's, and none can be attached beside it."""
+    own = make_cgroup("own.scope")
+    os.chown(own, OWNER, OWNER)
+    ask(OWNER, attach(own))
+    selector = selector.format(path=path_of(own), parent=path_of(own.parent))
+    text = f"select: [{{{selector}}}]\nkeepalive: {{idle: 99}}\n"
+    file = write_policy("a.yaml", text)
+    kabpfctl("apply")
+    assert options_of_new(peer, own)["idle"] == 99
+    answers = ask(OWNER, attach(own, idle="62"))
+    assert error(answers) == "Refused"
+    assert reason(answers) == (
+        f"{path_of(own)} has its policy from {file}:1, which is stronger,"
+        " expected no other file to name this path"
+    )
+    assert options_of_new(peer, own)["idle"] == 99
+
+
+def test_refused_attach_leaves_what_was_there(ask, own, write_policy):
+    """A request that is refused changes no file."""
+    ask(OWNER, attach(own))
+    before = {path: path.read_bytes() for path in RUNTIME.iterdir()}
+    write_policy("a.yaml", f"select: [{{cgroup: {path_of(own)}}}]\nkeepalive: on\n")
+    assert error(ask(OWNER, attach(own, idle="62"))) == "Refused"
+    assert {path: path.read_bytes() for path in RUNTIME.iterdir()} == before
+
+
+def test_policy_above_does_not_hold_where_a_user_attached(ask, own, peer, write_policy, kabpfctl):
+    """What the administrator says for a cgroup above is what the owner changes."""
+    above = f"select: [{{cgroup: {path_of(own.parent)}}}]\nkeepalive: {{idle: 99}}\n"
+    write_policy("a.yaml", above)
+    kabpfctl("apply")
+    assert options_of_new(peer, own)["idle"] == 99
+    ask(OWNER, attach(own, keepalive="off"))
+    assert options_of_new(peer, own) == UNTOUCHED
+
+
+def test_users_off_lifts_and_denies(ask, own, peer, write_policy, kabpfctl):
+    """An administrator who switches users off lifts what they have attached."""
+    ask(OWNER, attach(own))
+    file = write_policy("a.yaml", "users: off\n")
+    kabpfctl("apply")
+    assert options_of_new(peer, own) == UNTOUCHED
+    answers = ask(OWNER, attach(own))
+    assert (error(answers), reason(answers)) == (
+        "Denied",
+        f"users may not attach policies ({file}:1)",
+    )
+    file.unlink()
+    kabpfctl("apply")
+    assert options_of_new(peer, own) == COVERED
+
+
+def test_bounds_are_kept(ask, own, write_policy):
+    """What is outside of the administrator's bounds is denied, with the bounds."""
+    file = write_policy("a.yaml", "users: {idle: 10s..2h}\n")
+    answers = ask(OWNER, attach(own, idle="5"))
+    assert reason(answers) == f"idle: 5 s is not in 10..7200 s ({file}:1)"
+    assert error(ask(OWNER, attach(own, idle="10"))) == ""
+
+
+def test_wrong_policy_files_are_not_shown(ask, own, write_policy):
+    """Where the administrator's files are wrong the user learns no more than that."""
+    write_policy("a.yaml", "secret: on\n").chmod(0o600)
+    answers = ask(OWNER, attach(own))
+    assert error(answers) == "Refused"
+    assert "secret" not in reason(answers)
+    assert list(RUNTIME.glob("user-*")) == []
+
+
+def test_user_can_not_put_kabpf_in_force(listening, own):
+    """Where an administrator has lifted everything a request changes nothing."""
+    before = kernel_objects()
+    answers = send(OWNER, attach(own))
+    assert reason(answers).startswith("kabpf is not in force, expected an administrator")
+    assert (PINS.exists(), kernel_objects()) == (False, before)
+    assert list(RUNTIME.glob("user-*")) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/{own}/../{own}", "/{own}/", "//{own}", "/./{own}", "{own}", "/", "", "/{own}/*", "/../etc"],
+)
+def test_path_is_taken_as_it_is_spelled(ask, own, path):
+    """What does not spell out a cgroup's path is refused, though it would lead there."""
+    path = path.format(own=path_of(own)[1:])
+    answers = ask(OWNER, attach(path))
+    assert (error(answers), answers[0]["parameters"]) == (
+        "InvalidParameter",
+        {"parameter": "cgroup"},
+    )
+
+
+def test_directory_that_is_no_cgroup_is_refused(ask, own):
+    """What an owner has mounted in the way is not gone into, and a file is no cgroup."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"uid={OWNER}", "kabpf-test", own], check=True)
+    try:
+        answers = ask(OWNER, attach(own))
+        os.mkdir(own / "inner")
+        os.chown(own / "inner", OWNER, OWNER)
+        inner = ask(OWNER, attach(own / "inner"))
+    finally:
+        subprocess.run(["umount", own], check=True)
+    assert [error(each) for each in (answers, inner)] == ["Refused", "Refused"]
+    assert error(ask(OWNER, attach(f"{path_of(own)}/cgroup.procs"))) == "Refused"
+    assert error(ask(OWNER, attach(f"{path_of(own)}/missing"))) == "Refused"
+
+
+def test_number_of_policies_of_a_user_is_bounded(ask, own, make_cgroup):
+    """A user has no more than so many cgroups attached; those that are gone do not count."""
+    RUNTIME.mkdir(exist_ok=True)
+    for number in range(POLICIES_MAX):
+        cgroup = make_cgroup(f"many-{number}")
+        path, id = path_of(cgroup), cgroup.stat().st_ino
+        text = f"select: [{{cgroup: {path}}}]\nkeepalive: on\nowner: {OWNER}\n"
+        file = RUNTIME / f"user-{OWNER}-{id}.yaml"
+        file.write_text(f"{text}until: {{cgroup: {path}, id: {id}}}\n")
+    answers = ask(OWNER, attach(own))
+    assert (
+        reason(answers) == f"{POLICIES_MAX} cgroups of uid {OWNER} are attached, expected no more"
+    )
+    os.chown(own, STRANGER, STRANGER)
+    assert error(ask(STRANGER, attach(own))) == ""
+    os.chown(own, OWNER, OWNER)
+    cgroup.rmdir()
+    assert error(ask(OWNER, attach(own))) == ""
+
+
+def test_connections_of_a_user_are_bounded(ask, own):
+    """Beyond so many at once a user is not answered; another user is."""
+    held = []
+    with ExitStack() as stack:
+        for _ in range(CONNECTIONS_MAX):
+            held.append(stack.enter_context(closing(socket.socket(socket.AF_UNIX))))
+            held[-1].settimeout(20 * PATIENCE)
+            held[-1].connect(SOCKET)
+            held[-1].sendall(varlink.call("org.varlink.service.GetInfo", {}))
+            assert held[-1].recv(65536).endswith(b"\0")  # its process is there
+        assert ask(0, attach(own)) == []
+        assert error(ask(OWNER, attach(own))) == ""
+
+
+def test_calls_of_a_connection_are_bounded(ask):
+    """So many calls are answered, one after the other, and then the connection is closed."""
+    call = varlink.call("org.varlink.service.GetInfo", {})
+    assert len(ask(OWNER, *[call] * (CALLS_MAX + 5))) == CALLS_MAX
+
+
+def test_oneway_is_done_without_an_answer(ask, own):
+    """A call that wants no answer gets none."""
+    call = json.loads(attach(own)[:-1]) | {"oneway": True}
+    answers = ask(OWNER, json.dumps(call).encode() + b"\0", detach(own))
+    assert [list(answer["parameters"]) for answer in answers] == [["removed"]]
+
+
+@pytest.mark.parametrize("flag", ["more", "upgrade"])
+def test_flags_of_the_protocol(ask, own, flag):
+    """One answer is all there is for `more`; what a connection would be upgraded to there is not."""
+    call = json.loads(attach(own)[:-1]) | {flag: True}
+    answers = ask(OWNER, json.dumps(call).encode() + b"\0")
+    assert error(answers) == ("" if flag == "more" else "MethodNotImplemented")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\0",
+        b"half a message",
+        b"GET / HTTP/1.1\r\n\r\n\0",
+        b"[" * 100_000 + b"\0",
+        b" " * 1_000_000,
+        b'{"method":"org.varlink.service.GetInfo","method":"org.varlink.service.GetInfo"}\0',
+        b"\xff" * 1000 + b"\0",
+    ],
+    ids=lambda message: f"{message[:30]!r}",
+)
+def test_what_is_no_message_ends_the_connection(ask, message):
+    """Nothing is answered to what is no message, nor to what comes behind it."""
+    assert ask(OWNER, message, varlink.call("org.varlink.service.GetInfo", {})[:-1]) == []
+
+
+def test_descriptions_are_given(ask):
+    """The service says what it is and describes its interfaces."""
+    names = ("io.kabpf", "org.varlink.service", "io.systemd")
+    describe = "org.varlink.service.GetInterfaceDescription"
+    info, *described = ask(
+        STRANGER,
+        varlink.call("org.varlink.service.GetInfo", {}),
+        *(varlink.call(describe, {"interface": name}) for name in names),
+    )
+    assert info["parameters"]["product"] == "kabpf"
+    assert info["parameters"]["interfaces"] == ["org.varlink.service", "io.kabpf"]
+    for name, answer in zip(names[:2], described, strict=False):
+        assert f"\ninterface {name}\n" in answer["parameters"]["description"]
+    assert error([described[2]]) == "InterfaceNotFound"
+
+
+def test_root_detaches_a_users_policy(ask, own, peer, kabpfctl):
+    """kabpfctl detach by root takes away a user's policy as well."""
+    ask(OWNER, attach(own))
+    assert kabpfctl("detach", "--cgroup", own).stdout == f"{path_of(own)}: detached\n"
+    assert options_of_new(peer, own) == UNTOUCHED
+
+
+def test_explain_tells_of_a_users_policy(ask, own, kabpfctl):
+    """kabpfctl explain names the file of the user's policy, and not for a cgroup made anew."""
+    ask(OWNER, attach(own))
+    name = f"user-{OWNER}-{own.stat().st_ino}"
+    assert f"policy {name}, {RUNTIME}/{name}.yaml" in kabpfctl("explain", own).stdout
+    own.rmdir()
+    own.mkdir()
+    assert "no policy" in kabpfctl("explain", own).stdout
+
+
+def test_not_the_root_of_the_tree(ask):
+    """Not even root attaches the root cgroup there."""
+    assert error(ask(0, attach("/"))) == "InvalidParameter"
+    assert cgroup_root().exists()
