@@ -430,7 +430,7 @@ def test_oneway_is_done_without_an_answer(ask, own):
 
 @pytest.mark.parametrize("flag", ["more", "upgrade"])
 def test_flags_of_the_protocol(ask, own, flag):
-    """One answer is all there is for `more`; what a connection would be upgraded to there is not."""
+    """`more` has one answer; there is no other protocol for `upgrade`."""
     call = json.loads(attach(own)[:-1]) | {flag: True}
     answers = ask(OWNER, json.dumps(call).encode() + b"\0")
     assert error(answers) == ("" if flag == "more" else "MethodNotImplemented")
