@@ -66,14 +66,19 @@ def put_in_force(
         tell_changed()
 
 
+def owned_name(uid: int | str, cgroup_id: int | str) -> str:
+    """The name of a user's policy for a cgroup."""
+    return f"user-{uid}-{cgroup_id}"
+
+
 def owned_file(uid: int, cgroup_id: int) -> Path:
-    """The drop-in of a user for a cgroup."""
-    return RUNTIME / f"user-{uid}-{cgroup_id}.yaml"
+    """The drop-in that has it."""
+    return RUNTIME / f"{owned_name(uid, cgroup_id)}.yaml"
 
 
 def owned(cgroup_id: int) -> list[Path]:
     """The drop-ins of users for a cgroup: one, unless it had another owner before."""
-    return sorted(RUNTIME.glob(f"user-*-{cgroup_id}.yaml"))
+    return sorted(RUNTIME.glob(f"{owned_name('*', cgroup_id)}.yaml"))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The capabilities(7) of this process."""
+"""The capabilities(7) of processes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DATAPLANE = ("CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF")
 NAMESPACES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 
 
-def missing(names: tuple[str, ...]) -> list[str]:
+def missing(names: tuple[str, ...], process: int | str = "self") -> list[str]:
     """Which of these are not effective."""
-    status = Path("/proc/self/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text(errors="replace")
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
     return [name for name in names if not effective >> _BITS[name] & 1]

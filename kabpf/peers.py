@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from kabpf import capabilities
+
 OVERFLOW_UID = 65534  # of whom this user namespace has no number for (user_namespaces(7))
 SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5; Python 3.11 has no name for it
 
@@ -21,29 +23,30 @@ class Peer:
     """Who connected. The uid is the one that files of theirs have here."""
 
     uid: int
-    is_inside: bool  # a process of this very user namespace, as far as that can be known for sure
+    is_full: bool  # surely a process with the rights that its uid has on this machine
 
 
 def peer(connection: socket.socket) -> Peer:
     """Who connected, as the kernel noted at connect(2) (SO_PEERCRED).
 
-    A uid of another user namespace is a user's here, too: that of its owner, of a range that is
-    lent to it, or, where it has none here, the overflow uid, which says nothing. What such a
-    process may do is what its namespace was made to limit, uid 0 included, so it does not count
-    as inside; nor does one that is gone, or can't be seen from this pid namespace.
+    A process of another user namespace has a uid here, too: its owner's, one of a range that was
+    lent to it, or, without one, the overflow uid, which says nothing. Its namespace was made for
+    it to have less than that uid has, uid 0 included, so it does not count as full. Nor does
+    a root that lacks what kabpf itself takes, nor one who is gone or is not to be seen from this
+    pid namespace.
     """
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(raw)
     if not pid or uid == OVERFLOW_UID:
         return Peer(uid, False)
     with contextlib.suppress(OSError):
-        return Peer(uid, _is_inside(connection, pid))
+        return Peer(uid, _is_full(connection, pid, uid))
     return Peer(uid, False)
 
 
-def _is_inside(connection: socket.socket, pid: int) -> bool:
-    """Whether a process is in our user namespace. Nobody gets out of one, so what it is in now is
-    not above what it was in when it connected; but its number may be another's by now."""
+def _is_full(connection: socket.socket, pid: int, uid: int) -> bool:
+    """As it is now, since nobody gets out of a user namespace. But its number may be another
+    process's by now."""
     try:
         process = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
         is_theirs = True
@@ -52,13 +55,15 @@ def _is_inside(connection: socket.socket, pid: int) -> bool:
         is_theirs = False
     try:
         namespace = os.stat(f"/proc/{pid}/ns/user")
+        is_whole = uid != 0 or not capabilities.missing(capabilities.DATAPLANE, pid)
         # Who connected was there before this process was started for it.
         is_older = is_theirs or _started(str(pid)) <= _started("self")
         # Only now: a process that has not ended has kept its number all the time.
         has_ended = bool(_polled(process))
     finally:
         os.close(process)
-    return os.path.samestat(namespace, os.stat("/proc/self/ns/user")) and is_older and not has_ended
+    is_inside = os.path.samestat(namespace, os.stat("/proc/self/ns/user"))
+    return is_inside and is_whole and is_older and not has_ended
 
 
 def _polled(process: int) -> list[tuple[int, int]]:

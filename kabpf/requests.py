@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ from kabpf import (
     files,
     language,
     libbpf,
+    loading,
     options,
     peers,
     reconcile,
@@ -38,7 +40,7 @@ from kabpf.errors import KabpfError, PolicyError, RefusedError
 from kabpf.language import PolicyFile
 from kabpf.nodes import Node, Source
 from kabpf.peers import Peer
-from kabpf.plan import Cgroup
+from kabpf.plan import FORMER_MAX, Cgroup
 from kabpf.policy import GLOB, Policy, options_json
 from kabpf.varlink import Call, CallError
 
@@ -47,7 +49,11 @@ CALLS_MAX = 16  # in a connection; varlinkctl makes three
 CONNECTIONS_MAX = 4  # of a user at once; systemd counts them by users since version 256
 PATH_MAX = 4095  # bytes, as the kernel's without the NUL
 POLICIES_MAX = 64  # of a user
-ALL_POLICIES_MAX = 1024  # of all users, a quarter of the kernel's
+ALL_POLICIES_MAX = 1024  # of all users, a quarter of what the kernel has room for
+# In the kernel, with the former ones that cgroups remember: without a bound, who attaches and
+# detaches one cgroup after the other would have those of everybody forgotten.
+RECORDS_MAX = POLICIES_MAX * (1 + FORMER_MAX)
+ALL_RECORDS_MAX = 2 * ALL_POLICIES_MAX
 
 DESCRIPTION = """\
 # TCP keepalive by policy, for cgroups that belong to the caller.
@@ -99,7 +105,7 @@ class Who(StrEnum):
     ROOT = "root"
     OWNER = "owner"
     STRANGER = "stranger"
-    OUTSIDER = "outsider"  # not surely a process of this user namespace, whatever its uid is
+    OUTSIDER = "outsider"  # not full: one of another user namespace, whatever its uid is
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def allowed(call: Call, peer: Peer, tell_changed: Callable[[], None]) -> Request
     if call.method not in TABLE:
         raise CallError.of_service("MethodNotFound", method=call.method)
     rule = TABLE[call.method]
-    if not peer.is_inside and Who.OUTSIDER not in rule.callers:
+    if not peer.is_full and Who.OUTSIDER not in rule.callers:
         raise CallError.of_service("PermissionDenied")
     if call.upgrade:
         raise CallError.of_service("MethodNotImplemented", method=call.method)
@@ -175,7 +181,7 @@ def allowed(call: Call, peer: Peer, tell_changed: Callable[[], None]) -> Request
 
 def who(peer: Peer, owner: int | None) -> Who:
     """What somebody is to a cgroup with this owner, or to none."""
-    if not peer.is_inside:
+    if not peer.is_full:
         return Who.OUTSIDER
     if peer.uid == 0:
         return Who.ROOT
@@ -292,11 +298,7 @@ def _attach(request: Request) -> Mapping[str, Any]:
     tree = cgroups.find_tree(cgroups.own_mounts())
     file = attaching.owned_file(request.uid, request.cgroup.id)
     with reconcile.locked():
-        if not PINS.exists():
-            raise _refused(
-                "kabpf is not in force, expected an administrator to have said:"
-                " systemctl start kabpf"
-            )
+        _check_records(tree, request.uid)
         cache: files.Cache = {}
         policies = files.load(files.SYSTEM, cache)
         parsed = [found for path, (_, found) in cache.items() if path != file]
@@ -371,6 +373,22 @@ def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:
     (policy,) = language.combine(alone)
     if reason := users.denial(policy, language.users_of(parsed)):
         raise _denied(reason)
+
+
+def _check_records(tree: cgroups.CgroupTree, uid: int) -> None:
+    """Raises CallError also where nothing is in force, and RefusedError where another version is:
+    to change that is not for users."""
+    with loading.open_if_loaded(PINS, tree) or contextlib.nullcontext() as loaded:
+        if loaded is None:
+            raise _refused(
+                "kabpf is not in force, expected an administrator to have said:"
+                " systemctl start kabpf"
+            )
+        names = [record.name for record in loaded.records().values()]
+    theirs = fnmatch.filter(names, attaching.owned_name(uid, "*"))
+    everybodys = fnmatch.filter(names, attaching.owned_name("*", "*"))
+    if len(theirs) >= RECORDS_MAX or len(everybodys) >= ALL_RECORDS_MAX:
+        raise _refused("too many policies are remembered, expected cgroups to end that had some")
 
 
 def _check_count(owned: list[Policy], tree: cgroups.CgroupTree, uid: int) -> None:

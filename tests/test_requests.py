@@ -259,10 +259,10 @@ PATHS = ["/", *(each.path for each in cgroups.find_tree(cgroups.own_mounts()).cg
 
 @FUZZ
 @given(messages(), st.booleans())
-def test_any_bytes_are_refused_or_allowed_to_everybody(message: bytes, is_inside: bool) -> None:
+def test_any_bytes_are_refused_or_allowed_to_everybody(message: bytes, is_full: bool) -> None:
     """Who owns nothing gets nowhere by any message, but to what everybody may ask; and no message
     breaks the service."""
-    call = answered(message, Peer(SOMEBODY, is_inside))
+    call = answered(message, Peer(SOMEBODY, is_full))
     assert call is None or call.method in PUBLIC
 
 

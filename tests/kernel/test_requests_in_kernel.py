@@ -99,6 +99,7 @@ def send(uid: int, *messages: bytes, starter: tuple[str, ...] = ()) -> list[dict
 
 
 ASKER = (PROGRAMS / "asker.py").read_text()
+WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin")
 IN_ANOTHER_NAMESPACE = ("unshare", "--user", "--map-root-user")
 
 
@@ -137,13 +138,14 @@ CALLERS = {
     Who.STRANGER: (STRANGER, ()),
     Who.OUTSIDER: (OWNER, IN_ANOTHER_NAMESPACE),
     "root of another user namespace": (0, IN_ANOTHER_NAMESPACE),
+    "root without capabilities": (0, WITHOUT_NET_ADMIN),
 }
 
 
 @pytest.mark.parametrize("caller", CALLERS)
 def test_every_call_is_answered_as_the_table_says(caller, ask, own):
-    """Each call of the table, by root, by the cgroup's owner, by another user, and by the owner and
-    root of another user namespace."""
+    """Each call of the table, by root, by the cgroup's owner, by another user, by the owner and
+    root of another user namespace, and by a root whose rights were taken away."""
     uid, starter = CALLERS[caller]
     given = {"interface": "io.kabpf", "cgroup": path_of(own)}
     who = caller if isinstance(caller, Who) else Who.OUTSIDER
