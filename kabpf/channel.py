@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
+from collections.abc import Iterator
 
 from kabpf import varlink
 
@@ -11,12 +13,12 @@ _CHUNK = 16 * 1024
 
 
 class Channel:
-    """One end of a connection. All that is awaited of the other end has to come within `seconds`
-    from now: else TimeoutError is raised."""
+    """One end of a connection. The other end may keep it waiting for `seconds` in all, to send and
+    to take messages: then TimeoutError is raised."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection = connection
-        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
         self._received = bytearray()
 
     def receive(self) -> bytes | None:
@@ -29,10 +31,11 @@ class Channel:
                 raise varlink.MessageError(
                     f"more than {varlink.MESSAGE_MAX} bytes, expected a NUL before"
                 )
-            self._wait_no_longer()
-            if not (chunk := self._connection.recv(_CHUNK)):
+            with self._waiting():
+                chunk = self._connection.recv(_CHUNK)
+            if not chunk:
                 if self._received:
-                    raise varlink.MessageError("half a message")
+                    raise varlink.MessageError("half a message, expected a NUL at its end")
                 return None
             self._received += chunk
         message = bytes(self._received[:end])
@@ -41,11 +44,14 @@ class Channel:
 
     def send(self, message: bytes) -> None:
         """Send a message that has its NUL."""
-        self._wait_no_longer()
-        self._connection.sendall(message)
+        with self._waiting():
+            self._connection.sendall(message)
 
-    def _wait_no_longer(self) -> None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the time for the request is over")
-        self._connection.settimeout(left)
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if self._seconds <= 0:
+            raise TimeoutError("no message in time")
+        self._connection.settimeout(self._seconds)
+        start = time.monotonic()
+        yield
+        self._seconds -= time.monotonic() - start

@@ -162,7 +162,9 @@ def _read(message: bytes, types: Mapping[str, type]) -> dict[str, Any]:
     given = {key: value for key, value in found.items() if value is not None}
     for key, value in given.items():
         if type(value) is not types.get(key):
-            raise MessageError(f"{key!r}, expected one of {', '.join(types)}, each of its type")
+            raise MessageError(
+                f"{key[:20]!r}, expected one of {', '.join(types)}, each of its type"
+            )
     return given
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
 
 import pytest
 
@@ -184,13 +185,33 @@ def test_channel_refuses_a_message_without_end() -> None:
 
 
 def test_channel_waits_no_longer_than_its_time() -> None:
-    """The time is that of all messages together, and of what is sent."""
+    """Who says nothing more, or takes nothing, is not waited for."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        channel = Channel(ours, 0.05)
         theirs.sendall(b"one\0half")
+        channel = Channel(ours, 0.05)
         assert channel.receive() == b"one"
         with pytest.raises(TimeoutError):
             channel.receive()
         with pytest.raises(TimeoutError):
-            channel.send(b"answer\0")
+            Channel(ours, 0.05).send(b"x" * 10_000_000)
+
+
+def test_channel_does_not_wait_for_drops() -> None:
+    """Who sends a byte now and then has no more time than who says nothing."""
+    ours, theirs = socket.socketpair()
+    is_over = threading.Event()
+
+    def drip() -> None:
+        while not is_over.wait(0.01):
+            theirs.sendall(b" ")
+
+    dripping = threading.Thread(target=drip)
+    with ours, theirs:
+        dripping.start()
+        try:
+            with pytest.raises(TimeoutError):
+                Channel(ours, 0.2).receive()
+        finally:
+            is_over.set()
+            dripping.join()
