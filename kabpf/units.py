@@ -37,7 +37,8 @@ DIRECTORIES = {
 }
 
 SERVICE, RELOAD, RETROFIT = "kabpf.service", "kabpf-reload.path", "kabpf-retrofit.socket"
-OWN = (SERVICE, RELOAD, RETROFIT, "kabpf-*.service")  # the last ones as far as they were used
+REQUEST = "kabpf-request.socket"  # which may be switched off
+OWN = (SERVICE, RELOAD, RETROFIT, REQUEST, "kabpf-*.service")  # the last as far as they were used
 KEYS = ("Id", "LoadState", "ActiveState", "UnitFileState", "Result", "NeedDaemonReload")
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 ANSWER_S = 5
