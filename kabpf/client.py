@@ -50,6 +50,8 @@ def detach(cgroup: str, *, address: Path = SOCKET) -> dict[str, Any]:
 
 
 def _call(method: str, parameters: Mapping[str, Any], address: Path) -> dict[str, Any]:
+    if not parameters["cgroup"].isprintable():
+        raise RefusedError(f"cgroup {parameters['cgroup']!r}", hint="expected a printable path")
     message = varlink.call(f"{INTERFACE}.{method}", parameters)
     deadline = time.monotonic() + PATIENCE_S
     # Beyond so many at once, connections are closed without an answer, and without having done

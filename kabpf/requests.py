@@ -8,6 +8,7 @@ owner decides, and the policy is tied to its id.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import json
@@ -268,10 +269,14 @@ def _opened(path: str) -> tuple[Cgroup, int]:
         directory = libbpf.open_within(root, path[1:])
         try:
             if not libbpf.is_cgroup2(directory):
-                raise RefusedError(f"{path} is no cgroup", hint="expected one of the cgroup2 tree")
+                raise RefusedError("", errno.EXDEV)
             status = os.fstat(directory)
         finally:
             os.close(directory)
+    except RefusedError as error:
+        raise RefusedError(
+            f"cgroup {path}", error.error, "expected one of the cgroup2 tree"
+        ) from None
     finally:
         os.close(root)
     return Cgroup(status.st_ino, 0, path), status.st_uid
