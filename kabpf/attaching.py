@@ -25,10 +25,12 @@ def attach(
     tree: CgroupTree,
     tell_changed: Callable[[], None],
     cache: files.Cache | None = None,
+    loaded: Dataplane | None = None,
     loader: Loader | None = None,
 ) -> tuple[Policy, int | None]:
     """Write a drop-in that names one cgroup, and put it in force, under the lock; the policy, and
-    how many open sockets it has changed, or None where the data plane leaves those alone.
+    how many open sockets it has changed, or None where the data plane leaves those alone. The data
+    plane is loaded where none is given, by `loader` if that is said.
 
     Raises RefusedError, and leaves what was there, where the cgroup has another policy then.
     """
@@ -44,12 +46,15 @@ def attach(
                 f"{cgroup.path} has its policy from {other}, which is stronger",
                 hint="expected no other file to name this path",
             )
-        loaded = reconcile.open_or_load(policies, tree, loader)
-    with loaded:
-        before = _retrofitted(loaded, winner)
-        put_in_force(policies, tree, loaded, stamp, tell_changed)
-        changed = _retrofitted(loaded, winner) - before
-        return winner, changed if loaded.reaches_open_sockets else None
+        opened = loaded or reconcile.open_or_load(policies, tree, loader)
+    try:
+        before = _retrofitted(opened, winner)
+        put_in_force(policies, tree, opened, stamp, tell_changed)
+        changed = _retrofitted(opened, winner) - before
+        return winner, changed if opened.reaches_open_sockets else None
+    finally:
+        if opened is not loaded:
+            opened.close()
 
 
 def put_in_force(

@@ -165,6 +165,8 @@ def _finished(draft: PolicyDraft, defaults: Draft) -> Policy:
         own, found = options.finish(filled, whose)
         origins = {**origins, **found}
         contradictions = list(options.contradictions(filled, own))
+    if policy.owner is not None:
+        own = options.without_ranges(own)
     warnings = [each.text(whose) for each in contradictions]
     destinations: list[Destination] = []
     for each in draft.destinations:

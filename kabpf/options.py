@@ -117,6 +117,22 @@ def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
     return replace(options, user_timeout_ms=Range.exactly(timeout)), origins
 
 
+def without_ranges(options: Options) -> Options:
+    """With the upper bound in the place of each range, as it is for what an application leaves
+    unset: users have none, whatever the defaults say."""
+
+    def upper(value: Range | None) -> Range | None:
+        return Range.exactly(value.high) if value else None
+
+    return replace(
+        options,
+        idle_s=upper(options.idle_s),
+        interval_s=upper(options.interval_s),
+        probes=upper(options.probes),
+        user_timeout_ms=upper(options.user_timeout_ms),
+    )
+
+
 def contradictions(draft: Draft, options: Options) -> Iterator[Contradiction]:
     """What of a draft and its options can't be meant."""
     idle, interval = options.idle_s, options.interval_s

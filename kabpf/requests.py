@@ -14,8 +14,9 @@ import fnmatch
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,17 @@ from kabpf import (
     language,
     libbpf,
     loading,
+    notes,
     options,
     peers,
     reconcile,
     users,
     varlink,
 )
+from kabpf.cgroups import CgroupTree
 from kabpf.channel import Channel
 from kabpf.client import INTERFACE
-from kabpf.dataplane import PINS
+from kabpf.dataplane import PINS, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError
 from kabpf.language import PolicyFile
 from kabpf.nodes import Node, Source
@@ -45,6 +48,7 @@ from kabpf.plan import FORMER_MAX, Cgroup
 from kabpf.policy import GLOB, Policy, options_json
 from kabpf.varlink import Call, CallError
 
+SETTLE_S = 5  # for changes of an administrator to be applied
 TALK_S = 10  # for all that the caller has to send and to take
 CALLS_MAX = 16  # in a connection; varlinkctl makes three
 CONNECTIONS_MAX = 4  # of a user at once; systemd counts them by users since version 256
@@ -97,7 +101,12 @@ error Refused (reason: string)
 INTERFACES = {varlink.SERVICE: varlink.DESCRIPTION, INTERFACE: DESCRIPTION}
 
 _UNITS = {"idle": "s", "interval": "s", "probes": ""}
-_WRONG_FILES = "the policy files are wrong, expected an administrator to look: kabpfctl check"
+_NOT_IN_FORCE = (
+    "kabpf is not in force, expected an administrator to have said: systemctl start kabpf"
+)
+_NOT_APPLIED = (
+    "policy files have changed, expected an administrator to have said: systemctl reload kabpf"
+)
 
 
 class Who(StrEnum):
@@ -242,7 +251,7 @@ def _answer(
             request = allowed(call, peer, tell_changed)
             found = TABLE[call.method].handle(request)
         except PolicyError:
-            raise _refused(_WRONG_FILES) from None  # users may not read them
+            raise _refused(_NOT_APPLIED) from None  # users may not read them
         except KabpfError as error:
             raise _refused(str(error)) from None
     except CallError as error:
@@ -302,8 +311,8 @@ def _get_description(request: Request) -> Mapping[str, Any]:
 def _attach(request: Request) -> Mapping[str, Any]:
     tree = cgroups.find_tree(cgroups.own_mounts())
     file = attaching.owned_file(request.uid, request.cgroup.id)
-    with reconcile.locked():
-        _check_records(tree, request.uid)
+    with _in_force(tree) as loaded:
+        _check_records([record.name for record in loaded.records().values()], request.uid)
         cache: files.Cache = {}
         policies = files.load(files.SYSTEM, cache)
         parsed = [found for path, (_, found) in cache.items() if path != file]
@@ -316,7 +325,7 @@ def _attach(request: Request) -> Mapping[str, Any]:
                 if former != file:
                     stack.enter_context(attaching.written(former, None))
             policy, changed = attaching.attach(
-                file, content, request.cgroup, tree, request.tell_changed, cache
+                file, content, request.cgroup, tree, request.tell_changed, cache, loaded
             )
     return {
         "cgroup": request.cgroup.path,
@@ -329,7 +338,7 @@ def _attach(request: Request) -> Mapping[str, Any]:
 
 def _detach(request: Request) -> Mapping[str, Any]:
     tree = cgroups.find_tree(cgroups.own_mounts())
-    with reconcile.locked():
+    with _in_force(tree) as loaded:
         removed = attaching.owned(request.cgroup.id)
         if not removed:
             raise _refused(f"{request.cgroup.path} is not attached, expected an attached cgroup")
@@ -337,10 +346,36 @@ def _detach(request: Request) -> Mapping[str, Any]:
             for file in removed:
                 stack.enter_context(attaching.written(file, None))
             stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
-        if PINS.exists():
-            with reconcile.open_or_load(policies, tree) as loaded:
-                attaching.put_in_force(policies, tree, loaded, stamp, request.tell_changed)
+        attaching.put_in_force(policies, tree, loaded, stamp, request.tell_changed)
     return {"removed": [str(file) for file in removed]}
+
+
+@contextlib.contextmanager
+def _in_force(tree: CgroupTree) -> Iterator[Dataplane]:
+    """The data plane, under the lock, where it is ours and has what the policy files say: to put
+    in force what waits for an administrator, or another version, is not for users."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        with (
+            reconcile.locked(),
+            loading.open_if_loaded(PINS, tree) or contextlib.nullcontext() as loaded,
+        ):
+            if loaded is None:
+                raise _refused(_NOT_IN_FORCE)
+            applied = notes.read_applied(reconcile.RUN)
+            if applied and applied.stamp == files.stamp(files.SYSTEM):
+                try:
+                    yield loaded
+                except BaseException:
+                    # They are as they were, if not the same inodes.
+                    if notes.read_applied(reconcile.RUN) == applied:
+                        stamp = files.stamp(files.SYSTEM)
+                        notes.keep_applied(replace(applied, stamp=stamp), reconcile.RUN)
+                    raise
+                return
+        if time.monotonic() > deadline:
+            raise _refused(_NOT_APPLIED)
+        time.sleep(0.1)  # for kabpfd, which is told of changes
 
 
 def _numbers(words: Mapping[str, str], parsed: list[PolicyFile]) -> dict[str, str]:
@@ -380,23 +415,14 @@ def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:
         raise _denied(reason)
 
 
-def _check_records(tree: cgroups.CgroupTree, uid: int) -> None:
-    """Raises CallError also where nothing is in force, and RefusedError where another version is:
-    to change that is not for users."""
-    with loading.open_if_loaded(PINS, tree) or contextlib.nullcontext() as loaded:
-        if loaded is None:
-            raise _refused(
-                "kabpf is not in force, expected an administrator to have said:"
-                " systemctl start kabpf"
-            )
-        names = [record.name for record in loaded.records().values()]
+def _check_records(names: list[str], uid: int) -> None:
     theirs = fnmatch.filter(names, attaching.owned_name(uid, "*"))
     everybodys = fnmatch.filter(names, attaching.owned_name("*", "*"))
     if len(theirs) >= RECORDS_MAX or len(everybodys) >= ALL_RECORDS_MAX:
         raise _refused("too many policies are remembered, expected cgroups to end that had some")
 
 
-def _check_count(owned: list[Policy], tree: cgroups.CgroupTree, uid: int) -> None:
+def _check_count(owned: list[Policy], tree: CgroupTree, uid: int) -> None:
     alive = [
         policy.owner
         for policy in owned

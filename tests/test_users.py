@@ -105,7 +105,6 @@ def test_owned_policy_beats_what_is_inherited() -> None:
         ("{idle: 10s..2h}", "{idle: 7200}", True),
         ("{idle: 10s..2h}", "{idle: 9}", False),
         ("{idle: 10s..2h}", "{idle: 7201}", False),
-        ("{idle: 10s..2h}", "{idle: 5..60}", False),
         ("{idle: 10s..2h}", "{interval: 1}", True),
         ("{idle: 10s..2h}", "off", True),
         ("{probes: 3..9}", "{probes: 2}", False),
@@ -157,3 +156,12 @@ def test_wrong_word_on_users_is_refused(path: str, text: str, message: str) -> N
     with pytest.raises(PolicyError) as raised:
         combined((path, text))
     assert str(raised.value).startswith(f"{path}:{message}")
+
+
+def test_owned_policy_has_no_ranges_of_the_defaults() -> None:
+    """Of a range in the defaults a user's policy has the upper bound, so that no setsockopt(2) of
+    others is looked at for it."""
+    defaults = (MAIN, "defaults: {idle: 30s..5m, probes: 3..9}")
+    (policy,) = combined(defaults, (THEIRS, owned("{interval: 10}")))
+    found = policy.rules.options
+    assert (found.idle_s, found.probes, found.interval_s) == ((300, 300), (9, 9), (10, 10))

@@ -293,11 +293,12 @@ def test_administrators_policy_wins(ask, make_cgroup, peer, write_policy, kabpfc
     assert options_of_new(peer, own)["idle"] == 99
 
 
-def test_refused_attach_leaves_what_was_there(ask, own, write_policy):
+def test_refused_attach_leaves_what_was_there(ask, own, write_policy, kabpfctl):
     """A request that is refused changes no file."""
     ask(OWNER, attach(own))
     before = {path: path.read_bytes() for path in RUNTIME.iterdir()}
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(own)}}}]\nkeepalive: on\n")
+    kabpfctl("apply")
     assert error(ask(OWNER, attach(own, idle="62"))) == "Refused"
     assert {path: path.read_bytes() for path in RUNTIME.iterdir()} == before
 
@@ -310,6 +311,31 @@ def test_policy_above_does_not_hold_where_a_user_attached(ask, own, peer, write_
     assert options_of_new(peer, own)["idle"] == 99
     ask(OWNER, attach(own, keepalive="off"))
     assert options_of_new(peer, own) == UNTOUCHED
+
+
+def test_what_waits_for_the_administrator_is_not_applied(ask, own, peer, write_policy, kabpfctl):
+    """A user who attaches or detaches does not put changed policy files in force, and can once an
+    administrator has."""
+    ask(OWNER, attach(own))
+    above = f"select: [{{cgroup: {path_of(own.parent)}}}]\nkeepalive: {{idle: 99}}\n"
+    write_policy("a.yaml", above)
+    for call in (attach(own, idle="62"), detach(own)):
+        answers = ask(OWNER, call)
+        assert reason(answers).startswith("policy files have changed, expected an administrator")
+    assert options_of_new(peer, own.parent) == UNTOUCHED
+    assert options_of_new(peer, own) == COVERED
+    kabpfctl("apply")
+    assert error(ask(OWNER, attach(own, idle="62"))) == ""
+
+
+def test_refused_request_keeps_nobody_from_asking(ask, own, make_cgroup, write_policy, kabpfctl):
+    """Where an attach was undone the files still count as applied."""
+    write_policy("a.yaml", f"select: [{{cgroup: {path_of(own)}}}]\nkeepalive: on\n")
+    kabpfctl("apply")
+    assert error(ask(OWNER, attach(own))) == "Refused"
+    other = make_cgroup("other")
+    os.chown(other, STRANGER, STRANGER)
+    assert error(ask(STRANGER, attach(other))) == ""
 
 
 def test_users_off_lifts_and_denies(ask, own, peer, write_policy, kabpfctl):
@@ -328,9 +354,10 @@ def test_users_off_lifts_and_denies(ask, own, peer, write_policy, kabpfctl):
     assert options_of_new(peer, own) == COVERED
 
 
-def test_bounds_are_kept(ask, own, write_policy):
+def test_bounds_are_kept(ask, own, write_policy, kabpfctl):
     """What is outside of the administrator's bounds is denied, with the bounds."""
     file = write_policy("a.yaml", "users: {idle: 10s..2h}\n")
+    kabpfctl("apply")
     answers = ask(OWNER, attach(own, idle="5"))
     assert reason(answers) == f"idle: 5 s is not in 10..7200 s ({file}:1)"
     assert error(ask(OWNER, attach(own, idle="10"))) == ""
@@ -383,7 +410,7 @@ def test_directory_that_is_no_cgroup_is_refused(ask, own):
     assert error(ask(OWNER, attach(f"{path_of(own)}/missing"))) == "Refused"
 
 
-def test_number_of_policies_of_a_user_is_bounded(ask, own, make_cgroup):
+def test_number_of_policies_of_a_user_is_bounded(ask, own, make_cgroup, kabpfctl):
     """A user has no more than so many cgroups attached; those that are gone do not count."""
     RUNTIME.mkdir(exist_ok=True)
     for number in range(POLICIES_MAX):
@@ -392,10 +419,10 @@ def test_number_of_policies_of_a_user_is_bounded(ask, own, make_cgroup):
         text = f"select: [{{cgroup: {path}}}]\nkeepalive: on\nowner: {OWNER}\n"
         file = RUNTIME / f"user-{OWNER}-{id}.yaml"
         file.write_text(f"{text}until: {{cgroup: {path}, id: {id}}}\n")
+    kabpfctl("apply")
     answers = ask(OWNER, attach(own))
-    assert (
-        reason(answers) == f"{POLICIES_MAX} cgroups of uid {OWNER} are attached, expected no more"
-    )
+    expected = f"{POLICIES_MAX} cgroups of uid {OWNER} are attached, expected no more"
+    assert reason(answers) == expected
     os.chown(own, STRANGER, STRANGER)
     assert error(ask(STRANGER, attach(own))) == ""
     os.chown(own, OWNER, OWNER)
