@@ -27,6 +27,7 @@ def attach(
     options: Mapping[str, str],
     *,
     off: bool = False,
+    defaults: bool = True,
     mode: str = "fill",
     existing: bool = True,
     address: Path = SOCKET,
@@ -36,10 +37,17 @@ def attach(
 
     `cgroup` is a cgroup path. `options` are idle, interval, probes, user_timeout and preset, as
     policy files spell them, but no ranges; without any, keepalive is turned on, or with `off` left
-    off. `mode` is fill or override. Returns, when it is in force, what `kabpfctl attach --json`
-    prints. Raises RefusedError.
+    off. What is left out is the administrator's default, or without `defaults` the system's.
+    `mode` is fill or override. Returns, when it is in force, what `kabpfctl attach --json` prints.
+    Raises RefusedError.
     """
-    asked = {"cgroup": cgroup, **options, "mode": mode, "existing": existing}
+    asked = {
+        "cgroup": cgroup,
+        **options,
+        "defaults": defaults,
+        "mode": mode,
+        "existing": existing,
+    }
     return _call("Attach", asked | ({"keepalive": "off"} if off else {}), address)
 
 

@@ -159,14 +159,13 @@ def _finished(draft: PolicyDraft, defaults: Draft) -> Policy:
     policy = draft.policy
     whose = f"policy {policy.name}"
     own, origins = policy.rules.options, policy.origins
-    filled = options.over(draft.options, defaults)
+    # What ends with a cgroup says all of it; what its maker took from the defaults is in it.
+    filled = draft.options if policy.until else options.over(draft.options, defaults)
     contradictions: list[options.Contradiction] = []
     if own.keepalive:
         own, found = options.finish(filled, whose)
         origins = {**origins, **found}
         contradictions = list(options.contradictions(filled, own))
-    if policy.owner is not None:
-        own = options.without_ranges(own)
     warnings = [each.text(whose) for each in contradictions]
     destinations: list[Destination] = []
     for each in draft.destinations:

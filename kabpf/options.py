@@ -118,8 +118,7 @@ def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
 
 
 def without_ranges(options: Options) -> Options:
-    """With the upper bound in the place of each range, as it is for what an application leaves
-    unset: users have none, whatever the defaults say."""
+    """With the upper bound in the place of each range, which is what an unset option gets."""
 
     def upper(value: Range | None) -> Range | None:
         return Range.exactly(value.high) if value else None

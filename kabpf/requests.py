@@ -43,6 +43,7 @@ from kabpf.dataplane import PINS, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError
 from kabpf.language import PolicyFile
 from kabpf.nodes import Node, Source
+from kabpf.options import Draft
 from kabpf.peers import Peer
 from kabpf.plan import FORMER_MAX, Cgroup
 from kabpf.policy import GLOB, Policy, options_json
@@ -68,8 +69,9 @@ interface io.kabpf
 # was put there before is replaced. The path is absolute in the cgroup2 tree. Options are spelled
 # as in kabpf.yaml(5), but not as ranges: idle "60s", interval "10s", probes "6", user_timeout
 # "90s", "auto" or "off", preset "aws-nlb". What is left out comes from the administrator's
-# defaults, and else stays as it is on each socket. Replies when the policy is in force; retrofitted
-# is how many open sockets were changed, which existing false leaves alone.
+# defaults, as they are now, unless defaults is false; and else stays as it is on each socket.
+# Replies when the policy is in force; retrofitted is how many open sockets were changed, which
+# existing false leaves alone.
 method Attach(
   cgroup: string,
   keepalive: ?(on, off),
@@ -78,6 +80,7 @@ method Attach(
   probes: ?string,
   user_timeout: ?string,
   preset: ?string,
+  defaults: ?bool,
   mode: ?(fill, override),
   existing: ?bool
 ) -> (
@@ -100,7 +103,6 @@ error Refused (reason: string)
 
 INTERFACES = {varlink.SERVICE: varlink.DESCRIPTION, INTERFACE: DESCRIPTION}
 
-_UNITS = {"idle": "s", "interval": "s", "probes": ""}
 _NOT_IN_FORCE = (
     "kabpf is not in force, expected an administrator to have said: systemctl start kabpf"
 )
@@ -208,8 +210,9 @@ def drop_in(request: Request, parsed: list[PolicyFile]) -> bytes:
         raise CallError.of_service("InvalidParameter", parameter="keepalive")
     if given.get("mode", "fill") not in ("fill", "override"):
         raise CallError.of_service("InvalidParameter", parameter="mode")
-    numbers = _numbers(words, parsed)
-    if numbers:
+    takes_defaults = given.get("defaults", True) and keepalive == "on"
+    defaults = language.defaults_of(parsed) if takes_defaults else options.NOTHING
+    if numbers := _numbers(words, defaults):
         keepalive = "{" + ", ".join(f"{key}: {text}" for key, text in numbers.items()) + "}"
     path = json.dumps(request.cgroup.path, ensure_ascii=False)
     return (
@@ -378,10 +381,9 @@ def _in_force(tree: CgroupTree) -> Iterator[Dataplane]:
         time.sleep(0.1)  # for kabpfd, which is told of changes
 
 
-def _numbers(words: Mapping[str, str], parsed: list[PolicyFile]) -> dict[str, str]:
-    """The options that words mean, presets and auto resolved. Raises CallError for what users may
-    not ask for, ranges for one: with a range in force, each setsockopt(2) of the machine is looked
-    at."""
+def _numbers(words: Mapping[str, str], defaults: Draft) -> dict[str, str]:
+    """The options that words and defaults come to. Raises CallError for what users may not ask for,
+    ranges for one: with a range in force, each setsockopt(2) of the machine is looked at."""
     for key, word in words.items():
         try:
             options.check(key, word)
@@ -391,26 +393,22 @@ def _numbers(words: Mapping[str, str], parsed: list[PolicyFile]) -> dict[str, st
             raise CallError.of_service("InvalidParameter", parameter=key)
     draft = options.read({key: Node(word, key, Source("", 0)) for key, word in words.items()})
     try:
-        found, _ = options.finish(options.over(draft, language.defaults_of(parsed)), "the request")
+        found, _ = options.finish(options.over(draft, defaults), "the request")
     except PolicyError as error:
         raise _refused(str(error).removeprefix(":0: ")) from None
-    numbers = {
-        key: f"{getattr(draft, key).value}{unit}"
-        for key, unit in _UNITS.items()
-        if getattr(draft, key)
+    found = options.without_ranges(found)
+    values = {
+        "idle": (found.idle_s, "s"),
+        "interval": (found.interval_s, "s"),
+        "probes": (found.probes, ""),
+        "user_timeout": (found.user_timeout_ms, "ms"),
+        "jitter": (found.jitter_percent, "%"),
     }
-    if draft.user_timeout:
-        timeout = found.user_timeout_ms
-        numbers["user_timeout"] = f"{timeout}ms" if timeout else "off"
-    return numbers
+    return {key: f"{value}{unit}" for key, (value, unit) in values.items() if value}
 
 
 def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:
-    alone = [
-        PolicyFile(language.defaults_of(parsed), ()),
-        language.parse(content, str(file)),
-    ]
-    (policy,) = language.combine(alone)
+    (policy,) = language.combine([language.parse(content, str(file))])
     if reason := users.denial(policy, language.users_of(parsed)):
         raise _denied(reason)
 
@@ -445,13 +443,15 @@ def _refused(reason: str) -> CallError:
 NOWHERE = Cgroup(0, 0, "")
 _EVERYBODY = frozenset(Who)
 _OWNERS = frozenset({Who.ROOT, Who.OWNER})
-_OPTIONS = dict.fromkeys(("keepalive", *users.KEYS, "preset", "mode"), str)
+_ATTACH = {
+    "cgroup": str,
+    **dict.fromkeys(("keepalive", *users.KEYS, "preset", "mode"), str),
+    **dict.fromkeys(("defaults", "existing"), bool),
+}
 
 TABLE: Mapping[str, Rule] = {
     varlink.GET_INFO: Rule(_EVERYBODY, _get_info, {}, ()),
     varlink.GET_DESCRIPTION: Rule(_EVERYBODY, _get_description, {"interface": str}, ("interface",)),
-    f"{INTERFACE}.Attach": Rule(
-        _OWNERS, _attach, {"cgroup": str, **_OPTIONS, "existing": bool}, ("cgroup",)
-    ),
+    f"{INTERFACE}.Attach": Rule(_OWNERS, _attach, _ATTACH, ("cgroup",)),
     f"{INTERFACE}.Detach": Rule(_OWNERS, _detach, {"cgroup": str}, ("cgroup",)),
 }

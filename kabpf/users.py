@@ -52,14 +52,13 @@ def read(node: Node) -> Users:
 
 
 def denial(policy: Policy, users: Users) -> str:
-    """Why a user's policy does not count, or nothing. What comes from defaults is not theirs."""
+    """Why a user's policy does not count, or nothing."""
     if not policy.owner:  # nobody's, or root's
         return ""
     if not users.allowed:
         return f"users may not attach policies ({users.source})"
     for key, bounds in users.bounds.items():
         value: Range | None = getattr(policy.rules.options, KEYS[key])
-        is_theirs = value and policy.origins[key].source.path == policy.source.path
-        if value and is_theirs and (value.low < bounds.low or value.high > bounds.high):
+        if value and (value.low < bounds.low or value.high > bounds.high):
             return f"{key}: {value}{_UNITS[key]} is not in {bounds}{_UNITS[key]} ({users.source})"
     return ""

@@ -124,7 +124,7 @@ ASKED: list[tuple[dict[str, Any], str]] = [
     ({"idle": "5m"}, "{idle: 300s}"),
     ({"idle": "60", "interval": "10s", "probes": "6"}, "{idle: 60s, interval: 10s, probes: 6}"),
     ({"user_timeout": "1500ms"}, "{user_timeout: 1500ms}"),
-    ({"user_timeout": "off"}, "{user_timeout: off}"),
+    ({"user_timeout": "off"}, "on"),
     (
         {"idle": "60", "interval": "10", "probes": "6", "user_timeout": "auto"},
         "{idle: 60s, interval: 10s, probes: 6, user_timeout: 120000ms}",
@@ -140,11 +140,27 @@ def test_options_are_written_as_numbers(asked: dict[str, Any], written: str) -> 
     assert f"\nkeepalive: {written}\n" in drop_in(asked).decode()
 
 
-def test_auto_is_computed_with_the_administrators_defaults() -> None:
-    """What a user leaves out of auto's sum comes from the defaults of now."""
-    defaults = language.parse(b"defaults: {interval: 5, probes: 4}", "/etc/kabpf/policy.yaml")
-    text = drop_in({"idle": "60", "user_timeout": "auto"}, [defaults]).decode()
-    assert "\nkeepalive: {idle: 60s, user_timeout: 80000ms}\n" in text
+DEFAULTS = "defaults: {idle: 30s..5m, interval: 5, probes: 4, jitter: 10%, syn_retries: 3}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ({}, "{idle: 300s, interval: 5s, probes: 4, jitter: 10%}"),
+        (
+            {"idle": "60", "user_timeout": "auto"},
+            "{idle: 60s, interval: 5s, probes: 4, user_timeout: 80000ms, jitter: 10%}",
+        ),
+        ({"idle": "60", "defaults": False}, "{idle: 60s}"),
+        ({"defaults": False}, "on"),
+        ({"keepalive": "off"}, "off"),
+    ],
+)
+def test_defaults_are_taken_as_they_are(asked: dict[str, Any], written: str) -> None:
+    """What a user leaves out comes from the defaults of now, of a range the upper bound; but no SYN
+    retries, for which each connection of the machine is looked at."""
+    defaults = language.parse(DEFAULTS.encode(), "/etc/kabpf/policy.yaml")
+    assert f"\nkeepalive: {written}\n" in drop_in(asked, [defaults]).decode()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from kabpf import language, plan
 from kabpf.errors import PolicyError
 from kabpf.matching import Automaton
 from kabpf.plan import Cgroup
-from kabpf.policy import Policy, Until
+from kabpf.policy import Options, Policy, Range, Until
 
 MAIN = "/etc/kabpf/policy.yaml"
 THEIRS = "/run/kabpf/policy.d/user-1000-7.yaml"
@@ -121,7 +121,7 @@ def test_bounds_decide_which_owned_policies_count(users: str, keepalive: str, co
 
 
 def test_bounds_are_not_for_the_administrator() -> None:
-    """What comes from the defaults, or is no user's policy, is not measured by them."""
+    """The administrator's own policies are not measured by them, nor are defaults by themselves."""
     main = "users: {idle: 10s..2h}\ndefaults: {idle: 5s}\npolicies: {a: {select: [{cgroup: /a}], "
     found = combined((MAIN, f"{main}keepalive: {{idle: 3}}}}}}"), (THEIRS, owned("on")))
     assert [policy.name for policy in found] == ["a", "user-1000-7"]
@@ -158,10 +158,7 @@ def test_wrong_word_on_users_is_refused(path: str, text: str, message: str) -> N
     assert str(raised.value).startswith(f"{path}:{message}")
 
 
-def test_owned_policy_has_no_ranges_of_the_defaults() -> None:
-    """Of a range in the defaults a user's policy has the upper bound, so that no setsockopt(2) of
-    others is looked at for it."""
-    defaults = (MAIN, "defaults: {idle: 30s..5m, probes: 3..9}")
-    (policy,) = combined(defaults, (THEIRS, owned("{interval: 10}")))
-    found = policy.rules.options
-    assert (found.idle_s, found.probes, found.interval_s) == ((300, 300), (9, 9), (10, 10))
+def test_owned_policy_says_all_of_it() -> None:
+    """Defaults that are written later do not change what a user has, nor make it wrong."""
+    (policy,) = combined((MAIN, "defaults: {idle: 30s..5m}"), (THEIRS, owned("{interval: 10}")))
+    assert policy.rules.options == Options(interval_s=Range(10, 10))
