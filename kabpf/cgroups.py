@@ -165,6 +165,20 @@ class CgroupTree:
         return [Cgroup(inode, cgroup.id, f"{prefix}/{name}") for inode, name in inside]
 
 
+def path_of_process(pid: str) -> str:
+    """The cgroup path of a process, or of "self". Raises RefusedError where it is outside of the
+    tree of this cgroup namespace."""
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError as error:
+        raise RefusedError(f"process {pid}", error.errno or 0, "expected one that runs") from None
+    # The line of the cgroup2 tree (cgroups(7)); in a cgroup namespace it may lead outside by "..".
+    found = re.search(r"^0::(/.*?)( \(deleted\))?$", text, re.MULTILINE)
+    if not found or "/.." in found[1]:
+        raise RefusedError(f"process {pid} is outside of this cgroup2 tree", hint="expected inside")
+    return found[1]
+
+
 def network_namespaces(processes: Iterable[int] | None = None) -> Iterator[int]:
     """A descriptor of each network namespace that threads of these processes are in, open until the
     next is asked for; with None, of every one that a process or a mount of the machine holds.

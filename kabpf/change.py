@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kabpf import attaching, cgroups, client, daemon, files, output, policy, reconcile
+from kabpf import attaching, cgroups, client, daemon, files, output, policy, reconcile, transient
 from kabpf.cgroups import CgroupTree
 from kabpf.errors import RefusedError
 from kabpf.language import RUNTIME
@@ -109,6 +109,7 @@ def apply(arguments: argparse.Namespace) -> int:
     """Put the policy files in force."""
     tree = cgroups.find_tree(cgroups.own_mounts())
     with reconcile.locked():
+        transient.prune(tree)
         stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
         with reconcile.open_or_load(policies, tree, arguments.loader) as loaded:
             resolution = attaching.put_in_force(policies, tree, loaded, stamp, daemon.tell_changed)

@@ -9,18 +9,20 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-from kabpf import __version__, change, explain, options, output, show
+from kabpf import __version__, options
 from kabpf.errors import KabpfError, PolicyError, RefusedError
-from kabpf.loading import Loader
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    parsed = parser().parse_args(arguments)
-    os.umask(0o022)  # root alone may write policy files, and everybody check them
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = parser(*arguments[:1]).parse_args(arguments)
+    # Root alone may write policy files, and everybody check them.
+    parsed.umask = os.umask(0o022)
     try:
         if parsed.needs_root and os.geteuid() != 0:
             raise RefusedError(f"{parsed.command}: not root", hint="expected root")
@@ -28,9 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KabpfError as error:
+        from kabpf import output  # here, because run does without
+
         for line in f"kabpfctl: {error}".expandtabs().splitlines():
             print(output.shown(line), file=sys.stderr)
-        return 1
+        return error.status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
         return 1
@@ -44,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command with its options."""
+def parser(command: str = "") -> argparse.ArgumentParser:
+    """Every command with its options; or `run` alone, where that is the command."""
     parser = argparse.ArgumentParser(
         "kabpfctl",
         description="TCP keepalive by policy, for the sockets of selected cgroups.",
@@ -53,21 +57,27 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kabpfctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    if command == "run":  # another one waits for it to be quick
+        _add_run(commands)
+        return parser
 
-    attach = _command(commands, "attach", change.attach, "put a policy in force on one cgroup")
+    attach = _command(
+        commands, "attach", _late("change", "attach"), "put a policy in force on one cgroup"
+    )
     attach.set_defaults(needs_root=False)
     attach.add_argument("--cgroup", required=True, metavar="PATH", help="the cgroup's directory")
-    for key in change.OPTION_KEYS:
-        attach.add_argument(_flag(key), type=_option(key), metavar=_METAVARS[key], help=_HELP[key])
+    _add_options(attach)
     attach.add_argument(
-        "--persist", action="store_true", help=f"keep it over a reboot, in {change.PERSISTENT}"
+        "--persist", action="store_true", help="keep it over a reboot, in /etc/kabpf/policy.d"
     )
     attach.add_argument(
         "--new-only", action="store_true", help="leave the sockets alone that are open now"
     )
     _add_loader(attach)
 
-    detach = _command(commands, "detach", change.detach, "undo attach; sockets keep their options")
+    detach = _command(
+        commands, "detach", _late("change", "detach"), "undo attach; sockets keep their options"
+    )
     detach.set_defaults(needs_root=False)
     which = detach.add_mutually_exclusive_group(required=True)
     which.add_argument("--cgroup", metavar="PATH", help="the cgroup's directory")
@@ -75,31 +85,44 @@ def parser() -> argparse.ArgumentParser:
         "--all", action="store_true", help="undo every attach and take kabpf out of the kernel"
     )
 
-    apply = _command(commands, "apply", change.apply, "put the policy files in force")
+    _add_run(commands)
+    apply = _command(commands, "apply", _late("change", "apply"), "put the policy files in force")
     _add_loader(apply)
-    check = _command(commands, "check", show.check, "check policy files; needs no root")
+    check = _command(commands, "check", _late("show", "check"), "check policy files; needs no root")
     check.set_defaults(needs_root=False)
     _add_loader(check)
     check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
-    _command(commands, "plan", show.plan, "show which cgroup gets what, and what apply would do")
-    _command(commands, "status", show.status, "show what is in force, and what it did")
+    _command(
+        commands,
+        "plan",
+        _late("show", "plan"),
+        "show which cgroup gets what, and what apply would do",
+    )
+    _command(commands, "status", _late("show", "status"), "show what is in force, and what it did")
 
-    why = _command(commands, "explain", explain.explain, "say where a cgroup's policy comes from")
+    why = _command(
+        commands, "explain", _late("explain", "explain"), "say where a cgroup's policy comes from"
+    )
     why.set_defaults(needs_root=False)
     why.add_argument("what", metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process")
-    presets = _command(commands, "presets", show.presets, "list middleboxes and what fits them")
+    presets = _command(
+        commands, "presets", _late("show", "presets"), "list middleboxes and what fits them"
+    )
     presets.set_defaults(needs_root=False)
 
     _command(
         commands,
         "import",
-        _import,
+        _late("legacy", "import_"),
         "look where libkeepalive and libdontdie are preloaded, print the policies that do the same"
         " and what to remove; changes nothing",
     )
 
     sockets = _command(
-        commands, "sockets", show.sockets, "list TCP sockets, to root with their options"
+        commands,
+        "sockets",
+        _late("show", "sockets"),
+        "list TCP sockets, to root with their options",
     )
     sockets.set_defaults(needs_root=False)
     sockets.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
@@ -112,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     look = _command(
         commands,
         "doctor",
-        _doctor,
+        _late("doctor", "doctor"),
         "look at everything that kabpf relies on, say what is odd and what to do; changes nothing;"
         " exit status 1 where something is an error",
     )
@@ -129,13 +152,48 @@ _HELP = {
 }
 
 
+def _add_run(commands: Any) -> None:
+    alone = _command(
+        commands,
+        "run",
+        _late("run", "run"),
+        "run one command under a policy of its own",
+        json=False,
+    )
+    alone.set_defaults(needs_root=False, refuse=alone.error)
+    _add_options(alone)
+    instead = alone.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--preset",
+        type=_option("preset"),
+        metavar="NAME",
+        help="options that fit a middlebox, as kabpfctl presets lists them",
+    )
+    instead.add_argument("--policy", metavar="NAME", help="as a policy of the files says it")
+    instead.add_argument("--off", action="store_true", help="no keepalive by any policy")
+    alone.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments"
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    for key in _HELP:
+        parser.add_argument(_flag(key), type=_option(key), metavar=_METAVARS[key], help=_HELP[key])
+
+
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], purpose: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    purpose: str,
+    *,
+    json: bool = True,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=purpose, description=purpose, allow_abbrev=False
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, needs_root=True)
     return parser
 
@@ -143,23 +201,20 @@ def _command(
 def _add_loader(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loader",
-        type=Loader,
-        choices=tuple(Loader),
-        metavar="|".join(Loader),
+        choices=("libbpf", "bcc"),
+        metavar="libbpf|bcc",
         help="default: the one in use; else libbpf, or bcc where the kernel has no BTF",
     )
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    from kabpf.doctor import doctor  # here, because the other commands need nothing of it
+def _late(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """A function whose module is imported when it is called: to import all of them takes longer
+    than most commands."""
 
-    return doctor(arguments)
+    def call(arguments: argparse.Namespace) -> int:
+        return int(getattr(import_module(f"kabpf.{module}"), function)(arguments))
 
-
-def _import(arguments: argparse.Namespace) -> int:
-    from kabpf.legacy import import_  # as above
-
-    return import_(arguments)
+    return call
 
 
 def _flag(key: str) -> str:

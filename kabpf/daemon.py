@@ -31,14 +31,15 @@ from kabpf import (
     files,
     loading,
     reconcile,
-    requests,
     retrofit,
+    transient,
 )
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
 from kabpf.libbpf import RingBuffer
 from kabpf.policy import Policy
+from kabpf.transient import Ends
 
 log = logging.getLogger("kabpfd")
 
@@ -75,6 +76,8 @@ def main() -> int:
             retrofit.serve(sys.stdin.fileno())
             return 0
         if arguments.request:
+            from kabpf import requests  # here, because kabpfd itself needs nothing of it
+
             requests.serve(sys.stdin.fileno(), tell_changed, log.info)
             return 0
         if arguments.install_units:
@@ -86,6 +89,9 @@ def main() -> int:
             print("next: systemctl enable --now kabpf")
             return 0
         tree = cgroups.find_tree(cgroups.own_mounts())
+        if arguments.prune:
+            _prune(tree)
+            return 0
         if arguments.lift:
             with reconcile.locked():
                 reconcile.lift(tree)
@@ -117,6 +123,11 @@ def parser() -> argparse.ArgumentParser:
     )
     instead.add_argument("--lift", action="store_true", help="lift every policy, and exit")
     instead.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove the policies of kabpfctl run whose cgroups have no process left, and exit",
+    )
+    instead.add_argument(
         "--retrofit",
         action="store_true",
         help="do what a kabpfd asks for at the socket on standard input, and exit",
@@ -127,6 +138,24 @@ def parser() -> argparse.ArgumentParser:
         help="do what a user asks for at the socket on standard input, and exit",
     )
     return parser
+
+
+def _prune(tree: CgroupTree) -> None:
+    with reconcile.locked():
+        before = files.stamp(files.SYSTEM)
+        names = transient.prune(tree)
+        if not names or not dataplane.PINS.exists():
+            return
+        stamp = files.stamp(files.SYSTEM)
+        try:
+            with Dataplane(dataplane.PINS, tree, any_build=True) as loaded:
+                if reconcile.forget(names, loaded, (before, stamp)):
+                    return
+            policies = files.load(files.SYSTEM)
+            with reconcile.open_or_load(policies, tree) as loaded:
+                reconcile.reconcile(policies, tree, loaded, stamp)
+        finally:
+            tell_changed()
 
 
 def running(run: Path = reconcile.RUN) -> int | None:
@@ -189,6 +218,7 @@ class Daemon:
         self._next_look: float | None = None
         self._signals: set[int] = set()
         self._poll = select.epoll()
+        self._ends = Ends()
         self._wake, self._wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> Daemon:
@@ -196,12 +226,14 @@ class Daemon:
             signal.signal(number, lambda number, _: self._signals.add(number))
         signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
         self._poll.register(self._wake, select.EPOLLIN)
+        self._poll.register(self._ends, select.EPOLLIN)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
         signal.set_wakeup_fd(-1)
         self._poll.close()
+        self._ends.close()
         os.close(self._wake)
         os.close(self._wake_end)
 
@@ -230,6 +262,9 @@ class Daemon:
                 self._signals -= {signal.SIGUSR1}
                 self._attempt(self._look_again)
                 notify(f"STATUS={self._status()}")
+            elif self._ends.happened():
+                self._signals.add(signal.SIGUSR1)
+                self._next_look = time.monotonic() + SETTLE_S  # systemd removes it in a moment
             elif _is_due(self._next_look):
                 self._next_look = None
                 self._reload_if_changed()
@@ -251,17 +286,25 @@ class Daemon:
 
     def _reload(self) -> None:
         with reconcile.locked():
+            self._prune()
             self._load_and_reconcile()
 
     def _look_again(self) -> None:
         with reconcile.locked():
             self._last = None
+            self._prune()
             if dataplane.PINS.exists():
                 self._load_and_reconcile()
             else:
                 self._close()
                 self._is_damaged, self._problem = False, None
+                self._next_look = None
                 log.info("every policy was lifted; a reload puts them in force again")
+
+    def _prune(self) -> None:
+        transient.prune(self._tree)
+        standing = transient.standing().values()
+        self._ends.watch(self._tree, (each.until for each in standing))
 
     def _load_and_reconcile(self) -> None:
         # Together: the stamp of files that are wrong would be noted beside the last good policies.
@@ -284,6 +327,8 @@ class Daemon:
             changed = True  # for the reload to say what is wrong
         if changed:
             self._signals.add(signal.SIGHUP)
+        elif any(transient.is_over(each, self._tree) for each in transient.standing().values()):
+            self._signals.add(signal.SIGUSR1)
 
     def _beat(self) -> None:
         """Tell the watchdog that the data plane is alive; load it anew where it is not, and do

@@ -167,6 +167,11 @@ class Dataplane:
             if value[CPolicy.name.offset]
         }
 
+    def free_record(self) -> int | None:
+        """The id that a new policy may have."""
+        entries = ((layout.number(key), value) for key, value in self._policies.items())
+        return next((id for id, value in entries if id and not value[CPolicy.name.offset]), None)
+
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """What the kernel has for these cgroups; those that are gone are left out."""
         found = {id: self._cgroups.look_up(layout.key(id, 8)) for id in ids}

@@ -4,7 +4,8 @@
     ├── PolicyError         policy files, one line for each finding
     ├── UnsupportedError    this machine lacks something that kabpf needs
     └── RefusedError        the kernel or the state of the machine refused one step
-        └── UnvisitedError  new sockets have what the policies say, open ones do not
+        ├── UnvisitedError  new sockets have what the policies say, open ones do not
+        └── CommandError    the command of `kabpfctl run` can't be started
 
 Anything else that is raised is a bug and keeps its traceback.
 """
@@ -12,12 +13,15 @@ Anything else that is raised is a bug and keeps its traceback.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 
 
 class KabpfError(Exception):
     """Something outside kabpf is wrong; the message is meant for an administrator."""
+
+    status = 1  # that a command exits with
 
 
 class PolicyError(KabpfError):
@@ -52,6 +56,15 @@ class RefusedError(KabpfError):
 
 class UnvisitedError(RefusedError):
     """The policies are in force for new sockets; some open ones could not be visited."""
+
+
+class CommandError(RefusedError):
+    """A command can't be started; the status is that of env(1): 127 where it does not exist, else
+    126."""
+
+    def __init__(self, command: str, error: int) -> None:
+        super().__init__(f"run {command}", error, "expected a program")
+        self.status = 127 if error == errno.ENOENT else 126
 
 
 @contextlib.contextmanager

@@ -6,10 +6,8 @@ import argparse
 import contextlib
 import fnmatch
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kabpf import cgroups, files, loading, output, plan
@@ -45,8 +43,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def reason(policies: tuple[Policy, ...], cgroup: Cgroup) -> Reason:
     """What decides about a cgroup."""
-    owned = {each.until.path: each for each in policies if each.until and each.owner is not None}
-    decided_at, winner = _decided(Automaton(policies), owned, cgroup.path)
+    decided_at, winner = _decided(policies, cgroup.path)
     if winner is None:
         return Reason(cgroup, cgroup.path, None, None, ())
     naming = Naming(policies)(decided_at)
@@ -61,15 +58,17 @@ def _is_over(policy: Policy, tree: CgroupTree) -> bool:
     return until is not None and not tree.has(Cgroup(until.id, 0, until.path))
 
 
-def _decided(
-    automaton: Automaton, owned: dict[str, Policy], path: str
-) -> tuple[str, Policy | None]:
+def _decided(policies: tuple[Policy, ...], path: str) -> tuple[str, Policy | None]:
+    ending = [(each.until.path, each) for each in policies if each.until]
+    bound = {where: each for where, each in ending if each.owner is None}
+    owned = {where: each for where, each in ending if each.owner is not None}
+    automaton = Automaton(policies)
     birth = automaton.root
     found, here = ("/", birth.policy), ""
     for name in filter(None, path.split("/")):
         here = f"{here}/{name}"
         birth = automaton.step(birth.state, name)
-        if own := birth.policy or owned.get(here):
+        if own := bound.get(here) or birth.policy or owned.get(here):
             found = (here, own)
     return found
 
@@ -77,7 +76,7 @@ def _decided(
 def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
     """The cgroups that are meant by a process id, a path, or a unit's name or glob."""
     if what.isdecimal():
-        return [tree.find(_path_of_process(what))]
+        return [tree.find(cgroups.path_of_process(what))]
     if "/" in what:
         return [tree.find(what)]
     found = [
@@ -90,18 +89,6 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
             f"no cgroup is named {what}", hint="expected a running unit, a cgroup path or a PID"
         )
     return found
-
-
-def _path_of_process(pid: str) -> str:
-    try:
-        text = Path(f"/proc/{pid}/cgroup").read_text()
-    except OSError as error:
-        raise RefusedError(f"process {pid}", error.errno or 0, "expected one that runs") from None
-    # The line of the cgroup2 tree (cgroups(7)); in a cgroup namespace it may lead outside by "..".
-    found = re.search(r"^0::(/.*?)( \(deleted\))?$", text, re.MULTILINE)
-    if not found or "/.." in found[1]:
-        raise RefusedError(f"process {pid} is outside of this cgroup2 tree", hint="expected inside")
-    return found[1]
 
 
 def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:

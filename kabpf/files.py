@@ -10,7 +10,7 @@ from itertools import filterfalse
 from pathlib import Path
 
 from kabpf.errors import PolicyError, collected
-from kabpf.language import PolicyFile, combine, parse
+from kabpf.language import RUNTIME, TRANSIENT, PolicyFile, combine, parse
 from kabpf.policy import Policy
 
 FILE_SIZE_MAX = 64 * 1024
@@ -28,7 +28,8 @@ SYSTEM = Directories(
     Path("/etc/kabpf/policy.yaml"),
     (
         Path("/etc/kabpf/policy.d"),
-        Path("/run/kabpf/policy.d"),
+        RUNTIME,
+        TRANSIENT,
         Path("/usr/local/lib/kabpf/policy.d"),
         Path("/usr/lib/kabpf/policy.d"),
     ),

@@ -37,8 +37,10 @@ FILE_KEYS = ("defaults", "policies", "users")
 POLICY_KEYS = (
     "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing",
 )  # fmt: skip
-RUNTIME = Path("/run/kabpf/policy.d")
-RUNTIME_KEYS = ("until", "owner")  # in files there alone
+# Where files may have two keys more: those of commands, and those of `kabpfctl run`, which nothing
+# watches.
+RUNTIME, TRANSIENT = Path("/run/kabpf/policy.d"), Path("/run/kabpf/transient.d")
+RUNTIME_KEYS = ("until", "owner")
 UNTIL_KEYS = ("cgroup", "id")
 ID_MAX = 2**64 - 1  # of a cgroup
 OWNER_MAX = 2**32 - 2  # of a user
@@ -86,7 +88,9 @@ def parse(content: bytes, path: str) -> PolicyFile:
         raise PolicyError(f"{path}:{line}: not UTF-8, expected UTF-8 text") from None
     if root is None:
         return PolicyFile(options.NOTHING, ())
-    policy_keys = (*POLICY_KEYS, *RUNTIME_KEYS) if Path(path).parent == RUNTIME else POLICY_KEYS
+    policy_keys = (
+        (*POLICY_KEYS, *RUNTIME_KEYS) if Path(path).parent in (RUNTIME, TRANSIENT) else POLICY_KEYS
+    )
     top = root.mapping((*FILE_KEYS, *policy_keys))
     if own := [key for key in top if key in policy_keys]:
         for key in FILE_KEYS:

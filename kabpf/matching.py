@@ -142,20 +142,19 @@ class _Moves(NamedTuple):
 class Automaton:
     """The selectors of `policies`, which come in the order they were read.
 
-    Those of users are not among them: they hold for one cgroup by its id, as long as that lives,
-    and any selector that names it beats them. What is below inherits them without a rule.
+    Policies that end with a cgroup are not among them: they hold for that one by its id, and what
+    is below inherits them without a rule. One of `kabpfctl run` beats any selector that names the
+    cgroup; one of a user is beaten by any.
     """
 
     def __init__(self, policies: tuple[Policy, ...]) -> None:
-        self.owned = {
-            policy.until.id: policy
-            for policy in policies
-            if policy.until and policy.owner is not None
-        }
+        ending = [(policy.until.id, policy) for policy in policies if policy.until]
+        self.bound = {id: policy for id, policy in ending if policy.owner is None}
+        self.owned = {id: policy for id, policy in ending if policy.owner is not None}
         self._patterns = [
             _Pattern(names, Rank(kind, prefix, order), policy)
             for order, policy in enumerate(policies)
-            if policy.owner is None
+            if policy.until is None
             for selector in policy.selectors
             for kind, prefix, names in _patterns(selector)
         ]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kabpf import layout
 from kabpf.plan import FORMER_MAX, Actual, Changes, Entry, Record
+from kabpf.policy import Policy
 
 FORMER, APPLIED = "former.json", "applied.json"
 
@@ -82,6 +83,21 @@ def keep_applied(applied: Applied, run: Path) -> None:
     """Keep what was applied; only where it differs, to spare a write."""
     if read_applied(run) != applied:
         _write(run / APPLIED, vars(applied))
+
+
+def keep_added(before: str, after: str, policy: Policy, run: Path) -> None:
+    """Keep that a policy more is in force, where the files had been applied as they were."""
+    if (applied := read_applied(run)) and applied.stamp == before:
+        sources = {**applied.sources, policy.name: str(policy.source)}
+        keep_applied(replace(applied, stamp=after, sources=sources), run)
+
+
+def keep_pruned(before: str, after: str, names: Collection[str], run: Path) -> None:
+    """Keep that these policies are in force no more, where the files had been applied as they
+    were."""
+    if (applied := read_applied(run)) and applied.stamp == before:
+        sources = {name: source for name, source in applied.sources.items() if name not in names}
+        keep_applied(replace(applied, stamp=after, sources=sources), run)
 
 
 def read_applied(run: Path) -> Applied | None:

@@ -194,7 +194,7 @@ def _above(cgroups: Mapping[int, Cgroup], id: int) -> Iterator[int]:
 def resolve_one(automaton: Automaton, cgroup: Cgroup, parent: Resolved | None) -> Resolved:
     """One cgroup from its parent; None for the root's."""
     birth = automaton.step(parent.state, cgroup.name) if parent else automaton.root
-    own = birth.policy or automaton.owned.get(cgroup.id)
+    own = automaton.bound.get(cgroup.id) or birth.policy or automaton.owned.get(cgroup.id)
     return Resolved(birth.state, own or (parent.policy if parent else None))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from kabpf.errors import RefusedError, UnvisitedError
 from kabpf.loading import Loader
 from kabpf.matching import Automaton
 from kabpf.notes import Applied
-from kabpf.plan import Actual, Cgroup, Changes, Plan, Record
+from kabpf.plan import Actual, Cgroup, Changes, Entry, Needs, Plan, Record
 from kabpf.policy import Policy
 
 RUN = Path("/run/kabpf")
@@ -131,6 +131,42 @@ def reconcile(
     # What the daemon keeps of it are the records; the entries of 10,000 cgroups take 8 MiB.
     actual = Actual(resolution.actual.records)
     return replace(resolution, actual=actual, changes=first or resolution.changes)
+
+
+def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, str]) -> bool:
+    """Put in force one policy more, which is bound to `cgroup`, as `reconcile` would, but look at
+    nothing else: no socket of the cgroup is open yet. Under the lock.
+
+    `stamps` are those of the policy files without it and with it. False where it takes `reconcile`.
+    """
+    entry = loaded.entries([cgroup.id]).get(cgroup.id)
+    id = loaded.free_record()
+    if entry is None or id is None:
+        return False
+    present = loaded.needs()
+    needs = Needs(*map(any, zip(present, Plan((policy,)).needs, strict=True)))
+    loaded.apply(
+        Changes(
+            {id: plan.record(policy)},
+            needs if needs != present else None,
+            cgroups={cgroup.id: Entry(entry.state, id)},
+        )
+    )
+    notes.keep_added(*stamps, policy, RUN)
+    return True
+
+
+def forget(names: Collection[str], loaded: Dataplane, stamps: tuple[str, str]) -> bool:
+    """Take back what `add` has put in force for cgroups that are gone, and look at nothing else.
+    Under the lock. `stamps` are those of the policy files with them and without them. False where
+    it takes `reconcile`: a cgroup has one still, or something is on that one may have needed."""
+    ids = [id for id, record in loaded.records().items() if record.name in names]
+    usage = loaded.usage()
+    if any(usage[id] for id in ids) or any(loaded.needs()):
+        return False
+    loaded.apply(Changes(stale_records=tuple(ids)))
+    notes.keep_pruned(*stamps, names, RUN)
+    return True
 
 
 def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:

@@ -24,7 +24,9 @@ SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
 TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
 GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
-COMMANDS = "attach, detach, apply, check, plan, status, explain, presets, import, sockets, doctor"
+COMMANDS = (
+    "attach, detach, run, apply, check, plan, status, explain, presets, import, sockets, doctor"
+)
 
 
 class Outcome(NamedTuple):
@@ -77,6 +79,23 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             ["detach", "--all", "--cgroup", "/a"],
             "kabpfctl detach",
             "argument --cgroup: not allowed with argument --all",
+        ),
+        (["run"], "kabpfctl run", "no command, expected one"),
+        (["run", "--off", "--"], "kabpfctl run", "no command, expected one"),
+        (
+            ["run", "--off", "--policy", "a", "true"],
+            "kabpfctl run",
+            "argument --policy: not allowed with argument --off",
+        ),
+        (
+            ["run", "--idle", "9", "--off", "true"],
+            "kabpfctl run",
+            "argument --idle: not allowed with argument --off",
+        ),
+        (
+            ["run", "--idle", "0", "true"],
+            "kabpfctl run",
+            "argument --idle: 0 is not in 1 to 32767 seconds",
         ),
     ],
 )

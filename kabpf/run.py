@@ -1,0 +1,247 @@
+"""kabpfctl run: one command in a cgroup of its own, with a policy of its own.
+
+This process enters the cgroup, puts the policy in force there, and becomes the command. The cgroup
+is a scope where systemd runs; elsewhere it is made by hand, below the one that the process was in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import re
+import signal
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from kabpf import (
+    attaching,
+    cgroups,
+    daemon,
+    environment,
+    files,
+    loading,
+    options,
+    reconcile,
+    scopes,
+    transient,
+)
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import PINS
+from kabpf.environment import Asked
+from kabpf.errors import CommandError, PolicyError, RefusedError
+from kabpf.libbpf import fault_point
+from kabpf.nodes import Node, Source
+from kabpf.plan import Cgroup
+from kabpf.policy import Options, Policy, Rules, Selector, Until
+from kabpf.reconcile import RUN
+
+OPTION_KEYS = ("idle", "interval", "probes", "user_timeout", "preset")
+
+
+def run(arguments: argparse.Namespace) -> NoReturn:
+    """Become the command."""
+    words: list[str] = arguments.words
+    if words[:1] == ["--"]:
+        del words[0]
+    if not words:
+        arguments.refuse("no command, expected one")
+    program = find(words[0])
+    asked = wanted(arguments, os.environ)
+    name = transient.new_name()
+    if os.geteuid() == 0:
+        tree = cgroups.find_tree(cgroups.own_mounts())
+        rules = _named(arguments.policy) if arguments.policy else _rules(asked)
+        with _lived_in(tree, name, program) as cgroup:
+            _cover(tree, cgroup, rules)
+    elif arguments.policy:
+        raise RefusedError("--policy: not root", hint="expected root, or options")
+    else:
+        from kabpf import client  # here, because root does without
+
+        path = _scope(name, program)
+        off = not asked.keepalive
+        client.attach(path, asked.options, off=off, defaults=False, existing=False)
+    become(program, words, umask=arguments.umask)
+
+
+def wanted(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
+    """What the command line asks for, and else the environment. Raises PolicyError."""
+    given = {key: getattr(arguments, key) for key in OPTION_KEYS if getattr(arguments, key)}
+    for key in given if arguments.policy or arguments.off else ():
+        flag, other = key.replace("_", "-"), "policy" if arguments.policy else "off"
+        arguments.refuse(f"argument --{flag}: not allowed with argument --{other}")
+    asked = environment.read(environ, _decided(arguments, given))
+    texts = {**asked.options, **given}
+    missing = [key for key in ("idle", "interval", "probes") if key not in texts]
+    if texts.get("user_timeout") == "auto" and "preset" not in texts and missing:
+        raise PolicyError(
+            f"--user-timeout: auto without {', '.join(missing)},"
+            " expected all of idle, interval and probes"
+        )
+    return replace(asked, keepalive=asked.keepalive and not arguments.off, options=texts)
+
+
+def _decided(arguments: argparse.Namespace, given: Collection[str]) -> set[str]:
+    """What the environment has no say in."""
+    if arguments.policy or arguments.off:
+        return {*environment.VARIABLES} - {"debug"}
+    decided = {"keepalive", *given} if given else set()
+    return decided | ({"idle", "interval", "probes"} if "preset" in given else set())
+
+
+def _rules(asked: Asked) -> Rules:
+    if not asked.keepalive:
+        return Rules(Options(keepalive=False))
+    source = Source("run", 0)
+    draft = options.read({key: Node(text, key, source) for key, text in asked.options.items()})
+    try:
+        return Rules(options.finish(draft, "this command")[0])
+    except PolicyError as error:
+        raise PolicyError(str(error).removeprefix(f"{source}: ")) from None
+
+
+def _named(name: str) -> Rules:
+    """The rules of a policy that stands in the files, as it is now."""
+    policies = {policy.name: policy for policy in files.load(files.SYSTEM) if not policy.until}
+    if name not in policies:
+        expected = ", ".join(policies) or "one in the policy files"
+        raise RefusedError(f"no policy {name}", hint=f"expected {expected}")
+    return policies[name].rules
+
+
+def find(command: str) -> str:
+    """The file that execvp(3) would execute. Raises CommandError."""
+    directories = [""] if "/" in command else os.get_exec_path()
+    found = [os.path.join(directory, command) for directory in directories if command]
+    for path in found:
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    raise CommandError(command, errno.EACCES if any(map(os.path.exists, found)) else errno.ENOENT)
+
+
+@contextlib.contextmanager
+def _lived_in(tree: CgroupTree, name: str, program: str) -> Iterator[Cgroup]:
+    """Move this process into a new cgroup, which goes with its last process, and hold the lock.
+    Where the block fails, there is nothing left of it."""
+    if scopes.is_booted():
+        watched = contextlib.nullcontext(str) if daemon.running() else transient.watcher(tree, RUN)
+        with watched as watch:
+            path = _scope(name, program)
+            with reconcile.locked():
+                watch(path)
+                yield tree.find(path)
+        return
+    above = cgroups.path_of_process("self")
+    path = f"{above.rstrip('/')}/{name}"
+    # Nobody else removes the cgroup, whatever becomes of a daemon. The watcher's home is the root,
+    # so as to outlive what is killed with the cgroup above.
+    with transient.watcher(tree, RUN, home="/") as watch, reconcile.locked():
+        watch(path)
+        with _made(tree, path):
+            _move(tree, path)
+            try:
+                yield tree.find(path)
+            except BaseException:
+                _move(tree, above)
+                raise
+
+
+def _scope(name: str, program: str) -> str:
+    """The cgroup path of a new scope, in which this process is then."""
+    shown = re.sub(r"[^A-Za-z0-9._+-]", "_", os.path.basename(program))
+    return scopes.enter(name, f"kabpfctl run {shown}")
+
+
+@contextlib.contextmanager
+def _made(tree: CgroupTree, path: str) -> Iterator[None]:
+    fault_point("make the cgroup")
+    try:
+        os.mkdir(tree.directory(path))
+    except OSError as error:
+        raise RefusedError(
+            f"make cgroup {path}", error.errno or 0, "expected a tree that can be written to"
+        ) from None
+    try:
+        yield
+    except BaseException:
+        os.rmdir(tree.directory(path))
+        raise
+
+
+def _move(tree: CgroupTree, path: str) -> None:
+    fault_point("enter the cgroup")
+    try:
+        Path(tree.directory(path), "cgroup.procs").write_text("0")
+    except OSError as error:
+        raise RefusedError(f"enter cgroup {path}", error.errno or 0) from None
+
+
+def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules) -> None:
+    """Put a policy in force on this process's cgroup, and leave it to a file. Under the lock."""
+    file = transient.drop_in(cgroup.name)
+    source = Source(str(file), 1)
+    policy = Policy(
+        file.stem,
+        (Selector("cgroup", cgroup.path, source),),
+        rules,
+        source,
+        existing=False,  # there is none, and so no look at the sockets of the machine
+        until=Until(cgroup.path, cgroup.id),
+    )
+    before = files.stamp(files.SYSTEM)
+    fault_point("write the drop-in")
+    with attaching.written(file, transient.text(policy)):
+        try:
+            if not _added(tree, cgroup, policy, before):
+                stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
+                with reconcile.open_or_load(policies, tree) as loaded:
+                    reconcile.reconcile(policies, tree, loaded, stamp)
+        finally:
+            daemon.tell_changed()
+
+
+def _added(tree: CgroupTree, cgroup: Cgroup, policy: Policy, before: str) -> bool:
+    """Put it in force without a look at anything else; False where that is not enough."""
+    if loading.is_interrupted(PINS):
+        return False
+    try:
+        loaded = loading.open_if_loaded(PINS, tree)
+    except RefusedError:  # damaged, or of another version
+        return False
+    if loaded is None:
+        return False
+    with loaded:
+        return reconcile.add(policy, cgroup, loaded, (before, files.stamp(files.SYSTEM)))
+
+
+def become(program: str, words: list[str], *, umask: int) -> NoReturn:
+    """Execute a file with these arguments, as if this process had never been Python. Raises
+    CommandError."""
+    # Python ignores them from its start; who started it can't be asked.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.umask(umask)
+    environ = dict(os.environb)
+    # Python itself sets it where the locale is C (PEP 538).
+    if b"LC_CTYPE" in environ and b"\0LC_CTYPE=" not in b"\0" + _first_environment():
+        del environ[b"LC_CTYPE"]
+    try:
+        try:
+            os.execve(program, words, environ)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            os.execve("/bin/sh", ["/bin/sh", program, *words[1:]], environ)  # as execvp(3) does
+    except OSError as error:
+        raise CommandError(words[0], error.errno or 0) from None
+
+
+def _first_environment() -> bytes:
+    """What this process was started with (proc(5))."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/environ").read_bytes()
+    return b""

@@ -1,0 +1,449 @@
+"""kabpfctl run where there is no systemd: in cgroups made by hand."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import (
+    BIN,
+    PINS,
+    PROGRAMS,
+    UNTOUCHED,
+    Peer,
+    cgroup_root,
+    entering,
+    wait_until,
+)
+
+KABPFCTL = str(BIN / "kabpfctl")
+TRANSIENT = Path("/run/kabpf/transient.d")
+DEADLINE_S = 20
+
+
+def _idle(seconds):
+    return UNTOUCHED | {"keepalive": 1, "idle": seconds}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_systemd(own_mounts):
+    """The module's tests find no systemd."""
+    if not Path("/run/systemd/system").is_dir():
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/run/systemd"], check=True)
+    yield
+    subprocess.run(["umount", "/run/systemd"], check=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_of_runs(nothing_left):
+    """Fails the test whose commands leave a cgroup, a drop-in or a process."""
+    yield
+    wait_until(lambda: not left(), "the end of everything", DEADLINE_S)
+
+
+def left():
+    """What there is of kabpfctl run: cgroups, files, watchers."""
+    cgroups = [name for _, names, _ in os.walk(cgroup_root()) for name in names if "-run-" in name]
+    files = list(TRANSIENT.iterdir()) if TRANSIENT.exists() else []
+    return [*cgroups, *files, *watchers()]
+
+
+def watchers():
+    """The process ids of watchers, and of what they become."""
+    found = subprocess.run(
+        ["pgrep", "-f", r"kabpf/watcher\.py|kabpf\.daemon --prune"], capture_output=True, text=True
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+class Runner(Peer):
+    """A peer that kabpfctl run has become."""
+
+    def __init__(self, *arguments, cgroup=None, **environment):
+        python = [sys.executable, "-I", "-S", str(PROGRAMS / "peer.py")]
+        self.process = subprocess.Popen(
+            [KABPFCTL, "run", *map(str, arguments), "--", *python],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=entering(cgroup),
+        )
+
+    def cgroup(self):
+        """The directory of its cgroup."""
+        (path,) = re.findall(
+            "^0::/(.*)", Path(f"/proc/{self.process.pid}/cgroup").read_text(), re.M
+        )
+        return cgroup_root() / path
+
+    def new(self, address):
+        """The options of a new connection."""
+        return self.options(self.connection(address))
+
+
+@pytest.fixture
+def runner():
+    """Starts peers by kabpfctl run."""
+    runners = []
+
+    def start(*arguments, **how):
+        runners.append(Runner(*arguments, **how))
+        return runners[-1]
+
+    yield start
+    for one in runners:
+        one.end()
+
+
+@pytest.fixture
+def address(peer):
+    """The address of a listener that no policy covers."""
+    return peer().listener()[1]
+
+
+@pytest.fixture
+def kabpf_in_force(kabpfctl):
+    """kabpf is in the kernel, with no policy."""
+    kabpfctl("apply")
+
+
+def run(*arguments, **how):
+    """Run kabpfctl run to its end."""
+    environment = {**os.environ, **how.pop("env", {})}
+    return subprocess.run(
+        [KABPFCTL, "run", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=DEADLINE_S,
+        **how,
+    )
+
+
+def _asking(address):
+    """A shell's command that connects, and prints how long the connection may be idle."""
+    connect = f"connection = socket.create_connection({tuple(address)!r})"
+    ask = "print(connection.getsockopt(socket.SOL_TCP, socket.TCP_KEEPIDLE))"
+    return shlex.join([sys.executable, "-I", "-S", "-c", f"import socket; {connect}; {ask}"])
+
+
+def test_command_has_the_options(runner, address):
+    """The sockets of the command have what the command line says, on either side, and others what
+    they had."""
+    one = runner("--idle", "61", "--interval", "7s", "--probes", 5, "--user-timeout", "auto")
+    wanted = {"keepalive": 1, "idle": 61, "interval": 7, "probes": 5, "user_timeout": 96_000}
+    assert one.new(address) == wanted
+    listener, own = one.listener()
+    stranger = Peer(None)
+    number = stranger.connection(own)
+    assert one.options(one.accept(listener)) == wanted
+    assert stranger.options(number) == UNTOUCHED
+    stranger.end()
+
+
+def test_without_options_the_times_are_the_systems(runner, address, write_policy):
+    """Keepalive is on, and what is not given is the system's, whatever policy files have for
+    defaults."""
+    write_policy("defaults.yaml", "defaults: {idle: 99, interval: 9, probes: 3}")
+    assert runner().new(address) == UNTOUCHED | {"keepalive": 1}
+
+
+def test_environment_of_the_libraries_is_honoured(runner, address):
+    """What libkeepalive and libdontdie read is taken, and the command line wins."""
+    one = runner("--idle", 61, KEEPIDLE="30", DD_TCP_KEEPALIVE_INTVL="7", TCP_KEEPCNT="5")
+    assert one.new(address) == UNTOUCHED | {"keepalive": 1, "idle": 61, "interval": 7, "probes": 5}
+
+
+def test_environment_that_would_be_ignored_is_an_error():
+    """Each variable that is wrong is named, and the command does not begin."""
+    done = run("echo", "begun", env={"KEEPIDLE": "0", "DD_USE_KEEPALIVE": "no"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "kabpfctl: DD_USE_KEEPALIVE: no, expected 0 or 1\n"
+        "KEEPIDLE: 0 is not in 1 to 32767 seconds\n"
+    )
+    assert not PINS.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [(["--off"], {}), ([], {"KEEPALIVE": "off", "KEEPIDLE": "9"}), ([], {"DD_USE_KEEPALIVE": "0"})],
+)
+def test_off_is_stronger_than_the_cgroup_above(
+    runner, address, policy, cgroup, arguments, environment
+):
+    """Nothing is set, whatever policy the caller's cgroup has."""
+    policy("{idle: 62}")
+    assert runner(*arguments, cgroup=cgroup, **environment).new(address) == UNTOUCHED
+
+
+def test_policy_of_the_files_is_taken_by_its_name(runner, address, policy, write_policy):
+    """All that a policy says holds for the command, destinations and mode as well."""
+    policy("{idle: 62, jitter: 0%}", "mode: enforce", "destinations: [{to: 127.0.0.0/8, idle: 63}]")
+    one = runner("--policy", "a")
+    number = one.connection(address)
+    assert one.options(number) == _idle(63)
+    one.set_option(number, "idle", 9)
+    assert one.options(number) == _idle(63)
+
+
+def test_policy_that_is_not_there_is_refused(policy):
+    """The error names the policies that there are."""
+    policy("{idle: 62}")
+    done = run("--policy", "b", "true")
+    assert (done.returncode, done.stderr) == (1, "kabpfctl: no policy b, expected a\n")
+
+
+def test_preset_fits_a_middlebox(runner, address):
+    """A preset is known by its name, and options override it."""
+    options = runner("--preset", "aws-nlb", "--probes", 4).new(address)
+    assert options == {"keepalive": 1, "idle": 175, "interval": 29, "probes": 4, "user_timeout": 0}
+
+
+def test_application_wins(runner, address):
+    """As under the libraries, what the command sets itself stays, before and after it connects."""
+    one = runner("--idle", 61)
+    early, late = one.open_socket(2), one.connection(address)
+    one.set_option(early, "idle", 9)
+    one.connect(early, address)
+    one.set_option(late, "idle", 8)
+    assert (one.options(early), one.options(late)) == (_idle(9), _idle(8))
+    one.set_option(late, "keepalive", 0)
+    assert one.options(late) == _idle(8) | {"keepalive": 0}
+
+
+def test_children_are_covered(address):
+    """What the command starts is covered, be it a shell's pipe line."""
+    done = run("--idle", 61, "sh", "-c", f"{_asking(address)} | cat")
+    assert done.stdout == "61\n"
+
+
+LOOK = """
+echo "$@"; pwd; umask; ulimit -n; ulimit -t; cat; env | sort | grep -v '^_='
+cut -d ' ' -f 4-8 /proc/$$/stat
+grep -E '^(Sig(Blk|Ign)|Cap|NoNew)' /proc/$$/status
+ls -l /proc/$$/fd >fds  # with no pipe open
+sed 's/.* \\([0-9]\\)/\\1/' fds | sort
+"""
+
+
+@pytest.mark.parametrize("settings", ["plain", "odd"])
+def test_command_finds_what_it_would_find_without_run(tmp_path, settings):
+    """Arguments, working directory, umask, limits, environment, parent, process group, session,
+    signals, privileges and descriptors are those that the command would have had."""
+
+    def look(*before):
+        def prepare():
+            if settings == "odd":
+                os.umask(0o027)
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+        odd = {"PATH": os.environ["PATH"], "LANG": "C", "EMPTY": "", "ODD": "\udce4\n=x"}
+        with open(tmp_path / "input", "w+") as file:
+            file.write("input\n")
+            file.seek(0)
+            command = ["sh", "-c", LOOK, "sh", "a b", "", "--json", "--"]
+            done = subprocess.run(
+                [*before, *command],
+                cwd=tmp_path,
+                env=odd if settings == "odd" else None,
+                stdin=file,
+                capture_output=True,
+                pass_fds=[file.fileno()],
+                preexec_fn=prepare,
+                start_new_session=settings == "odd",
+            )
+        # The numbers of pipes, sessions and process groups are others each time.
+        return re.sub(rb"pipe:\[\d+\]", b"pipe", re.sub(rb"(?m)^(\d+ )\d+ \d+", b"\1", done.stdout))
+
+    assert look(KABPFCTL, "run", "--idle", "61") == look()
+
+
+def test_command_is_the_process_that_was_started(tmp_path):
+    """Whoever started kabpfctl has the command as its child."""
+    process = subprocess.Popen([KABPFCTL, "run", "sh", "-c", "echo $$"], stdout=subprocess.PIPE)
+    assert int(process.communicate()[0]) == process.pid
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 7", 7), ("kill -TERM $$", -15), ("kill -PIPE $$", -13)]
+)
+def test_exit_status_is_the_commands(script, status):
+    """Also where a signal ends it."""
+    assert run("sh", "-c", script).returncode == status
+
+
+def test_signals_reach_the_command(runner):
+    """A signal to the process that was started is one to the command."""
+    one = runner()
+    one.listener()
+    one.process.terminate()
+    assert one.process.wait(DEADLINE_S) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("kabpf-no-such-command", 127, "No such file or directory"),
+        ("./no-such-command", 127, "No such file or directory"),
+        ("", 127, "No such file or directory"),
+        ("./plain", 126, "Permission denied"),
+        ("./directory", 126, "Permission denied"),
+        ("./no-interpreter", 127, "No such file or directory"),
+    ],
+)
+def test_command_that_can_not_be_started_is_said(tmp_path, command, status, said):
+    """The exit status is that of env(1), with one line on standard error."""
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "no-interpreter").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "no-interpreter").chmod(0o755)
+    done = run("--idle", 61, command, cwd=tmp_path)
+    assert done.returncode == status
+    assert done.stderr == f"kabpfctl: run {command}: {said}, expected a program\n"
+
+
+def test_script_without_an_interpreter_is_the_shells(tmp_path):
+    """As execvp(3) has it."""
+    (tmp_path / "script").write_text("echo $0 $1\n")
+    (tmp_path / "script").chmod(0o755)
+    assert run("./script", "a", cwd=tmp_path).stdout == "./script a\n"
+
+
+def test_watcher_holds_no_descriptor():
+    """A pipe ends with the command, though a process of it lives on in the cgroup."""
+    script = "sleep 100 </dev/null >/dev/null 2>&1 & echo $!"
+    child = int(run("--idle", 61, "sh", "-c", script).stdout)
+    assert left()
+    os.kill(child, signal.SIGKILL)
+
+
+def test_policy_lasts_until_the_last_process(runner, address):
+    """The cgroup stays covered as long as a process lives in it, and then everything goes."""
+    one = runner("--idle", 61)
+    one.listener()
+    other = Peer(one.cgroup())
+    one.end()
+    assert other.options(other.connection(address)) == _idle(61)
+    other.end()
+
+
+def test_killed_command_leaves_nothing(runner, kabpfctl):
+    """SIGKILL of all that is in the cgroup ends the policy, in the kernel as well."""
+    one = runner("--idle", 61)
+    one.listener()
+    (one.cgroup() / "cgroup.kill").write_text("1")
+    wait_until(lambda: not left(), "the end of the policy", DEADLINE_S)
+    assert json.loads(kabpfctl("status", "--json").stdout)["policies"] == []
+
+
+def test_daemon_ends_the_policy(runner, kabpfd, kabpfctl):
+    """A running kabpfd needs no watcher to see the end of a command."""
+    daemon = kabpfd()
+    one = runner("--idle", 61)
+    one.listener()
+    for pid in watchers():
+        os.kill(pid, signal.SIGKILL)
+    daemon.wait_for("policies in force: 1")
+    one.end()
+    daemon.wait_for("policies in force: 0")
+    assert not left()
+
+
+def test_next_apply_ends_what_nobody_watched(runner, kabpfctl):
+    """Where watcher and daemon are gone, the next command that reconciles tidies up."""
+    one = runner("--idle", 61)
+    one.listener()
+    for pid in watchers():
+        os.kill(pid, signal.SIGKILL)
+    one.end()
+    kabpfctl("apply")
+    assert not left()
+    assert json.loads(kabpfctl("status", "--json").stdout)["policies"] == []
+
+
+def test_next_look_at_the_files_changes_nothing(runner, kabpfctl, kabpf_in_force):
+    """What run puts in force without a look at anything else is what apply would."""
+    one = runner("--idle", 61)
+    one.listener()
+    assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
+    (policy,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]
+    assert policy["source"].startswith(str(TRANSIENT))
+    shown = json.loads(kabpfctl("explain", "--json", one.process.pid).stdout)["cgroups"][0]
+    assert (shown["policy"], shown["in_force"]) == (policy["policy"], True)
+
+
+def test_wrong_policy_file_stops_no_command(runner, address, write_policy, kabpf_in_force):
+    """Where kabpf is in force, what an administrator is about to write is nobody else's matter."""
+    write_policy("wrong.yaml", "keepalive: perhaps")
+    assert runner("--idle", 61).new(address) == _idle(61)
+
+
+def test_command_that_can_not_be_covered_does_not_begin(write_policy):
+    """Where kabpf can't be put in force, it says why, and nothing is left."""
+    write_policy("wrong.service.yaml", "keepalive: perhaps")
+    done = run("--idle", 61, "echo", "begun")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "wrong.service.yaml:1: keepalive: perhaps, expected" in done.stderr
+    wait_until(lambda: not left(), "the end of the watcher", DEADLINE_S)
+
+
+def test_inner_run_wins(address):
+    """A run within a run has its own policy, and both go."""
+    python = _asking(address)
+    inner = f"{python}; {KABPFCTL} run --idle 62 {python}; exec {KABPFCTL} run --off {python}"
+    done = run("--idle", 61, "sh", "-c", inner)
+    assert done.stdout == "61\n62\n7200\n"
+
+
+def test_dozens_at_once(address, runner):
+    """Each of many commands that start together has its own policy."""
+    runners = [runner("--idle", 100 + number) for number in range(24)]
+    assert [one.new(address) for one in runners] == [_idle(100 + number) for number in range(24)]
+
+
+def test_new_command_uncovers_nobody(runner, address):
+    """A command that starts or ends leaves another one's policy alone."""
+    one = runner("--idle", 61)
+    one.listener()
+    assert run("--idle", 62, "true").returncode == 0
+    wait_until(lambda: len(list(TRANSIENT.iterdir())) == 1, "the end of the other", DEADLINE_S)
+    assert one.new(address) == _idle(61)
+
+
+def _steps(*arguments):
+    """The fault points of a run."""
+    traced = run(*arguments, env={"KABPF_FAULT": "trace"})
+    assert traced.returncode == 0
+    return re.findall(r"^fault point: (.*)", traced.stderr, re.MULTILINE)
+
+
+def test_killed_at_any_step_leaves_nothing(kabpfctl, kabpf_in_force):
+    """Killed between any two steps, run leaves nothing that does not go by itself, and the next run
+    works."""
+    steps = _steps("--idle", 61, "true")
+    assert len(steps) > 5
+    for step in steps:
+        assert run("--idle", 61, "true", env={"KABPF_FAULT": step}).returncode == -9, step
+        wait_until(lambda: not left(), f"the end of what was there at: {step}", DEADLINE_S)
+    assert run("--idle", 61, "true").returncode == 0
+
+
+def test_cgroup_tree_that_can_not_be_written_to_is_said():
+    """As in a container whose cgroups are read-only."""
+    script = f"mount -o remount,bind,ro {cgroup_root()} && exec {KABPFCTL} run true"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert re.search("make cgroup .*: Read-only file system, expected a tree that", done.stderr)

@@ -1,0 +1,110 @@
+"""kabpfctl run where systemd runs: in transient scopes."""
+
+import re
+
+import pytest
+from harness import UNTOUCHED, wait_until
+from machine import COVERED
+
+RUN = ("kabpfctl", "run", "--idle", "61", "--interval", "7", "--probes", "5")
+LOOK = "env | sort | grep -v '^_='; pwd; umask; cut -d ' ' -f 5-8 /proc/$$/stat"
+
+
+def _runs(machine):
+    """The scopes and the drop-ins that there are."""
+    units = machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "kabpf-run-*")
+    files = machine.root / "run/kabpf/transient.d"
+    return units.splitlines() + (list(files.iterdir()) if files.exists() else [])
+
+
+@pytest.fixture(params=["daemon", "no daemon"])
+def with_or_without_daemon(request, machine):
+    """kabpf.service runs, or does not."""
+    if request.param == "no daemon":
+        machine.run("systemctl", "stop", "kabpf.service")
+
+
+def test_command_runs_in_a_scope_and_leaves_nothing(machine, inside, with_or_without_daemon):
+    """Both sides of its connections are covered; scope, file and policy go with its end."""
+    app = inside(*RUN, "--")
+    assert [app.options(end) for end in app.pair()] == [COVERED] * 2
+    unit, file = _runs(machine)
+    assert re.match(r"kabpf-run-\d+-[0-9a-f]{8}\.scope +loaded active running kabpfctl run", unit)
+    shown = machine.run("kabpfctl", "status")
+    assert file.name in shown
+    app.end()
+    wait_until(lambda: not _runs(machine), "the end of scope and drop-in")
+    wait_until(lambda: ".scope" not in machine.run("kabpfctl", "status"), "the end of the policy")
+
+
+def test_command_finds_what_it_would_find_without_run(machine):
+    """systemd changes neither the environment of the command nor anything else of it."""
+    direct = machine.run("sh", "-c", LOOK)
+    assert machine.run(*RUN, "sh", "-c", LOOK) == direct
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [(("sh", "-c", "exit 7"), 7), (("none",), 127), (("/etc/passwd",), 126)]
+)
+def test_exit_status_is_the_commands(machine, command, status):
+    """Also of one that can't be started."""
+    assert machine.attempt(*RUN, "--", *command).returncode == status
+    wait_until(lambda: not _runs(machine), "the end of every scope")
+
+
+def test_scope_is_in_the_slice_of_the_caller(machine, inside):
+    """The limits of the caller's slice hold for the command as well."""
+    app = inside("systemd-run", "--quiet", "--pipe", "--slice=caller.slice", "--", *RUN, "--")
+    app.pair()
+    (unit, _) = _runs(machine)
+    assert machine.show(unit.split()[0], "Slice") == "caller.slice"
+
+
+def test_many_commands_at_once(machine, with_or_without_daemon):
+    """A dozen that start together all end well, and leave nothing."""
+    script = f'for i in $(seq 12); do {" ".join(RUN)} true & jobs="$jobs $!"; done; '
+    machine.run("sh", "-c", script + "for job in $jobs; do wait $job || exit 1; done")
+    wait_until(lambda: not _runs(machine), "the end of every scope", 30)
+
+
+def test_inner_run_has_its_own_policy(machine, inside):
+    """A run within a run leaves the outer scope, which ends."""
+    app = inside("kabpfctl", "run", "--off", *RUN, "--")
+    assert [app.options(end) for end in app.pair()] == [COVERED] * 2
+    wait_until(lambda: len(_runs(machine)) == 2, "the end of the outer scope")
+
+
+def test_off_is_stronger_than_a_unit(machine, inside):
+    """With --off nothing is set, though a policy names every scope."""
+    machine.drop_in("all.yaml", 'select: [{unit: "*.scope"}]\nkeepalive: {idle: 99}\n')
+    app = inside("kabpfctl", "run", "--off", "--")
+    assert [app.options(end) for end in app.pair()] == [UNTOUCHED] * 2
+
+
+@pytest.fixture
+def alice(machine):
+    """The command that makes one of a user whose manager runs; users may ask kabpf-request."""
+    machine.run("useradd", "--create-home", "alice")
+    uid = machine.run("id", "--user", "alice")
+    machine.run("systemctl", "start", f"user@{uid}.service", "kabpf-request.socket")
+    return ("runuser", "--user=alice", "--", "env", f"XDG_RUNTIME_DIR=/run/user/{uid}")
+
+
+@pytest.mark.parametrize("where", ["in their manager", "in a session"])
+def test_user_runs_a_command(machine, inside, alice, where):
+    """A user's scope is covered as root's, be the user logged in or a service; and all of it
+    goes."""
+    service = ("systemd-run", "--user", "--quiet", "--pipe", "--", "env")
+    app = inside(*alice, *(service if where == "in their manager" else ()), *RUN, "--")
+    assert [app.options(end) for end in app.pair()] == [COVERED] * 2
+    app.end()
+    drop_ins = machine.root / "run/kabpf/policy.d"
+    wait_until(lambda: not list(drop_ins.glob("user-*")), "the end of the drop-in")
+
+
+def test_user_without_the_service_is_told(machine, alice):
+    """Where users may ask nothing, run says what to do, and the command does not begin."""
+    machine.run("systemctl", "stop", "kabpf-request.socket")
+    done = machine.attempt(*alice, "systemd-run", "--user", "--quiet", "--pipe", *RUN, "echo")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "expected an administrator to have said: systemctl enable --now" in done.stderr
