@@ -146,6 +146,7 @@ def _daemon(machine: Machine) -> Section:
         Row(f"kabpfd resident, {many}, reloaded", costs.resident_many_kib / 1024, "MiB"),
         Row(f"kabpfd wake-ups in {daemon.IDLE_WINDOW_S} s", costs.wake_ups, "", 0, doubt=doubt),
         Row("kabpfctl status", median(costs.status_s), "s", 0.15),
+        Row("kabpfctl run, added to a command", median(costs.run_s), "s", 0.2),
         Row(f"kabpfd reload, {many}, one changed", median(costs.reload_s), "s", 0.3),
         Row(f"kabpfctl status, {many}", median(costs.status_many_s), "s"),
         Row(f"kabpfctl apply, {many}, nothing loaded", median(costs.apply_cold_s), "s"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import time
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ class Costs(NamedTuple):
     wake_ups: int  # in IDLE_WINDOW_S
     quiet: bool  # no cgroup was born meanwhile, anywhere in the tree
     status_s: list[float]
+    run_s: list[float]  # added to a command
     reload_s: list[float]
     status_many_s: list[float]  # with 1,000 drop-ins
     apply_cold_s: list[float]
@@ -69,6 +71,7 @@ def measure(machine: Machine) -> Costs:
                     adopt_s.append(daemon.start_s)
             with Daemon(machine.scratch) as daemon:
                 status_s = _statuses(repeats)
+                run_s = [_added_by_run() for _ in range(2 * repeats)]
                 wake_ups, quiet = _idle(machine, daemon)
         drop_ins = {
             DROP_INS / f"{service(number)}.yaml": drop_in(60) for number in range(RELOADS_OF)
@@ -87,8 +90,8 @@ def measure(machine: Machine) -> Costs:
                     apply_cold_s.append(timed_kabpfctl("apply"))
                     apply_again_s.append(timed_kabpfctl("apply"))
     return Costs(
-        start_s, adopt_s, resident_kib, resident_many_kib, wake_ups, quiet, status_s, reload_s,
-        status_many_s, apply_cold_s, apply_again_s,
+        start_s, adopt_s, resident_kib, resident_many_kib, wake_ups, quiet, status_s, run_s,
+        reload_s, status_many_s, apply_cold_s, apply_again_s,
     )  # fmt: skip
 
 
@@ -120,6 +123,13 @@ def measure_births(machine: Machine) -> Births:
 def _statuses(count: int) -> list[float]:
     check_applied()
     return [timed_kabpfctl("status") for _ in range(count)]
+
+
+def _added_by_run() -> float:
+    began = time.monotonic()
+    subprocess.run(["true"], check=True)
+    direct_s = time.monotonic() - began
+    return timed_kabpfctl("run", "--idle", "60", "true") - direct_s
 
 
 def _idle(machine: Machine, daemon: Daemon) -> tuple[int, bool]:
