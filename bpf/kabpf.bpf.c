@@ -15,6 +15,7 @@
 #include <linux/in6.h>
 #include <linux/tcp.h>
 #include <stdbool.h>
+#include <asm/errno.h>
 #include <asm/socket.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
@@ -101,11 +102,14 @@ struct sock {
 	struct timer_list sk_timer;
 	struct sock_cgroup_data sk_cgrp_data;
 	__u32 sk_max_ack_backlog; /* what listen() was given */
+	int sk_err;
+	int sk_err_soft; /* what ICMP said meanwhile */
 	__u8 sk_userlocks : 4;
 };
 
 struct inet_sock {
 	struct sock sk;
+	__be16 inet_sport;
 };
 
 struct inet_bind_bucket {
@@ -116,6 +120,8 @@ struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct inet_bind_bucket *icsk_bind_hash;
 	__u8 icsk_syn_retries;
+	__u8 icsk_retransmits;
+	__u8 icsk_probes_out;
 	struct timer_list icsk_keepalive_timer;
 	struct {
 		__u32 lrcvtime; /* jiffies */
@@ -126,9 +132,17 @@ struct inet_connection_sock {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 rcv_tstamp; /* jiffies */
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 write_seq;
 	unsigned int keepalive_time; /* jiffies */
 	unsigned int keepalive_intvl; /* jiffies */
 	__u8 keepalive_probes;
+};
+
+struct task_struct {
+	int tgid;
+	char comm[16];
 };
 
 struct bpf_iter_meta {
@@ -153,6 +167,9 @@ enum sock_flags {
 
 /* Jiffies in a second; user space sets it before it loads the programs. */
 const volatile __u32 kabpf_hz = 250;
+
+/* Processors that there may be; likewise. */
+const volatile __u32 kabpf_cpus = 1;
 
 /* Policies by id. An array, because its look-up is inlined. */
 struct {
@@ -227,9 +244,140 @@ struct {
 	__uint(max_entries, KABPF_EVENTS);
 } kabpf_events SEC(".maps");
 
+/* Perf events of monitors, one for each processor; user space multiplies the entries by their
+ * number. Each is there as long as a process has the map open by which it was put in
+ * (perf_event_fd_array_release() in kernel/bpf/arraymap.c), so that a monitor which was killed
+ * leaves nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
+	__uint(max_entries, KABPF_MONITORS);
+	__type(key, __u32);
+	__type(value, __u32);
+} kabpf_monitors SEC(".maps");
+
+/* The logger's. To open perf events takes CAP_SYS_ADMIN on Debian's kernels, which kabpfd is
+ * without. What one that was killed did not read waits here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, KABPF_LOG_BYTES);
+} kabpf_log SEC(".maps");
+
+/* Who listens, a byte for each monitor: 1 if it was there when it was last told something; and then
+ * how much each one lost. On a machine without a monitor, a look at the first is all that they cost
+ * a connection. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 + KABPF_MONITORS);
+	__type(key, __u32);
+	__type(value, __u64);
+} kabpf_listening SEC(".maps");
+
 #define MAP(name) (&(name))
 
 #include "options.h"
+
+/* Whether anybody may listen. */
+static __always_inline bool is_heard(void)
+{
+	__u32 zero = 0;
+	__u64 *all = bpf_map_lookup_elem(&kabpf_listening, &zero);
+
+	return all && *all;
+}
+
+static __always_inline void count_lost(__u32 monitor)
+{
+	__u32 place = 1 + monitor;
+	__u64 *lost = bpf_map_lookup_elem(&kabpf_listening, &place);
+
+	if (lost)
+		__sync_fetch_and_add(lost, 1);
+}
+
+/* To each monitor that listens; the log only if `log`. One that is not there any more is not told
+ * again; nobody waits for one that does not read. */
+static __always_inline void tell(void *ctx, void *data, __u64 size, bool log)
+{
+	__u32 zero = 0, cpu = bpf_get_smp_processor_id();
+	__u8 *monitors = bpf_map_lookup_elem(&kabpf_listening, &zero);
+
+	if (!monitors)
+		return;
+	if (log && monitors[KABPF_LOGGER] && bpf_ringbuf_output(&kabpf_log, data, size, 0))
+		count_lost(KABPF_LOGGER);
+	for (__u32 i = KABPF_LOGGER + 1; i < KABPF_MONITORS; i++) {
+		long error;
+
+		if (!monitors[i])
+			continue;
+		error =
+		    bpf_perf_event_output(ctx, &kabpf_monitors, i * kabpf_cpus + cpu, data, size);
+		if (error == -ENOENT)
+			monitors[i] = 0;
+		else if (error)
+			count_lost(i);
+	}
+}
+
+static __always_inline void put_ipv4(__u8 *to, __be32 address)
+{
+	to[10] = to[11] = 0xff;
+	__builtin_memcpy(to + 12, &address, sizeof(address));
+}
+
+/* An IPv4 address is written v4-mapped, into zeros. */
+static __always_inline void put_addresses(__u8 *local, __u8 *remote, struct sock_common *skc)
+{
+	if (BPF_CORE_READ(skc, skc_family) == AF_INET) {
+		put_ipv4(local, BPF_CORE_READ(skc, skc_rcv_saddr));
+		put_ipv4(remote, BPF_CORE_READ(skc, skc_daddr));
+	} else if (bpf_core_field_exists(skc->skc_v6_daddr)) {
+		BPF_CORE_READ_INTO((struct in6_addr *)local, skc, skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO((struct in6_addr *)remote, skc, skc_v6_daddr);
+	}
+}
+
+static __always_inline void put_socket(struct kabpf_report *r, struct sock *sk)
+{
+	struct sock_common *skc = &sk->__sk_common;
+
+	r->time_ns = bpf_ktime_get_ns();
+	r->cgroup_id = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+	put_addresses(r->local, r->remote, skc);
+	/* Of a dead one skc_num is 0. */
+	r->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	r->remote_port = bpf_ntohs(BPF_CORE_READ(skc, skc_dport));
+	r->namespace = BPF_CORE_READ(skc, skc_net.net, ns.inum);
+	r->family = BPF_CORE_READ(skc, skc_family);
+}
+
+/* As they are now. Not of an MPTCP socket. */
+static __always_inline void put_values(struct kabpf_report *r, struct tcp_sock *tp)
+{
+	r->keepalive = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags) >>
+			   bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN) &
+		       1;
+	r->idle_s = BPF_CORE_READ(tp, keepalive_time) / kabpf_hz;
+	r->interval_s = BPF_CORE_READ(tp, keepalive_intvl) / kabpf_hz;
+	r->probes = BPF_CORE_READ(tp, keepalive_probes);
+	r->user_timeout_ms = BPF_CORE_READ(tp, inet_conn.icsk_user_timeout);
+}
+
+static __always_inline void put_process(struct kabpf_report *r)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	r->pid = BPF_CORE_READ(task, tgid);
+	BPF_CORE_READ_INTO(&r->command, task, comm);
+}
+
+static __always_inline void tell_report(void *ctx, struct kabpf_report *r, __u32 policy_id)
+{
+	struct kabpf_policy *policy = bpf_map_lookup_elem(&kabpf_policies, &policy_id);
+
+	r->policy_id = policy_id;
+	tell(ctx, r, sizeof(*r), policy && policy->flags & KABPF_LOG);
+}
 
 static __always_inline bool has_flag(struct tcp_sock *tp, __u32 flag)
 {
@@ -343,6 +491,11 @@ static __always_inline __u32 held(struct visit *v, enum option which)
 	}
 }
 
+static __always_inline void note(struct visit *v, enum option which, __u64 outcome)
+{
+	v->outcomes |= outcome << which * KABPF_OUTCOME_BITS;
+}
+
 /* What was brought to a range's lower bound stays the application's. */
 static __always_inline bool came_from(__u32 preferred, __u32 unit, __u32 now)
 {
@@ -382,9 +535,14 @@ static __always_inline void find_ours(struct visit *v, __u32 was_id)
 	v->ours = kabpf_either(v->ours, ours);
 }
 
+static __always_inline __u64 cgroup_id_of(struct tcp_sock *tp)
+{
+	return tp->inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup->kn->id;
+}
+
 static __always_inline struct kabpf_cgroup *cgroup_of(struct tcp_sock *tp)
 {
-	__u64 id = tp->inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup->kn->id;
+	__u64 id = cgroup_id_of(tp);
 
 	return bpf_map_lookup_elem(&kabpf_cgroups, &id);
 }
@@ -412,6 +570,33 @@ static __always_inline void find_former(struct visit *v)
 	}
 }
 
+/* What happened to a connection or a listener. The kernel works for the process in connect(2) and
+ * listen(2), and mostly for somebody else when a connection is established. */
+__noinline int kabpf_tell_new(struct bpf_sock_ops *ctx, __u64 outcomes, __u32 policy_id)
+{
+	struct kabpf_report r = { .what = KABPF_NEW, .outcomes = outcomes };
+	struct tcp_sock *tp;
+	int op = ctx->op;
+
+	if (!ctx->sk)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(ctx->sk);
+	if (!tp)
+		return 0;
+	put_socket(&r, (void *)tp);
+	put_values(&r, tp);
+	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		r.what = KABPF_CALLED;
+	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		put_process(&r);
+	if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		r.direction = KABPF_IN;
+	else if (op != BPF_SOCK_OPS_TCP_LISTEN_CB)
+		r.direction = KABPF_OUT;
+	tell_report(ctx, &r, policy_id);
+	return 0;
+}
+
 SEC("sockops")
 int kabpf_sockops(struct bpf_sock_ops *ctx)
 {
@@ -419,7 +604,7 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		if (!syn_retries_wanted())
+		if (!syn_retries_wanted() && !is_heard())
 			return 1;
 		v.direction = KABPF_OUT;
 		break;
@@ -444,6 +629,8 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 		return 1;
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
 		set_syn_retries(ctx, &v);
+		if (is_heard())
+			kabpf_tell_new(ctx, v.outcomes, v.policy_id);
 		return 1;
 	}
 	/* What an accepted connection has already was its listener's, from this policy or a former
@@ -455,7 +642,19 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 	}
 	set_options(ctx, &v);
 	__sync_fetch_and_add(v.direction ? &v.counters->established : &v.counters->listening, 1);
+	if (is_heard())
+		kabpf_tell_new(ctx, v.outcomes, v.policy_id);
 	return 1;
+}
+
+static __always_inline void tell_open(void *ctx, struct visit *v)
+{
+	struct kabpf_report r = { .what = KABPF_OPEN, .outcomes = v->outcomes };
+
+	put_socket(&r, (void *)v->tp);
+	put_values(&r, v->tp);
+	r.direction = v->direction;
+	tell_report(ctx, &r, v->policy_id);
 }
 
 /* Since Linux kernel commit 3cee6fb8e69e ("bpf: tcp: Support bpf_(get|set)sockopt in bpf tcp iter")
@@ -484,6 +683,8 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 	set_options(v.tp, &v);
 	if (v.changed)
 		__sync_fetch_and_add(&v.counters->retrofitted, 1);
+	if (is_heard())
+		tell_open(ctx, &v);
 	return 0;
 }
 
@@ -512,6 +713,37 @@ static __always_inline struct kabpf_range *range_of(struct kabpf_options *o, int
 	default:
 		return NULL;
 	}
+}
+
+static __always_inline enum option option_of(int level, int name)
+{
+	if (level == SOL_SOCKET)
+		return KEEPALIVE;
+	switch (name) {
+	case TCP_KEEPIDLE:
+		return IDLE;
+	case TCP_KEEPINTVL:
+		return INTERVAL;
+	case TCP_KEEPCNT:
+		return PROBES;
+	default:
+		return USER_TIMEOUT;
+	}
+}
+
+/* A setsockopt(2) that was not obeyed as it was made. */
+__noinline int kabpf_tell_set(struct bpf_sockopt *ctx, __u32 asked, __u32 policy_id, __u32 what)
+{
+	struct kabpf_report r = { .what = what, .asked = asked };
+	struct sock *sk = sock_of(ctx);
+
+	put_socket(&r, sk);
+	if (ctx->sk && ctx->sk->protocol == IPPROTO_TCP)
+		put_values(&r, (void *)sk);
+	put_process(&r);
+	r.option = option_of(ctx->level, ctx->optname);
+	tell_report(ctx, &r, policy_id);
+	return 0;
 }
 
 /* Linked only while a policy enforces its options, or gives a range. Returns 1: 0 would be EPERM.
@@ -565,6 +797,8 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 		if (limited != asked) {
 			*value = limited;
 			ctx->optlen = sizeof(*value);
+			if (is_heard())
+				kabpf_tell_set(ctx, asked, v.policy_id, KABPF_LIMITED);
 			__sync_fetch_and_add(&v.counters->limited, 1);
 		}
 		return 1;
@@ -573,6 +807,8 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 		return 1;
 swallow:
 	ctx->optlen = -1;
+	if (is_heard())
+		kabpf_tell_set(ctx, asked, v.policy_id, KABPF_SWALLOWED);
 	__sync_fetch_and_add(&v.counters->swallowed, 1);
 	return 1;
 }
@@ -627,6 +863,7 @@ static __always_inline void ask(__u64 cgroup_id, __u64 parent_id, struct cgroup 
 		count_total(true);
 		return;
 	}
+	event->time_ns = bpf_ktime_get_ns();
 	event->cgroup_id = cgroup_id;
 	event->parent_id = parent_id;
 	bpf_probe_read_kernel_str(event->name, sizeof(event->name), cgrp->kn->name);
@@ -640,12 +877,24 @@ static __always_inline bool in_cgroup2(struct cgroup *cgrp)
 	return cgrp->root->hierarchy_id == 0;
 }
 
+/* So that a monitor knows the path of a cgroup that is gone by the time it reads of its sockets. */
+static __always_inline void tell_birth(void *ctx, struct kabpf_event *event, struct cgroup *cgrp)
+{
+	event->time_ns = bpf_ktime_get_ns();
+	event->cgroup_id = cgrp->kn->id;
+	event->parent_id = cgrp->self.parent->cgroup->kn->id;
+	bpf_probe_read_kernel_str(event->name, sizeof(event->name), cgrp->kn->name);
+	tell(ctx, event, sizeof(*event), true);
+}
+
 /* Runs inside the mkdir, before the directory can be seen. */
 SEC("tp_btf/cgroup_mkdir")
 int BPF_PROG(kabpf_birth, struct cgroup *cgrp)
 {
 	struct kabpf_cgroup child = {}, *parent;
-	struct kabpf_step step = {};
+	struct kabpf_event event = {};
+	/* The stack has no room for both. */
+	struct kabpf_step *step = (void *)&event.parent_id;
 	struct kabpf_birth birth = {};
 	__u64 id, parent_id;
 	bool known;
@@ -658,8 +907,8 @@ int BPF_PROG(kabpf_birth, struct cgroup *cgrp)
 	parent = bpf_map_lookup_elem(&kabpf_cgroups, &parent_id);
 	if (!parent)
 		return 0;
-	bpf_probe_read_kernel_str(step.name, sizeof(step.name), cgrp->kn->name);
-	known = find_birth(&birth, &step, parent->state);
+	bpf_probe_read_kernel_str(step->name, sizeof(step->name), cgrp->kn->name);
+	known = find_birth(&birth, step, parent->state);
 	child.policy_id = birth.policy_id ? birth.policy_id : parent->policy_id;
 	if (known && parent->state != KABPF_STATE_UNKNOWN)
 		child.state = birth.state;
@@ -667,6 +916,8 @@ int BPF_PROG(kabpf_birth, struct cgroup *cgrp)
 		count_total(false);
 	if (child.state == KABPF_STATE_UNKNOWN || birth.ask)
 		ask(id, parent_id, cgrp);
+	if (is_heard())
+		tell_birth(ctx, &event, cgrp);
 	return 0;
 }
 
@@ -682,24 +933,81 @@ int BPF_PROG(kabpf_death, struct cgroup *cgrp)
 	return 0;
 }
 
-static __always_inline void put_ipv4(__u8 *to, __be32 address)
+static __always_inline __u32 silent_jiffies(struct tcp_sock *tp)
 {
-	to[10] = to[11] = 0xff;
-	__builtin_memcpy(to + 12, &address, sizeof(address));
+	__u32 now = bpf_jiffies64(), data = now - tp->inet_conn.icsk_ack.lrcvtime;
+	__u32 any = now - tp->rcv_tstamp;
+
+	return data < any ? data : any;
 }
 
-static __always_inline void put_addresses(struct kabpf_socket *s, struct sock_common *skc)
+/*
+ * Why the kernel gave up a connection that a process still holds; 0 where another error is told, or
+ * none. tcp_write_err() in net/ipv4/tcp_timer.c gives the error, for every timer: ETIMEDOUT, or
+ * what ICMP had said. A connection that was never established has received nothing.
+ *
+ * The keepalive timer waits as long as anything is to be sent or acknowledged, the retransmission
+ * timer acts while something is unacknowledged, and the third while the peer's window is closed.
+ */
+static __always_inline __u32 death_of(struct tcp_sock *tp)
 {
-	s->family = skc->skc_family;
-	s->local_port = skc->skc_num;
-	s->remote_port = bpf_ntohs(skc->skc_dport);
-	if (s->family == AF_INET) {
-		put_ipv4(s->local, skc->skc_rcv_saddr);
-		put_ipv4(s->remote, skc->skc_daddr);
-	} else if (bpf_core_field_exists(skc->skc_v6_daddr)) {
-		bpf_probe_read_kernel(s->local, sizeof(s->local), &skc->skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(s->remote, sizeof(s->remote), &skc->skc_v6_daddr);
-	}
+	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+	int error = sk->sk_err;
+
+	if (!error || (error != ETIMEDOUT && error != sk->sk_err_soft))
+		return 0;
+	if (!tp->inet_conn.icsk_ack.lrcvtime ||
+	    has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)))
+		return 0;
+	if (tp->snd_una == tp->write_seq)
+		return KABPF_KEEPALIVE;
+	if (tp->inet_conn.icsk_user_timeout)
+		return KABPF_USER_TIMEOUT;
+	return tp->snd_una == tp->snd_nxt ? KABPF_ZERO_WINDOW : KABPF_RETRANSMISSION;
+}
+
+static __always_inline void tell_death(void *ctx, struct visit *v, __u32 reason)
+{
+	struct kabpf_report r = { .what = KABPF_DIED, .reason = reason };
+	struct inet_connection_sock *icsk = &v->tp->inet_conn;
+
+	put_socket(&r, (void *)v->tp);
+	put_values(&r, v->tp);
+	r.error = icsk->icsk_inet.sk.sk_err;
+	r.silent_ms = (__u64)silent_jiffies(v->tp) * 1000 / kabpf_hz;
+	r.sent = icsk->icsk_retransmits ?: icsk->icsk_probes_out;
+	tell_report(ctx, &r, v->policy_id);
+}
+
+/*
+ * Since Linux kernel commit e6a3e4434000 ("net: sock: add trace for socket errors") (in v5.14)
+ * there is a tracepoint for errors alone, of which a connection that ends well has none; that for
+ * changes of state is passed nine times by a connection over loopback.
+ */
+SEC("tp_btf/inet_sk_error_report")
+int BPF_PROG(kabpf_closed, struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct visit v = { .tp = tp };
+	__u32 reason;
+
+	if (!tp)
+		return 0;
+	reason = death_of(tp);
+	if (!reason)
+		return 0;
+	v.cgroup = cgroup_of(tp);
+	if (!v.cgroup)
+		return 0;
+	v.policy_id = v.cgroup->policy_id;
+	v.counters = bpf_map_lookup_elem(&kabpf_counters, &v.policy_id);
+	if (!v.policy_id || !v.counters)
+		return 0;
+	if (reason == KABPF_KEEPALIVE || reason == KABPF_USER_TIMEOUT)
+		__sync_fetch_and_add(&v.counters->died, 1);
+	if (is_heard())
+		tell_death(ctx, &v, reason);
+	return 0;
 }
 
 /* Whether the policy turns keepalive on and leaves the rest to the system. */
@@ -776,13 +1084,11 @@ static __always_inline bool probes(struct kabpf_socket *s, struct tcp_sock *tp)
  * if not, the timer is set to when it will be. */
 static __always_inline __u32 next_probe_ms(struct kabpf_socket *s, struct tcp_sock *tp, __u32 idle)
 {
-	__u32 now = bpf_jiffies64(), data = now - tp->inet_conn.icsk_ack.lrcvtime;
-	__u32 any = now - tp->rcv_tstamp, silent = data < any ? data : any;
-	__s32 timer, left = idle - silent;
+	__s32 timer, left = idle - silent_jiffies(tp);
 
 	if (!probes(s, tp))
 		return KABPF_NEVER;
-	timer = (__u32)keepalive_timer(tp)->expires - now;
+	timer = (__u32)keepalive_timer(tp)->expires - (__u32)bpf_jiffies64();
 	if (left < timer)
 		left = timer;
 	return left > 0 ? (__u64)left * 1000 / kabpf_hz : 0;
@@ -817,13 +1123,16 @@ int kabpf_list(struct bpf_iter__tcp *ctx)
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!tp)
 		return 0;
-	s.cgroup_id = tp->inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup->kn->id;
+	s.cgroup_id = cgroup_id_of(tp);
 	cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &s.cgroup_id);
 	if (cgroup)
 		s.policy_id = cgroup->policy_id;
 	s.namespace = skc->skc_net.net->ns.inum;
 	s.state = skc->skc_state;
-	put_addresses(&s, skc);
+	s.family = skc->skc_family;
+	s.local_port = skc->skc_num;
+	s.remote_port = bpf_ntohs(skc->skc_dport);
+	put_addresses(s.local, s.remote, skc);
 	put_options(&s, tp, skc->skc_net.net);
 	put_setters(&s, tp, cgroup);
 	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));

@@ -23,10 +23,17 @@
 #define KABPF_EVENTS (256 * 1024)
 
 /* Of the layout of everything here: another one when any of it changes. */
-#define KABPF_LAYOUT 2
+#define KABPF_LAYOUT 3
 
 /* Former policies that a cgroup remembers. */
 #define KABPF_FORMER 4
+
+/* Monitors at once. */
+#define KABPF_MONITORS 8
+
+/* The one of them that hears only of policies with KABPF_LOG, by a ring buffer of so many bytes. */
+#define KABPF_LOGGER 0
+#define KABPF_LOG_BYTES (256 * 1024)
 
 #define KABPF_NETWORKS 65536
 #define KABPF_PORTS 65536
@@ -66,6 +73,7 @@ struct kabpf_options {
 #define KABPF_PLAIN 8 /* every connection is meant, with the policy's own options */
 #define KABPF_LISTENERS 16 /* keepalive for listeners, so that what they accept has it already */
 #define KABPF_EXISTING 32 /* for user space: open sockets were meant */
+#define KABPF_LOG 64 /* what happens to its sockets is told to the log */
 
 /* A policy as user space resolved it. Never changed while a cgroup refers to it. */
 struct kabpf_policy {
@@ -119,7 +127,7 @@ struct kabpf_counters {
 	__u64 swallowed; /* setsockopt(2) calls of applications that were not obeyed */
 	__u64 limited; /* the same, whose value was brought into the policy's range */
 	__u64 failed; /* options that the kernel refused; kabpf_failures has the errnos */
-	__u64 reserved; /* a cache line each */
+	__u64 died; /* connections that ended because of keepalive or the user timeout */
 };
 
 struct kabpf_failure {
@@ -136,8 +144,9 @@ struct kabpf_totals {
 	__u64 unrecorded; /* births lost because the map of cgroups was full */
 };
 
-/* A cgroup that user space has to resolve. */
+/* A new cgroup: one that user space has to resolve, or for monitors. */
 struct kabpf_event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u64 cgroup_id;
 	__u64 parent_id;
 	char name[KABPF_NAME];
@@ -171,6 +180,56 @@ struct kabpf_socket {
 	__u32 next_probe_ms; /* from now, if the connection stays silent */
 	__u8 by[8]; /* idle, interval, probes, user timeout, keepalive */
 	__u32 reserved;
+};
+
+/* Why a connection died. */
+#define KABPF_KEEPALIVE 1 /* probes were not answered, for the user timeout where there is one */
+#define KABPF_USER_TIMEOUT 2 /* data were not acknowledged, or could not be sent, for so long */
+#define KABPF_RETRANSMISSION 3 /* data were not acknowledged */
+#define KABPF_ZERO_WINDOW 4 /* data could not be sent */
+
+/* What became of each option of a socket: so many bits each, in the order of kabpf_socket.by, the
+ * SYN retries last. An errno; or that it was set; or left as the application had it; or 0. */
+#define KABPF_OUTCOME_BITS 10
+#define KABPF_SET 1023
+#define KABPF_LEFT 1022
+
+/* What kabpf_report tells of. */
+#define KABPF_NEW 0 /* a connection was established, or a socket listens */
+#define KABPF_OPEN 1 /* a retrofit has visited it */
+#define KABPF_SWALLOWED 2 /* a setsockopt(2) was not obeyed */
+#define KABPF_LIMITED 3 /* a setsockopt(2) was brought into a range */
+#define KABPF_DIED 4
+#define KABPF_CALLED 5 /* connect(2), so that the process is known later */
+
+/* Something that happened to a socket of a covered cgroup, for monitors. A new cgroup is told of by
+ * a kabpf_event. */
+struct kabpf_report {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 cgroup_id;
+	__u64 outcomes; /* of a new or open socket */
+	__u32 policy_id;
+	__u32 pid; /* 0: unknown */
+	char command[16];
+	__u8 local[16]; /* both addresses: an IPv4 one is v4-mapped */
+	__u8 remote[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u32 namespace; /* the inode number of its network namespace */
+	__u16 family;
+	__u8 what;
+	__u8 direction; /* KABPF_OUT or KABPF_IN; 0: a listener */
+	__u32 keepalive; /* this and the next four: as the socket has them now */
+	__u32 idle_s; /* 0, also below: not set on the socket */
+	__u32 interval_s;
+	__u32 probes;
+	__u32 user_timeout_ms;
+	__u32 option; /* of setsockopt(2), in the order of kabpf_socket.by */
+	__u32 asked; /* what for, in the option's unit */
+	__u32 reason; /* of a death, as the next three */
+	__u32 error; /* errno */
+	__u32 silent_ms; /* since the last receipt */
+	__u32 sent; /* probes, or retransmissions, that were not answered */
 };
 
 #endif

@@ -25,7 +25,7 @@
 #define MAX_TCP_KEEPIDLE 32767
 #define MAX_TCP_KEEPCNT 127
 
-/* Bits of visit.ours, and places in kabpf_socket.by. */
+/* Bits of visit.ours, and places in kabpf_socket.by and in visit.outcomes. */
 enum option {
 	IDLE,
 	INTERVAL,
@@ -47,12 +47,16 @@ struct visit {
 	__u32 direction; /* KABPF_OUT or KABPF_IN; 0: a listener */
 	__u32 ours; /* bits of the options whose values came from a former policy */
 	__u32 changed;
+	__u64 outcomes; /* as in kabpf.h, where the program notes them */
 };
 
 /* What the socket has of an option, in units of `second`, ms, or their number; 0 for unset. */
 static __always_inline __u32 held(struct visit *v, enum option which);
 
 static __always_inline __u32 second(void);
+
+/* What became of an option, for whoever listens. */
+static __always_inline void note(struct visit *v, enum option which, __u64 outcome);
 
 /* By which jitter is spread. */
 static __always_inline __u32 hash_of(struct tcp_sock *tp);
@@ -86,18 +90,23 @@ static __always_inline void count_failure(struct visit *v, int error)
 		bpf_map_update_elem(MAP(kabpf_failures), &key, &one, BPF_NOEXIST);
 }
 
-static __always_inline void set_option(void *to, struct visit *v, int level, int name, int value)
+static __always_inline void set_option(void *to, struct visit *v, enum option which, int level,
+				       int name, int value)
 {
 	int error = bpf_setsockopt(to, level, name, &value, sizeof(value));
 
-	if (error)
+	if (error) {
+		note(v, which, -error);
 		count_failure(v, error);
-	else
+	} else {
+		note(v, which, KABPF_SET);
 		v->changed = 1;
+	}
 }
 
-static __always_inline void count_left(struct visit *v)
+static __always_inline void count_left(struct visit *v, enum option which)
 {
+	note(v, which, KABPF_LEFT);
 	__sync_fetch_and_add(&v->counters->left, 1);
 }
 
@@ -124,14 +133,14 @@ static __always_inline void set_number(void *to, struct visit *v, enum option wh
 	if (now && !(v->ours >> which & 1)) {
 		if (range.low == range.high) {
 			if (v->policy->mode == KABPF_FILL)
-				return count_left(v);
+				return count_left(v, which);
 		} else if (now >= range.low * unit && now <= range.high * unit) {
-			return count_left(v);
+			return count_left(v, which);
 		} else if (now < range.low * unit) {
 			value = range.low;
 		}
 	}
-	set_option(to, v, SOL_TCP, name, value);
+	set_option(to, v, which, SOL_TCP, name, value);
 }
 
 static __always_inline void set_options(void *to, struct visit *v)
@@ -147,9 +156,9 @@ static __always_inline void set_options(void *to, struct visit *v)
 		return;
 	/* Values of ours without keepalive: the application turned it off again. */
 	if (v->ours && v->policy->mode == KABPF_FILL)
-		return count_left(v);
+		return count_left(v, KEEPALIVE);
 	/* Last, because it arms the timer; the other way round would arm it twice. */
-	set_option(to, v, SOL_SOCKET, SO_KEEPALIVE, 1);
+	set_option(to, v, KEEPALIVE, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
 static __always_inline void set_syn_retries(void *to, struct visit *v)
@@ -159,8 +168,8 @@ static __always_inline void set_syn_retries(void *to, struct visit *v)
 	if (!retries || now == retries)
 		return;
 	if (now && v->policy->mode == KABPF_FILL)
-		return count_left(v);
-	set_option(to, v, SOL_TCP, TCP_SYNCNT, retries);
+		return count_left(v, SYN_RETRIES);
+	set_option(to, v, SYN_RETRIES, SOL_TCP, TCP_SYNCNT, retries);
 }
 
 /* Whether a connection stays on this machine: to a loopback address, or to the socket's own. Both

@@ -119,6 +119,8 @@ def apply(arguments: argparse.Namespace) -> int:
         "covered": len(output.covered(resolution)),
         "changes": output.changes_json(resolution),
     }
+    if any(policy.log for policy in policies):
+        daemon.wait_for_log()
     in_force = output.count(len(policies), "policy", "policies")
     covered = f"{result['covered']} of {output.count(len(resolution.cgroups), 'cgroup')} covered"
     text = f"{in_force} in force, {covered}; changed: {output.changes_text(resolution)}"

@@ -132,6 +132,23 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         "--without-keepalive", action="store_true", help="only where keepalive is off"
     )
 
+    watch = _command(
+        commands,
+        "monitor",
+        _late("monitor", "monitor"),
+        "print what happens to sockets, a line each, as it happens",
+    )
+    watch.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
+    watch.add_argument("--unit", metavar="NAME", help="only of this unit; * stands for any text")
+    watch.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
+    watch.add_argument(
+        "--event",
+        action="append",
+        type=_event,
+        metavar="EVENT",
+        help="only of this kind; may be given more than once",
+    )
+
     look = _command(
         commands,
         "doctor",
@@ -215,6 +232,14 @@ def _late(module: str, function: str) -> Callable[[argparse.Namespace], int]:
         return int(getattr(import_module(f"kabpf.{module}"), function)(arguments))
 
     return call
+
+
+def _event(text: str) -> str:
+    from kabpf.events import EVENTS  # here, because the other commands need nothing of it
+
+    if text not in EVENTS:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(EVENTS)}")
+    return text
 
 
 def _flag(key: str) -> str:

@@ -29,14 +29,18 @@ from kabpf import (
     dataplane,
     fallback,
     files,
+    layout,
     loading,
     reconcile,
+    reports,
     retrofit,
     transient,
 )
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
+from kabpf.events import Monitor
+from kabpf.journal import Journal
 from kabpf.libbpf import RingBuffer
 from kabpf.policy import Policy
 from kabpf.transient import Ends
@@ -53,6 +57,8 @@ NOTIFY_BYTES_MAX = 2000
 # How long after a reload the files are looked at once more: kabpf-reload.path is blind until the
 # reload that it asked for is done.
 SETTLE_S = 1
+
+LOG_PATIENCE_S = 2
 
 _STAYS = "the last good policy stays in force"
 
@@ -158,10 +164,10 @@ def _prune(tree: CgroupTree) -> None:
             tell_changed()
 
 
-def running(run: Path = reconcile.RUN) -> int | None:
+def running(run: Path = reconcile.RUN, lock: str = "kabpfd.lock") -> int | None:
     """The process id of the daemon, or None."""
     try:
-        with open(run / "kabpfd.lock", "rb") as file:
+        with open(run / lock, "rb") as file:
             asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
     except FileNotFoundError:
@@ -174,6 +180,15 @@ def tell_changed(run: Path = reconcile.RUN) -> None:
     if pid := running(run):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR1)
+
+
+def wait_for_log(run: Path = reconcile.RUN) -> None:
+    """Wait until a running daemon hears of sockets that a policy wants logged; not for long, as
+    it can't on every machine. The caller has put the policy in force, and let go of the lock."""
+    deadline = time.monotonic() + LOG_PATIENCE_S
+    lock = reports.lock_name(layout.LOGGER)
+    while running(run) and not running(run, lock) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -204,6 +219,7 @@ class Daemon:
         self._loaded: Dataplane | None = None
         self._identity = 0
         self._events: RingBuffer | None = None
+        self._log: _Log | None = None
         self._born: list[Born] = []
         self._asked_in_vain = 0
         self._policies: tuple[Policy, ...] | None = None  # the last good ones
@@ -273,6 +289,8 @@ class Daemon:
             elif not self._born:
                 self._poll.poll(self._rest_s())
                 self._drain_wake()
+            if self._log:
+                self._log.write()
             if not self._attempt(self._resolve_born):
                 notify(f"STATUS={self._status()}")
         notify("STOPPING=1")
@@ -339,6 +357,8 @@ class Daemon:
         if self._loaded and not self._is_open():
             log.warning("what is pinned is not in force any more; loading it anew")
             self._is_damaged = True
+        if self._log:
+            self._listen(wanted=True)
         # Without BTF nothing tells of a cgroup that was removed and made again.
         is_blind = self._loaded is not None and not self._loaded.reaches_open_sockets
         if self._is_damaged or is_blind or isinstance(self._problem, RefusedError):
@@ -357,13 +377,15 @@ class Daemon:
             self._problem = error
 
     def _rest_s(self) -> float | None:
-        due = [when for when in (self._next_look, self._next_beat) if when is not None]
+        times = (self._next_look, self._next_beat, self._log.due if self._log else None)
+        due = [when for when in times if when is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _adopt(self) -> None:
         with reconcile.locked(), contextlib.suppress(RefusedError):  # another version's
             if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
                 self._watch(loaded)
+                self._listen(wanted=any(each.log for each in loaded.records().values()))
 
     def _is_open(self) -> bool:
         """Whether the data plane that is pinned is the one that is open here, and in force."""
@@ -381,7 +403,29 @@ class Daemon:
         self._events = self._loaded.events(self._born.append)
         self._poll.register(self._events, select.EPOLLIN)
 
+    def _listen(self, *, wanted: bool) -> None:
+        """Log sockets, or don't. It has begun before a policy that wants it comes into force."""
+        if not wanted:
+            self._stop_listening()
+        elif not self._log or not self._log.is_current():
+            self._stop_listening()
+            try:
+                self._log = _Log(self._tree)
+            except KabpfError as error:
+                log.warning("sockets are not logged: %s", error)
+            else:
+                for descriptor in self._log.descriptors():
+                    self._poll.register(descriptor, select.EPOLLIN)
+
+    def _stop_listening(self) -> None:
+        if self._log:
+            for descriptor in self._log.descriptors():
+                self._poll.unregister(descriptor)
+            self._log.close()
+            self._log = None
+
     def _close(self) -> None:
+        self._stop_listening()
         if self._events:
             self._poll.unregister(self._events)
             self._events.close()
@@ -396,6 +440,7 @@ class Daemon:
         self._born.clear()
         self._asked_in_vain = self._loaded.totals().asked_in_vain
         self._last = None
+        self._listen(wanted=any(policy.log for policy in policies))
         self._last = reconcile.reconcile(policies, self._tree, self._loaded, self._stamp)
         self._problem = None
 
@@ -467,6 +512,38 @@ class Daemon:
         lines = str(self._problem).splitlines()
         stays = f", and {_STAYS}" if self._stays() else ""
         return f"{counts}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
+
+
+class _Log:
+    """What happens to sockets of policies that want it logged, on its way to the journal."""
+
+    def __init__(self, tree: CgroupTree) -> None:
+        with contextlib.ExitStack() as stack:
+            self._monitor = stack.enter_context(Monitor(dataplane.PINS, tree, log=True))
+            self._journal = stack.enter_context(Journal(log.info))
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self.write()
+        self._stack.close()
+
+    def descriptors(self) -> list[int]:
+        """Of which one is readable when there is something new to write."""
+        return self._monitor.descriptors()
+
+    @property
+    def due(self) -> float | None:
+        """When to write though there is nothing new, by time.monotonic()."""
+        return 0 if self._monitor.is_waiting else self._journal.due
+
+    def is_current(self) -> bool:
+        """Whether everything is heard of."""
+        return self._monitor.is_current()
+
+    def write(self) -> None:
+        for event in self._monitor.read():
+            self._journal.write(event)
+        self._journal.settle()
 
 
 def _watchdog_s() -> float | None:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack
@@ -50,14 +51,20 @@ MAPS = {  # their keys and values
 }
 ARRAYS = ("kabpf_policies", "kabpf_counters", "kabpf_totals")  # a slot of zeros is unused
 EVENTS = "kabpf_events"
+MONITORS = "kabpf_monitors"
+LOG = "kabpf_log"
+LISTENING = "kabpf_listening"
+CHANNELS = (EVENTS, MONITORS, LOG, LISTENING)  # maps of which nothing is kept
 LISTER = "kabpf_list"
 RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
-TRACERS = ("kabpf_birth", "kabpf_death", RETROFIT, LISTER)
+TRACERS = ("kabpf_birth", "kabpf_death", "kabpf_closed", RETROFIT, LISTER)
 SOCK_OPS = "kabpf_sockops"
 SOCK_OPS_PROGRAM = "kabpf_sockops_program"
 SETSOCKOPT = "kabpf_setsockopt"  # the link, while there is one
 SETSOCKOPT_PROGRAM = "kabpf_setsockopt_program"
+
+CLOCK_MONOTONIC_COARSE = 6
 
 NODES = 1 << 20  # numbers for the networks of one policy
 
@@ -83,6 +90,7 @@ class Counters:
     left: int
     swallowed: int
     limited: int
+    died: int
     failed: dict[str, int]  # by the errno's name
 
 
@@ -177,6 +185,11 @@ class Dataplane:
         found = {id: self._cgroups.look_up(layout.key(id, 8)) for id in ids}
         return {id: layout.read_entry(value) for id, value in found.items() if value}
 
+    def policy_name(self, id: int) -> str | None:
+        """The name of the policy that has this id now, or None."""
+        raw = self._policies.look_up(layout.key(id)) or bytes(CPolicy())
+        return CPolicy.from_buffer_copy(raw).name.decode() or None
+
     def usage(self) -> Counter[int]:
         """How many cgroups have each policy, by its id."""
         values = (value for _, value in self._cgroups.items())
@@ -200,7 +213,7 @@ class Dataplane:
                 f"{self.pins / SOCK_OPS} has another program",
                 hint="expected the one beside it: kabpfctl apply",
             )
-        for name in (*TRACERS, EVENTS, SETSOCKOPT_PROGRAM):
+        for name in (*TRACERS, *CHANNELS, SETSOCKOPT_PROGRAM):
             if not (self.pins / name).exists():
                 raise RefusedError(f"{self.pins / name} is missing", hint="expected kabpfctl apply")
 
@@ -265,6 +278,7 @@ class Dataplane:
                 raw.left,
                 raw.swallowed,
                 raw.limited,
+                raw.died,
                 failed.get(id, {}),
             )
         return found
@@ -357,6 +371,11 @@ class Dataplane:
         for key in self._ports.all_keys():
             if CPort.from_buffer_copy(key).network // NODES in policy_ids:
                 self._ports.delete(key)
+
+
+def jiffies() -> int:
+    """How many of the kernel's jiffies a second has."""
+    return round(1 / time.clock_getres(CLOCK_MONOTONIC_COARSE))
 
 
 def retrofit(pins: Path, namespace: int) -> None:

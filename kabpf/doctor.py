@@ -46,7 +46,7 @@ PINNED = {
     Loader.BCC: set(fallback.PINNED),
     Loader.LIBBPF: {
         *dataplane.MAPS,
-        dataplane.EVENTS,
+        *dataplane.CHANNELS,
         *dataplane.TRACERS,
         dataplane.SOCK_OPS,
         dataplane.SOCK_OPS_PROGRAM,

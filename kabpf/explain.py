@@ -126,6 +126,7 @@ def _values(policy: Policy) -> dict[str, Any]:
         "direction": str(rules.direction),
         "loopback": rules.loopback,
         "existing": policy.existing,
+        **({"log": "sockets"} if policy.log else {}),
         "keepalive": rules.options.keepalive,
         **(given if rules.options.keepalive else {}),
     }

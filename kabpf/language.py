@@ -35,7 +35,7 @@ from kabpf.users import Users
 
 FILE_KEYS = ("defaults", "policies", "users")
 POLICY_KEYS = (
-    "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing",
+    "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing", "log",
 )  # fmt: skip
 # Where files may have two keys more: those of commands, and those of `kabpfctl run`, which nothing
 # watches.
@@ -218,16 +218,17 @@ def _policy(
         _choice(keys, "loopback", ("true", "false")) == "true",
     )
     existing = _choice(keys, "existing", ("true", "false")) == "true"
+    log = _choice(keys, "log", ("off", "sockets")) == "sockets"
     origins: dict[str, Origin] = {
         key: Origin(keys[key].source)
-        for key in ("keepalive", "mode", "direction", "loopback", "existing")
+        for key in ("keepalive", "mode", "direction", "loopback", "existing", "log")
         if key in keys
     }
     until = _until(keys["until"]) if "until" in keys else None
     owner = _integer(keys["owner"], "a user's id", OWNER_MAX) if "owner" in keys else None
     if owner is not None and until is None:
         raise keys["owner"].error("without until, expected the cgroup that it is about")
-    policy = Policy(name, selected, rules, node.source, existing, until, owner, origins)
+    policy = Policy(name, selected, rules, node.source, existing, log, until, owner, origins)
     return PolicyDraft(policy, draft, _destinations(keys))
 
 

@@ -7,20 +7,25 @@ import functools
 import os
 import struct
 import sys
+from typing import NamedTuple
 
 from kabpf.plan import BirthEntry, Entry, Record
 from kabpf.policy import Direction, Mode, Options, Range
 
-LAYOUT = 2
+LAYOUT = 3
 POLICIES = 4096
 CGROUPS = 65536
 BIRTHS = 65536
 NAME = 256
 FORMER = 4
+MONITORS, LOGGER = 8, 0
 NEVER = 0xFFFFFFFF
 
+OUTCOME_BITS, SET, LEFT = 10, 1023, 1022
+NEW, OPEN, SWALLOWED, LIMITED, DIED, CALLED = range(6)
+
 MODES = {Mode.FILL: 0, Mode.OVERRIDE: 1, Mode.ENFORCE: 2}
-OUT, IN, LOOPBACK, PLAIN, LISTENERS, EXISTING = 1, 2, 4, 8, 16, 32
+OUT, IN, LOOPBACK, PLAIN, LISTENERS, EXISTING, LOG = 1, 2, 4, 8, 16, 32, 64
 DIRECTIONS = {Direction.OUT: OUT, Direction.IN: IN, Direction.BOTH: OUT | IN}
 
 
@@ -95,7 +100,7 @@ class CCounters(ctypes.Structure):
         ("swallowed", ctypes.c_uint64),
         ("limited", ctypes.c_uint64),
         ("failed", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64),
+        ("died", ctypes.c_uint64),
     )
 
 
@@ -115,6 +120,7 @@ class CTotals(ctypes.Structure):
 
 class CEvent(ctypes.Structure):
     _fields_ = (
+        ("time_ns", ctypes.c_uint64),
         ("cgroup_id", ctypes.c_uint64),
         ("parent_id", ctypes.c_uint64),
         ("name", ctypes.c_char * NAME),
@@ -141,6 +147,84 @@ class CSocket(ctypes.Structure):
         ("by", ctypes.c_uint8 * 8),
         ("reserved", ctypes.c_uint32),
     )
+
+
+class CReport(ctypes.Structure):
+    _fields_ = (
+        ("time_ns", ctypes.c_uint64),
+        ("cgroup_id", ctypes.c_uint64),
+        ("outcomes", ctypes.c_uint64),
+        ("policy_id", ctypes.c_uint32),
+        ("pid", ctypes.c_uint32),
+        ("command", ctypes.c_char * 16),
+        ("local", ctypes.c_uint8 * 16),
+        ("remote", ctypes.c_uint8 * 16),
+        ("local_port", ctypes.c_uint16),
+        ("remote_port", ctypes.c_uint16),
+        ("namespace", ctypes.c_uint32),
+        ("family", ctypes.c_uint16),
+        ("what", ctypes.c_uint8),
+        ("direction", ctypes.c_uint8),
+        ("keepalive", ctypes.c_uint32),
+        ("idle_s", ctypes.c_uint32),
+        ("interval_s", ctypes.c_uint32),
+        ("probes", ctypes.c_uint32),
+        ("user_timeout_ms", ctypes.c_uint32),
+        ("option", ctypes.c_uint32),
+        ("asked", ctypes.c_uint32),
+        ("reason", ctypes.c_uint32),
+        ("error", ctypes.c_uint32),
+        ("silent_ms", ctypes.c_uint32),
+        ("sent", ctypes.c_uint32),
+    )
+
+
+class Report(NamedTuple):
+    """A kabpf_report, as kabpf.h says."""
+
+    time_ns: int
+    cgroup_id: int
+    outcomes: int
+    policy_id: int
+    pid: int
+    command: bytes
+    local: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+    namespace: int
+    family: int
+    what: int
+    direction: int
+    keepalive: int
+    idle_s: int
+    interval_s: int
+    probes: int
+    user_timeout_ms: int
+    option: int
+    asked: int
+    reason: int
+    error: int
+    silent_ms: int
+    sent: int
+
+
+# A busy machine has 20,000 of them a second, and a ctypes structure takes ten times longer.
+_REPORT = struct.Struct("=QQQII16s16s16sHHIHBB11I")
+REPORT_SIZE = _REPORT.size
+
+
+def read_report(raw: bytes) -> Report | CEvent:
+    """What a monitor is told; the kernel has lengthened it."""
+    if len(raw) >= ctypes.sizeof(CEvent):
+        return CEvent.from_buffer_copy(raw)
+    return Report._make(_REPORT.unpack_from(raw))
+
+
+def read_outcomes(outcomes: int) -> tuple[int, ...]:
+    """Each option's outcome: an errno, SET, LEFT, or 0."""
+    mask = (1 << OUTCOME_BITS) - 1
+    return tuple(outcomes >> place * OUTCOME_BITS & mask for place in range(6))
 
 
 def number(raw: bytes) -> int:
@@ -220,6 +304,7 @@ def policy(record: Record) -> bytes:
     flags |= LOOPBACK if record.loopback else 0
     flags |= EXISTING if record.existing else 0
     flags |= PLAIN if record.is_plain else 0
+    flags |= LOG if record.log else 0
     # What a listener has, every socket has that it accepts.
     if flags & IN and record.loopback and not record.digest and not record.options.jitter_percent:
         flags |= LISTENERS if record.options.keepalive else 0
@@ -237,6 +322,7 @@ def read_policy(raw: bytes) -> Record:
         next(way for way, bits in DIRECTIONS.items() if bits == found.flags & (OUT | IN)),
         bool(found.flags & LOOPBACK),
         bool(found.flags & EXISTING),
+        bool(found.flags & LOG),
         found.destinations,
     )
 

@@ -37,11 +37,14 @@ SYS_OPENAT2 = 437  # on all architectures but Alpha
 # RESOLVE_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS and _BENEATH (openat2(2))
 RESOLVE_WITHIN = 0x01 | 0x02 | 0x04 | 0x08
 CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
+PERF_RECORD_SAMPLE = 9  # enum perf_event_type (linux/perf_event.h)
 PRINT_WARN = 0  # enum libbpf_print_level
 BATCH = 4096
 
 _Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _Sample = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+_Record = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 _POINTER, _INT, _TEXT, _U32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32
 _U32_POINTER = ctypes.POINTER(_U32)
@@ -51,6 +54,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_object__close": (None, _POINTER),
     "bpf_object__find_map_by_name": (_POINTER, _POINTER, _TEXT),
     "bpf_object__find_program_by_name": (_POINTER, _POINTER, _TEXT),
+    "bpf_map__set_max_entries": (_INT, _POINTER, _U32),
     "bpf_map__initial_value": (_POINTER, _POINTER, ctypes.POINTER(ctypes.c_size_t)),
     "bpf_map__type": (_INT, _POINTER),
     "bpf_map__key_size": (_U32, _POINTER),
@@ -81,6 +85,14 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_map_lookup_batch": (
         _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _U32_POINTER, _POINTER,
     ),
+    "perf_buffer__new_raw": (
+        _POINTER, _INT, ctypes.c_size_t, _POINTER, _Record, _POINTER, _POINTER,
+    ),
+    "perf_buffer__free": (None, _POINTER),
+    "perf_buffer__consume": (_INT, _POINTER),
+    "perf_buffer__buffer_cnt": (ctypes.c_size_t, _POINTER),
+    "perf_buffer__buffer_fd": (_INT, _POINTER, ctypes.c_size_t),
+    "libbpf_num_possible_cpus": (_INT,),
     "ring_buffer__new": (_POINTER, _INT, _Sample, _POINTER, _POINTER),
     "ring_buffer__free": (None, _POINTER),
     "ring_buffer__consume": (_INT, _POINTER),
@@ -117,11 +129,17 @@ class Object:
     def __exit__(self, *_: object) -> None:
         _library().bpf_object__close(self._handle)
 
-    def set_constant(self, value: int) -> None:
-        """Give the object's one read-only variable, a __u32, its value; before `load`."""
+    def set_constants(self, *values: int) -> None:
+        """Give the object's read-only variables, a __u32 each, their values; before `load`."""
         size = ctypes.c_size_t()
         memory = _library().bpf_map__initial_value(self._map(".rodata"), ctypes.byref(size))
-        ctypes.memmove(memory, value.to_bytes(4, sys.byteorder), 4)
+        raw = b"".join(value.to_bytes(4, sys.byteorder) for value in values)
+        ctypes.memmove(memory, raw, len(raw))
+
+    def set_room(self, name: str, entries: int) -> None:
+        """Give a map so many entries; before `load`."""
+        step = f"make room in {name}"
+        _checked(step, _library().bpf_map__set_max_entries(self._map(name), entries))
 
     def load(self) -> None:
         """Create the maps and have the kernel verify the programs.
@@ -313,9 +331,128 @@ class RingBuffer:
         """A descriptor that is readable while events wait."""
         return int(_library().ring_buffer__epoll_fd(self._handle))
 
+    def descriptors(self) -> list[int]:
+        """The same, as PerfBuffers has them."""
+        return [self.fileno()]
+
     def consume(self) -> None:
         """Receive every event that waits, without waiting for one."""
         _checked("read events", _library().ring_buffer__consume(self._handle))
+
+
+class PerfBuffers:
+    """Perf events in the pinned map at `path`, one for each processor that works, from the key
+    `first` on, with so many pages each; they go when this process does. A context manager.
+
+    `consume` calls `receive` with the bytes of each event that waits.
+    """
+
+    def __init__(self, path: str, first: int, pages: int, receive: Callable[[bytes], None]) -> None:
+        def record(_context: int, _cpu: int, address: int) -> int:
+            header = _RecordHeader.from_address(address)
+            if header.type == PERF_RECORD_SAMPLE:
+                receive(ctypes.string_at(address + ctypes.sizeof(header), header.raw_size))
+            return GO_ON
+
+        self._record = _Record(record)
+        attributes, options = _PerfAttributes.of_bpf(), _RawOptions(first)
+        # Its end takes the events out of the map (perf_event_fd_array_release() in
+        # kernel/bpf/arraymap.c), also when the process is killed.
+        self._map = _checked(f"open {path}", _library().bpf_obj_get(path.encode()))
+        try:
+            self._handle = _pointer(
+                f"read {path}",
+                _library().perf_buffer__new_raw(
+                    self._map,
+                    pages,
+                    ctypes.byref(attributes),
+                    self._record,
+                    None,
+                    ctypes.byref(options),
+                ),
+            )
+        except RefusedError:
+            os.close(self._map)
+            raise
+
+    def __enter__(self) -> PerfBuffers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the events out of the map."""
+        _library().perf_buffer__free(self._handle)
+        os.close(self._map)
+
+    def descriptors(self) -> list[int]:
+        """One for each processor, which is readable once after events came. So an epoll of them
+        would not do for another one: the first look at it takes the news away (perf_poll() in
+        kernel/events/core.c)."""
+        library = _library()
+        count = library.perf_buffer__buffer_cnt(self._handle)
+        return [int(library.perf_buffer__buffer_fd(self._handle, each)) for each in range(count)]
+
+    def consume(self) -> None:
+        """Receive every event that waits, without waiting for one."""
+        _checked("read events", _library().perf_buffer__consume(self._handle))
+
+
+GO_ON = -2  # LIBBPF_PERF_EVENT_CONT
+
+
+class _RecordHeader(ctypes.Structure):
+    """struct perf_event_header (linux/perf_event.h), and the size of a sample."""
+
+    _fields_ = (
+        ("type", _U32),
+        ("misc", ctypes.c_uint16),
+        ("size", ctypes.c_uint16),
+        ("raw_size", _U32),
+    )
+
+
+class _PerfAttributes(ctypes.Structure):
+    """The beginning of struct perf_event_attr (linux/perf_event.h)."""
+
+    _fields_ = (
+        ("type", _U32),
+        ("size", _U32),
+        ("config", ctypes.c_uint64),
+        ("sample_period", ctypes.c_uint64),
+        ("sample_type", ctypes.c_uint64),
+        ("read_format", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+        ("wakeup_events", _U32),
+        ("bp_type", _U32),
+        ("config1", ctypes.c_uint64),
+    )
+
+    @classmethod
+    def of_bpf(cls) -> _PerfAttributes:
+        """Of what bpf_perf_event_output() writes; each event wakes the reader."""
+        software, bpf_output, sample_raw = 1, 10, 1 << 10
+        size = ctypes.sizeof(cls)  # PERF_ATTR_SIZE_VER0
+        return cls(software, size, bpf_output, 1, sample_raw, 0, 0, 1)
+
+
+class _RawOptions(ctypes.Structure):
+    """struct perf_buffer_raw_opts (bpf/libbpf.h)."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("count", ctypes.c_int),
+        ("cpus", _POINTER),
+        ("keys", _POINTER),
+    )
+
+    def __init__(self, first: int) -> None:
+        cpus = [cpu for cpu in range(processors()) if _is_online(cpu)]
+        room = ctypes.c_int * len(cpus)
+        self._arrays = room(*cpus), room(*(first + cpu for cpu in cpus))
+        pointers = (ctypes.addressof(array) for array in self._arrays)
+        super().__init__(ctypes.sizeof(type(self)), len(cpus), *pointers)
 
 
 class _MapInfo(ctypes.Structure):
@@ -562,6 +699,20 @@ def probe() -> None:
     error = _library().bpf_prog_get_next_id(0, ctypes.byref(_U32()))
     if error != -errno.ENOENT:  # no program at all
         _checked("call bpf(2)", error)
+
+
+def processors() -> int:
+    """How many processors the kernel may ever have."""
+    return _checked("count processors", _library().libbpf_num_possible_cpus())
+
+
+def _is_online(cpu: int) -> bool:
+    """One that can't be taken off has no such file."""
+    try:
+        with open(f"/sys/devices/system/cpu/cpu{cpu}/online") as file:
+            return file.read().strip() == "1"
+    except FileNotFoundError:
+        return os.path.isdir(f"/sys/devices/system/cpu/cpu{cpu}")
 
 
 def version() -> str:

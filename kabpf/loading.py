@@ -14,15 +14,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from kabpf import capabilities, dataplane, fallback, libbpf
+from kabpf import capabilities, dataplane, fallback, layout, libbpf
 from kabpf.cgroups import CgroupTree, own_mounts
 from kabpf.dataplane import (
-    EVENTS,
+    CHANNELS,
     MAPS,
     OBJECT,
     SETSOCKOPT_PROGRAM,
@@ -36,8 +35,6 @@ from kabpf.fallback import Fallback
 from kabpf.layout import LAYOUT, CTotals
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-
-CLOCK_MONOTONIC_COARSE = 6
 
 WRITABLE = "expected a BPF file system that can be written to"
 
@@ -219,14 +216,16 @@ def _mark(pins: Path, build: int) -> None:
 
 
 def _load_into(staging: Path, programs: libbpf.Object) -> None:
-    programs.set_constant(round(1 / time.clock_getres(CLOCK_MONOTONIC_COARSE)))
+    processors = libbpf.processors()
+    programs.set_constants(dataplane.jiffies(), processors)
+    programs.set_room(dataplane.MONITORS, layout.MONITORS * processors)
     try:
         programs.load()
     except RefusedError as error:
         require_system_call(error)
         _require_features()
         raise _explained(error) from None
-    for name in (*MAPS, EVENTS):
+    for name in (*MAPS, *CHANNELS):
         programs.pin_map(name, str(staging / name))
     programs.pin_program("kabpf_sockops", str(staging / SOCK_OPS_PROGRAM))
     programs.pin_program("kabpf_setsockopt", str(staging / SETSOCKOPT_PROGRAM))

@@ -19,7 +19,16 @@ _RICH_ROWS = 300
 _NARROW = 12  # characters; a column of such cells is not folded
 
 OPTION_HEADS = ("IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT")
-COUNTER_HEADS = ("NEW", "LISTENERS", "RETROFITTED", "LEFT", "SWALLOWED", "LIMITED", "FAILED")
+COUNTER_HEADS = (
+    "NEW",
+    "LISTENERS",
+    "RETROFITTED",
+    "LEFT",
+    "SWALLOWED",
+    "LIMITED",
+    "DIED",
+    "FAILED",
+)
 
 
 def answer(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> int:
@@ -94,6 +103,8 @@ def more_cell(record: Record) -> str:
         words.append("no loopback")
     if not record.existing:
         words.append("no open sockets")
+    if record.log:
+        words.append("logs sockets")
     if record.digest:
         words.append("by destination")
     return ", ".join(words) or "-"
@@ -116,6 +127,7 @@ def counter_cells(counters: Counters) -> tuple[str, ...]:
         counters.left,
         counters.swallowed,
         counters.limited,
+        counters.died,
     )
     return (*map(str, counts), failed or "0")
 

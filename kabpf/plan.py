@@ -39,6 +39,7 @@ class Record:
     direction: Direction = Direction.BOTH
     loopback: bool = True
     existing: bool = True
+    log: bool = False
     digest: int = 0
     destinations: tuple[Destination, ...] = field(default=(), compare=False)
 
@@ -333,6 +334,7 @@ def record(policy: Policy) -> Record:
         rules.direction,
         rules.loopback,
         policy.existing,
+        policy.log,
         _digest(rules.destinations),
         rules.destinations,
     )

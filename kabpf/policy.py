@@ -126,6 +126,7 @@ class Policy:
     rules: Rules
     source: Source
     existing: bool = True  # open connections are given what is new, too
+    log: bool = False  # what happens to its sockets is written to the journal
     until: Until | None = None
     owner: int | None = None
     origins: Mapping[str, Origin] = field(  # by option key

@@ -123,6 +123,7 @@ def _conditions_json(found: Record) -> dict[str, Any]:
         "direction": str(found.direction),
         "loopback": found.loopback,
         "existing": found.existing,
+        "log": "sockets" if found.log else "off",
         "destinations": found.digest != 0,
     }
 

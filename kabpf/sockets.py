@@ -81,7 +81,7 @@ class Socket:
     @property
     def unit(self) -> str | None:
         """The innermost systemd unit that the cgroup is in."""
-        return next(reversed(_units(self.cgroup)), None)
+        return next(reversed(units(self.cgroup)), None)
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,18 @@ class Filter:
     def __call__(self, found: Socket) -> bool:
         """Whether a socket is asked for."""
         return (
-            (self.cgroup is None or _is_within(found.cgroup, self.cgroup))
-            and (self.unit is None or bool(fnmatch.filter(_units(found.cgroup), self.unit)))
+            is_inside(found.cgroup, self.cgroup, self.unit)
             and (self.policy is None or found.policy == self.policy)
             and (not self.without_keepalive or found.keepalive is False)
         )
+
+
+def is_inside(path: str | None, cgroup: str | None, unit: str | None) -> bool:
+    """Whether a cgroup is asked for: in the cgroup of this path, and in a unit of this name or
+    glob, or below them; None is any."""
+    return (cgroup is None or _is_within(path, cgroup)) and (
+        unit is None or bool(fnmatch.filter(units(path), unit))
+    )
 
 
 def from_dataplane(
@@ -115,8 +122,8 @@ def from_dataplane(
             paths.get(record.cgroup_id),
             record.namespace,
             FAMILIES[record.family],
-            Address(_text(bytes(record.local)), record.local_port),
-            Address(_text(bytes(record.remote)), record.remote_port),
+            Address(text(bytes(record.local)), record.local_port),
+            Address(text(bytes(record.remote)), record.remote_port),
             STATES[record.state],
             bool(record.keepalive),
             record.idle_s,
@@ -200,8 +207,9 @@ def _set_by(setters: bytes) -> dict[str, str]:
     return {option: SETTERS[setter] for option, setter in zip(SET, setters, strict=False)}
 
 
-@functools.cache
-def _units(path: str | None) -> tuple[str, ...]:
+@functools.lru_cache(maxsize=65536)
+def units(path: str | None) -> tuple[str, ...]:
+    """The systemd units that a cgroup is in, the innermost last."""
     return tuple(name for name in (path or "").split("/") if UNIT.fullmatch(name))
 
 
@@ -209,7 +217,8 @@ def _is_within(path: str | None, outer: str) -> bool:
     return path is not None and (path == outer or path.startswith(outer.rstrip("/") + "/"))
 
 
-def _text(address: bytes) -> str:
+def text(address: bytes) -> str:
+    """An address of 128 bits as people write it."""
     if address.startswith(MAPPED):
         return socket.inet_ntop(socket.AF_INET, address[len(MAPPED) :])
     return socket.inet_ntop(socket.AF_INET6, address)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kabpf import dataplane, fallback, layout, matching, plan, sockets
+from kabpf import dataplane, events, fallback, layout, matching, plan, sockets
 
 HEADER = (Path(__file__).parent.parent / "bpf/kabpf.h").read_text()
 BPFTOOL = shutil.which("bpftool", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
@@ -33,13 +33,32 @@ MIRRORS = {
     "kabpf_totals": layout.CTotals,
     "kabpf_event": layout.CEvent,
     "kabpf_socket": layout.CSocket,
+    "kabpf_report": layout.CReport,
 }
-# BTF has what maps and arguments of programs lead to; an event goes through a ring buffer, a socket
-# through the output of an iterator.
-IN_BTF = [name for name in MIRRORS if name not in ("kabpf_event", "kabpf_socket")]
+# BTF has what maps and arguments of programs lead to; an event and a report go through a ring
+# buffer, a socket through the output of an iterator.
+IN_BTF = [name for name in MIRRORS if name not in ("kabpf_event", "kabpf_socket", "kabpf_report")]
 
-HASH, ARRAY, TRIE, RINGBUF = 1, 2, 11, 27  # enum bpf_map_type
+HASH, ARRAY, PERF_EVENT_ARRAY, TRIE, RINGBUF = 1, 2, 4, 11, 27  # enum bpf_map_type
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
+
+
+def number_of(names: dict[int, str], name: str) -> int:
+    return next(number for number, each in names.items() if each == name)
+
+
+def test_report_is_read_as_it_is_laid_out() -> None:
+    """The quick reader of reports has the members of the struct, at the same places."""
+    raw = bytes(range(layout.REPORT_SIZE))
+    struct = layout.CReport.from_buffer_copy(raw)
+    report = layout.read_report(raw + bytes(4))
+    assert isinstance(report, layout.Report)
+    assert ctypes.sizeof(layout.CReport) == layout.REPORT_SIZE
+    assert report._fields == tuple(name for name, _ in layout.CReport._fields_)
+    for name in report._fields:
+        value = getattr(struct, name)
+        assert getattr(report, name) == (value if isinstance(value, int) else bytes(value))
+
 
 needs_bpftool = pytest.mark.skipif(BPFTOOL is None, reason="it takes bpftool to read BTF")
 
@@ -87,6 +106,9 @@ def test_mirror_has_the_members_of_the_object(name: str) -> None:
         ("kabpf_failures", HASH, layout.CFailure, 8, 1024, NO_PREALLOC),
         ("kabpf_totals", ARRAY, 4, layout.CTotals, 1, 0),
         ("kabpf_events", RINGBUF, 0, 0, 262144, 0),
+        ("kabpf_log", RINGBUF, 0, 0, 262144, 0),
+        ("kabpf_monitors", PERF_EVENT_ARRAY, 4, 4, layout.MONITORS, 0),
+        ("kabpf_listening", ARRAY, 4, 8, 1 + layout.MONITORS, 0),
     ],
 )
 def test_map_is_declared_as_python_opens_it(
@@ -117,11 +139,13 @@ def test_fallback_declares_what_python_makes_room_for() -> None:
 def test_python_pins_every_map_and_attaches_every_program() -> None:
     """What the object has is what the data plane pins."""
     programs = {each["name"] for each in btf() if each["kind"] == "FUNC"}
-    assert maps().keys() == {*dataplane.MAPS, dataplane.EVENTS}
+    assert maps().keys() == {*dataplane.MAPS, *dataplane.CHANNELS}
     assert programs == {
         *dataplane.TRACERS,
         dataplane.SOCK_OPS,
         dataplane.SETSOCKOPT,
+        "kabpf_tell_new",
+        "kabpf_tell_set",
         "find_options",
         "kabpf_either",
     }
@@ -130,16 +154,19 @@ def test_python_pins_every_map_and_attaches_every_program() -> None:
 def test_names_are_kept_whole_by_the_kernel() -> None:
     """Names start with kabpf_ and fit into the 15 characters of the kernel; kabpf_setsockopt, which
     is called as what it sees, loses its last letter."""
-    names = [*dataplane.MAPS, dataplane.EVENTS, *dataplane.TRACERS, dataplane.SOCK_OPS]
+    names = [*dataplane.MAPS, *dataplane.CHANNELS, *dataplane.TRACERS, dataplane.SOCK_OPS]
     assert [name for name in names if not re.fullmatch("kabpf_.{1,9}", name)] == []
 
 
 @needs_bpftool
-def test_object_has_one_constant_to_set() -> None:
-    """The read-only data are one __u32, the jiffies in a second, which Python sets blindly."""
+def test_object_has_two_constants_to_set() -> None:
+    """The read-only data are two of __u32, the jiffies in a second and the processors, which Python
+    sets blindly in this order."""
     (data,) = (each for each in btf() if each["name"] == ".rodata")
-    (constant,) = data["vars"]
-    assert (types()[constant["type_id"]]["name"], constant["size"]) == ("kabpf_hz", 4)
+    assert [(types()[each["type_id"]]["name"], each["size"]) for each in data["vars"]] == [
+        ("kabpf_hz", 4),
+        ("kabpf_cpus", 4),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +185,22 @@ def test_object_has_one_constant_to_set() -> None:
         ("KABPF_PLAIN", layout.PLAIN),
         ("KABPF_LISTENERS", layout.LISTENERS),
         ("KABPF_EXISTING", layout.EXISTING),
+        ("KABPF_LOG", layout.LOG),
+        ("KABPF_OUTCOME_BITS", layout.OUTCOME_BITS),
+        ("KABPF_SET", layout.SET),
+        ("KABPF_LEFT", layout.LEFT),
+        ("KABPF_NEW", layout.NEW),
+        ("KABPF_OPEN", layout.OPEN),
+        ("KABPF_SWALLOWED", layout.SWALLOWED),
+        ("KABPF_LIMITED", layout.LIMITED),
+        ("KABPF_DIED", layout.DIED),
+        ("KABPF_CALLED", layout.CALLED),
+        ("KABPF_MONITORS", layout.MONITORS),
+        ("KABPF_LOGGER", layout.LOGGER),
+        ("KABPF_KEEPALIVE", number_of(events.REASONS, "keepalive")),
+        ("KABPF_USER_TIMEOUT", number_of(events.REASONS, "user timeout")),
+        ("KABPF_RETRANSMISSION", number_of(events.REASONS, "retransmissions")),
+        ("KABPF_ZERO_WINDOW", number_of(events.REASONS, "zero window")),
         ("KABPF_STATE_UNKNOWN", matching.UNKNOWN),
         ("KABPF_STATE_ANYWHERE", matching.ANYWHERE),
         ("KABPF_NEVER", layout.NEVER),

@@ -28,7 +28,7 @@ from kabpf.policy import (
 from kabpf.presets import presets
 
 FILE = "/etc/kabpf/policy.d/app.service.yaml"
-POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing"
+POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing, log"
 OPTIONS = "idle, interval, probes, user_timeout, jitter, syn_retries, preset"
 KEEPALIVE = "off, on, or options (idle, interval, ...)"
 SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
@@ -292,6 +292,7 @@ WORDS_OF_A_POLICY = [
     ("loopback: True", "1: loopback: True, expected true or false"),
     ("existing: 0", "1: existing: 0, expected true or false"),
     ("existing: ~", "1: existing: ~, expected true or false"),
+    ("log: true", "1: log: true, expected off or sockets"),
     ("mod: fill", "1: mod: unknown key, did you mean mode?"),
     ("destination: []", "1: destination: unknown key, did you mean destinations?"),
 ]
@@ -665,6 +666,13 @@ def test_policy_may_leave_existing_connections(text: str, existing: bool) -> Non
     """Open connections are given what is new unless the policy says not to."""
     (found,) = combined((FILE, f"keepalive: on\n{text and f'existing: {text}'}"))
     assert found.existing is existing
+
+
+@pytest.mark.parametrize(("text", "log"), [("", False), ("off", False), ("sockets", True)])
+def test_policy_may_have_its_sockets_logged(text: str, log: bool) -> None:
+    """Nothing is logged unless the policy says so."""
+    (found,) = combined((FILE, f"keepalive: on\n{text and f'log: {text}'}"))
+    assert found.log is log
 
 
 @pytest.mark.parametrize(

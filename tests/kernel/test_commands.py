@@ -221,7 +221,7 @@ def test_status_counts_what_happened(cgroup, kabpfctl, peer):
     assert policy["cgroups"] == 1
     assert policy["counters"] == {
         "established": 2, "listening": 1, "retrofitted": 1, "left": 1, "swallowed": 0,
-        "limited": 0, "failed": {},
+        "limited": 0, "died": 0, "failed": {},
     }  # fmt: skip
     assert status["policy_files"] == {"policies": 1, "errors": [], "applied": True}
 

@@ -77,6 +77,11 @@ def set_option(number, name, value):
     SOCKETS[number].setsockopt(*OPTIONS[name], value)
 
 
+def set_often(number, name, value, count):
+    for _ in range(count):
+        SOCKETS[number].setsockopt(*OPTIONS[name], value)
+
+
 def set_bytes(number, level, name, value):
     """Set any option to bytes, given in hexadecimal; the errno's name, or ""."""
     try:

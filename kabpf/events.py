@@ -1,0 +1,380 @@
+"""What happens to the sockets of covered cgroups, as values."""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import functools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from kabpf import layout, reconcile, sockets
+from kabpf.cgroups import CgroupTree
+from kabpf.dataplane import Dataplane
+from kabpf.errors import RefusedError
+from kabpf.layout import CEvent, Report
+from kabpf.reports import Reports
+from kabpf.sockets import Address
+
+EVENTS = ("set", "retrofitted", "left", "failed", "swallowed", "limited", "died")
+
+REASONS = {  # KABPF_KEEPALIVE and so on
+    1: "keepalive",
+    2: "user timeout",
+    3: "retransmissions",
+    4: "zero window",
+}
+WAYS = {0: "listen", layout.OUT: "out", layout.IN: "in"}
+
+PATHS_MAX = 200_000  # cgroups, most of them gone, whose paths are remembered
+CALLERS_MAX = 50_000  # connections whose processes are remembered
+
+
+class Option(NamedTuple):
+    """An option as a socket has it now. `outcome` says what kabpf did: "set"; "left" as the
+    application had it; an errno's name where the kernel refused; or None where there was nothing to
+    do, as on a connection that has it from its listener."""
+
+    value: int | bool | None  # None: not set on the socket, so that the system's counts
+    outcome: str | None
+
+
+class Death(NamedTuple):
+    """How a connection ended."""
+
+    reason: str  # one of REASONS
+    error: str  # as the application reads it: ETIMEDOUT, or what ICMP had said
+    silent_ms: int  # since the last receipt
+    sent: int  # keepalive or window probes, or retransmissions, that were not answered
+
+
+class Call(NamedTuple):
+    """A setsockopt(2) that was not obeyed as it was made."""
+
+    option: str
+    asked: int | bool
+
+
+class Event(NamedTuple):
+    """Something that happened to one socket; None is unknown, or does not apply."""
+
+    time_ns: int  # since 1970
+    report: Report
+    cgroup: str | None  # the path
+    policy: str | None
+
+    @property
+    def what(self) -> str:
+        """One of EVENTS."""
+        return _what(self.report.what, self.report.outcomes)
+
+    @property
+    def unit(self) -> str | None:
+        """The innermost systemd unit that the cgroup is in."""
+        return next(reversed(sockets.units(self.cgroup)), None)
+
+    @property
+    def pid(self) -> int | None:
+        return self.report.pid or None
+
+    @property
+    def command(self) -> str | None:
+        """The first 15 bytes of its name, as the kernel keeps them."""
+        return os.fsdecode(self.report.command.rstrip(b"\0")) if self.report.pid else None
+
+    @property
+    def way(self) -> str | None:
+        """out, in, or listen; None where it is not known."""
+        if self.report.what in (layout.NEW, layout.OPEN, layout.CALLED):
+            return WAYS[self.report.direction]
+        return None
+
+    @property
+    def family(self) -> str:
+        return sockets.FAMILIES.get(self.report.family, str(self.report.family))
+
+    @property
+    def local(self) -> Address:
+        return Address(_text(self.report.local), self.report.local_port)
+
+    @property
+    def remote(self) -> Address:
+        return Address(_text(self.report.remote), self.report.remote_port)
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """By name, as in `sockets.SET`."""
+        report = self.report
+        numbers = (report.idle_s, report.interval_s, report.probes, report.user_timeout_ms)
+        return _options(report.outcomes, report.keepalive, numbers)
+
+    @property
+    def call(self) -> Call | None:
+        if self.report.what not in (layout.SWALLOWED, layout.LIMITED):
+            return None
+        option, asked = sockets.SET[self.report.option], self.report.asked
+        return Call(option, bool(asked) if option == "keepalive" else asked)
+
+    @property
+    def death(self) -> Death | None:
+        if self.report.what != layout.DIED:
+            return None
+        report = self.report
+        reason, error = REASONS[report.reason], _errno(report.error)
+        return Death(reason, error, report.silent_ms, report.sent)
+
+    @property
+    def option_texts(self) -> dict[str, str]:
+        """Each option as a person would say it: keepalive, idle, interval, probes, user timeout. A
+        value that was left says so; what was refused is its errno; - is not set."""
+        return _option_texts(*self.options.values())
+
+    @property
+    def details(self) -> str:
+        """A call or a death as a person would say it."""
+        if call := self.call:
+            name, unit = _NAMES[call.option]
+            return f"setsockopt of {name} {_option_text(Option(call.asked, None), unit)}"
+        if death := self.death:
+            silent = f"silent for {death.silent_ms / 1000:.1f}s"
+            return f"{death.reason}: {silent}, {death.sent} unanswered, {death.error}"
+        return ""
+
+
+_NAMES = {  # of options, with their units
+    "keepalive": ("keepalive", ""),
+    "idle_s": ("idle", "s"),
+    "interval_s": ("interval", "s"),
+    "probes": ("probes", ""),
+    "user_timeout_ms": ("user timeout", "ms"),
+}
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Events that were lost because nobody read them in time."""
+
+    time_ns: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which events are asked for; None is any."""
+
+    cgroup: str | None = None  # a cgroup path, and all below it
+    unit: str | None = None  # a unit's name or a glob, and all inside it
+    policy: str | None = None
+    events: frozenset[str] = frozenset(EVENTS)
+
+    def __call__(self, found: Event) -> bool:
+        """Whether an event is asked for."""
+        return (
+            (self.policy is None or found.policy == self.policy)
+            and sockets.is_inside(found.cgroup, self.cgroup, self.unit)
+            and found.what in self.events
+        )
+
+
+class Monitor:
+    """Hears of every event from now on. A context manager, whose end leaves nothing behind, as does
+    that of its process.
+
+    Raises RefusedError where the data plane is not loaded or is another version's, or where there
+    are too many monitors; UnsupportedError where this process lacks a capability. With `log` only
+    policies count that want their sockets logged.
+    """
+
+    def __init__(
+        self, pins: Path, tree: CgroupTree, run: Path = reconcile.RUN, *, log: bool = False
+    ) -> None:
+        self._received: list[bytes] = []
+        self._waiting: list[Report | CEvent] = []
+        self._lost = 0
+        self._loaded = Dataplane(pins, tree)
+        try:
+            self._identity = self._loaded.identity()
+            self._reports = Reports(pins, run, self._received.append, log=log)
+        except BaseException:
+            self._loaded.close()
+            raise
+        self._paths = _Paths(tree)
+        self._names: dict[int, str] = {}
+        self._callers: dict[_Ends, tuple[int, bytes]] = {}
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._reports.close()
+        self._loaded.close()
+
+    def descriptors(self) -> list[int]:
+        """Of which one is readable when events have come since it was looked at last."""
+        return self._reports.descriptors()
+
+    def is_current(self) -> bool:
+        """Whether the data plane is still the one that is listened to, and tells everything."""
+        try:
+            return self._loaded.identity() == self._identity and self._reports.is_heard()
+        except RefusedError:
+            return False
+
+    def read(self) -> list[Event | Lost]:
+        """The events that wait, in their order."""
+        # Each processor has a buffer of its own. What is younger than this waits for what another
+        # one may have told before it.
+        until_ns = time.monotonic_ns()
+        self._reports.consume()
+        self._waiting += map(layout.read_report, self._received)
+        self._received.clear()
+        self._waiting.sort(key=_moment)
+        ripe = bisect.bisect(self._waiting, until_ns, key=_moment)
+        reports, self._waiting = self._waiting[:ripe], self._waiting[ripe:]
+        events = list(self._events(reports))
+        if (lost := self._reports.lost()) > self._lost:
+            events.append(Lost(time.time_ns(), lost - self._lost))
+            self._lost = lost
+        return events
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether `read` has more to give, although there is nothing new."""
+        return bool(self._waiting)
+
+    def _events(self, reports: list[Report | CEvent]) -> Iterator[Event | Lost]:
+        offset = time.time_ns() - time.monotonic_ns()
+        names: dict[int, str | None] = {}
+        for report in reports:
+            if isinstance(report, CEvent):
+                self._paths.born(report.cgroup_id, report.parent_id, os.fsdecode(report.name))
+                continue
+            if report.what == layout.CALLED:
+                self._remember(report)
+                if not _has_failed(report.outcomes):
+                    continue
+            elif not report.pid:
+                pid, command = self._callers.get(_ends(report), (0, b""))
+                report = report._replace(pid=pid, command=command)
+            if report.policy_id not in names:
+                names[report.policy_id] = self._name(report.policy_id)
+            path = self._paths.find(report.cgroup_id)
+            yield Event(report.time_ns + offset, report, path, names[report.policy_id])
+
+    def _remember(self, report: Report) -> None:
+        if len(self._callers) >= CALLERS_MAX:
+            del self._callers[next(iter(self._callers))]
+        ends = _ends(report)
+        self._callers.pop(ends, None)  # to be the youngest
+        self._callers[ends] = report.pid, report.command
+
+    def _name(self, policy_id: int) -> str | None:
+        """The policy's name, also of one that was removed since."""
+        if name := self._loaded.policy_name(policy_id):
+            self._names[policy_id] = name
+        return self._names.get(policy_id)
+
+
+_Ends = tuple[bytes, bytes, int, int, int]
+
+
+def _ends(report: Report) -> _Ends:
+    return report[6:11]
+
+
+def _moment(report: Report | CEvent) -> int:
+    return report.time_ns
+
+
+def _has_failed(outcomes: int) -> bool:
+    return bool({*layout.read_outcomes(outcomes)} - {0, layout.SET, layout.LEFT})
+
+
+class _Paths:
+    """The paths of cgroups by their ids, those removed meanwhile included."""
+
+    def __init__(self, tree: CgroupTree) -> None:
+        self._tree = tree
+        self._paths: dict[int, str | None] = {}
+        self._look()
+
+    def born(self, id: int, parent_id: int, name: str) -> None:
+        if parent := self._paths.get(parent_id):
+            self._paths[id] = f"{parent.rstrip('/')}/{name}"
+        if len(self._paths) > PATHS_MAX:
+            self._paths.clear()
+            self._look()
+
+    def find(self, id: int) -> str | None:
+        if id not in self._paths:  # its birth was lost
+            self._look()
+            self._paths.setdefault(id, None)
+        return self._paths[id]
+
+    def _look(self) -> None:
+        self._paths.update((cgroup.id, cgroup.path) for cgroup in self._tree.cgroups())
+
+
+_text = functools.lru_cache(maxsize=4096)(sockets.text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _what(what: int, outcomes: int) -> str:
+    if what == layout.DIED:
+        return "died"
+    if what in (layout.SWALLOWED, layout.LIMITED):
+        return "swallowed" if what == layout.SWALLOWED else "limited"
+    if _has_failed(outcomes):
+        return "failed"
+    if {*layout.read_outcomes(outcomes)} - {0} == {layout.LEFT}:
+        return "left"
+    return "retrofitted" if what == layout.OPEN else "set"
+
+
+@functools.lru_cache(maxsize=4096)
+def _options(outcomes: int, keepalive: int, numbers: tuple[int, ...]) -> dict[str, Option]:
+    values = (*(number or None for number in numbers), bool(keepalive))
+    return {
+        name: Option(value, _outcome(outcome))
+        for name, value, outcome in zip(
+            sockets.SET, values, layout.read_outcomes(outcomes), strict=False
+        )
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _option_texts(*options: Option) -> dict[str, str]:
+    found = dict(zip(sockets.SET, options, strict=True))
+    return {name: _option_text(found[option], unit) for option, (name, unit) in _NAMES.items()}
+
+
+def _option_text(option: Option, unit: str) -> str:
+    if option.outcome not in (None, "set", "left"):
+        return option.outcome
+    if option.value is None:
+        text = "-"
+    elif isinstance(option.value, bool):
+        text = "on" if option.value else "off"
+    elif unit == "ms" and option.value % 1000 == 0:
+        text = f"{option.value // 1000}s"
+    else:
+        text = f"{option.value}{unit}"
+    return f"{text} (left)" if option.outcome == "left" else text
+
+
+def _outcome(outcome: int) -> str | None:
+    return {0: None, layout.SET: "set", layout.LEFT: "left"}.get(outcome) or (
+        _errno(outcome) if outcome else None
+    )
+
+
+def _errno(number: int) -> str:
+    return errno.errorcode.get(number, str(number))

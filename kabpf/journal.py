@@ -1,0 +1,142 @@
+"""Writes events to systemd's journal, with fields to search by; so many at a time."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+from kabpf.events import Event, Lost
+
+SOCKET = "/run/systemd/journal/socket"  # systemd-journald.service(8)
+
+# Below journald's limit for a service, 10,000 in 30 s, beyond which it would drop kabpfd's other
+# messages as well (RateLimitBurst= in journald.conf(5)).
+LINES_MAX = 8000
+WINDOW_S = 30
+
+INFO, NOTICE, WARNING = 6, 5, 4  # syslog(3)
+_PRIORITIES = {"died": NOTICE, "failed": WARNING}
+
+
+class Journal:
+    """The journal, or another reader of its protocol. A context manager.
+
+    Where it does not keep up, events are counted as lost. Where there is none, `otherwise` gets the
+    lines.
+    """
+
+    def __init__(self, otherwise: Callable[[str], None], address: str = SOCKET) -> None:
+        self._otherwise, self._address = otherwise, address
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._channel.setblocking(False)
+        self._lost = self._written = 0
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def write(self, event: Event | Lost) -> None:
+        """Write an event, or count it."""
+        if isinstance(event, Lost):
+            self._lost += event.count
+            return
+        if self._written < LINES_MAX and self._send(_fields(event)):
+            self._written += 1
+        else:
+            self._lost += 1
+
+    @property
+    def due(self) -> float | None:
+        """When `settle` has something to say, by time.monotonic(); None where nothing was lost."""
+        return self._began + WINDOW_S if self._lost else None
+
+    def settle(self) -> None:
+        """Say how many events were lost, once in each window."""
+        if time.monotonic() < self._began + WINDOW_S:
+            return
+        if self._lost and self._send(_lost_fields(self._lost)):
+            self._lost = 0
+        self._began, self._written = time.monotonic(), 0
+
+    def _send(self, fields: dict[str, str]) -> bool:
+        try:
+            raw = b"".join(_encoded(*field) for field in fields.items())
+            self._channel.sendto(raw, self._address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._otherwise(fields["MESSAGE"])
+        except OSError:
+            return False
+        return True
+
+
+def _encoded(name: str, value: str) -> bytes:
+    """A field as journald takes it (Native Journal Protocol on systemd.io)."""
+    raw = value.encode(errors="surrogateescape")
+    if b"\n" not in raw:
+        return b"%s=%s\n" % (name.encode(), raw)
+    return b"%s\n%s%s\n" % (name.encode(), len(raw).to_bytes(8, "little"), raw)
+
+
+def _lost_fields(count: int) -> dict[str, str]:
+    return {
+        "MESSAGE": f"{count} events of sockets are not logged, because there were too many",
+        "PRIORITY": str(WARNING),
+        "SYSLOG_IDENTIFIER": "kabpfd",
+        "KABPF_EVENT": "lost",
+        "KABPF_COUNT": str(count),
+    }
+
+
+def _fields(event: Event) -> dict[str, str]:
+    found: dict[str, object] = {
+        "MESSAGE": message(event),
+        "PRIORITY": _PRIORITIES.get(event.what, INFO),
+        "SYSLOG_IDENTIFIER": "kabpfd",
+        "OBJECT_SYSTEMD_UNIT": event.unit,  # for journalctl --unit
+        "KABPF_EVENT": event.what,
+        "KABPF_POLICY": event.policy,
+        "KABPF_CGROUP": event.cgroup,
+        "KABPF_UNIT": event.unit,
+        "KABPF_PID": event.pid,
+        "KABPF_COMMAND": event.command,
+        "KABPF_WAY": event.way,
+        "KABPF_LOCAL": event.local,
+        "KABPF_REMOTE": event.remote,
+    }
+    for name, option in event.options.items():
+        found[f"KABPF_{name.upper()}"] = None if option.value is None else int(option.value)
+        found[f"KABPF_{name.upper()}_OUTCOME"] = option.outcome
+    if call := event.call:
+        found |= {"KABPF_OPTION": call.option, "KABPF_ASKED": int(call.asked)}
+    if death := event.death:
+        found |= {
+            "KABPF_REASON": death.reason,
+            "KABPF_ERROR": death.error,
+            "KABPF_SILENT_MS": death.silent_ms,
+            "KABPF_UNANSWERED": death.sent,
+        }
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def message(event: Event) -> str:
+    """The event as one line for people."""
+    ends = f"{event.local} -> {event.remote}"
+    if event.way:
+        ends = {"in": f"{event.local} <- {event.remote}", "listen": f"{event.local}"}.get(
+            event.way, ends
+        )
+    who = f", {event.command}[{event.pid}]" if event.pid else ""
+    options = ", ".join(
+        f"{name} {text}" for name, text in event.option_texts.items() if text != "-"
+    )
+    where = event.unit or event.cgroup or "a removed cgroup"
+    text = f"{event.what}: {ends} of {where}{who}, policy {event.policy}"
+    text += f": {event.details or options}"
+    return text if text.isprintable() else ascii(text)[1:-1]

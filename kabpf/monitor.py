@@ -1,0 +1,199 @@
+"""kabpfctl monitor: a line for each thing that happens to a socket of a covered cgroup."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from kabpf import cgroups, dataplane, output
+from kabpf.cgroups import CgroupTree
+from kabpf.errors import RefusedError
+from kabpf.events import Event, Filter, Lost, Monitor
+
+LINES = 200  # that are written at once where more wait
+LOOK_S = 1  # how often it is looked whether the data plane is another one
+TRIES = 3  # so many looks in a row at one that is being replaced
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_COLUMNS = (  # with the width that what is usual takes
+    ("TIME", 12), ("EVENT", 11), ("CGROUP", 26), ("PID", 7), ("COMMAND", 15), ("WAY", 6),
+    ("LOCAL", 21), ("REMOTE", 21), ("POLICY", 22), ("KEEPALIVE", 9), ("IDLE", 8),
+    ("INTERVAL", 8), ("PROBES", 6), ("USER-TIMEOUT", 12), ("MORE", 0),
+)  # fmt: skip
+
+
+def _line(cells: list[str]) -> str:
+    return (
+        "  ".join(cell.ljust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
+    ).rstrip() + "\n"
+
+
+HEADS = _line([name for name, _ in _COLUMNS])
+
+
+Line = Callable[[Event | Lost], str]
+
+
+class _Ended(BaseException):
+    """A signal said to stop, or nobody reads any more."""
+
+
+def monitor(arguments: argparse.Namespace) -> int:
+    """Print events until a signal comes, or standard output is closed."""
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    cgroup = None if arguments.cgroup is None else tree.path(arguments.cgroup)
+    wanted = Filter(cgroup, arguments.unit, arguments.policy)
+    if arguments.event:
+        wanted = Filter(cgroup, arguments.unit, arguments.policy, frozenset(arguments.event))
+    former = {number: signal.signal(number, _end) for number in _ENDS}
+    try:
+        _follow(tree, wanted, as_json if arguments.json else text)
+    except _Ended:
+        pass
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def _end(number: int, _frame: object) -> None:
+    raise _Ended
+
+
+def _follow(tree: CgroupTree, wanted: Filter, line: Line) -> None:
+    """Also what is loaded later, and what takes another's place."""
+    is_told = has_heads = False
+    while True:
+        with _opened(tree) as heard:
+            if heard is None:
+                if not is_told:
+                    print("kabpfctl: kabpf is not in force; waiting", file=sys.stderr)
+                is_told = True
+                _wait_for(None)
+                continue
+            is_told = False
+            if line is text and not has_heads:
+                _write(HEADS)
+                has_heads = True
+            due = time.monotonic() + LOOK_S
+            while time.monotonic() < due or heard.is_current():
+                if time.monotonic() >= due:
+                    due = time.monotonic() + LOOK_S
+                _wait_for(heard)
+                _print(_read(heard), wanted, line)
+
+
+@contextlib.contextmanager
+def _opened(tree: CgroupTree) -> Iterator[Monitor | None]:
+    for attempt in itertools.count(1):
+        if not dataplane.PINS.exists():
+            yield None
+            return
+        try:
+            opened = Monitor(dataplane.PINS, tree)
+        except RefusedError:
+            if attempt == TRIES:
+                raise
+            _wait_for(None)
+        else:
+            with opened:
+                yield opened
+            return
+
+
+def _wait_for(heard: Monitor | None) -> None:
+    """Wait for events, or a second; raise _Ended where standard output is closed."""
+    poll = select.poll()
+    for descriptor in heard.descriptors() if heard else ():
+        poll.register(descriptor, select.POLLIN)
+    poll.register(1, 0)
+    is_waiting = heard is not None and heard.is_waiting
+    for descriptor, what in poll.poll(0 if is_waiting else LOOK_S * 1000):
+        if descriptor == 1 and what & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
+            raise _Ended
+
+
+def _read(heard: Monitor) -> list[Event | Lost]:
+    """In one piece: an exception of a signal's would be lost in a function that libbpf calls."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    try:
+        return heard.read()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+
+
+def _print(events: Iterable[Event | Lost], wanted: Filter, line: Line) -> None:
+    lines = (line(event) for event in events if isinstance(event, Lost) or wanted(event))
+    while piece := "".join(itertools.islice(lines, LINES)):
+        _write(piece)
+
+
+def _write(text: str) -> None:
+    """Past Python's buffer, whose flush at the end could wait for a reader that is stuck."""
+    raw = text.encode(errors="backslashreplace")
+    try:
+        while raw:
+            raw = raw[os.write(1, raw) :]
+    except BrokenPipeError:
+        raise _Ended from None
+
+
+def text(event: Event | Lost) -> str:
+    """One line for people."""
+    clock = datetime.fromtimestamp(event.time_ns / 1e9).strftime("%H:%M:%S.%f")[:-3]
+    if isinstance(event, Lost):
+        lost = output.count(event.count, "event")
+        return f"{clock}  lost         {lost}, because nobody read them in time\n"
+    return _line(
+        [
+            clock,
+            event.what,
+            output.shown(event.unit or event.cgroup or "(removed)"),
+            str(event.pid or "-"),
+            output.shown(event.command or "-"),
+            event.way or "-",
+            str(event.local),
+            str(event.remote),
+            output.shown(event.policy or "-"),
+            *event.option_texts.values(),
+            event.details,
+        ]
+    )
+
+
+def as_json(event: Event | Lost) -> str:
+    """One line for programs."""
+    moment = datetime.fromtimestamp(event.time_ns / 1e9, UTC).isoformat(timespec="microseconds")
+    if isinstance(event, Lost):
+        result: dict[str, Any] = {"time": moment, "event": "lost", "count": event.count}
+    else:
+        result = {
+            "time": moment,
+            "event": event.what,
+            "cgroup": event.cgroup,
+            "cgroup_id": event.report.cgroup_id,
+            "unit": event.unit,
+            "network_namespace": event.report.namespace,
+            "pid": event.pid,
+            "command": event.command,
+            "way": event.way,
+            "family": event.family,
+            "local": event.local._asdict(),
+            "remote": event.remote._asdict(),
+            "policy": event.policy,
+            "options": {name: option._asdict() for name, option in event.options.items()},
+            "setsockopt": event.call and event.call._asdict(),
+            "death": event.death and event.death._asdict(),
+        }
+    return json.dumps(result) + "\n"

@@ -1,0 +1,147 @@
+"""What the data plane tells of sockets, for one listener of several.
+
+A monitor has a place of its own in a map as long as it holds a lock. What it puts there goes with
+its process. The log has a place and a ring buffer that are always there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from kabpf import capabilities, dataplane, layout, libbpf, reconcile
+from kabpf.errors import RefusedError, UnsupportedError
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+# Memory for what waits: for one processor, and for all together, as long as each has a little.
+PROCESSOR_BYTES = 2 * 1024 * 1024
+PROCESSOR_BYTES_MIN = 64 * 1024
+BYTES_MAX = 16 * 1024 * 1024
+
+# A program that found the place empty a moment ago may say so still.
+SETTLE_S = 0.02
+
+
+class Reports:
+    """The raw reports of the data plane pinned at `pins`; in `consume`, `receive` is called with
+    each that waits. With `log` only of policies that want their sockets logged. A context manager.
+
+    Raises RefusedError where a step failed, or there are too many listeners; UnsupportedError where
+    this process lacks a capability.
+    """
+
+    def __init__(
+        self, pins: Path, run: Path, receive: Callable[[bytes], None], *, log: bool
+    ) -> None:
+        if missing := capabilities.missing(capabilities.DATAPLANE):
+            raise UnsupportedError(
+                f"{', '.join(missing)} missing, expected root with these capabilities"
+            )
+        self._run = run
+        with ExitStack() as stack:
+            self._place = layout.LOGGER if log else _taken_place(run, stack)
+            self._listening = stack.enter_context(libbpf.Map(str(pins / dataplane.LISTENING), 4, 8))
+            self._buffers: libbpf.PerfBuffers | libbpf.RingBuffer
+            if log:
+                self._buffers = libbpf.RingBuffer(str(pins / dataplane.LOG), receive)
+            else:
+                self._buffers = self._monitors_buffers(pins, receive)
+            stack.enter_context(self._buffers)
+            self._lost_before = self._read(1 + self._place)
+            self._say(is_here=True)
+            stack.callback(self._say, is_here=False)
+            if log:  # now who waits for it may go on
+                stack.callback(os.close, _locked_place(run, layout.LOGGER))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Reports:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the place."""
+        self._stack.close()
+
+    def descriptors(self) -> list[int]:
+        """Of which one is readable when reports have come since it was looked at last."""
+        return self._buffers.descriptors()
+
+    def is_heard(self) -> bool:
+        """Whether the data plane still tells us everything: not where another processor works now
+        than when we began."""
+        return self._read(0).to_bytes(8, sys.byteorder)[self._place] == 1
+
+    def consume(self) -> None:
+        """Receive every report that waits, without waiting for one."""
+        self._buffers.consume()
+
+    def lost(self) -> int:
+        """How many reports there was no room for, since the beginning."""
+        return self._read(1 + self._place) - self._lost_before
+
+    def _monitors_buffers(self, pins: Path, receive: Callable[[bytes], None]) -> libbpf.PerfBuffers:
+        if self.is_heard():  # one that was killed
+            self._say(is_here=False)
+            time.sleep(SETTLE_S)
+        first = self._place * libbpf.processors()
+        return libbpf.PerfBuffers(str(pins / dataplane.MONITORS), first, _size() // PAGE, receive)
+
+    def _read(self, entry: int) -> int:
+        return layout.number(self._listening.look_up(layout.key(entry)) or bytes(8))
+
+    def _say(self, *, is_here: bool) -> None:
+        with _locked(self._run):
+            bits = bytearray(self._read(0).to_bytes(8, sys.byteorder))
+            bits[self._place] = is_here
+            self._listening.update(layout.key(0), bytes(bits))
+
+
+def lock_name(place: int) -> str:
+    """The file whose lock the listener at a place holds."""
+    return f"monitor-{place}.lock"
+
+
+def _taken_place(run: Path, stack: ExitStack) -> int:
+    for place in range(layout.LOGGER + 1, layout.MONITORS):
+        with contextlib.suppress(BlockingIOError):
+            stack.callback(os.close, _locked_place(run, place))
+            return place
+    raise RefusedError(
+        "too many monitors", hint=f"expected at most {layout.MONITORS - 1} at a time"
+    )
+
+
+def _locked_place(run: Path, place: int) -> int:
+    lock = reconcile.open_lock(run, lock_name(place))
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise
+    return lock
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    lock = reconcile.open_lock(run, "monitor.lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _size() -> int:
+    """The bytes of a buffer, a power of two."""
+    size = PROCESSOR_BYTES
+    while size > PROCESSOR_BYTES_MIN and size * (os.cpu_count() or 1) > BYTES_MAX:
+        size //= 2
+    return size

@@ -1,0 +1,323 @@
+"""What reports of the kernel mean, which of them a filter selects, and how they are written."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kabpf import journal, layout, monitor
+from kabpf.events import Event, Filter, Lost
+from kabpf.journal import Journal
+from kabpf.layout import DIED, LEFT, LIMITED, NEW, OPEN, SET, SWALLOWED
+
+CONNECTION = {
+    "local": bytes(10) + b"\xff\xff" + bytes([10, 1, 0, 5]),
+    "remote": bytes(15) + b"\1",
+    "local_port": 48956,
+    "remote_port": 5432,
+    "family": int(socket.AF_INET),
+    "direction": layout.OUT,
+}
+OPTIONS = {"keepalive": 1, "idle_s": 60, "interval_s": 10, "probes": 6, "user_timeout_ms": 0}
+UNIT = "/system.slice/web.service"
+
+
+def outcomes(*each: int) -> int:
+    """Of idle, interval, probes, user timeout, keepalive and SYN retries."""
+    return sum(outcome << place * layout.OUTCOME_BITS for place, outcome in enumerate(each))
+
+
+def event(*, cgroup: str | None = UNIT, policy: str | None = "web", **members: Any) -> Event:
+    blank = layout.read_report(bytes(layout.REPORT_SIZE))
+    assert isinstance(blank, layout.Report)
+    return Event(
+        1_700_000_000_000_000_000,
+        blank._replace(**CONNECTION, **OPTIONS)._replace(**members),
+        cgroup,
+        policy,
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "found", "expected"),
+    [
+        (NEW, outcomes(SET, SET, SET, 0, SET), "set"),
+        (NEW, outcomes(), "set"),
+        (NEW, outcomes(LEFT, SET), "set"),
+        (NEW, outcomes(LEFT, LEFT), "left"),
+        (NEW, outcomes(SET, 92, LEFT), "failed"),
+        (NEW, outcomes(0, 0, 0, 0, 0, 22), "failed"),
+        (OPEN, outcomes(SET), "retrofitted"),
+        (OPEN, outcomes(LEFT), "left"),
+        (OPEN, outcomes(22), "failed"),
+        (SWALLOWED, 0, "swallowed"),
+        (LIMITED, 0, "limited"),
+        (DIED, 0, "died"),
+    ],
+)
+def test_event_is_named_by_the_gravest_outcome(what: int, found: int, expected: str) -> None:
+    """A socket on which anything was refused has failed; one on which anything was set is set; left
+    is one that keeps all its own."""
+    assert event(what=what, outcomes=found).what == expected
+
+
+def test_options_have_value_and_outcome() -> None:
+    """An option that is not set on the socket has no value; a refused one has its errno."""
+    found = event(idle_s=15, outcomes=outcomes(LEFT, SET, 0, 22, SET)).options
+    assert {name: tuple(option) for name, option in found.items()} == {
+        "idle_s": (15, "left"),
+        "interval_s": (10, "set"),
+        "probes": (6, None),
+        "user_timeout_ms": (None, "EINVAL"),
+        "keepalive": (True, "set"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "selected"),
+    [
+        (Filter(), True),
+        (Filter(cgroup="/system.slice"), True),
+        (Filter(cgroup="/user.slice"), False),
+        (Filter(unit="web*"), True),
+        (Filter(unit="db.service"), False),
+        (Filter(policy="web"), True),
+        (Filter(policy="w"), False),
+        (Filter(events=frozenset(["died", "set"])), True),
+        (Filter(events=frozenset(["died"])), False),
+        (Filter(unit="web*", policy="other"), False),
+    ],
+)
+def test_filter_selects_what_every_condition_allows(wanted: Filter, selected: bool) -> None:
+    """By cgroup and unit as `sockets` does, by policy, and by kind of event."""
+    assert wanted(event()) is selected
+
+
+def test_filter_by_cgroup_leaves_out_what_is_in_none_that_is_known() -> None:
+    """Where the cgroup's path is not known, only a filter that asks for none selects the event."""
+    assert Filter()(event(cgroup=None))
+    assert not Filter(cgroup="/")(event(cgroup=None))
+
+
+@pytest.mark.parametrize(
+    ("members", "columns"),
+    [
+        (
+            {"pid": 7, "command": b"curl", "outcomes": outcomes(SET, SET, SET, 0, SET)},
+            "set web.service 7 curl out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -",
+        ),
+        (
+            {"idle_s": 15, "outcomes": outcomes(LEFT, SET, SET, 22, SET)},
+            "failed web.service - - out 10.1.0.5:48956 [::1]:5432 web on 15s (left) 10s 6 EINVAL",
+        ),
+        (
+            {"direction": 0, "remote_port": 0},
+            "set web.service - - listen 10.1.0.5:48956 * web on 60s 10s 6 -",
+        ),
+        (
+            {"what": SWALLOWED, "option": 0, "asked": 15, "user_timeout_ms": 120_000},
+            "swallowed web.service - - - 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 120s"
+            " setsockopt of idle 15s",
+        ),
+        (
+            {"what": LIMITED, "option": 3, "asked": 1500},
+            "limited web.service - - - 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            " setsockopt of user timeout 1500ms",
+        ),
+        (
+            {"what": SWALLOWED, "option": 4, "asked": 0},
+            "swallowed web.service - - - 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            " setsockopt of keepalive off",
+        ),
+        (
+            {"what": DIED, "reason": 1, "error": 110, "silent_ms": 5100, "sent": 3},
+            "died web.service - - - 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            " keepalive: silent for 5.1s, 3 unanswered, ETIMEDOUT",
+        ),
+    ],
+)
+def test_line_says_what_happened(members: dict[str, Any], columns: str) -> None:
+    """One line has the event in fixed columns, here without the blanks between, and the time."""
+    line = monitor.text(event(**members))
+    assert line.endswith("\n")
+    assert " ".join(line.split()[1:]) == columns
+
+
+def test_names_in_a_line_can_do_no_harm_to_a_terminal() -> None:
+    """A command or a cgroup may have any name."""
+    line = monitor.text(event(cgroup="/a\x1b[2J", pid=1, command=b"x\ny"))
+    assert "/a\\x1b[2J" in line
+    assert "x\\ny" in line
+    assert line.count("\n") == 1
+
+
+def test_columns_begin_where_their_heads_do() -> None:
+    """As long as what they show is of usual length."""
+    line = monitor.text(event(pid=7, command=b"curl"))
+    for head, cell in (("CGROUP", "web.service"), ("POLICY", "web "), ("INTERVAL", "10s")):
+        assert monitor.HEADS.index(head) == line.index(cell)
+
+
+def test_json_has_every_fact() -> None:
+    """An object on one line, with units in its names."""
+    line = monitor.as_json(
+        event(what=DIED, reason=2, error=113, silent_ms=5, sent=2, pid=9, command=b"db")
+    )
+    found = json.loads(line)
+    assert line.count("\n") == 1
+    assert found | {"options": None} == {
+        "time": "2023-11-14T22:13:20.000000+00:00",
+        "event": "died",
+        "cgroup": UNIT,
+        "cgroup_id": 0,
+        "unit": "web.service",
+        "network_namespace": 0,
+        "pid": 9,
+        "command": "db",
+        "way": None,
+        "family": "ipv4",
+        "local": {"address": "10.1.0.5", "port": 48956},
+        "remote": {"address": "::1", "port": 5432},
+        "policy": "web",
+        "options": None,
+        "setsockopt": None,
+        "death": {"reason": "user timeout", "error": "EHOSTUNREACH", "silent_ms": 5, "sent": 2},
+    }
+    assert found["options"]["idle_s"] == {"value": 60, "outcome": None}
+
+
+def test_json_of_lost_events_has_their_number() -> None:
+    """A reader that was too slow is told so in its stream."""
+    assert json.loads(monitor.as_json(Lost(0, 3))) == {
+        "time": "1970-01-01T00:00:00.000000+00:00",
+        "event": "lost",
+        "count": 3,
+    }
+
+
+@pytest.fixture
+def received(tmp_path: Path) -> Iterator[Callable[[], dict[str, str]]]:
+    """A journal's socket at `tmp_path`/socket; gives what it has received, one by one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "socket"))
+        channel.setblocking(False)
+
+        def read() -> dict[str, str]:
+            lines = channel.recv(1 << 16).decode().splitlines()
+            return dict(line.split("=", 1) for line in lines)
+
+        yield read
+
+
+@pytest.fixture
+def book(tmp_path: Path, lines: list[str]) -> Iterator[Journal]:
+    """A Journal at `tmp_path`/socket, with `lines` for a fall-back."""
+    with Journal(lines.append, str(tmp_path / "socket")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    """What went past the journal."""
+    return []
+
+
+def test_journal_has_fields_to_search_by(
+    received: Callable[[], dict[str, str]], book: Journal
+) -> None:
+    """The message is for people, the fields for journalctl; --unit finds the event by the unit."""
+    book.write(event(pid=7, command=b"curl", outcomes=outcomes(SET, LEFT, 22, 0, SET)))
+    assert received() == {
+        "MESSAGE": "failed: 10.1.0.5:48956 -> [::1]:5432 of web.service, curl[7], policy web:"
+        " keepalive on, idle 60s, interval 10s (left), probes EINVAL",
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "kabpfd",
+        "OBJECT_SYSTEMD_UNIT": "web.service",
+        "KABPF_EVENT": "failed",
+        "KABPF_POLICY": "web",
+        "KABPF_CGROUP": UNIT,
+        "KABPF_UNIT": "web.service",
+        "KABPF_PID": "7",
+        "KABPF_COMMAND": "curl",
+        "KABPF_WAY": "out",
+        "KABPF_LOCAL": "10.1.0.5:48956",
+        "KABPF_REMOTE": "[::1]:5432",
+        "KABPF_IDLE_S": "60",
+        "KABPF_IDLE_S_OUTCOME": "set",
+        "KABPF_INTERVAL_S": "10",
+        "KABPF_INTERVAL_S_OUTCOME": "left",
+        "KABPF_PROBES": "6",
+        "KABPF_PROBES_OUTCOME": "EINVAL",
+        "KABPF_KEEPALIVE": "1",
+        "KABPF_KEEPALIVE_OUTCOME": "set",
+    }
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"direction": layout.IN}, "set: 10.1.0.5:48956 <- [::1]:5432 of web.service, policy web:"),
+        ({"direction": 0}, "set: 10.1.0.5:48956 of web.service, policy web: keepalive on,"),
+        (
+            {"what": DIED, "reason": 3, "error": 110, "silent_ms": 900, "sent": 15},
+            "died: 10.1.0.5:48956 -> [::1]:5432 of web.service, policy web:"
+            " retransmissions: silent for 0.9s, 15 unanswered, ETIMEDOUT",
+        ),
+        ({"cgroup": None}, "set: 10.1.0.5:48956 -> [::1]:5432 of a removed cgroup, policy web:"),
+    ],
+)
+def test_message_is_a_sentence_of_its_own(members: dict[str, Any], text: str) -> None:
+    """It reads without the fields."""
+    assert journal.message(event(**members)).startswith(text)
+
+
+def test_name_with_a_line_feed_makes_no_field_of_its_own(tmp_path: Path, book: Journal) -> None:
+    """Whoever names a process can't write other fields into the journal."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "socket"))
+        book.write(event(pid=1, command=b"x\nPRIORITY=0"))
+        raw = channel.recv(1 << 16)
+    assert b"KABPF_COMMAND\n\x0c\0\0\0\0\0\0\0x\nPRIORITY=0\n" in raw
+    assert b"x\\nPRIORITY=0[1]" in raw.partition(b"\n")[0]
+
+
+def test_journal_is_told_how_many_events_it_did_not_get(
+    received: Callable[[], dict[str, str]], book: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each window so many lines are written at most, and then how many were not, those that were
+    lost on the way included."""
+    monkeypatch.setattr(journal, "LINES_MAX", 2)
+    for _ in range(5):
+        book.write(event())
+    book.write(Lost(0, 10))
+    assert [received()["KABPF_EVENT"] for _ in range(2)] == ["set", "set"]
+    with pytest.raises(BlockingIOError):
+        received()
+    assert book.due is not None
+    monkeypatch.setattr(journal, "WINDOW_S", 0)
+    book.settle()
+    found = received()
+    assert (found["KABPF_EVENT"], found["KABPF_COUNT"]) == ("lost", "13")
+    assert book.due is None
+
+
+def test_journal_that_is_full_loses_events(
+    received: Callable[[], dict[str, str]], book: Journal
+) -> None:
+    """Nobody waits for a journal that does not read."""
+    for _ in range(5000):
+        book.write(event())
+    assert book.due is not None
+    assert received()["KABPF_EVENT"] == "set"
+
+
+def test_lines_go_elsewhere_without_a_journal(book: Journal, lines: list[str]) -> None:
+    """On a machine without systemd the messages come out where the daemon's others do."""
+    book.write(event())
+    assert lines == [journal.message(event())]
+    assert book.due is None
