@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -12,13 +13,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
-from typing import Any
 
 from kabpf import cgroups, dataplane, output
 from kabpf.cgroups import CgroupTree
 from kabpf.errors import RefusedError
-from kabpf.events import Event, Filter, Lost, Monitor
+from kabpf.events import Event, Filter, Lost, Monitor, Option
+from kabpf.sockets import Address
 
 LINES = 200  # that are written at once where more wait
 LOOK_S = 1  # how often it is looked whether the data plane is another one
@@ -33,14 +33,14 @@ _COLUMNS = (  # with the width that what is usual takes
 )  # fmt: skip
 
 
+_FORMAT = "  ".join(f"{{:{width}}}" if width else "{}" for _, width in _COLUMNS)
+
+
 def _line(cells: list[str]) -> str:
-    return (
-        "  ".join(cell.ljust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
-    ).rstrip() + "\n"
+    return _FORMAT.format(*cells).rstrip() + "\n"
 
 
 HEADS = _line([name for name, _ in _COLUMNS])
-
 
 Line = Callable[[Event | Lost], str]
 
@@ -67,7 +67,7 @@ def monitor(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _end(number: int, _frame: object) -> None:
+def _end(_number: int, _frame: object) -> None:
     raise _Ended
 
 
@@ -151,7 +151,8 @@ def _write(text: str) -> None:
 
 def text(event: Event | Lost) -> str:
     """One line for people."""
-    clock = datetime.fromtimestamp(event.time_ns / 1e9).strftime("%H:%M:%S.%f")[:-3]
+    second, rest_ns = divmod(event.time_ns, 10**9)
+    clock = f"{_local_second(second)}.{rest_ns // 10**6:03}"
     if isinstance(event, Lost):
         lost = output.count(event.count, "event")
         return f"{clock}  lost         {lost}, because nobody read them in time\n"
@@ -174,26 +175,48 @@ def text(event: Event | Lost) -> str:
 
 def as_json(event: Event | Lost) -> str:
     """One line for programs."""
-    moment = datetime.fromtimestamp(event.time_ns / 1e9, UTC).isoformat(timespec="microseconds")
+    second, rest_ns = divmod(event.time_ns, 10**9)
+    moment = f"{_utc_second(second)}.{rest_ns // 1000:06}+00:00"
     if isinstance(event, Lost):
-        result: dict[str, Any] = {"time": moment, "event": "lost", "count": event.count}
-    else:
-        result = {
-            "time": moment,
-            "event": event.what,
-            "cgroup": event.cgroup,
-            "cgroup_id": event.report.cgroup_id,
-            "unit": event.unit,
-            "network_namespace": event.report.namespace,
-            "pid": event.pid,
-            "command": event.command,
-            "way": event.way,
-            "family": event.family,
-            "local": event.local._asdict(),
-            "remote": event.remote._asdict(),
-            "policy": event.policy,
-            "options": {name: option._asdict() for name, option in event.options.items()},
-            "setsockopt": event.call and event.call._asdict(),
-            "death": event.death and event.death._asdict(),
-        }
-    return json.dumps(result) + "\n"
+        return json.dumps({"time": moment, "event": "lost", "count": event.count}) + "\n"
+    result = {
+        "time": moment,
+        "event": event.what,
+        "cgroup": event.cgroup,
+        "cgroup_id": event.report.cgroup_id,
+        "unit": event.unit,
+        "network_namespace": event.report.namespace,
+        "pid": event.pid,
+        "command": event.command,
+        "way": event.way,
+        "family": event.family,
+        "local": _end_json(event.local),
+        "remote": _end_json(event.remote),
+        "policy": event.policy,
+        "setsockopt": event.call and event.call._asdict(),
+        "death": event.death and event.death._asdict(),
+    }
+    options = _options_json(tuple(event.options.items()))
+    return f'{json.dumps(result)[:-1]}, "options": {options}}}\n'
+
+
+def _end_json(end: Address) -> dict[str, str | int]:
+    return {"address": end.address, "port": end.port}
+
+
+# Twenty thousand events a second have few different options, and times of one second.
+
+
+@functools.lru_cache(maxsize=4096)
+def _options_json(options: tuple[tuple[str, Option], ...]) -> str:
+    return json.dumps({name: option._asdict() for name, option in options})
+
+
+@functools.lru_cache(maxsize=4)
+def _local_second(second: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(second))
+
+
+@functools.lru_cache(maxsize=4)
+def _utc_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
