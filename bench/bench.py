@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import connections
 import daemon
+import monitor
 import retrofit
 import scale
 from machine import Machine, cgroup
@@ -62,6 +63,7 @@ def main() -> None:
             ("daemon", _daemon),
             ("births", _births),
             ("scale", _scale),
+            ("monitor", _monitor),
         ):
             print(f"   {name}", flush=True)
             measured[name], found = measure(machine)
@@ -189,6 +191,21 @@ def _scale(machine: Machine) -> Section:
         Row("the same, mkdir to policy, by glob", median(births_ms), "ms", 5),
         Row(f"the same, worst of {len(births_ms)}", max(births_ms), "ms"),
     ]
+
+
+def _monitor(machine: Machine) -> Section:
+    costs = monitor.measure(machine)
+    rows = []
+    for form in ("text", "json"):
+        of = f"{costs.told[form] + costs.lost[form]:,}"
+        rate = costs.connections[form] / len(costs.cycle_ns[form]) / monitor.SECONDS
+        rows += [
+            Row(f"kabpfctl monitor, {form}: connections watched", rate, "/s"),
+            Row(f"the same: events lost, of {of}", costs.lost[form], ""),
+            Row("the same: of a processor", costs.busy[form] * 100, "%"),
+            Row("the same: added to such a connection", monitor.added_ns(costs, form), "ns"),
+        ]
+    return costs._asdict(), rows
 
 
 def _text(about: dict[str, Any], rows: list[Row]) -> str:

@@ -79,7 +79,7 @@ def policy_files(files: dict[Path, str]) -> Iterator[None]:
 
 def kabpfctl(*arguments: str) -> str:
     """What the command prints; it has to succeed."""
-    command = [_installed("kabpfctl"), *arguments]
+    command = [installed("kabpfctl"), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -212,7 +212,7 @@ class Daemon:
         self._log = directory / "kabpfd.log"
         with self._log.open("w") as log:
             began = time.monotonic()
-            self._process = subprocess.Popen([_installed("kabpfd")], env=environment, stderr=log)
+            self._process = subprocess.Popen([installed("kabpfd")], env=environment, stderr=log)
         self._wait_ready()
         self.start_s = time.monotonic() - began
 
@@ -258,7 +258,8 @@ class Daemon:
             ) from None
 
 
-def _installed(name: str) -> str:
+def installed(name: str) -> str:
+    """Where a command of kabpf's is."""
     found = shutil.which(name)
     if not found:
         raise SystemExit(f"{name} is missing, expected it in PATH: bench/run puts it there")

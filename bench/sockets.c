@@ -15,6 +15,11 @@
  *
  *     Keeps so many connections, to 127.0.NETWORK.x:PORT, until standard input ends.
  *
+ * load RATE SECONDS
+ *
+ *     Connects, accepts and closes so often a second; prints the number of connections, and the
+ *     median of a cycle in nanoseconds.
+ *
  * born DIRECTORY IDLE
  *
  *     Makes a cgroup, and says when a process in it saw the idle time on its connections.
@@ -348,6 +353,31 @@ static void hold(int count, int port, int network)
 	} while (true);
 }
 
+static void load(int rate, int seconds)
+{
+	unsigned long long began = now_ns(), end = began + seconds * 1000000000ULL;
+	struct sockaddr_in address = loopback(0);
+	int listener = new_listener(&address, false);
+	unsigned int *took_ns = new_array(rate * seconds);
+	int done = 0;
+
+	for (; done < rate * seconds && now_ns() < end; done++) {
+		unsigned long long due = began + done * 1000000000ULL / rate, now = now_ns();
+		int client, accepted;
+
+		for (; now < due; now = now_ns())
+			usleep((due - now) / 1000);
+		client = connect_to(&address, false, false);
+		accepted = accept_from(listener, false);
+		close(client);
+		close(accepted);
+		took_ns[done] = now_ns() - now;
+	}
+	printf("%d", done);
+	print_median(took_ns, done);
+	printf("\n");
+}
+
 /* In the new cgroup: prints the nanoseconds from `made_ns` until a new connection had the idle
  * time, until the first one had it, and whether the first had it from the start. */
 static void look(struct sockaddr_in *address, int listener, int wanted, unsigned long long made_ns)
@@ -414,9 +444,11 @@ int main(int argc, char **argv)
 		calls(atoi(argv[2]), atoi(argv[3]), &programs, argv[7]);
 	else if (argc == 5 && !strcmp(argv[1], "hold"))
 		hold(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
+	else if (argc == 4 && !strcmp(argv[1], "load"))
+		load(atoi(argv[2]), atoi(argv[3]));
 	else if (argc == 4 && !strcmp(argv[1], "born"))
 		born(argv[2], atoi(argv[3]));
 	else
-		errx(2, "wrong arguments, expected cycle, calls, hold or born with theirs");
+		errx(2, "wrong arguments, expected cycle, calls, hold, load or born with theirs");
 	return 0;
 }
