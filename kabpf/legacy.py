@@ -34,6 +34,7 @@ class Wanted:
 
     keepalive: str = "off"
     direction: str = "both"
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _wanted(given: Environment) -> tuple[Wanted | None, list[str]]:
     keepalive = "{" + ", ".join(f"{key}: {value}" for key, value in told.items()) + "}"
     if not (asked.keepalive and told):
         keepalive = "on" if asked.keepalive else "off"
-    return Wanted(keepalive, _direction(kinds, set(given.libraries))), left_out
+    return Wanted(keepalive, _direction(kinds, set(given.libraries)), asked.debug), left_out
 
 
 def _value(one: Assignment, owner: str) -> tuple[str, list[str]]:
@@ -199,6 +200,7 @@ def _proposal(place: Place, wanted: Wanted, given: Environment) -> Proposal:
         f"select: [{{{place.kind}: {_quoted(name)}}}]",
         f"keepalive: {wanted.keepalive}",
         *([f"direction: {wanted.direction}"] if wanted.direction != "both" else []),
+        *(["log: sockets"] if wanted.log else []),
     ]
     return Proposal(
         SYSTEM.drop_ins[0] / f"{prefix}{stem}.yaml", "".join(f"{line}\n" for line in lines)

@@ -176,6 +176,12 @@ def test_environment_that_changes_while_it_runs(look: Look) -> None:
     assert "destinations" in said
 
 
+def test_debugging_is_a_log(look: Look) -> None:
+    """DD_DEBUG=1 has each socket logged, and so has the policy."""
+    found = look({UNIT: f"{DONTDIE} DD_DEBUG=1"})
+    assert proposed(found)["db.service.yaml"][1:] == ["keepalive: on", "log: sockets"]
+
+
 def test_whole_system(look: Look) -> None:
     """ld.so.preload becomes a policy on /, and units that differ have theirs."""
     found = look({
