@@ -440,7 +440,8 @@ class Daemon:
         self._born.clear()
         self._asked_in_vain = self._loaded.totals().asked_in_vain
         self._last = None
-        self._listen(wanted=any(policy.log for policy in policies))
+        tells = self._loaded.reaches_open_sockets
+        self._listen(wanted=tells and any(policy.log for policy in policies))
         self._last = reconcile.reconcile(policies, self._tree, self._loaded, self._stamp)
         self._problem = None
 

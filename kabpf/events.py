@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import layout, reconcile, sockets
+from kabpf import layout, loading, reconcile, sockets
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Dataplane
-from kabpf.errors import RefusedError
+from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.layout import CEvent, Report
 from kabpf.reports import Reports
 from kabpf.sockets import Address
@@ -185,8 +185,9 @@ class Monitor:
     that of its process.
 
     Raises RefusedError where the data plane is not loaded or is another version's, or where there
-    are too many monitors; UnsupportedError where this process lacks a capability. With `log` only
-    policies count that want their sockets logged.
+    are too many monitors; UnsupportedError where bcc's data plane is loaded, which tells nothing,
+    or this process lacks a capability. With `log` only policies count that want their sockets
+    logged.
     """
 
     def __init__(
@@ -195,6 +196,11 @@ class Monitor:
         self._received: list[bytes] = []
         self._waiting: list[Report | CEvent] = []
         self._lost = 0
+        if not loading.kind(pins).reaches_open_sockets:
+            raise UnsupportedError(
+                "what happens to sockets takes BTF, which the bcc loader does without,"
+                " expected --loader libbpf"
+            )
         self._loaded = Dataplane(pins, tree)
         try:
             self._identity = self._loaded.identity()

@@ -30,6 +30,8 @@ def _findings(policy: Policy) -> Iterator[str]:
     if policy.existing and "existing" in policy.origins:
         expected = "existing: false, or the key left out"
         yield _text(_line(policy, "existing"), "existing: true", expected)
+    if policy.log:
+        yield _text(_line(policy, "log"), "log: sockets", "log: off")
     for key, found in _ranges(policy.rules.options):
         if not (key in policy.origins and policy.origins[key].note):  # derived from another one
             yield _text(_line(policy, key), f"{key}: the range {found}", "one value")

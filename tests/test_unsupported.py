@@ -32,6 +32,10 @@ REFUSED = [
         [(3, "existing: true", "existing: false, or the key left out")],
     ),
     (
+        f"{SELECT}keepalive: on\nlog: sockets\n",
+        [(3, "log: sockets", "log: off")],
+    ),
+    (
         f"{SELECT}keepalive:\n  idle: 30s..5m\n  interval: 9\n  probes: 3..9\n"
         "  user_timeout: auto\n",
         [(3, "idle: the range 30..300", "one value"), (5, "probes: the range 3..9", "one value")],
@@ -46,7 +50,7 @@ TAKEN = [
     "keepalive: on\n",
     "keepalive: off\nmode: override\nexisting: false\n",
     "keepalive: {idle: 60, interval: 10, probes: 6, user_timeout: auto, jitter: 10%}\n",
-    "keepalive: {preset: aws-nlb, syn_retries: 3}\ndirection: out\nloopback: false\n",
+    "keepalive: {preset: aws-nlb, syn_retries: 3}\ndirection: out\nloopback: false\nlog: off\n",
     "keepalive: on\ndestinations: [{to: 10.0.0.0/8, ports: [5432], idle: 60s}]\n",
 ]
 

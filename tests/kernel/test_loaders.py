@@ -253,6 +253,19 @@ def _findings(kabpfctl, status=0):
 
 
 @BCC
+def test_log_and_monitor_are_refused_by_name(cgroup, kabpfctl, write_policy):
+    """Nothing tells what happens to sockets; that it is asked for is one error."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    said = kabpfctl("monitor", status=1).stderr
+    assert said == f"kabpfctl: what happens to sockets {TAKES_BTF}, expected --loader libbpf\n"
+    file = write_policy(
+        "log.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: on\nlog: sockets\n"
+    )
+    said = kabpfctl("apply", status=1).stderr
+    assert said == f"kabpfctl: {file}:3: log: sockets {TAKES_BTF}, expected log: off\n"
+
+
+@BCC
 def test_sockets_says_what_it_can_not_show(cgroup, kabpfctl, peer):
     """The list of sockets has no options, and says why."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
