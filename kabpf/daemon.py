@@ -29,18 +29,14 @@ from kabpf import (
     dataplane,
     fallback,
     files,
-    layout,
     loading,
     reconcile,
-    reports,
     retrofit,
     transient,
 )
 from kabpf.cgroups import CgroupTree
 from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
-from kabpf.events import Monitor
-from kabpf.journal import Journal
 from kabpf.libbpf import RingBuffer
 from kabpf.policy import Policy
 from kabpf.transient import Ends
@@ -185,6 +181,8 @@ def tell_changed(run: Path = reconcile.RUN) -> None:
 def wait_for_log(run: Path = reconcile.RUN) -> None:
     """Wait until a running daemon hears of sockets that a policy wants logged; not for long, as
     it can't on every machine. The caller has put the policy in force, and let go of the lock."""
+    from kabpf import layout, reports  # here, because most commands do without
+
     deadline = time.monotonic() + LOG_PATIENCE_S
     lock = reports.lock_name(layout.LOGGER)
     while running(run) and not running(run, lock) and time.monotonic() < deadline:
@@ -519,6 +517,9 @@ class _Log:
     """What happens to sockets of policies that want it logged, on its way to the journal."""
 
     def __init__(self, tree: CgroupTree) -> None:
+        from kabpf.events import Monitor  # here, because commands import this module, too
+        from kabpf.journal import Journal
+
         with contextlib.ExitStack() as stack:
             self._monitor = stack.enter_context(Monitor(dataplane.PINS, tree, log=True))
             self._journal = stack.enter_context(Journal(log.info))
