@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import signal
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +55,14 @@ def run(arguments: argparse.Namespace) -> NoReturn:
     name = transient.new_name()
     if os.geteuid() == 0:
         tree = cgroups.find_tree(cgroups.own_mounts())
-        rules = _named(arguments.policy) if arguments.policy else _rules(asked)
+        named = _named(arguments.policy) if arguments.policy else None
+        rules = named.rules if named else _rules(asked)
+        is_told = loading.kind(PINS).reaches_open_sockets
+        log = (named is not None and named.log) or (asked.debug and is_told)
         with _lived_in(tree, name, program) as cgroup:
-            _cover(tree, cgroup, rules)
+            _cover(tree, cgroup, rules, log=log)
+        if log:
+            daemon.wait_for_log()
     elif arguments.policy:
         raise RefusedError("--policy: not root", hint="expected root, or options")
     else:
@@ -65,7 +71,18 @@ def run(arguments: argparse.Namespace) -> NoReturn:
         path = _scope(name, program)
         off = not asked.keepalive
         client.attach(path, asked.options, off=off, defaults=False, existing=False)
+    if asked.debug and (why := _why_unlogged()):
+        print(f"kabpfctl: DD_DEBUG: no socket is logged: {why}", file=sys.stderr)
     become(program, words, umask=arguments.umask)
+
+
+def _why_unlogged() -> str | None:
+    """What keeps kabpfd from writing what happens to sockets to the journal, if anything does."""
+    if os.geteuid() != 0:
+        return "not root, expected root"
+    if not loading.kind(PINS).reaches_open_sockets:
+        return "it takes BTF, which the bcc loader does without"
+    return None if daemon.running() else "kabpfd does not run, expected it to"
 
 
 def wanted(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
@@ -104,13 +121,13 @@ def _rules(asked: Asked) -> Rules:
         raise PolicyError(str(error).removeprefix(f"{source}: ")) from None
 
 
-def _named(name: str) -> Rules:
-    """The rules of a policy that stands in the files, as it is now."""
+def _named(name: str) -> Policy:
+    """A policy that stands in the files, as it is now."""
     policies = {policy.name: policy for policy in files.load(files.SYSTEM) if not policy.until}
     if name not in policies:
         expected = ", ".join(policies) or "one in the policy files"
         raise RefusedError(f"no policy {name}", hint=f"expected {expected}")
-    return policies[name].rules
+    return policies[name]
 
 
 def find(command: str) -> str:
@@ -180,7 +197,7 @@ def _move(tree: CgroupTree, path: str) -> None:
         raise RefusedError(f"enter cgroup {path}", error.errno or 0) from None
 
 
-def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules) -> None:
+def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None:
     """Put a policy in force on this process's cgroup, and leave it to a file. Under the lock."""
     file = transient.drop_in(cgroup.name)
     source = Source(str(file), 1)
@@ -190,6 +207,7 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules) -> None:
         rules,
         source,
         existing=False,  # there is none, and so no look at the sockets of the machine
+        log=log,
         until=Until(cgroup.path, cgroup.id),
     )
     before = files.stamp(files.SYSTEM)

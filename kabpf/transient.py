@@ -58,6 +58,7 @@ def text(policy: Policy) -> bytes:
         f"direction: {rules.direction}",
         f"loopback: {str(rules.loopback).lower()}",
         f"existing: {str(policy.existing).lower()}",
+        f"log: {'sockets' if policy.log else 'off'}",
     ]
     if rules.destinations:
         lines += ["destinations:", *map(_destination, rules.destinations)]

@@ -50,11 +50,11 @@ options = any_.builds(
 )
 
 
-def made(rules: Rules, path: str = PATH) -> Policy:
+def made(rules: Rules, path: str = PATH, *, log: bool = False) -> Policy:
     """The policy that `run` puts in force."""
     source = Source(FILE, 1)
     select = (Selector("cgroup", path, source),)
-    return Policy(NAME, select, rules, source, existing=False, until=Until(path, 7))
+    return Policy(NAME, select, rules, source, existing=False, log=log, until=Until(path, 7))
 
 
 def read(policy: Policy, *files: tuple[str, bytes]) -> Policy:
@@ -64,13 +64,19 @@ def read(policy: Policy, *files: tuple[str, bytes]) -> Policy:
     return found
 
 
-@given(options, any_.sampled_from(Mode), any_.sampled_from(Direction), any_.booleans())
+@given(
+    options,
+    any_.sampled_from(Mode),
+    any_.sampled_from(Direction),
+    any_.booleans(),
+    any_.booleans(),
+)
 def test_drop_in_says_what_is_in_force(
-    options: Options, mode: Mode, direction: Direction, loopback: bool
+    options: Options, mode: Mode, direction: Direction, loopback: bool, log: bool
 ) -> None:
     """The next look at the policy files finds the policy that `run` has put in force, and so has
     nothing to change."""
-    policy = made(Rules(options, mode, direction, loopback))
+    policy = made(Rules(options, mode, direction, loopback), log=log)
     found = read(policy)
     assert (found.until, found.owner) == (policy.until, None)
     assert plan.record(found) == plan.record(policy)

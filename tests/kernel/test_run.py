@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -160,6 +161,28 @@ def test_environment_of_the_libraries_is_honoured(runner, address):
     """What libkeepalive and libdontdie read is taken, and the command line wins."""
     one = runner("--idle", 61, KEEPIDLE="30", DD_TCP_KEEPALIVE_INTVL="7", TCP_KEEPCNT="5")
     assert one.new(address) == UNTOUCHED | {"keepalive": 1, "idle": 61, "interval": 7, "probes": 5}
+
+
+def test_debugging_is_a_log(runner, address, kabpfd):
+    """Under DD_DEBUG=1 kabpfd logs the command's sockets, from the first one on."""
+    daemon = kabpfd()
+    one = runner("--idle", 61, DD_DEBUG="1")
+    port = one.local_port(one.connection(address))
+    errors, said = daemon.process.stderr.fileno(), ""
+    while "set: " not in said:
+        assert select.select([errors], [], [], DEADLINE_S)[0], said
+        said += os.read(errors, 1 << 16).decode()
+    assert f"set: 127.0.0.1:{port} -> " in said
+    assert "keepalive on, idle 61s" in said
+
+
+def test_debugging_that_nobody_logs_is_said():
+    """Without kabpfd the command runs, and standard error says what is missing."""
+    done = run("echo", "begun", env={"DD_DEBUG": "1"})
+    assert (done.returncode, done.stdout) == (0, "begun\n")
+    assert done.stderr == (
+        "kabpfctl: DD_DEBUG: no socket is logged: kabpfd does not run, expected it to\n"
+    )
 
 
 def test_environment_that_would_be_ignored_is_an_error():
