@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -207,7 +209,8 @@ class Daemon:
         self._address.unlink(missing_ok=True)
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._channel.bind(str(self._address))
-        self._channel.settimeout(READY_LIMIT_S)
+        self._ready: queue.Queue[bytes] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
         environment = os.environ | {"NOTIFY_SOCKET": str(self._address)}
         self._log = directory / "kabpfd.log"
         with self._log.open("w") as log:
@@ -226,7 +229,7 @@ class Daemon:
         """SIGTERM lifts every policy, SIGKILL leaves them in force."""
         self._process.send_signal(number)
         self._process.wait()
-        self._channel.close()
+        self._channel.shutdown(socket.SHUT_RD)
 
     def reload(self) -> float:
         """The seconds from SIGHUP to READY."""
@@ -248,11 +251,17 @@ class Daemon:
         text = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(text.partition(f"\n{key}:")[2].split()[0])
 
+    def _listen(self) -> None:
+        # All the time: kabpfd waits where nobody takes what it says.
+        with self._channel:
+            while message := self._channel.recv(4096):
+                if message.startswith(b"READY=1"):
+                    self._ready.put(message)
+
     def _wait_ready(self) -> None:
         try:
-            while not self._channel.recv(4096).startswith(b"READY=1"):
-                pass
-        except TimeoutError:
+            self._ready.get(timeout=READY_LIMIT_S)
+        except queue.Empty:
             raise SystemExit(
                 f"kabpfd: not ready after {READY_LIMIT_S} s:\n{self._log.read_text()}"
             ) from None
