@@ -184,7 +184,7 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
             "policy": "a",
             "source": f"{file}:1",
             "mode": "fill", "direction": "both", "loopback": True, "existing": True,
-            "destinations": False,
+            "destinations": False, "log": "off",
             "options": {
                 "keepalive": True, "idle_s": 61, "interval_s": None, "probes": None,
                 "user_timeout_ms": None, "jitter_percent": 0, "syn_retries": None,

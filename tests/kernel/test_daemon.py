@@ -22,6 +22,7 @@ from harness import (
 )
 
 # As systemd does for WatchdogSec=1.
+PINNED = 18  # maps and links of kabpf.bpf.c
 WATCHED = ("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
@@ -108,7 +109,7 @@ def test_killed_daemon_misses_no_connection_and_is_adopted(
     (seen,) = client.answer()
     assert json.loads(seen) == IDLE_61
     assert _pinned_ids() == before
-    assert len(before) == 14
+    assert len(before) == PINNED
     assert _attached(root) == attached
 
 
@@ -164,7 +165,7 @@ def test_damage_is_repaired_before_the_next_word_to_the_watchdog(
     daemon.wait_for("WATCHDOG=1")  # perhaps said before
     daemon.wait_for("WATCHDOG=1")
     assert options_of_new(peer, cgroup) == IDLE_61
-    assert len(_pinned_ids()) == 14
+    assert len(_pinned_ids()) == PINNED
 
 
 def test_watchdog_hears_nothing_while_damage_stays(cgroup, write_policy, kabpfd):
@@ -183,7 +184,7 @@ def test_watchdog_hears_nothing_while_damage_stays(cgroup, write_policy, kabpfd)
     finally:
         subprocess.run([*mount[:2], "remount,bind,rw", mount[3]], check=True)
     daemon.wait_for("WATCHDOG=1")
-    assert len(_pinned_ids()) == 14
+    assert len(_pinned_ids()) == PINNED
 
 
 def test_damage_beside_a_bad_file_is_repaired_with_the_last_good_policy(
