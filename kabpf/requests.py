@@ -106,6 +106,7 @@ INTERFACES = {varlink.SERVICE: varlink.DESCRIPTION, INTERFACE: DESCRIPTION}
 _NOT_IN_FORCE = (
     "kabpf is not in force, expected an administrator to have said: systemctl start kabpf"
 )
+_NOT_BY_BCC = "what users ask for takes BTF, which the bcc loader does without, expected root"
 _NOT_APPLIED = (
     "policy files have changed, expected an administrator to have said: systemctl reload kabpf"
 )
@@ -365,6 +366,8 @@ def _in_force(tree: CgroupTree) -> Iterator[Dataplane]:
         ):
             if loaded is None:
                 raise _refused(_NOT_IN_FORCE)
+            if not loaded.reaches_open_sockets:  # which takes pins, and kabpf-request makes none
+                raise _refused(_NOT_BY_BCC)
             applied = notes.read_applied(reconcile.RUN)
             if applied and applied.stamp == files.stamp(files.SYSTEM):
                 try:

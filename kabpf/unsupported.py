@@ -21,6 +21,10 @@ def findings(policies: Iterable[Policy]) -> list[str]:
 
 
 def _findings(policy: Policy) -> Iterator[str]:
+    if policy.owner is not None:
+        what = f"a policy of uid {policy.owner}"
+        yield _text(policy.source, what, "policies of root alone (kabpfctl detach)")
+        return
     for selector in policy.selectors:
         if selector.kind != "cgroup" or selector.is_glob:
             what = f"{selector.kind}: {selector.text}"

@@ -55,8 +55,8 @@ TAKEN = [
 ]
 
 
-def policies(text):
-    return language.combine([language.parse(text.encode(), FILE)])
+def policies(text, file=FILE):
+    return language.combine([language.parse(text.encode(), file)])
 
 
 @pytest.mark.parametrize(("text", "expected"), REFUSED)
@@ -67,6 +67,18 @@ def test_what_takes_btf_is_refused_by_name(text, expected):
     assert refused.value.findings == tuple(
         f"{FILE}:{line}: {what} takes BTF, which the bcc loader does without, expected {instead}"
         for line, what, instead in expected
+    )
+
+
+def test_policy_of_a_user_is_refused_as_such():
+    """What the service that wrote it has put into it is not the user's, nor what to mend."""
+    file = "/run/kabpf/policy.d/user-1000-7.yaml"
+    text = f"{SELECT}keepalive: on\nexisting: true\nuntil: {{cgroup: /app, id: 7}}\nowner: 1000\n"
+    with pytest.raises(PolicyError) as refused:
+        unsupported.require(policies(text, file))
+    assert str(refused.value) == (
+        f"{file}:1: a policy of uid 1000 takes BTF, which the bcc loader does without,"
+        " expected policies of root alone (kabpfctl detach)"
     )
 
 

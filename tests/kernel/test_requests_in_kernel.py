@@ -384,6 +384,14 @@ def test_user_can_not_put_kabpf_in_force(listening, own):
     assert list(RUNTIME.glob("user-*")) == []
 
 
+@pytest.mark.parametrize("loader", ["bcc"], indirect=True)
+def test_user_is_refused_where_bcc_loaded_kabpf(ask, own):
+    """A policy would take attachments there, for which kabpf-request may not make pins."""
+    for message in (attach(own), detach(own)):
+        assert reason(ask(OWNER, message)).startswith("what users ask for takes BTF, which the bcc")
+    assert list(RUNTIME.glob("user-*")) == []
+
+
 def test_path_is_taken_as_it_is_spelled(ask, own):
     """What does not spell out a cgroup's path is refused, though it would lead there."""
     name = path_of(own)[1:]
