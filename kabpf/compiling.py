@@ -10,6 +10,7 @@ import contextlib
 import glob
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ PROGRAMS = ("kabpf_sockops", "kabpf_setsockopt")
 KEPT = Path("/run/kabpf/fallback.json")
 PACKAGE = "python3-bpfcc"
 COMPILE_S = 120  # two on most machines; more where the processor is emulated
+ROOM_MB = 150  # what the compiler takes
 
 
 def programs(maps: tuple[str, ...], digest: int) -> dict[str, bytes]:
@@ -35,8 +37,8 @@ def programs(maps: tuple[str, ...], digest: int) -> dict[str, bytes]:
     """
     if not (compiled := _kept(maps, digest)):
         compiled = _compiled(maps)
-        _keep(_key(maps, digest) | {"programs": compiled})
-    return {name: bytes.fromhex(code) for name, code in compiled.items()}
+        _keep(_key(maps, digest), compiled)
+    return compiled
 
 
 def is_kept(maps: tuple[str, ...], digest: int) -> bool:
@@ -44,12 +46,17 @@ def is_kept(maps: tuple[str, ...], digest: int) -> bool:
     return bool(_kept(maps, digest))
 
 
-def _kept(maps: tuple[str, ...], digest: int) -> dict[str, str]:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+def forget() -> None:
+    """Have the programs compiled again when they are asked for next."""
+    KEPT.unlink(missing_ok=True)
+
+
+def _kept(maps: tuple[str, ...], digest: int) -> dict[str, bytes]:
+    """What was kept, or nothing where that is of something else, or damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         kept = json.loads(KEPT.read_text())
-        programs: dict[str, str] = kept.pop("programs", {})
-        if kept == _key(maps, digest):
-            return programs
+        if kept["key"] == _key(maps, digest):
+            return {name: bytes.fromhex(kept["programs"][name]) for name in PROGRAMS}
     return {}
 
 
@@ -57,26 +64,32 @@ def _key(maps: tuple[str, ...], digest: int) -> dict[str, Any]:
     return {"digest": digest, "release": os.uname().release, "maps": list(maps)}
 
 
-def _keep(content: dict[str, Any]) -> None:
+def _keep(key: dict[str, Any], programs: dict[str, bytes]) -> None:
+    code = {name: instructions.hex() for name, instructions in programs.items()}
     fresh = KEPT.with_name(f".{KEPT.name}")
     with contextlib.suppress(OSError):
-        fresh.write_text(json.dumps(content))
+        fresh.write_text(json.dumps({"key": key, "programs": code}))
         os.replace(fresh, KEPT)
 
 
-def _compiled(maps: tuple[str, ...]) -> dict[str, str]:
+def _compiled(maps: tuple[str, ...]) -> dict[str, bytes]:
     command = [sys.executable, "-P", "-m", "kabpf.compiling", *maps]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
     except subprocess.TimeoutExpired:
-        raise RefusedError(f"compile {SOURCES / SOURCE}", hint="expected it in a minute") from None
+        hint = f"expected it within {COMPILE_S} s"
+        raise RefusedError(f"compile {SOURCES / SOURCE}", hint=hint) from None
+    if done.returncode < 0:
+        raise RefusedError(
+            f"compile {SOURCES / SOURCE}: {signal.Signals(-done.returncode).name}",
+            hint=f"expected {ROOM_MB} MB of memory for the compiler",
+        )
     if done.returncode:
         raise UnsupportedError(
             f"bcc does not compile {SOURCES / SOURCE}, expected kernel headers that fit; it says:\n"
             f"{done.stderr.strip()}"
         )
-    compiled: dict[str, str] = json.loads(done.stdout)
-    return compiled
+    return {name: bytes.fromhex(code) for name, code in json.loads(done.stdout).items()}
 
 
 def missing() -> str:

@@ -184,9 +184,13 @@ def load(pins: Path) -> None:
             libbpf.pin(descriptor, str(pins / name))
         for hook in _HOOKS:
             placed = _with_descriptors(code[hook.program], tuple(maps.values()))
-            program = stack.enter_context(
-                libbpf.new_program(hook.program, hook.program_kind, hook.attach_type, placed)
-            )
+            try:
+                program = stack.enter_context(
+                    libbpf.new_program(hook.program, hook.program_kind, hook.attach_type, placed)
+                )
+            except RefusedError:
+                compiling.forget()
+                raise
             libbpf.pin(program, str(pins / hook.pin))
 
 

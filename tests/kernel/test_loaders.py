@@ -318,6 +318,40 @@ def test_compiler_runs_once(cgroup, other_cgroup, kabpfctl, peer, monkeypatch):
 
 
 @BCC
+def test_damaged_programs_are_compiled_again(cgroup, kabpfctl, peer):
+    """What was kept and is none, or is refused by the kernel, is not kept any longer."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kept = json.loads(compiling.KEPT.read_text())
+    name, code = next(iter(kept["programs"].items()))
+    for damaged in ([], kept | {"programs": []}, kept | {"programs": {name: "no"}}):
+        kabpfctl("detach", "--all")
+        compiling.KEPT.write_text(json.dumps(damaged))
+        kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kabpfctl("detach", "--all")
+    broken = kept["programs"] | {name: code[: len(code) // 32 * 16]}
+    compiling.KEPT.write_text(json.dumps(kept | {"programs": broken}))
+    said = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1).stderr
+    assert said.startswith("kabpfctl: load the BPF programs: ")
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    assert options_of_new(peer, cgroup) == IDLE_61
+
+
+@BCC
+def test_compiler_that_is_killed_is_said(cgroup, kabpfctl, monkeypatch, tmp_path):
+    """A compiler that ran out of memory is not taken for one that lacks headers."""
+    compiling.KEPT.unlink(missing_ok=True)
+    package = tmp_path / "bcc"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1).stderr
+    source = compiling.SOURCES / compiling.SOURCE
+    memory = "expected 150 MB of memory for the compiler"
+    assert said == f"kabpfctl: compile {source}: SIGKILL, {memory}\n"
+    assert not PINS.exists()
+
+
+@BCC
 def test_daemon_takes_what_was_compiled_before(cgroup, write_policy, kabpfd, peer):
     """`kabpfd --compile`, which kabpf-compile.service runs, leaves to the daemon what takes no
     headers, and loads nothing."""
