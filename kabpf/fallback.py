@@ -3,7 +3,6 @@ a policy of its own."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -119,36 +118,43 @@ class Fallback(Dataplane):
         return libbpf.program_id(str(self.pins / SOCK_OPS_PROGRAM))
 
     def _attach(self, id: int, path: str, nested: bool) -> None:
-        with contextlib.ExitStack() as stack:
-            try:
-                directory = Path(self._tree.directory(path))
-                cgroup = stack.enter_context(dataplane.opened_directory(directory))
-            except FileNotFoundError:
-                return
-            if os.fstat(cgroup).st_ino != id:
-                return
-            for hook in _HOOKS:
-                link = hook.link(self.pins, id)
-                if not link.exists():
-                    program = str(self.pins / hook.pin)
-                    try:
-                        libbpf.link_pinned_to_cgroup(program, cgroup, hook.attach_type, str(link))
-                    except RefusedError as error:
-                        hint = "expected no program there that keeps others out: kabpfctl doctor"
-                        step = f"attach {hook.program} to {path}"
-                        raise RefusedError(step, error.error, hint) from None
-            self._attached.update(layout.key(id, 8), _ATTACHED.pack(id, nested))
+        directory = Path(self._tree.directory(path))
+        try:
+            with dataplane.opened_directory(directory) as cgroup:
+                if os.fstat(cgroup).st_ino == id:
+                    for hook in _HOOKS:
+                        if not self._is_linked(hook, id):
+                            self._link(hook, id, path, cgroup)
+                    self._attached.update(layout.key(id, 8), _ATTACHED.pack(id, nested))
+        except FileNotFoundError:
+            return
+        except RefusedError:
+            if directory.exists():
+                raise
+
+    def _link(self, hook: _Hook, id: int, path: str, cgroup: int) -> None:
+        link = hook.link(self.pins, id)
+        link.unlink(missing_ok=True)  # one that somebody detached
+        try:
+            libbpf.link_pinned_to_cgroup(
+                str(self.pins / hook.pin), cgroup, hook.attach_type, str(link)
+            )
+        except RefusedError as error:
+            hint = "expected no program there that keeps others out: kabpfctl doctor"
+            raise RefusedError(f"attach {hook.program} to {path}", error.error, hint) from None
+
+    def _is_linked(self, hook: _Hook, id: int) -> bool:
+        try:
+            return libbpf.link_cgroup(str(hook.link(self.pins, id))) == id
+        except RefusedError:
+            return False
 
     def _attachments(self) -> dict[int, bool | None]:
         return {id: self._attachment(id) for id in links(self.pins).values()}
 
     def _attachment(self, id: int) -> bool | None:
-        for hook in _HOOKS:
-            try:
-                if libbpf.link_cgroup(str(hook.link(self.pins, id))) != id:
-                    return None
-            except RefusedError:
-                return None
+        if not all(self._is_linked(hook, id) for hook in _HOOKS):
+            return None
         written, nested = _ATTACHED.unpack(
             self._attached.look_up(layout.key(id, 8)) or bytes(_ATTACHED.size)
         )

@@ -141,7 +141,8 @@ def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, st
     """
     entry = loaded.entries([cgroup.id]).get(cgroup.id)
     id = loaded.free_record()
-    if entry is None or id is None:
+    # Without BTF it takes an attachment.
+    if entry is None or id is None or not loaded.reaches_open_sockets:
         return False
     present = loaded.needs()
     needs = Needs(*map(any, zip(present, Plan((policy,)).needs, strict=True)))

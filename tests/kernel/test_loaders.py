@@ -18,11 +18,14 @@ from harness import (
     kernel_objects,
     options_of_new,
     path_of,
+    pinned,
     wait_until,
 )
 from test_modes import EXACT, OUTCOMES
 
-from kabpf import compiling
+from kabpf import cgroups, compiling, loading, reconcile
+from kabpf.nodes import Source
+from kabpf.policy import Options, Policy, Rules
 
 BCC = pytest.mark.parametrize("loader", ["bcc"], indirect=True)
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
@@ -289,6 +292,32 @@ def test_cgroup_that_is_made_again_is_covered_by_the_next_apply(make_cgroup, kab
     kabpfctl("apply")
     assert options_of_new(peer, cgroup) == IDLE_61
     assert len(_links()) == 2
+
+
+@BCC
+@pytest.mark.parametrize("pin", ["kabpf_sockops", "kabpf_setsockopt"])
+def test_attachment_that_others_took_away_is_put_back(cgroup, kabpfctl, peer, pin):
+    """What somebody else detached, the next apply attaches again."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    link = PINS / f"{pin}-{cgroup.stat().st_ino}"
+    subprocess.run(["bpftool", "link", "detach", "pinned", link], check=True)
+    kabpfctl("apply")
+    assert pinned("link")[link.name]["cgroup_id"] == cgroup.stat().st_ino
+    assert options_of_new(peer, cgroup) == IDLE_61
+
+
+@BCC
+def test_cgroup_that_was_known_before_run_entered_it_is_attached(
+    cgroup, other_cgroup, kabpfctl, write_policy, peer
+):
+    """The short way of run does not do for a scope that another command has seen meanwhile."""
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    tree = cgroups.find_tree(cgroups.own_mounts())
+    entered = tree.find(str(other_cgroup))
+    policy = Policy("run", (), Rules(Options()), Source("", 1))
+    with loading.open_if_loaded(PINS, tree) as loaded:
+        assert loaded.entries([entered.id])
+        assert not reconcile.add(policy, entered, loaded, ("", ""))
 
 
 @BCC
