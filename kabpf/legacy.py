@@ -82,7 +82,7 @@ def look(root: Path) -> Found:
     """What the files below `root` have, and what to do."""
     found = Found()
     wanted: dict[Place, Wanted | None] = {}
-    remove: dict[Removal, None] = {}
+    remove: dict[tuple[str, int, str], Removal] = {}
     environments = []
     for place, broader, given in find(root):
         environments.append(given)
@@ -91,8 +91,9 @@ def look(root: Path) -> Found:
         if wanted[place] != around:
             found.policies.append(_proposal(place, wanted[place] or Wanted(), given))
         found.left_out += [each for each in left_out if each not in found.left_out]
-        remove |= dict.fromkeys(_removals(given))
-    found.remove = sorted(remove, key=lambda each: (each.file, each.line))
+        # The broader one is first: a template's line as it is written, not as an instance has it.
+        remove = dict(_removals(given)) | remove
+    found.remove = sorted(remove.values(), key=lambda each: (each.file, each.line))
     found.unclear = [
         f"{lines}: names {library}.so in a way that is not evaluated, expected Environment=,"
         " EnvironmentFile=, or env in ExecStart="
@@ -192,7 +193,7 @@ def _proposal(place: Place, wanted: Wanted, given: Environment) -> Proposal:
         stem = "services"
     else:
         name = re.sub(r"-(?=@|\.service$)", "-*", name)
-    prefix = "user-" if place.kind == "user_unit" else ""
+    suffix = ".user" if place.kind == "user_unit" else ""  # with which no unit's name ends
     read = [*given.loaded, *(one for one in given.values.values() if _is_ours(one, given))]
     where = ", ".join(dict.fromkeys(str(one.lines) for one in read))
     lines = [
@@ -203,7 +204,7 @@ def _proposal(place: Place, wanted: Wanted, given: Environment) -> Proposal:
         *(["log: sockets"] if wanted.log else []),
     ]
     return Proposal(
-        SYSTEM.drop_ins[0] / f"{prefix}{stem}.yaml", "".join(f"{line}\n" for line in lines)
+        SYSTEM.drop_ins[0] / f"{stem}{suffix}.yaml", "".join(f"{line}\n" for line in lines)
     )
 
 
@@ -218,7 +219,8 @@ def _is_ours(one: Assignment, given: Environment) -> bool:
     return _owner(one.name, _kinds(given)) is not None
 
 
-def _removals(given: Environment) -> Iterator[Removal]:
+def _removals(given: Environment) -> Iterator[tuple[tuple[str, int, str], Removal]]:
+    """What to remove, by file, line and variable."""
     for one in given.seen:
         if not _is_ours(one, given):
             continue
@@ -227,7 +229,8 @@ def _removals(given: Environment) -> Iterator[Removal]:
             libraries = [word for word in re.split(r"[\s:]+", one.value) if word]
             ours = [word for word in libraries if LIBRARY.search(word)]
             what = what if ours == libraries else f"{' and '.join(ours)} of {what}"
-        yield Removal(one.lines.path, one.lines.first, what)
+        where = one.lines.path, one.lines.first
+        yield (*where, one.name), Removal(*where, what)
 
 
 def as_json(found: Found) -> dict[str, Any]:

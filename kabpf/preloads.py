@@ -114,12 +114,18 @@ def _services(
 ) -> Iterator[tuple[Place, Place, Environment]]:
     services = Services([root / directory[1:] for directory in DIRECTORIES[kind]])
     base = around.copy()
-    folders = [root / part / f"systemd/{manager}.conf.d" for part in ("etc", "run", "usr/lib")]
+    given: dict[str, Assignment] = {}
+    parts = ("etc", "run", "usr/local/lib", "usr/lib")
+    folders = [root / part / f"systemd/{manager}.conf.d" for part in parts]
     for path in (root / f"etc/systemd/{manager}.conf", *strongest(folders)):
         base.files.append(path)
         for setting in settings(path):
             if (setting.section, setting.key) == ("Manager", "DefaultEnvironment"):
-                base.add(assignments(words(setting.value), setting.lines))
+                found = assignments(words(setting.value), setting.lines)
+                base.seen += found
+                # An empty one forgets what came before.
+                given = given | {one.name: one for one in found} if setting.value else {}
+    base.values |= given
     shared = Place(kind, "*.service")
     yield shared, outer, _environment(root, services.shared(), "", base)
     names = services.names()
@@ -156,7 +162,8 @@ def _environment(root: Path, paths: list[Path], unit: str, base: Environment) ->
         for path in _matching(root, _expanded(setting.value.removeprefix("-"), unit)):
             found.files.append(path)
             found.add(environment_file(path))
-    gone = {word for each in lists.get("UnsetEnvironment", []) for word in words(each.value)}
+    unset = lists.get("UnsetEnvironment", [])
+    gone = {_expanded(word, unit) for each in unset for word in words(each.value)}
     found.values = {name: one for name, one in found.values.items() if not gone & {name, str(one)}}
     for setting in lists.get("ExecStart", []):
         command = [_expanded(word, unit) for word in words(setting.value.lstrip(_EXEC_PREFIXES))]

@@ -25,6 +25,7 @@ _PIECE = re.compile(r"""(\\.)|"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)'""")
 # C's, as far as they are ASCII: no variable that is looked for holds others.
 _ESCAPE = re.compile(r"\\(x(?!00)[0-7][0-9A-Fa-f]|(?!000)[01][0-7]{2}|.)")
 _LETTERS = dict(zip("abfnrtvs", "\a\b\f\n\r\t\v ", strict=True))
+_CONTINUED = re.compile(r"(?<!\\)(\\\\)*\\$")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 
@@ -134,7 +135,7 @@ def settings(path: Path) -> Iterator[Setting]:
     section = ""
     for text, lines in _joined(path, " "):
         if text.startswith("["):
-            section = text.strip("[]")
+            section = text.strip("[] ")
         elif "=" in text:
             key, value = (part.strip() for part in text.split("=", 1))
             yield Setting(section, key, value, lines)
@@ -182,16 +183,17 @@ def environment_file(path: Path) -> list[Assignment]:
 def _joined(path: Path, glue: str) -> Iterator[tuple[str, Lines]]:
     """The lines of a file, without comments; those that end in a backslash with the next."""
     first, text = 0, ""
-    for number, line in enumerate(text_of(path).splitlines(), 1):
-        stripped = line.strip()
+    lines = text_of(path).splitlines()
+    for number, line in enumerate([*lines, ""], 1):  # as the last one may end in a backslash, too
+        stripped = line if text and not glue else line.lstrip()
         if stripped.startswith(("#", ";")):
             continue
         first = first or number
-        if stripped.endswith("\\"):
+        if _CONTINUED.search(stripped):
             text += stripped[:-1] + glue
             continue
         if text or stripped:
-            yield text + stripped, Lines(str(path), first, number)
+            yield text + stripped, Lines(str(path), first, min(number, len(lines)))
         first, text = 0, ""
 
 

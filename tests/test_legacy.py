@@ -236,8 +236,17 @@ def test_environments_of_managers_and_sessions(look: Look) -> None:
     assert proposed(found) == {
         "user.slice.yaml": ["select: [{unit: user.slice}]", "keepalive: {idle: 60}"],
         "services.yaml": ['select: [{unit: "*.service"}]', "keepalive: on"],
-        "user-sync.service.yaml": ["select: [{user_unit: sync.service}]", "keepalive: {idle: 90}"],
+        "sync.service.user.yaml": ["select: [{user_unit: sync.service}]", "keepalive: {idle: 90}"],
     }
+
+
+def test_manager_forgets_what_an_empty_assignment_resets(look: Look) -> None:
+    """DefaultEnvironment= without a value takes back those before it, as Environment= does."""
+    found = look({
+        "etc/systemd/system.conf": f"[Manager]\nDefault{DONTDIE}",
+        "usr/local/lib/systemd/system.conf.d/a.conf": "[Manager]\nDefaultEnvironment=",
+    })  # fmt: skip
+    assert proposed(found) == {}
 
 
 def test_lines_to_remove(look: Look, tmp_path: Path) -> None:
@@ -251,6 +260,21 @@ def test_lines_to_remove(look: Look, tmp_path: Path) -> None:
         (f"{tmp_path}/{DROP_IN}", 3, "libdontdie.so of LD_PRELOAD=liba.so:libdontdie.so"),
         *((f"{tmp_path}/{DROP_IN}", 4, what) for what in THREE.split()),
         (f"{tmp_path}/{UNIT}", 3, "LD_PRELOAD=libdontdie.so"),
+    ]
+
+
+def test_line_of_a_template_is_named_once(look: Look, tmp_path: Path) -> None:
+    """What to remove is what the template has, however many instances there are."""
+    template = "etc/systemd/system/vpn@.service"
+    found = look({
+        template: f"{DONTDIE} DD_TCP_KEEPALIVE_TIME=%i",
+        "etc/systemd/system/multi-user.target.wants/vpn@30.service": "",
+        "etc/systemd/system/multi-user.target.wants/vpn@60.service": "",
+    })  # fmt: skip
+    assert proposed(found)["vpn@60.service.yaml"][1] == "keepalive: {idle: 60}"
+    assert [(each.file, each.what) for each in found.remove] == [
+        (f"{tmp_path}/{template}", "LD_PRELOAD=libdontdie.so"),
+        (f"{tmp_path}/{template}", "DD_TCP_KEEPALIVE_TIME=%i"),
     ]
 
 

@@ -27,17 +27,21 @@ def test_words(value: str, expected: list[str]) -> None:
 
 
 def test_settings(tmp_path: Path) -> None:
-    """Lines go on after a backslash, also over comments, and are known by their first."""
+    """Lines go on after a backslash at their very end, also over comments, and are known by their
+    first."""
     file = tmp_path / "a.service"
     file.write_text(
         "# [Service]\n[Unit]\nA = b\n\n[Service]\nEnvironment=A=1 \\\n; comment\n  B=2\n"
-        "no assignment\nC=\n"
+        "no assignment\nC=\nD=1 \\\\\nE=1 \\ \nF=1 \\"
     )
     found = [(each.section, each.key, each.value, str(each.lines)) for each in settings(file)]
     assert found == [
         ("Unit", "A", "b", f"{file}:3"),
         ("Service", "Environment", "A=1  B=2", f"{file}:6"),
         ("Service", "C", "", f"{file}:10"),
+        ("Service", "D", "1 \\\\", f"{file}:11"),
+        ("Service", "E", "1 \\", f"{file}:12"),
+        ("Service", "F", "1", f"{file}:13"),
     ]
 
 

@@ -11,7 +11,10 @@ FILES = {
         f'Environment="LD_PRELOAD={LIBRARY}" SPACES="a  b" \'QUOTES=it"s\' ESCAPES=\\x41\\t\\"%%\n'
         "EnvironmentFile=-/etc/default/db-%i\nEnvironmentFile=-/etc/default/none*\n"
         "Environment=SPECIFIERS=%n,%N,%p,%i KEEPIDLE=1 GONE=1 \\\n# between\n  KEEPINTVL=7\n"
-        "UnsetEnvironment=GONE\n"
+        'UnsetEnvironment=GONE %p-GONE TOO=%i\nEnvironment=TOO=x HALF=1 "\nEnvironment=STAYS=%%p\n'
+        "Environment=SPACE=1 \\ \nEnvironment=TWICE=a\\\\\nEnvironment=1NO=1 NO-NO=1 =1 LONE\n"
+        "Environment='GLUED='1\"2 3\"\r\n"
+        "Environment=LAST=1 \\\n  ATEND=1 \\"
     ),
     "/etc/systemd/system/db-one@x.service.d/50-last.conf": "[Service]\nEnvironment=ORDER=50\n",
     "/etc/systemd/system/db-one@.service.d/40-template.conf": "[Service]\nEnvironment=ORDER=40\n",
@@ -21,7 +24,8 @@ FILES = {
     "/usr/lib/systemd/system/service.d/70-all.conf": "[Service]\nEnvironment=ALL=1\n",
     "/etc/default/db-x": (
         "# one\nKEEPIDLE=\"60\"\nexport NO=1\n TRAILING = a b  \nSINGLE='$x \\'\nJOINED=1\\\n2\n"
-        "BACKSLASH=a\\\\b\\c\n"
+        'BACKSLASH=a\\\\b\\c\nTWO="x" y\nCOMMENTED=1 # 2\n  # no\n;NO=1\n'
+        'RETURN=1\r\nEMPTY=\nINNER=a"b"c\nSPREAD=1\\\n  2\nENDS=1\\'
     ),
 }
 UNIT = "db-one@x.service"
