@@ -36,13 +36,15 @@ def _findings(policy: Policy) -> Iterator[str]:
         yield _text(_line(policy, "existing"), "existing: true", expected)
     if policy.log:
         yield _text(_line(policy, "log"), "log: sockets", "log: off")
-    for key, found in _ranges(policy.rules.options):
+    own = dict(_ranges(policy.rules.options))
+    for key, found in own.items():
         if not (key in policy.origins and policy.origins[key].note):  # derived from another one
             yield _text(_line(policy, key), f"{key}: the range {found}", "one value")
     for destination in policy.rules.destinations:
         for key, found in _ranges(destination.options):
-            what = f"{key}: the range {found} to {destination.to}"
-            yield _text(policy.source, what, "one value")
+            if found != own.get(key):
+                what = f"{key}: the range {found} to {destination.to}"
+                yield _text(policy.source, what, "one value")
 
 
 def _ranges(options: Options) -> Iterator[tuple[str, Range]]:

@@ -44,6 +44,10 @@ REFUSED = [
         f"{SELECT}keepalive: on\ndestinations: [{{to: 10.0.0.0/8, idle: 1..2}}]\n",
         [(1, "idle: the range 1..2 to 10.0.0.0/8", "one value")],
     ),
+    (
+        f"{SELECT}keepalive: {{idle: 30..60}}\ndestinations: [{{to: 10.0.0.0/8, probes: 3}}]\n",
+        [(2, "idle: the range 30..60", "one value")],
+    ),
 ]
 
 TAKEN = [
