@@ -13,7 +13,7 @@ SUITES = ("bookworm", "trixie")  # Debian 12 and 13
 
 PACKAGES = (
     # what kabpf depends on, because machines have no network
-    *("libbpf1", "python3", "python3-yaml", "python3-rich", "python3-pyroute2"),
+    *("libbpf1", "python3", "python3-yaml", "python3-rich", "python3-pyroute2", "python3-bpfcc"),
     *("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd"),
     *("nginx", "postgresql", "redis-server"),
     *("podman", "crun"),
