@@ -31,7 +31,8 @@ LOADER = "etc/ld.so.preload"
 # Where a shell or another program may preload something, which is not evaluated.
 _SCRIPTS = (
     "etc/default/*", "etc/init.d/*", "etc/profile", "etc/profile.d/*", "etc/bash.bashrc",
-    "etc/security/pam_env.conf", "etc/crontab", "etc/cron.*/*", "var/spool/cron/crontabs/*",
+    "etc/rc.local", "etc/security/pam_env.conf", "etc/crontab", "etc/cron.*/*",
+    "var/spool/cron/crontabs/*",
 )  # fmt: skip
 _SPECIFIER = re.compile(r"%(.)")
 _OF_NAMES = re.compile(r"([^@]*)(?:@(.*))?\.\w+")
