@@ -732,9 +732,10 @@ static __always_inline enum option option_of(int level, int name)
 }
 
 /* A setsockopt(2) that was not obeyed as it was made. */
-__noinline int kabpf_tell_set(struct bpf_sockopt *ctx, __u32 asked, __u32 policy_id, __u32 what)
+__noinline int kabpf_tell_set(struct bpf_sockopt *ctx, __u32 asked, __u32 policy_id,
+			      __u32 direction, __u32 what)
 {
-	struct kabpf_report r = { .what = what, .asked = asked };
+	struct kabpf_report r = { .what = what, .asked = asked, .direction = direction };
 	struct sock *sk = sock_of(ctx);
 
 	put_socket(&r, sk);
@@ -798,7 +799,7 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 			*value = limited;
 			ctx->optlen = sizeof(*value);
 			if (is_heard())
-				kabpf_tell_set(ctx, asked, v.policy_id, KABPF_LIMITED);
+				kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_LIMITED);
 			__sync_fetch_and_add(&v.counters->limited, 1);
 		}
 		return 1;
@@ -808,7 +809,7 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 swallow:
 	ctx->optlen = -1;
 	if (is_heard())
-		kabpf_tell_set(ctx, asked, v.policy_id, KABPF_SWALLOWED);
+		kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_SWALLOWED);
 	__sync_fetch_and_add(&v.counters->swallowed, 1);
 	return 1;
 }
@@ -973,6 +974,8 @@ static __always_inline void tell_death(void *ctx, struct visit *v, __u32 reason)
 
 	put_socket(&r, (void *)v->tp);
 	put_values(&r, v->tp);
+	/* Its port is given up; see direction_of(). */
+	r.direction = icsk->icsk_inet.sk.sk_max_ack_backlog ? KABPF_IN : KABPF_OUT;
 	r.error = icsk->icsk_inet.sk.sk_err;
 	r.silent_ms = (__u64)silent_jiffies(v->tp) * 1000 / kabpf_hz;
 	r.sent = icsk->icsk_retransmits ?: icsk->icsk_probes_out;

@@ -87,11 +87,9 @@ class Event(NamedTuple):
         return os.fsdecode(self.report.command.rstrip(b"\0")) if self.report.pid else None
 
     @property
-    def way(self) -> str | None:
-        """out, in, or listen; None where it is not known."""
-        if self.report.what in (layout.NEW, layout.OPEN, layout.CALLED):
-            return WAYS[self.report.direction]
-        return None
+    def way(self) -> str:
+        """out, in, or listen."""
+        return WAYS[self.report.direction]
 
     @property
     def family(self) -> str:

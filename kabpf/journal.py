@@ -127,11 +127,11 @@ def _fields(event: Event) -> dict[str, str]:
 
 def message(event: Event) -> str:
     """The event as one line for people."""
-    ends = f"{event.local} -> {event.remote}"
-    if event.way:
-        ends = {"in": f"{event.local} <- {event.remote}", "listen": f"{event.local}"}.get(
-            event.way, ends
-        )
+    ends = {
+        "out": f"{event.local} -> {event.remote}",
+        "in": f"{event.local} <- {event.remote}",
+        "listen": f"{event.local}",
+    }[event.way]
     who = f", {event.command}[{event.pid}]" if event.pid else ""
     options = ", ".join(
         f"{name} {text}" for name, text in event.option_texts.items() if text != "-"

@@ -163,7 +163,7 @@ def text(event: Event | Lost) -> str:
             output.shown(event.unit or event.cgroup or "(removed)"),
             str(event.pid or "-"),
             output.shown(event.command or "-"),
-            event.way or "-",
+            event.way,
             str(event.local),
             str(event.remote),
             output.shown(event.policy or "-"),

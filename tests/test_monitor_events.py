@@ -121,22 +121,22 @@ def test_filter_by_cgroup_leaves_out_what_is_in_none_that_is_known() -> None:
         ),
         (
             {"what": SWALLOWED, "option": 0, "asked": 15, "user_timeout_ms": 120_000},
-            "swallowed web.service - - - 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 120s"
+            "swallowed web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 120s"
             " setsockopt of idle 15s",
         ),
         (
             {"what": LIMITED, "option": 3, "asked": 1500},
-            "limited web.service - - - 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            "limited web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " setsockopt of user timeout 1500ms",
         ),
         (
             {"what": SWALLOWED, "option": 4, "asked": 0},
-            "swallowed web.service - - - 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            "swallowed web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " setsockopt of keepalive off",
         ),
         (
             {"what": DIED, "reason": 1, "error": 110, "silent_ms": 5100, "sent": 3},
-            "died web.service - - - 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            "died web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " keepalive: silent for 5.1s, 3 unanswered, ETIMEDOUT",
         ),
     ],
@@ -179,7 +179,7 @@ def test_json_has_every_fact() -> None:
         "network_namespace": 0,
         "pid": 9,
         "command": "db",
-        "way": None,
+        "way": "out",
         "family": "ipv4",
         "local": {"address": "10.1.0.5", "port": 48956},
         "remote": {"address": "::1", "port": 5432},

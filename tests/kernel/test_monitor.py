@@ -240,7 +240,7 @@ def test_swallowed_and_limited_calls_are_told(cgroup, peer, policy, watch):
         ("limited", {"option": "idle_s", "asked": 7200}),
         ("swallowed", {"option": "keepalive", "asked": False}),
     ]
-    assert {each["pid"] for each in events} == {client.process.pid}
+    assert {(each["pid"], each["way"]) for each in events} == {(client.process.pid, "out")}
     assert watcher.next(0.1) is None
 
 
@@ -287,8 +287,22 @@ def test_death_by_keepalive_is_told(policy, kabpfctl, connected, cut, watch, oth
     assert (death["reason"], death["error"], death["sent"]) == ("keepalive", "ETIMEDOUT", 2)
     assert 2900 <= death["silent_ms"] <= 3000 + 2000 * PATIENCE
     assert event["remote"] == {"address": "127.0.0.1", "port": 9000}
-    assert (event["policy"], event["pid"]) == ("a", client.process.pid)
+    assert (event["policy"], event["way"], event["pid"]) == ("a", "out", client.process.pid)
     assert died(kabpfctl) == 1
+
+
+def test_death_of_an_accepted_connection_is_told(cgroup, peer, policy, watch, cut, namespace):
+    """It is known as such, although a dead socket has no port any more."""
+    policy("{idle: 1s, interval: 1s, probes: 1}")
+    server = peer(cgroup, namespace)
+    watcher = watch()
+    listener = server.open_socket(2)
+    peer(None, namespace).connection(server.listen(listener, ["127.0.0.1", 9000]))
+    accepted = server.accept(listener)
+    cut()
+    assert server.receive(accepted, 15 * PATIENCE) == "ETIMEDOUT"
+    event = watcher.until("died")
+    assert (event["way"], event["local"]["port"]) == ("in", 9000)
 
 
 def test_death_by_user_timeout_is_told(policy, kabpfctl, connected, cut, watch):
