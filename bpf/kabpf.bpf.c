@@ -285,6 +285,21 @@ static __always_inline bool is_heard(void)
 	return all && *all;
 }
 
+/* Whether anybody may listen to what happens under a policy. */
+static __always_inline bool is_heard_of(struct kabpf_policy *policy)
+{
+	__u32 zero = 0;
+	__u64 *all = bpf_map_lookup_elem(&kabpf_listening, &zero), others;
+
+	if (!all || !*all)
+		return false;
+	if (policy->flags & KABPF_LOG)
+		return true;
+	others = *all;
+	((__u8 *)&others)[KABPF_LOGGER] = 0;
+	return others;
+}
+
 static __always_inline void count_lost(__u32 monitor)
 {
 	__u32 place = 1 + monitor;
@@ -629,7 +644,7 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 		return 1;
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
 		set_syn_retries(ctx, &v);
-		if (is_heard())
+		if (is_heard_of(v.policy))
 			kabpf_tell_new(ctx, v.outcomes, v.policy_id);
 		return 1;
 	}
@@ -642,7 +657,7 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 	}
 	set_options(ctx, &v);
 	__sync_fetch_and_add(v.direction ? &v.counters->established : &v.counters->listening, 1);
-	if (is_heard())
+	if (is_heard_of(v.policy))
 		kabpf_tell_new(ctx, v.outcomes, v.policy_id);
 	return 1;
 }
@@ -683,7 +698,7 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 	set_options(v.tp, &v);
 	if (v.changed)
 		__sync_fetch_and_add(&v.counters->retrofitted, 1);
-	if (is_heard())
+	if (v.outcomes && is_heard_of(v.policy))
 		tell_open(ctx, &v);
 	return 0;
 }
@@ -798,7 +813,7 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 		if (limited != asked) {
 			*value = limited;
 			ctx->optlen = sizeof(*value);
-			if (is_heard())
+			if (is_heard_of(v.policy))
 				kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_LIMITED);
 			__sync_fetch_and_add(&v.counters->limited, 1);
 		}
@@ -808,7 +823,7 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 		return 1;
 swallow:
 	ctx->optlen = -1;
-	if (is_heard())
+	if (is_heard_of(v.policy))
 		kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_SWALLOWED);
 	__sync_fetch_and_add(&v.counters->swallowed, 1);
 	return 1;

@@ -210,6 +210,16 @@ def test_retrofit_is_told(cgroup, peer, policy, watch):
     assert watcher.next(0.1) is None
 
 
+def test_retrofit_that_had_nothing_to_do_is_not_told(cgroup, peer, policy, watch):
+    """The same options under another mode."""
+    policy(OPTIONS)
+    _, address = peer().listener()
+    peer(cgroup).connection(address)
+    watcher = watch()
+    policy(OPTIONS, "mode: override")
+    assert watcher.next(0.1) is None
+
+
 def test_many_retrofits_are_told_once_each(cgroup, peer, policy, watch):
     """More sockets than the iterator's buffer has room for."""
     policy("off")
