@@ -272,6 +272,15 @@ struct {
 	__type(value, __u64);
 } kabpf_listening SEC(".maps");
 
+/* Deaths that were told, so that none is told twice: the last byte that was acknowledged, as a
+ * socket may be connected again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u32);
+} kabpf_dead SEC(".maps");
+
 #define MAP(name) (&(name))
 
 #include "options.h"
@@ -982,6 +991,21 @@ static __always_inline __u32 death_of(struct tcp_sock *tp)
 	return tp->snd_una == tp->snd_nxt ? KABPF_ZERO_WINDOW : KABPF_RETRANSMISSION;
 }
 
+/* With the error unread, the kernel reports whatever else comes as one: what MSG_ZEROCOPY gives
+ * back, time stamps. */
+static __always_inline bool is_told(struct sock *sk, struct tcp_sock *tp)
+{
+	__u32 last = tp->snd_una, *told = bpf_sk_storage_get(&kabpf_dead, sk, NULL, 0);
+
+	if (!told)
+		bpf_sk_storage_get(&kabpf_dead, sk, &last, BPF_SK_STORAGE_GET_F_CREATE);
+	else if (*told == last)
+		return true;
+	else
+		*told = last;
+	return false;
+}
+
 static __always_inline void tell_death(void *ctx, struct visit *v, __u32 reason)
 {
 	struct kabpf_report r = { .what = KABPF_DIED, .reason = reason };
@@ -1019,7 +1043,7 @@ int BPF_PROG(kabpf_closed, struct sock *sk)
 		return 0;
 	v.policy_id = v.cgroup->policy_id;
 	v.counters = bpf_map_lookup_elem(&kabpf_counters, &v.policy_id);
-	if (!v.policy_id || !v.counters)
+	if (!v.policy_id || !v.counters || is_told(sk, tp))
 		return 0;
 	if (reason == KABPF_KEEPALIVE || reason == KABPF_USER_TIMEOUT)
 		__sync_fetch_and_add(&v.counters->died, 1);

@@ -4,6 +4,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from kabpf import dataplane, layout
 from kabpf.layout import CPolicy
 from kabpf.reports import PROCESSOR_BYTES
 
+SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # asm-generic/socket.h, linux/socket.h
 NAME = os.path.basename(sys.executable)[:15]  # of a peer's process
 OPTIONS = "{idle: 61s, interval: 11s, probes: 5}"
 REPORTS = PROCESSOR_BYTES // layout.REPORT_SIZE  # more than a processor's buffer has room for
@@ -313,6 +315,22 @@ def test_death_of_an_accepted_connection_is_told(cgroup, peer, policy, watch, cu
     assert server.receive(accepted, 15 * PATIENCE) == "ETIMEDOUT"
     event = watcher.until("died")
     assert (event["way"], event["local"]["port"]) == ("in", 9000)
+
+
+def test_death_is_told_once(policy, kabpfctl, connected, cut, watch):
+    """Although the kernel says more than once that something is wrong: with MSG_ZEROCOPY also for
+    each buffer that it gives back then."""
+    policy("{idle: 1h, user_timeout: 1500ms}")
+    watcher = watch("--event", "died")
+    client, number = connected()
+    assert client.set_bytes(number, socket.SOL_SOCKET, SO_ZEROCOPY, "01000000") == ""
+    cut()
+    for _ in range(3):
+        client.send(number, "data", MSG_ZEROCOPY)
+    assert client.receive(number, 15 * PATIENCE) == "ETIMEDOUT"
+    assert watcher.next()["death"]["reason"] == "user timeout"
+    assert watcher.next(0.1) is None
+    assert died(kabpfctl) == 1
 
 
 def test_death_by_user_timeout_is_told(policy, kabpfctl, connected, cut, watch):

@@ -99,8 +99,8 @@ def local_port(number):
     return SOCKETS[number].getsockname()[1]
 
 
-def send(number, text="data"):
-    SOCKETS[number].send(text.encode())
+def send(number, text="data", flags=0):
+    SOCKETS[number].send(text.encode(), flags)
 
 
 def close(number):
