@@ -139,7 +139,9 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         "print what happens to sockets, a line each, as it happens",
     )
     watch.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
-    watch.add_argument("--unit", metavar="NAME", help="only of this unit; * stands for any text")
+    watch.add_argument(
+        "--unit", type=_unit, metavar="NAME", help="only of this unit; * stands for any text"
+    )
     watch.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
     watch.add_argument(
         "--event",
@@ -239,6 +241,14 @@ def _event(text: str) -> str:
 
     if text not in EVENTS:
         raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(EVENTS)}")
+    return text
+
+
+def _unit(text: str) -> str:
+    from kabpf.sockets import UNIT  # likewise
+
+    if not UNIT.fullmatch(text) and not {*"*?["} & {*text}:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected its type as well, as nginx.service")
     return text
 
 

@@ -68,7 +68,13 @@ def monitor(arguments: argparse.Namespace) -> int:
 
 
 def _end(_number: int, _frame: object) -> None:
+    for number in _ENDS:  # systemd sends SIGHUP right after SIGTERM to what is on a terminal
+        signal.signal(number, _end_again)
     raise _Ended
+
+
+def _end_again(_number: int, _frame: object) -> None:
+    pass
 
 
 def _follow(tree: CgroupTree, wanted: Filter, line: Line) -> None:
@@ -142,11 +148,15 @@ def _print(events: Iterable[Event | Lost], wanted: Filter, line: Line) -> None:
 def _write(text: str) -> None:
     """Past Python's buffer, whose flush at the end could wait for a reader that is stuck."""
     raw = text.encode(errors="backslashreplace")
-    try:
-        while raw:
+    while raw:
+        try:
             raw = raw[os.write(1, raw) :]
-    except BrokenPipeError:
-        raise _Ended from None
+        except BlockingIOError:  # another process has made it so
+            select.select([], [1], [])
+        except BrokenPipeError:
+            raise _Ended from None
+        except OSError as error:
+            raise RefusedError("write to standard output", error.errno or 0) from None
 
 
 def text(event: Event | Lost) -> str:

@@ -98,6 +98,17 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             "kabpfctl run",
             "argument --idle: 0 is not in 1 to 32767 seconds",
         ),
+        (
+            ["monitor", "--event", "lost"],
+            "kabpfctl monitor",
+            "argument --event: lost, expected one of set, retrofitted, left, failed, swallowed,"
+            " limited, died",
+        ),
+        (
+            ["monitor", "--unit", "nginx"],
+            "kabpfctl monitor",
+            "argument --unit: nginx, expected its type as well, as nginx.service",
+        ),
     ],
 )
 def test_wrong_arguments_are_wrong_usage(arguments: list[str], who: str, message: str) -> None:

@@ -501,6 +501,51 @@ def test_signal_ends_the_monitor(cgroup, policy, watch, number):
     assert watcher.process.returncode == 0
 
 
+def test_signals_that_come_together_end_the_monitor(policy, watch):
+    """As systemd sends them at the end of a session."""
+    policy(OPTIONS)
+    watcher = watch()
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT):
+        watcher.process.send_signal(number)
+    assert watcher.process.communicate(timeout=10 * PATIENCE) == ("", "")
+    assert watcher.process.returncode == 0
+
+
+def test_output_that_takes_nothing_is_an_error(policy):
+    """As a full disk."""
+    policy(OPTIONS)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [BIN / "kabpfctl", "monitor"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "kabpfctl: write to standard output: No space left on device\n"
+
+
+def test_output_that_does_not_block_is_waited_for(cgroup, peer, policy, watch):
+    """Whoever shares a terminal or a pipe may have made it so: nothing is lost."""
+    policy(OPTIONS, "mode: enforce")
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    output, end = os.pipe()
+    os.set_blocking(end, False)
+    with (
+        open(output) as lines,
+        subprocess.Popen([BIN / "kabpfctl", "monitor", "--json"], stdout=end) as monitor,
+    ):
+        os.close(end)
+        wait_until(lambda: Watcher.listeners() == 1, "a monitor")
+        client.set_often(number, "idle", 15, 1000)
+        events = [json.loads(lines.readline() or "{}").get("event") for _ in range(1000)]
+        monitor.terminate()
+    assert events == ["swallowed"] * 1000
+
+
 def test_closed_output_ends_the_monitor(cgroup, policy, watch):
     """As after `head`, and without another event."""
     policy(OPTIONS)
