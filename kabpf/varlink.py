@@ -46,7 +46,8 @@ error ExpectedMore ()
 _CALL_KEYS = {"method": str, "parameters": dict, "oneway": bool, "more": bool, "upgrade": bool}
 _REPLY_KEYS = {"parameters": dict, "continues": bool, "error": str}
 _NAME = r"[A-Za-z](?:-*[A-Za-z0-9])*(?:\.[A-Za-z0-9](?:-*[A-Za-z0-9])*)+\.[A-Z][A-Za-z0-9]*"
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+# One without an end goes up to the text's, as an end would be looked for from each quote in it.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 
 
 class MessageError(ValueError):

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 
 import pytest
 
@@ -91,6 +92,24 @@ def test_what_is_no_call_is_refused(message: bytes) -> None:
     """Whatever is wrong with a message, it is one error, and nothing is made of it."""
     with pytest.raises(MessageError):
         varlink.read_call(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'"' + b'\\"' * (varlink.MESSAGE_MAX // 2 - 1),
+        b'"\\' * (varlink.MESSAGE_MAX // 2),
+        b'{"method":"' + b"a-" * (varlink.MESSAGE_MAX // 2 - 10) + b'"}',
+        b'{"method":"a' + b".0" * (varlink.MESSAGE_MAX // 2 - 10) + b'."}',
+    ],
+    ids=lambda message: f"{message[:20]!r}",
+)
+def test_time_for_a_message_is_bounded(message: bytes) -> None:
+    """What makes a search begin anew at each byte is refused in some milliseconds all the same."""
+    start = time.process_time()
+    with pytest.raises(MessageError):
+        varlink.read_call(message)
+    assert time.process_time() - start < 1
 
 
 def test_messages_end_in_nul_and_are_read_again() -> None:
