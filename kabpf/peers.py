@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -49,27 +50,36 @@ def _is_full(connection: socket.socket, pid: int, uid: int) -> bool:
     process's by now."""
     try:
         process = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
-        is_theirs = True
-    except OSError:  # before 6.5, or the process is gone
-        process = os.pidfd_open(pid)
-        is_theirs = False
+        is_known = True
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:  # who connected is gone
+            raise
+        process = os.pidfd_open(pid)  # before 6.5
+        is_known = False
     try:
         namespace = os.stat(f"/proc/{pid}/ns/user")
         is_whole = uid != 0 or not capabilities.missing(capabilities.DATAPLANE, pid)
         # Who connected was there before this process was started for it.
-        is_older = is_theirs or _started(str(pid)) <= _started("self")
+        is_theirs = is_known or (
+            _effective_uid(pid) == uid and _started(str(pid)) <= _started("self")
+        )
         # Only now: a process that has not ended has kept its number all the time.
         has_ended = bool(_polled(process))
     finally:
         os.close(process)
     is_inside = os.path.samestat(namespace, os.stat("/proc/self/ns/user"))
-    return is_inside and is_whole and is_older and not has_ended
+    return is_inside and is_whole and is_theirs and not has_ended
 
 
 def _polled(process: int) -> list[tuple[int, int]]:
     poll = select.poll()
     poll.register(process, select.POLLIN)
     return poll.poll(0)
+
+
+def _effective_uid(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    return int(status.partition("\nUid:")[2].split()[1])  # proc_pid_status(5)
 
 
 def _started(pid: str) -> int:
