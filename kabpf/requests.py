@@ -14,6 +14,7 @@ import fnmatch
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -53,7 +54,7 @@ SETTLE_S = 5  # for changes of an administrator to be applied
 TALK_S = 10  # for all that the caller has to send and to take
 CALLS_MAX = 16  # in a connection; varlinkctl makes three
 CONNECTIONS_MAX = 4  # of a user at once; systemd counts them by users since version 256
-PATH_MAX = 4095  # bytes, as the kernel's without the NUL
+PATH_MAX = 4095  # bytes of the directory's path, as the kernel's without the NUL
 POLICIES_MAX = 64  # of a user
 ALL_POLICIES_MAX = 1024  # of all users, a quarter of what the kernel has room for
 # In the kernel, with the former ones that cgroups remember: without a bound, who attaches and
@@ -186,7 +187,7 @@ def allowed(call: Call, peer: Peer, tell_changed: Callable[[], None]) -> Request
     parameters = varlink.checked(call, rule.types, rule.required)
     cgroup, owner = NOWHERE, None
     if "cgroup" in rule.types:
-        cgroup, owner = _opened(parameters["cgroup"])
+        cgroup, owner = _opened(parameters["cgroup"], peer.uid)
     if who(peer, owner) not in rule.callers:
         raise _denied(f"{cgroup.path} belongs to uid {owner}, expected uid {peer.uid}")
     return Request(peer.uid, cgroup, parameters, tell_changed)
@@ -265,27 +266,28 @@ def _answer(
     return varlink.reply(found)
 
 
-def _opened(path: str) -> tuple[Cgroup, int]:
-    """The cgroup at a path, and the uid that owns its directory."""
+def _opened(path: str, uid: int) -> tuple[Cgroup, int]:
+    """The cgroup at a path, and the uid that owns its directory. Others than that, and than root,
+    are told of none that is closed to them."""
+    tree = cgroups.find_tree(cgroups.own_mounts())
     names = path.split("/")[1:]
     if (
         not path.startswith("/")
         or not path.isprintable()
         or GLOB.search(path)
-        or len(path.encode()) > PATH_MAX
+        or len(os.fsencode(tree.directory(path))) > PATH_MAX
         or any(name in ("", ".", "..") for name in names)  # the root, too
     ):
         raise CallError.of_service("InvalidParameter", parameter="cgroup")
-    tree = cgroups.find_tree(cgroups.own_mounts())
     root = os.open(tree.mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        directory = libbpf.open_within(root, path[1:])
         try:
-            if not libbpf.is_cgroup2(directory):
-                raise RefusedError("", errno.EXDEV)
-            status = os.fstat(directory)
-        finally:
-            os.close(directory)
+            status = _status(root, path[1:])
+        except RefusedError:
+            _check_way(root, names, uid)
+            raise
+        if uid != status.st_uid:
+            _check_way(root, names, uid)
     except RefusedError as error:
         raise RefusedError(
             f"cgroup {path}", error.error, "expected one of the cgroup2 tree"
@@ -293,6 +295,33 @@ def _opened(path: str) -> tuple[Cgroup, int]:
     finally:
         os.close(root)
     return Cgroup(status.st_ino, 0, path), status.st_uid
+
+
+def _status(root: int, path: str) -> os.stat_result:
+    directory = libbpf.open_within(root, path)
+    try:
+        if not libbpf.is_cgroup2(directory):
+            raise RefusedError("", errno.EXDEV)
+        return os.fstat(directory)
+    finally:
+        os.close(directory)
+
+
+def _check_way(root: int, names: list[str], uid: int) -> None:
+    """Raises RefusedError where a directory on the way to the last of these names is closed to a
+    user, or is not there. This process may look into all of them."""
+    directory = os.dup(root)
+    try:
+        for name in names[:-1]:
+            inner = libbpf.open_within(directory, name)
+            os.close(directory)
+            directory = inner
+            status = os.fstat(directory)
+            search = stat.S_IXUSR if status.st_uid == uid else stat.S_IXOTH
+            if uid != 0 and not status.st_mode & search:
+                raise RefusedError("", errno.EACCES)
+    finally:
+        os.close(directory)
 
 
 def _get_info(_: Request) -> Mapping[str, Any]:

@@ -416,6 +416,21 @@ def test_directory_that_is_no_cgroup_is_refused(ask, own):
     assert error(ask(OWNER, attach(f"{path_of(own)}/missing"))) == "Refused"
 
 
+def test_closed_cgroup_tells_others_nothing(ask, own, make_cgroup):
+    """What is below a cgroup that its owner has closed, only the owner and root are told. Whose
+    that is may attach it; others hear what they hear of anything there."""
+    inner, missing = make_cgroup("own/inner"), own / "missing"
+    own.chmod(0o700)
+    for cgroup in (inner, missing, inner / "below"):
+        expected = "Permission denied, expected one of the cgroup2 tree"
+        assert reason(ask(STRANGER, attach(cgroup))) == f"cgroup {path_of(cgroup)}: {expected}"
+    assert reason(ask(OWNER, attach(inner))).startswith(f"{path_of(inner)} belongs to uid 0,")
+    assert "No such file" in reason(ask(OWNER, attach(missing)))
+    assert "No such file" in reason(ask(0, attach(missing)))
+    os.chown(inner, STRANGER, STRANGER)
+    assert error(ask(STRANGER, attach(inner))) == ""
+
+
 def test_number_of_policies_of_a_user_is_bounded(ask, own, make_cgroup, kabpfctl):
     """A user has no more than so many cgroups attached; those that are gone do not count."""
     RUNTIME.mkdir(exist_ok=True)
