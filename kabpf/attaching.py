@@ -17,6 +17,14 @@ from kabpf.plan import Cgroup
 from kabpf.policy import Policy
 from kabpf.reconcile import Resolution
 
+Read = tuple[str, tuple[Policy, ...]]
+"""The stamp of all policy files, and what they said after it was taken."""
+
+
+def read() -> Read:
+    """Read the system's policy files."""
+    return files.stamp(files.SYSTEM), files.load(files.SYSTEM)
+
 
 def attach(
     file: Path,
@@ -24,7 +32,7 @@ def attach(
     cgroup: Cgroup,
     tree: CgroupTree,
     tell_changed: Callable[[], None],
-    cache: files.Cache | None = None,
+    read: Callable[[], Read] = read,
     loaded: Dataplane | None = None,
     loader: Loader | None = None,
 ) -> tuple[Policy, int | None]:
@@ -35,7 +43,7 @@ def attach(
     Raises RefusedError, and leaves what was there, where the cgroup has another policy then.
     """
     with written(file, content):
-        stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM, cache)
+        stamp, policies = read()
         found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
         if found is None:
             raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")

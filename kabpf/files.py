@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import filterfalse
 from pathlib import Path
@@ -63,12 +64,14 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     return policies
 
 
-def stamp(directories: Directories) -> str:
-    """Another text whenever a policy file was added, removed, written or given to somebody else."""
+def stamp(directories: Directories, besides: Collection[Path] = ()) -> str:
+    """Another text whenever a policy file was added, removed, written or given to somebody else;
+    one of `besides` may be."""
     digest = hashlib.blake2b(digest_size=16)
     parents = (directories.main.parent, *directories.drop_ins)
     for path in (*parents, *_strongest(directories)):
-        digest.update(repr((str(path), _stamp(_status(path)))).encode())
+        if path not in besides:
+            digest.update(repr((str(path), _stamp(_status(path)))).encode())
     return digest.hexdigest()
 
 

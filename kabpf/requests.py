@@ -17,7 +17,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from kabpf.channel import Channel
 from kabpf.client import INTERFACE
 from kabpf.dataplane import PINS, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError
-from kabpf.language import PolicyFile
+from kabpf.language import RUNTIME, PolicyFile
 from kabpf.nodes import Node, Source
 from kabpf.options import Draft
 from kabpf.peers import Peer
@@ -344,11 +344,10 @@ def _get_description(request: Request) -> Mapping[str, Any]:
 def _attach(request: Request) -> Mapping[str, Any]:
     tree = cgroups.find_tree(cgroups.own_mounts())
     file = attaching.owned_file(request.uid, request.cgroup.id)
-    with _in_force(tree) as loaded:
+    with _in_force(tree, request) as (loaded, reading):
         _check_records([record.name for record in loaded.records().values()], request.uid)
-        cache: files.Cache = {}
-        policies = files.load(files.SYSTEM, cache)
-        parsed = [found for path, (_, found) in cache.items() if path != file]
+        _, policies = reading.read()
+        parsed = [found for path, (_, found) in reading.cache.items() if path != file]
         content = drop_in(request, parsed)
         _check_bounds(content, file, parsed)
         owned = [policy for policy in policies if policy.owner is not None]
@@ -358,7 +357,7 @@ def _attach(request: Request) -> Mapping[str, Any]:
                 if former != file:
                     stack.enter_context(attaching.written(former, None))
             policy, changed = attaching.attach(
-                file, content, request.cgroup, tree, request.tell_changed, cache, loaded
+                file, content, request.cgroup, tree, request.tell_changed, reading.read, loaded
             )
     return {
         "cgroup": request.cgroup.path,
@@ -371,22 +370,47 @@ def _attach(request: Request) -> Mapping[str, Any]:
 
 def _detach(request: Request) -> Mapping[str, Any]:
     tree = cgroups.find_tree(cgroups.own_mounts())
-    with _in_force(tree) as loaded:
+    with _in_force(tree, request) as (loaded, reading):
         removed = attaching.owned(request.cgroup.id)
         if not removed:
             raise _refused(f"{request.cgroup.path} is not attached, expected an attached cgroup")
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(attaching.written(file, None))
-            stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
+            stamp, policies = reading.read()
         attaching.put_in_force(policies, tree, loaded, stamp, request.tell_changed)
     return {"removed": [str(file) for file in removed]}
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """Reads the policy files as long as none changes but those of the request's cgroup."""
+
+    own: frozenset[Path]
+    others: str  # their stamp
+    cache: files.Cache = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: Request) -> _Reading:
+        id = request.cgroup.id
+        own = {RUNTIME, attaching.owned_file(request.uid, id), *attaching.owned(id)}
+        return cls(frozenset(own), files.stamp(files.SYSTEM, own))
+
+    def is_current(self) -> bool:
+        return files.stamp(files.SYSTEM, self.own) == self.others
+
+    def read(self) -> attaching.Read:
+        found = files.stamp(files.SYSTEM), files.load(files.SYSTEM, self.cache)
+        if not self.is_current():
+            raise _refused(_NOT_APPLIED)
+        return found
+
+
 @contextlib.contextmanager
-def _in_force(tree: CgroupTree) -> Iterator[Dataplane]:
-    """The data plane, under the lock, where it is ours and has what the policy files say: to put
-    in force what waits for an administrator, or another version, is not for users."""
+def _in_force(tree: CgroupTree, request: Request) -> Iterator[tuple[Dataplane, _Reading]]:
+    """The data plane, under the lock, where it is ours and has what the policy files say, and how
+    to read these: to put in force what waits for an administrator, or another version, is not for
+    users."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         with (
@@ -397,14 +421,15 @@ def _in_force(tree: CgroupTree) -> Iterator[Dataplane]:
                 raise _refused(_NOT_IN_FORCE)
             if not loaded.reaches_open_sockets:  # which takes pins, and kabpf-request makes none
                 raise _refused(_NOT_BY_BCC)
+            reading = _Reading.of(request)  # before the look at whether files have changed
             applied = notes.read_applied(reconcile.RUN)
             if applied and applied.stamp == files.stamp(files.SYSTEM):
                 try:
-                    yield loaded
+                    yield loaded, reading
                 except BaseException:
-                    # They are as they were, if not the same inodes.
-                    if notes.read_applied(reconcile.RUN) == applied:
-                        stamp = files.stamp(files.SYSTEM)
+                    stamp = files.stamp(files.SYSTEM)
+                    # The request's own are as they were, if not the same inodes.
+                    if reading.is_current() and notes.read_applied(reconcile.RUN) == applied:
                         notes.keep_applied(replace(applied, stamp=stamp), reconcile.RUN)
                     raise
                 return

@@ -330,6 +330,35 @@ def test_what_waits_for_the_administrator_is_not_applied(ask, own, peer, write_p
     assert error(ask(OWNER, attach(own, idle="62"))) == ""
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_file_written_during_a_request_waits(ask, own, peer, write_policy, kabpfctl, refused):
+    """What an administrator writes while a request is worked on is not put in force by that, nor
+    taken for applied, whether the request is refused for another reason or not."""
+    if refused:
+        write_policy("a.yaml", f"select: [{{cgroup: {path_of(own)}}}]\nkeepalive: on\n")
+    for number in range(500):  # to be looked at, one after the other
+        write_policy(f"c-{number}.yaml", "# nothing\n")
+    RUNTIME.mkdir(exist_ok=True)
+    above = f"select: [{{cgroup: {path_of(own.parent)}}}]\nkeepalive: {{idle: 99}}\n"
+    file = write_policy("b.yaml", above)
+    ready = file.rename(file.parent.parent / "b.yaml")
+    kabpfctl("apply")
+    before = RUNTIME.stat().st_mtime_ns
+
+    def write() -> None:
+        while RUNTIME.stat().st_mtime_ns == before:  # the request has not begun to write
+            pass
+        ready.rename(file)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    ask(OWNER, attach(own))
+    writing.join()
+    assert options_of_new(peer, own.parent) == UNTOUCHED
+    status = json.loads(kabpfctl("status", "--json").stdout)
+    assert not status["policy_files"]["applied"]
+
+
 def test_refused_request_keeps_nobody_from_asking(ask, own, make_cgroup, write_policy, kabpfctl):
     """Where an attach was undone the files still count as applied."""
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(own)}}}]\nkeepalive: on\n")
