@@ -243,23 +243,25 @@ def become(program: str, words: list[str], *, umask: int) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.umask(umask)
-    environ = dict(os.environb)
-    # Python itself sets it where the locale is C (PEP 538).
-    if b"LC_CTYPE" in environ and b"\0LC_CTYPE=" not in b"\0" + _first_environment():
-        del environ[b"LC_CTYPE"]
+    _restore_locale()
+    # execv(3) takes the environment as it came; os.environ lacks what has no name, or one twice.
     try:
         try:
-            os.execve(program, words, environ)
+            os.execv(program, words)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-            os.execve("/bin/sh", ["/bin/sh", program, *words[1:]], environ)  # as execvp(3) does
+            os.execv("/bin/sh", ["/bin/sh", program, *words[1:]])  # as execvp(3) does
     except OSError as error:
         raise CommandError(words[0], error.errno or 0) from None
 
 
-def _first_environment() -> bytes:
-    """What this process was started with (proc(5))."""
+def _restore_locale() -> None:
+    """Take back what Python itself has put into the environment: where the locale is C, it sets
+    LC_CTYPE (PEP 538)."""
     with contextlib.suppress(OSError):
-        return Path("/proc/self/environ").read_bytes()
-    return b""
+        first = Path("/proc/self/environ").read_bytes()  # what this process was started with
+        if found := re.search(rb"(?:\A|\0)LC_CTYPE=([^\0]*)", first):
+            os.putenv(b"LC_CTYPE", found[1])
+        else:
+            os.unsetenv(b"LC_CTYPE")

@@ -1,5 +1,6 @@
 """kabpfctl run where there is no systemd: in cgroups made by hand."""
 
+import ctypes
 import json
 import os
 import re
@@ -292,6 +293,20 @@ def test_command_finds_what_it_would_find_without_run(tmp_path, settings):
         return re.sub(rb"pipe:\[\d+\]", b"pipe", re.sub(rb"(?m)^(\d+ )\d+ \d+", b"\1", done.stdout))
 
     assert look(KABPFCTL, "run", "--idle", "61") == look()
+
+
+@pytest.mark.parametrize(
+    "entries", [[b"LC_CTYPE=C", b"B=1"], [b"A=1", b"A=2", b"=nameless", b"without", b"", b"A="]]
+)
+def test_environment_is_handed_on_byte_by_byte(entries):
+    """Also what Python sets for itself, and what it has no word for."""
+    words = [KABPFCTL.encode(), b"run", b"/bin/cat", b"/proc/self/environ"]
+
+    def execute():
+        lists = [(ctypes.c_char_p * (len(each) + 1))(*each) for each in (words, entries)]
+        ctypes.CDLL(None).execve(words[0], *lists)
+
+    assert subprocess.check_output(words, preexec_fn=execute) == b"\0".join([*entries, b""])
 
 
 def test_command_is_the_process_that_was_started(tmp_path):
