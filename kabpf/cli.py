@@ -6,6 +6,7 @@ Exit status: 0 done, 1 an expected failure (said on standard error), 2 wrong usa
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -18,12 +19,15 @@ from kabpf.errors import KabpfError, PolicyError, RefusedError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
+    # Python has none for a closed descriptor, and print() then takes the other one.
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.BytesIO())
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.BytesIO())
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = parser(*arguments[:1]).parse_args(arguments)
-    # Root alone may write policy files, and everybody check them.
-    parsed.umask = os.umask(0o022)
     try:
+        parsed = parser(*arguments[:1]).parse_args(arguments)
+        # Root alone may write policy files, and everybody check them.
+        parsed.umask = os.umask(0o022)
         if parsed.needs_root and os.geteuid() != 0:
             raise RefusedError(f"{parsed.command}: not root", hint="expected root")
         status: int = parsed.run(parsed)
@@ -188,7 +192,9 @@ def _add_run(commands: Any) -> None:
         metavar="NAME",
         help="options that fit a middlebox, as kabpfctl presets lists them",
     )
-    instead.add_argument("--policy", metavar="NAME", help="as a policy of the files says it")
+    instead.add_argument(
+        "--policy", type=_name, metavar="NAME", help="as a policy of the files says it"
+    )
     instead.add_argument("--off", action="store_true", help="no keepalive by any policy")
     alone.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments"
@@ -249,6 +255,12 @@ def _unit(text: str) -> str:
 
     if not UNIT.fullmatch(text) and not {*"*?["} & {*text}:
         raise argparse.ArgumentTypeError(f"{text!r}, expected its type as well, as nginx.service")
+    return text
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("nothing, expected the name of a policy")
     return text
 
 

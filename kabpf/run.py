@@ -45,6 +45,9 @@ OPTION_KEYS = ("idle", "interval", "probes", "user_timeout", "preset")
 
 def run(arguments: argparse.Namespace) -> NoReturn:
     """Become the command."""
+    # Interrupted before that, this process ends as the command would.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     words: list[str] = arguments.words
     if words[:1] == ["--"]:
         del words[0]

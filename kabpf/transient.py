@@ -127,7 +127,8 @@ def watcher(tree: CgroupTree, run: Path, home: str = "") -> Iterator[Callable[[s
         finally:
             os._exit(0)
     os.close(reader)
-    os.waitpid(child, 0)
+    with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored
+        os.waitpid(child, 0)
 
     def tell(path: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # killed

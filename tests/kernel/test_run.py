@@ -23,6 +23,8 @@ from harness import (
     wait_until,
 )
 
+from kabpf import reconcile
+
 KABPFCTL = str(BIN / "kabpfctl")
 TRANSIENT = Path("/run/kabpf/transient.d")
 DEADLINE_S = 20
@@ -226,6 +228,13 @@ def test_policy_that_is_not_there_is_refused(policy):
     assert (done.returncode, done.stderr) == (1, "kabpfctl: no policy b, expected a\n")
 
 
+def test_policy_without_a_name_is_refused():
+    """As where a script's variable is empty."""
+    done = run("--policy", "", "echo", "begun")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "argument --policy: nothing, expected the name of a policy\n" in done.stderr
+
+
 def test_preset_fits_a_middlebox(runner, address):
     """A preset is known by its name, and options override it."""
     options = runner("--preset", "aws-nlb", "--probes", 4).new(address)
@@ -270,8 +279,8 @@ def test_command_finds_what_it_would_find_without_run(tmp_path, settings):
         def prepare():
             if settings == "odd":
                 os.umask(0o027)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+                for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
+                    signal.signal(number, signal.SIG_IGN)
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
         odd = {"PATH": os.environ["PATH"], "LANG": "C", "EMPTY": "", "ODD": "\udce4\n=x"}
@@ -323,12 +332,35 @@ def test_exit_status_is_the_commands(script, status):
     assert run("sh", "-c", script).returncode == status
 
 
+def test_descriptors_that_are_closed_stay_closed(tmp_path):
+    """Also standard output and standard error, which Python has no stream for then."""
+    script = f"exec {KABPFCTL} run sh -c 'ls /proc/$$/fd >{tmp_path}/fds; :' <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", script]).returncode == 0
+    assert not {"0", "2"} & set((tmp_path / "fds").read_text().split())
+
+
+def test_what_is_wrong_is_not_said_on_another_descriptor():
+    """Where standard error is closed, standard output is the command's all the same."""
+    done = subprocess.run(["sh", "-c", f"{KABPFCTL} run none 2>&-"], stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (127, b"")
+
+
 def test_signals_reach_the_command(runner):
     """A signal to the process that was started is one to the command."""
     one = runner()
     one.listener()
     one.process.terminate()
     assert one.process.wait(DEADLINE_S) == -signal.SIGTERM
+
+
+def test_interrupted_before_it_is_the_command(kabpf_in_force):
+    """It ends by the signal, as the command would, for a shell to see."""
+    with reconcile.locked():
+        process = subprocess.Popen([KABPFCTL, "run", "true"])
+        waits = re.compile(rf"-> FLOCK .* {process.pid} ")
+        wait_until(lambda: waits.search(Path("/proc/locks").read_text()), "its turn", DEADLINE_S)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == -signal.SIGINT
 
 
 @pytest.mark.parametrize(
