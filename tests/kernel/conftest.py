@@ -18,7 +18,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import headers
 import pyroute2
@@ -129,7 +129,7 @@ def lent_headers(own_mounts: None) -> Iterator[None]:
     try:
         found = headers.debians()
     except headers.MissingError as error:
-        _lack(str(error))
+        headers.lack(str(error), "kernel")
     MODULES.mkdir(exist_ok=True)
     mount(b"tmpfs", os.fsencode(MODULES), b"tmpfs")
     here = MODULES / os.uname().release
@@ -137,17 +137,11 @@ def lent_headers(own_mounts: None) -> Iterator[None]:
     for name, path in found.items():
         (here / name).symlink_to(path)
     if problem := compiling.missing():
-        _lack(problem)
+        headers.lack(problem, "kernel")
     yield
     libc.umount(os.fsencode(MODULES))
     if is_made:
         MODULES.rmdir()
-
-
-def _lack(what: str) -> NoReturn:
-    if "kernel" in os.environ.get("KABPF_REQUIRE", "").split(","):
-        pytest.fail(f"KABPF_REQUIRE=kernel, but {what}", pytrace=False)
-    pytest.skip(f"{what}; KABPF_REQUIRE=kernel makes this a failure")
 
 
 @pytest.fixture(autouse=True)

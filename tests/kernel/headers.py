@@ -9,6 +9,9 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 
 class MissingError(Exception):
@@ -30,6 +33,13 @@ def debians() -> dict[str, Path]:
     (common,) = target.glob("usr/src/linux-headers-*-common")
     (build,) = (path for path in target.glob("usr/src/linux-headers-*") if path != common)
     return {"build": build, "source": common}
+
+
+def lack(what: str, tier: str) -> NoReturn:
+    """Skip a test of a tier, or fail it where KABPF_REQUIRE names the tier."""
+    if tier in os.environ.get("KABPF_REQUIRE", "").split(","):
+        pytest.fail(f"KABPF_REQUIRE={tier}, but {what}", pytrace=False)
+    pytest.skip(f"{what}; KABPF_REQUIRE={tier} makes this a failure")
 
 
 def _download(target: Path) -> None:

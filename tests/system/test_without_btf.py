@@ -41,9 +41,13 @@ def test_service_compiles_its_programs(without_btf, service, inside):
 
 def _lend_headers(machine):
     """Where the package linux-headers of the running kernel would have them."""
+    try:
+        found = headers.debians()
+    except headers.MissingError as error:
+        headers.lack(str(error), "system")
     modules = f"/lib/modules/{machine.run('uname', '-r')}"
     machine.run("mkdir", "--parents", modules, "/usr/src")
-    for name, path in headers.debians().items():
+    for name, path in found.items():
         subprocess.run(["cp", "-a", path, machine.root / "usr/src"], check=True)
         machine.run("ln", "-s", f"/usr/src/{path.name}", f"{modules}/{name}")
 
