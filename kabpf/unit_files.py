@@ -25,6 +25,8 @@ _PIECE = re.compile(r"""(\\.)|"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)'""")
 # C's, as far as they are ASCII: no variable that is looked for holds others.
 _ESCAPE = re.compile(r"\\(x(?!00)[0-7][0-9A-Fa-f]|(?!000)[01][0-7]{2}|.)")
 _LETTERS = dict(zip("abfnrtvs", "\a\b\f\n\r\t\v ", strict=True))
+# unit_name_is_valid() in systemd's src/basic/unit-name.c, but for hidden files.
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\-]*)?\.service")
 _CONTINUED = re.compile(r"(?<!\\)(\\\\)*\\$")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
@@ -76,13 +78,14 @@ class Services:
 
     def names(self) -> list[str]:
         """Services, templates, instances, and beginnings of names (`foo-.service`), that have a
-        file, drop-ins, or a link that starts them; no aliases, and nothing that is masked."""
+        file, drop-ins, or a link that starts them; no aliases, and nothing that is masked, hidden,
+        or no name of a unit."""
         found = {real for name, real in self._real.items() if name.endswith(SERVICE)}
         for directory in self._directories:
             drop_ins = (path.name.removesuffix(".d") for path in directory.glob(f"?*{SERVICE}.d"))
             instances = (path.name for path in directory.glob(f"*.wants/*@?*{SERVICE}"))
             found.update(self._real.get(name, name) for name in (*drop_ins, *instances))
-        return sorted(found - {""})
+        return sorted(filter(_NAME.fullmatch, found))
 
     def files(self, name: str) -> list[Path]:
         """The file of a service and its drop-ins, in the order in which they are read."""

@@ -101,9 +101,10 @@ def test_files_of_a_service(tmp_path: Path) -> None:
 
 
 def test_names_of_services(tmp_path: Path) -> None:
-    """Units are known by files, drop-ins and the links that start instances; aliases and what is
-    masked are not."""
-    for name in ("a.service", "b@.service", "c.socket", "x.service"):
+    """Units are known by files, drop-ins and the links that start instances; aliases, what is
+    masked, and what is no name of a unit are not."""
+    odd = ("@.service", "a b.service", ".a.service")
+    for name in ("a.service", "b@.service", "c.socket", "x.service", *odd):
         (tmp_path / name).touch()
     for name in (
         "d.service.d",
