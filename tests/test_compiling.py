@@ -1,0 +1,51 @@
+"""What bcc compiled is kept, and found again if it is of the same sources, maps and kernel."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kabpf import compiling
+
+MAPS = ("kabpf_attached", "kabpf_known")
+PROGRAMS = dict.fromkeys(compiling.PROGRAMS, b"\x95" + bytes(7))
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """The file that the programs were written to."""
+    monkeypatch.setattr(compiling, "KEPT", tmp_path / "fallback.json")
+    compiling._keep(compiling._key(MAPS, 7), PROGRAMS)
+    return compiling.KEPT
+
+
+def test_what_was_compiled_is_kept(kept):
+    """It takes no compiler to have it again; of other sources or maps nothing is kept."""
+    assert compiling.programs(MAPS, 7) == PROGRAMS
+    assert not compiling.is_kept(MAPS, 8)
+    assert not compiling.is_kept(MAPS[:1], 7)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: [],
+        lambda _: 1,
+        lambda whole: whole["programs"],
+        lambda whole: whole | {"programs": []},
+        lambda whole: whole | {"programs": {"kabpf_sockops": "95"}},
+        lambda whole: whole | {"programs": dict.fromkeys(compiling.PROGRAMS, "no")},
+        lambda whole: whole | {"programs": dict.fromkeys(compiling.PROGRAMS)},
+    ],
+)
+def test_what_is_damaged_counts_as_nothing(kept, damage):
+    """Whatever the file holds, it is programs or nothing."""
+    kept.write_text(json.dumps(damage(json.loads(kept.read_text()))))
+    assert not compiling.is_kept(MAPS, 7)
+
+
+def test_half_a_file_counts_as_nothing(kept):
+    """As of a full disk."""
+    kept.write_text(kept.read_text()[:40])
+    assert not compiling.is_kept(MAPS, 7)
