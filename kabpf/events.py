@@ -84,7 +84,9 @@ class Event(NamedTuple):
     @property
     def command(self) -> str | None:
         """The first 15 bytes of its name, as the kernel keeps them."""
-        return os.fsdecode(self.report.command.rstrip(b"\0")) if self.report.pid else None
+        # Where __set_task_comm() does not pad it, as in v5.15, the rest of a longer name follows.
+        command, _, _ = self.report.command.partition(b"\0")
+        return os.fsdecode(command) if self.report.pid else None
 
     @property
     def way(self) -> str:
