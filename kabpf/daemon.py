@@ -522,11 +522,12 @@ class _Log:
 
         with contextlib.ExitStack() as stack:
             self._monitor = stack.enter_context(Monitor(dataplane.PINS, tree, log=True))
-            self._journal = stack.enter_context(Journal(log.info))
+            self._journal = stack.enter_context(Journal(_say))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
-        self.write()
+        for _ in range(2):  # what is too young for the first look
+            self.write()
         self._stack.close()
 
     def descriptors(self) -> list[int]:
@@ -546,6 +547,16 @@ class _Log:
         for event in self._monitor.read():
             self._journal.write(event)
         self._journal.settle()
+
+
+def _say(line: str) -> bool:
+    """Log a line; False where standard error takes none now, as its reader is not waited for."""
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    if not poll.poll(0):
+        return False
+    log.info("%s", line)
+    return True
 
 
 def _watchdog_s() -> float | None:

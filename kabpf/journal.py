@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from kabpf.events import Event, Lost
+from kabpf.sockets import UNIT
 
 SOCKET = "/run/systemd/journal/socket"  # systemd-journald.service(8)
 
@@ -23,10 +24,10 @@ class Journal:
     """The journal, or another reader of its protocol. A context manager.
 
     Where it does not keep up, events are counted as lost. Where there is none, `otherwise` gets the
-    lines.
+    lines, and returns False for one that is lost.
     """
 
-    def __init__(self, otherwise: Callable[[str], None], address: str = SOCKET) -> None:
+    def __init__(self, otherwise: Callable[[str], bool], address: str = SOCKET) -> None:
         self._otherwise, self._address = otherwise, address
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._channel.setblocking(False)
@@ -70,7 +71,7 @@ class Journal:
             raw = b"".join(_encoded(*field) for field in fields.items())
             self._channel.sendto(raw, self._address)
         except (FileNotFoundError, ConnectionRefusedError):
-            self._otherwise(fields["MESSAGE"])
+            return self._otherwise(fields["MESSAGE"])
         except OSError:
             return False
         return True
@@ -99,7 +100,7 @@ def _fields(event: Event) -> dict[str, str]:
         "MESSAGE": message(event),
         "PRIORITY": _PRIORITIES.get(event.what, INFO),
         "SYSLOG_IDENTIFIER": "kabpfd",
-        "OBJECT_SYSTEMD_UNIT": event.unit,  # for journalctl --unit
+        "OBJECT_SYSTEMD_UNIT": _unit(event),  # for journalctl --unit
         "KABPF_EVENT": event.what,
         "KABPF_POLICY": event.policy,
         "KABPF_CGROUP": event.cgroup,
@@ -123,6 +124,14 @@ def _fields(event: Event) -> dict[str, str]:
             "KABPF_UNANSWERED": death.sent,
         }
     return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _unit(event: Event) -> str | None:
+    """The unit of the system's own manager, which is the outermost that is no slice: what is inside
+    of it may have any name, in a container or where the cgroup is a user's."""
+    names = (event.cgroup or "").split("/")[1:]
+    first = next((name for name in names if not name.endswith(".slice")), "")
+    return first if UNIT.fullmatch(first) else None
 
 
 def message(event: Event) -> str:

@@ -98,6 +98,8 @@ def _follow(tree: CgroupTree, wanted: Filter, line: Line) -> None:
                     due = time.monotonic() + LOOK_S
                 _wait_for(heard)
                 _print(_read(heard), wanted, line)
+            for _ in range(2):  # what came meanwhile, or is too young for the first look
+                _print(_read(heard), wanted, line)
 
 
 @contextlib.contextmanager

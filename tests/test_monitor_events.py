@@ -156,6 +156,11 @@ def test_names_in_a_line_can_do_no_harm_to_a_terminal() -> None:
     assert line.count("\n") == 1
 
 
+def test_command_is_as_long_as_it_says() -> None:
+    """Older kernels leave the rest of a longer name behind its end."""
+    assert event(pid=1, command=b"sh\0thon3\0\0").command == "sh"
+
+
 def test_columns_begin_where_their_heads_do() -> None:
     """As long as what they show is of usual length."""
     line = monitor.text(event(pid=7, command=b"curl"))
@@ -217,7 +222,12 @@ def received(tmp_path: Path) -> Iterator[Callable[[], dict[str, str]]]:
 @pytest.fixture
 def book(tmp_path: Path, lines: list[str]) -> Iterator[Journal]:
     """A Journal at `tmp_path`/socket, with `lines` for a fall-back."""
-    with Journal(lines.append, str(tmp_path / "socket")) as opened:
+
+    def otherwise(line: str) -> bool:
+        lines.append(line)
+        return len(lines) < 2
+
+    with Journal(otherwise, str(tmp_path / "socket")) as opened:
         yield opened
 
 
@@ -317,7 +327,30 @@ def test_journal_that_is_full_loses_events(
 
 
 def test_lines_go_elsewhere_without_a_journal(book: Journal, lines: list[str]) -> None:
-    """On a machine without systemd the messages come out where the daemon's others do."""
+    """On a machine without systemd the messages come out where the daemon's others do; what finds
+    no room there is lost."""
     book.write(event())
     assert lines == [journal.message(event())]
     assert book.due is None
+    book.write(event())
+    assert book.due is not None
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        (UNIT, "web.service"),
+        ("/system.slice/system-db.slice/db@1.service/worker", "db@1.service"),
+        ("/machine.slice/web.scope/system.slice/sshd.service", "web.scope"),
+        ("/user.slice/user-7.slice/user@7.service/app.slice/sshd.service", "user@7.service"),
+        ("/system.slice", None),
+        ("/other/sshd.service", None),
+        (None, None),
+    ],
+)
+def test_journal_has_the_unit_of_the_system(
+    received: Callable[[], dict[str, str]], book: Journal, cgroup: str | None, unit: str | None
+) -> None:
+    """journalctl --unit shows nothing of a container's or a user's unit of the same name."""
+    book.write(event(cgroup=cgroup))
+    assert received().get("OBJECT_SYSTEMD_UNIT") == unit

@@ -23,6 +23,7 @@ from harness import (
 
 from kabpf import dataplane, layout
 from kabpf.layout import CPolicy
+from kabpf.monitor import LOOK_S
 from kabpf.reports import PROCESSOR_BYTES
 
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # asm-generic/socket.h, linux/socket.h
@@ -583,6 +584,23 @@ def test_monitor_goes_on_with_another_data_plane(cgroup, peer, policy, kabpfctl,
     assert watcher.next()["event"] == "set"
 
 
+def test_monitor_says_what_came_before_kabpf_was_lifted(cgroup, peer, policy, kabpfctl, watch):
+    """Also where its own reader was too slow to look whether kabpf still is in force."""
+    policy(OPTIONS, "mode: enforce")
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    watcher = watch()
+    output = watcher.process.stdout.fileno()
+    client.set_often(number, "idle", 15, 1000)
+    wait_until(lambda: select.select([output], [], [], 0)[0] != [], "events")
+    client.set_often(number, "idle", 15, 1000)
+    kabpfctl("detach", "--all")
+    lifted = time.monotonic()
+    wait_until(lambda: time.monotonic() > lifted + LOOK_S, "the time of its next look")
+    assert [watcher.next()["event"] for _ in range(2000)] == ["swallowed"] * 2000
+
+
 def test_monitor_says_which_capability_is_missing(policy):
     """Root without CAP_PERFMON is told so."""
     policy(OPTIONS)
@@ -640,6 +658,23 @@ def test_daemon_logs_what_policies_want(
     write("logged", cgroup, "off")
     kabpfctl("apply")
     wait_until(lambda: Watcher.listeners() == 0, "the end of the log")
+
+
+def test_daemon_waits_for_no_reader_of_its_log(
+    cgroup, peer, write_policy, kabpfctl, kabpfd, no_journal
+):
+    """Where standard error is a pipe that nobody reads, lines are lost, and kabpfd works."""
+    write_policy(
+        "a.yaml",
+        f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {OPTIONS}\nmode: enforce\n"
+        "log: sockets\n",
+    )
+    daemon = kabpfd()
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    client.set_often(number, "idle", 15, 1500)
+    assert "policies in force: 1" in daemon.reload()
 
 
 def test_daemon_without_sys_admin_can_log(cgroup, write_policy, kabpfctl, kabpfd, no_journal):
