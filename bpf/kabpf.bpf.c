@@ -707,7 +707,7 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 	set_options(v.tp, &v);
 	if (v.changed)
 		__sync_fetch_and_add(&v.counters->retrofitted, 1);
-	if (v.outcomes && is_heard_of(v.policy))
+	if (kabpf_either(v.outcomes, v.outcomes >> 32) && is_heard_of(v.policy))
 		tell_open(ctx, &v);
 	return 0;
 }
