@@ -319,7 +319,8 @@ static __always_inline void count_lost(__u32 monitor)
 }
 
 /* To each monitor that listens; the log only if `log`. One that is not there any more is not told
- * again; nobody waits for one that does not read. */
+ * again, nor one whose perf event is off, as its processor was away for a while; nobody waits for
+ * one that does not read. */
 static __always_inline void tell(void *ctx, void *data, __u64 size, bool log)
 {
 	__u32 zero = 0, cpu = bpf_get_smp_processor_id();
@@ -336,7 +337,7 @@ static __always_inline void tell(void *ctx, void *data, __u64 size, bool log)
 			continue;
 		error =
 		    bpf_perf_event_output(ctx, &kabpf_monitors, i * kabpf_cpus + cpu, data, size);
-		if (error == -ENOENT)
+		if (error == -ENOENT || error == -EOPNOTSUPP)
 			monitors[i] = 0;
 		else if (error)
 			count_lost(i);

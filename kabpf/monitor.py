@@ -26,6 +26,11 @@ TRIES = 3  # so many looks in a row at one that is being replaced
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_GAP = (
+    "kabpfctl: another build of kabpf was loaded, or a processor came;"
+    " events of up to a second are missing"
+)
+
 _COLUMNS = (  # with the width that what is usual takes
     ("TIME", 12), ("EVENT", 11), ("CGROUP", 26), ("PID", 7), ("COMMAND", 15), ("WAY", 6),
     ("LOCAL", 21), ("REMOTE", 21), ("POLICY", 22), ("KEEPALIVE", 9), ("IDLE", 8),
@@ -79,16 +84,18 @@ def _end_again(_number: int, _frame: object) -> None:
 
 def _follow(tree: CgroupTree, wanted: Filter, line: Line) -> None:
     """Also what is loaded later, and what takes another's place."""
-    is_told = has_heads = False
+    is_told = has_heads = was_heard = False
     while True:
         with _opened(tree) as heard:
             if heard is None:
                 if not is_told:
                     print("kabpfctl: kabpf is not in force; waiting", file=sys.stderr)
-                is_told = True
+                is_told, was_heard = True, False
                 _wait_for(None)
                 continue
-            is_told = False
+            if was_heard:
+                print(_GAP, file=sys.stderr)
+            is_told, was_heard = False, True
             if line is text and not has_heads:
                 _write(HEADS)
                 has_heads = True
