@@ -154,7 +154,9 @@ def serve(descriptor: int, tell_changed: Callable[[], None], say: Callable[[str]
     except OSError as error:
         raise RefusedError("read a request", error.errno or 0, "expected a Unix socket") from None
     os.umask(0o022)  # policy files are for everybody to read
-    with connection, _slot(peer.uid) as is_free:
+    # Somebody in other user namespaces may have uids by the ten thousand.
+    holder = peer.uid if peer.is_full else peers.OVERFLOW_UID
+    with connection, _slot(holder) as is_free:
         if not is_free:
             return
         channel = Channel(connection, TALK_S)

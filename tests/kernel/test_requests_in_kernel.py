@@ -98,6 +98,7 @@ def send(uid: int, *messages: bytes, starter: tuple[str, ...] = ()) -> list[dict
 
 
 ASKER = (PROGRAMS / "asker.py").read_text()
+INFO = varlink.call("org.varlink.service.GetInfo", {})
 WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin")
 IN_ANOTHER_NAMESPACE = ("unshare", "--user", "--map-root-user")
 
@@ -244,7 +245,7 @@ def test_cgroup_made_anew_has_nothing_of_it(ask, own, peer):
     own.rmdir()
     own.mkdir()
     assert options_of_new(peer, own) == UNTOUCHED
-    ask(STRANGER, varlink.call("org.varlink.service.GetInfo", {}))
+    ask(STRANGER, INFO)
     assert options_of_new(peer, own) == UNTOUCHED
 
 
@@ -488,16 +489,36 @@ def test_connections_of_a_user_are_bounded(ask, own):
             held.append(stack.enter_context(closing(socket.socket(socket.AF_UNIX))))
             held[-1].settimeout(20 * PATIENCE)
             held[-1].connect(SOCKET)
-            held[-1].sendall(varlink.call("org.varlink.service.GetInfo", {}))
+            held[-1].sendall(INFO)
             assert held[-1].recv(65536).endswith(b"\0")  # its process is there
         assert ask(0, attach(own)) == []
         assert error(ask(OWNER, attach(own))) == ""
 
 
+def test_other_user_namespaces_share_their_connections(ask, own):
+    """Whoever is in another user namespace, under whatever uid, has the same few connections."""
+    code = (
+        "import socket, sys\n"
+        "connection = socket.socket(socket.AF_UNIX)\n"
+        "connection.connect(sys.argv[1])\n"
+        f"connection.sendall({INFO!r})\n"
+        "print(len(connection.recv(1)), flush=True)\n"  # its process is there
+        "sys.stdin.read()\n"
+    )
+    command = [*IN_ANOTHER_NAMESPACE, "/usr/bin/python3", "-I", "-S", "-c", code, SOCKET]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        for number in range(CONNECTIONS_MAX):
+            uid = OWNER + number
+            holder = stack.enter_context(subprocess.Popen(command, user=uid, **pipes))
+            assert holder.stdout.readline() == b"1\n"
+        assert send(STRANGER, INFO, starter=IN_ANOTHER_NAMESPACE) == []
+        assert error(send(STRANGER, INFO)) == error(ask(OWNER, attach(own))) == ""
+
+
 def test_calls_of_a_connection_are_bounded(ask):
     """So many calls are answered, one after the other, and then the connection is closed."""
-    call = varlink.call("org.varlink.service.GetInfo", {})
-    assert len(ask(OWNER, *[call] * (CALLS_MAX + 5))) == CALLS_MAX
+    assert len(ask(OWNER, *[INFO] * (CALLS_MAX + 5))) == CALLS_MAX
 
 
 def test_oneway_is_done_without_an_answer(ask, own):
@@ -537,7 +558,7 @@ def test_descriptions_are_given(ask):
     describe = "org.varlink.service.GetInterfaceDescription"
     info, *described = ask(
         STRANGER,
-        varlink.call("org.varlink.service.GetInfo", {}),
+        INFO,
         *(varlink.call(describe, {"interface": name}) for name in names),
     )
     assert info["parameters"]["product"] == "kabpf"
