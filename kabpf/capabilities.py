@@ -23,5 +23,5 @@ NAMESPACES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 def missing(names: tuple[str, ...], process: int | str = "self") -> list[str]:
     """Which of these are not effective."""
     status = Path(f"/proc/{process}/status").read_text(errors="replace")
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    effective = int(status.partition("\nCapEff:")[2].split()[0], 16)
     return [name for name in names if not effective >> _BITS[name] & 1]
