@@ -44,7 +44,7 @@ def test_process_that_took_the_number_does_not_count(other_uid, option):
 def test_name_of_a_process_says_nothing_of_its_capabilities():
     """A process is not taken for one with other rights by calling itself so."""
     name = Path("/proc/self/comm")
-    before = name.read_text()
+    before = name.read_text().rstrip("\n")
     name.write_text("CapEff:00000000")
     try:
         assert capabilities.missing(capabilities.DATAPLANE) == []
