@@ -148,7 +148,7 @@ def _watch(tree: CgroupTree, reader: int, run: Path, home: str) -> None:
     if path:
         prune = (sys.executable, "-P", "-m", "kabpf.daemon", "--prune")
         program = str(Path(__file__).with_name("watcher.py"))
-        events = f"{tree.directory(path)}/cgroup.events"
+        about = (tree.directory(path), str(drop_in(os.path.basename(path))), str(run))
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
@@ -156,7 +156,7 @@ def _watch(tree: CgroupTree, reader: int, run: Path, home: str) -> None:
         os.closerange(3, 1 << 16)
         os.execve(
             sys.executable,
-            [sys.executable, "-I", "-S", program, events, str(run / "lock"), *prune],
+            [sys.executable, "-I", "-S", program, *about, *prune],
             {},
         )
 

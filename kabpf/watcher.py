@@ -1,9 +1,10 @@
 """Waits until no process is left in a cgroup, and becomes the command that tidies up after it.
 
-    watcher.py EVENTS LOCK COMMAND...
+    watcher.py CGROUP DROP_IN RUN COMMAND...
 
-EVENTS is the cgroup's cgroup.events. LOCK is held by who makes the cgroup, until a process is in
-it. There is one watcher for each cgroup: it imports nothing of kabpf, to stay small.
+CGROUP is its directory, and DROP_IN its policy file. RUN is the directory of the locks: RUN/lock is
+held by who makes the cgroup, until a process is in it; RUN/prune.lock by the command. There is one
+watcher for each cgroup: it imports nothing of kabpf, to stay small.
 """
 
 import contextlib
@@ -13,18 +14,23 @@ import select
 import sys
 
 
-def main(events: str, lock: str, *command: str) -> None:
-    descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+def main(cgroup: str, drop_in: str, run: str, *command: str) -> None:
+    descriptor = os.open(f"{run}/lock", os.O_RDWR | os.O_CLOEXEC)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     os.close(descriptor)
     with contextlib.suppress(OSError):  # it is gone
-        descriptor = os.open(events, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(f"{cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         poll = select.poll()
         poll.register(descriptor, select.POLLPRI)
         # To read is also to be ready for the next event.
         while b"populated 1" in os.pread(descriptor, 4096, 0):
             poll.poll()
-    os.execv(command[0], command)
+    # One at a time, as each tidies up after all that have ended.
+    descriptor = os.open(f"{run}/prune.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if os.path.exists(cgroup) or os.path.exists(drop_in):
+        os.set_inheritable(descriptor, True)
+        os.execv(command[0], command)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,11 @@ def left():
 
 def watchers():
     """The process ids of watchers, and of what they become."""
-    found = subprocess.run(
-        ["pgrep", "-f", r"kabpf/watcher\.py|kabpf\.daemon --prune"], capture_output=True, text=True
-    )
+    return _found(r"kabpf/watcher\.py|kabpf\.daemon --prune")
+
+
+def _found(command):
+    found = subprocess.run(["pgrep", "-f", command], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
 
 
@@ -105,6 +107,22 @@ def runner():
     yield start
     for one in runners:
         one.end()
+
+
+@pytest.fixture
+def commands():
+    """Starts so many commands that wait, and returns when all of them are covered."""
+    started = []
+
+    def start(count):
+        started.extend(subprocess.Popen([KABPFCTL, "run", "sleep", "100"]) for _ in range(count))
+        wait_until(lambda: len(list(TRANSIENT.glob("*.yaml"))) == count, "so many", DEADLINE_S)
+        return started
+
+    yield start
+    for one in started:
+        one.kill()
+        one.wait()
 
 
 @pytest.fixture
@@ -430,6 +448,16 @@ def test_daemon_ends_the_policy(runner, kabpfd, kabpfctl):
     one.end()
     daemon.wait_for("policies in force: 0")
     assert not left()
+
+
+def test_commands_that_end_together_are_tidied_up_by_one(kabpf_in_force, commands):
+    """There is one process at a time that does it."""
+    for one in commands(8):
+        one.kill()
+    seen = []
+    prune = "^[^ ]+ -P -m kabpf.daemon --prune"
+    wait_until(lambda: seen.append(len(_found(prune))) or not left(), "the end", DEADLINE_S)
+    assert max(seen) == 1
 
 
 def test_next_apply_ends_what_nobody_watched(runner, kabpfctl):
