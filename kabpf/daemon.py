@@ -236,6 +236,11 @@ class Daemon:
         self._wake, self._wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> Daemon:
+        import resource  # here, because commands import this module, too
+
+        # The end of each user's policy takes a descriptor; systemd lets a service have 1,024 first.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         for number in self.SIGNALS:
             signal.signal(number, lambda number, _: self._signals.add(number))
         signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)

@@ -450,6 +450,16 @@ def test_daemon_ends_the_policy(runner, kabpfd, kabpfctl):
     assert not left()
 
 
+def test_daemon_has_room_for_many_commands(kabpfd, commands):
+    """It sees the end of more than it may have files open at first."""
+    daemon = kabpfd("prlimit", "--nofile=40:4096", str(BIN / "kabpfd"))
+    running = commands(24)
+    daemon.wait_for("policies in force: 24")
+    for one in running:
+        one.kill()
+    daemon.wait_for("policies in force: 0")
+
+
 def test_commands_that_end_together_are_tidied_up_by_one(kabpf_in_force, commands):
     """There is one process at a time that does it."""
     for one in commands(8):
