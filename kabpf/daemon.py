@@ -172,7 +172,8 @@ def running(run: Path = reconcile.RUN, lock: str = "kabpfd.lock") -> int | None:
 
 
 def tell_changed(run: Path = reconcile.RUN) -> None:
-    """Have a running daemon look again at what is pinned. The caller holds the lock."""
+    """Have a running daemon look again at what is pinned, when the caller has let go of the lock,
+    or has died."""
     if pid := running(run):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR1)

@@ -214,15 +214,13 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None
         until=Until(cgroup.path, cgroup.id),
     )
     before = files.stamp(files.SYSTEM)
+    daemon.tell_changed()  # first, for it to find what is left where this process dies
     fault_point("write the drop-in")
     with attaching.written(file, transient.text(policy)):
-        try:
-            if not _added(tree, cgroup, policy, before):
-                stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
-                with reconcile.open_or_load(policies, tree) as loaded:
-                    reconcile.reconcile(policies, tree, loaded, stamp)
-        finally:
-            daemon.tell_changed()
+        if not _added(tree, cgroup, policy, before):
+            stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
+            with reconcile.open_or_load(policies, tree) as loaded:
+                reconcile.reconcile(policies, tree, loaded, stamp)
 
 
 def _added(tree: CgroupTree, cgroup: Cgroup, policy: Policy, before: str) -> bool:

@@ -52,6 +52,18 @@ def test_exit_status_is_the_commands(machine, command, status):
     wait_until(lambda: not _runs(machine), "the end of every scope")
 
 
+def test_killed_at_any_step_leaves_nothing(machine, with_or_without_daemon):
+    """Killed between any two steps, run leaves nothing that does not go by itself."""
+    machine.run("kabpfctl", "apply")
+    traced = machine.attempt("env", "KABPF_FAULT=trace", *RUN, "true").stderr
+    steps = re.findall(r"^fault point: (.*)", traced, re.MULTILINE)
+    assert len(steps) > 3
+    for step in steps:
+        assert machine.attempt("env", f"KABPF_FAULT={step}", *RUN, "true").returncode == -9, step
+        wait_until(lambda: not _runs(machine), f"the end of what was there at: {step}")
+        wait_until(lambda: "kabpf-run" not in machine.run("kabpfctl", "status"), "its end")
+
+
 def test_scope_is_in_the_slice_of_the_caller(machine, inside):
     """The limits of the caller's slice hold for the command as well."""
     app = inside("systemd-run", "--quiet", "--pipe", "--slice=caller.slice", "--", *RUN, "--")
