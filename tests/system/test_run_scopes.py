@@ -64,6 +64,13 @@ def test_killed_at_any_step_leaves_nothing(machine, with_or_without_daemon):
         wait_until(lambda: "kabpf-run" not in machine.run("kabpfctl", "status"), "its end")
 
 
+def test_environment_for_python_is_the_commands(machine):
+    """It does not reach kabpfctl, which is a program of Python's."""
+    given = ("PYTHONHOME=/none", "PYTHONPATH=/none", "PYTHONWARNINGS=none")
+    shown = machine.run("env", *given, *RUN, "env").splitlines()
+    assert {*given} <= {*shown}
+
+
 def test_scope_is_in_the_slice_of_the_caller(machine, inside):
     """The limits of the caller's slice hold for the command as well."""
     app = inside("systemd-run", "--quiet", "--pipe", "--slice=caller.slice", "--", *RUN, "--")
