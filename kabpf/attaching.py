@@ -99,10 +99,10 @@ def written(file: Path, content: bytes | None) -> Iterator[None]:
     """Replace a file, or with None remove it; where the block fails, put back what was there."""
     before = file.read_bytes() if file.exists() else None
     try:
-        try:
-            _write(file, content)
-        except OSError as error:
-            raise RefusedError(f"write {file}", error.errno or 0) from None
+        _write(file, content)
+    except OSError as error:
+        raise RefusedError(f"write {file}", error.errno or 0) from None
+    try:
         yield
     except BaseException:
         _write(file, before)
@@ -121,9 +121,13 @@ def _write(file: Path, content: bytes | None) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with open(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(descriptor)
-    os.rename(fresh, file)
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(descriptor)
+        os.rename(fresh, file)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
