@@ -17,7 +17,8 @@ from kabpf.errors import RefusedError
 SOCKET = Path("/run/kabpf/request.socket")
 INTERFACE = "io.kabpf"
 ANSWER_S = 90  # longer than a request may take: RuntimeMaxSec= of kabpf-request@.service
-PATIENCE_S = 10  # for others' requests, of which so many are served at once
+PATIENCE_S = 60  # for others' requests, of which so many are served at once
+PAUSE_MAX_S = 2
 
 _ACTIVATE = "expected an administrator to have said: systemctl enable --now kabpf-request.socket"
 
@@ -62,14 +63,16 @@ def _call(method: str, parameters: Mapping[str, Any], address: Path) -> dict[str
         raise RefusedError(f"cgroup {parameters['cgroup']!r}", hint="expected a printable path")
     message = varlink.call(f"{INTERFACE}.{method}", parameters)
     deadline = time.monotonic() + PATIENCE_S
+    pause_s = 0.2
     # Beyond so many at once, connections are closed without an answer, and without having done
-    # anything.
+    # anything. Those who wait ask ever less often, for the socket not to be flooded.
     while (answer := _answer(message, address)) is None:
         if time.monotonic() > deadline:
             raise RefusedError(
                 f"{address} gives no answer", hint="expected one: journalctl -t kabpfd"
             )
-        time.sleep(random.uniform(0.1, 0.5))
+        time.sleep(random.uniform(pause_s / 2, pause_s))
+        pause_s = min(2 * pause_s, PAUSE_MAX_S)
     try:
         return dict(varlink.read_reply(answer))
     except varlink.CallError as error:
