@@ -161,13 +161,15 @@ def _prune(tree: CgroupTree) -> None:
 
 
 def running(run: Path = reconcile.RUN, lock: str = "kabpfd.lock") -> int | None:
-    """The process id of the daemon, or None."""
+    """The process id of the daemon, or None. Raises RefusedError where that is not to be known."""
     try:
         with open(run / lock, "rb") as file:
             asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
     except FileNotFoundError:
         return None
+    except OSError as error:  # root of a user namespace
+        raise RefusedError(f"open {run / lock}", error.errno or 0, "expected root") from None
     return None if kind == fcntl.F_UNLCK else pid
 
 

@@ -127,3 +127,11 @@ def test_user_without_the_service_is_told(machine, alice):
     done = machine.attempt(*alice, "systemd-run", "--user", "--quiet", "--pipe", *RUN, "echo")
     assert (done.returncode, done.stdout) == (1, "")
     assert "expected an administrator to have said: systemctl enable --now" in done.stderr
+
+
+def test_root_of_a_user_namespace_is_told(machine, alice):
+    """Who is root there alone is nobody here."""
+    done = machine.attempt(*alice, "unshare", "--map-root-user", "kabpfctl", "run", "echo")
+    assert (done.returncode, done.stdout) == (1, "")
+    refused = "kabpfctl: open /run/kabpf/kabpfd.lock: Permission denied, expected root\n"
+    assert done.stderr == refused
