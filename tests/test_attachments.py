@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import BIRTHS, POLICIES, policies_of, tree
 
@@ -64,6 +64,7 @@ def steps(desired: Plan, actual: Actual):
     assert attachments == desired.attachments
 
 
+@settings(deadline=2000, database=None)
 @given(NAMED, NAMED)
 def test_nested_attachments_always_know_of_each_other(before, after):
     """Whatever changes into whatever, at every step an attachment above another one knows of it, or

@@ -306,7 +306,7 @@ TOKENS = (
 )  # fmt: skip
 
 
-@settings(deadline=None)
+@settings(deadline=2000, database=None)
 @given(
     st.lists(st.lists(st.sampled_from(TOKENS), max_size=20).map("".join), min_size=4, max_size=4)
 )

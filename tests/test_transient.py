@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv6Network
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as any_
 
 from kabpf import explain, language, plan, transient
@@ -64,6 +64,7 @@ def read(policy: Policy, *files: tuple[str, bytes]) -> Policy:
     return found
 
 
+@settings(deadline=2000, database=None)
 @given(
     options,
     any_.sampled_from(Mode),
@@ -82,6 +83,7 @@ def test_drop_in_says_what_is_in_force(
     assert plan.record(found) == plan.record(policy)
 
 
+@settings(deadline=2000, database=None)
 @given(options, any_.lists(any_.just(Options(keepalive=False)) | options, min_size=1, max_size=3))
 def test_drop_in_says_what_destinations_have(own: Options, others: list[Options]) -> None:
     """Destinations have what they have in the policy that was named."""
