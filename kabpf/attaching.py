@@ -89,7 +89,7 @@ def owned_file(uid: int, cgroup_id: int) -> Path:
     return RUNTIME / f"{owned_name(uid, cgroup_id)}.yaml"
 
 
-def owned(cgroup_id: int) -> list[Path]:
+def owned(cgroup_id: int | str) -> list[Path]:
     """The drop-ins of users for a cgroup: one, unless it had another owner before."""
     return sorted(RUNTIME.glob(f"{owned_name('*', cgroup_id)}.yaml"))
 

@@ -16,7 +16,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -347,17 +347,19 @@ def _attach(request: Request) -> Mapping[str, Any]:
     tree = cgroups.find_tree(cgroups.own_mounts())
     file = attaching.owned_file(request.uid, request.cgroup.id)
     with _in_force(tree, request) as (loaded, reading):
-        _check_records([record.name for record in loaded.records().values()], request.uid)
         _, policies = reading.read()
         parsed = [found for path, (_, found) in reading.cache.items() if path != file]
         content = drop_in(request, parsed)
         _check_bounds(content, file, parsed)
-        owned = [policy for policy in policies if policy.owner is not None]
-        _check_count([each for each in owned if each.source.path != str(file)], tree, request.uid)
+        alive, over = _others(policies, tree, request.cgroup.id)
+        _check_count([policy.owner for policy in alive], request.uid)
+        names = {record.name for record in loaded.records().values()}
+        _check_records(names - {policy.name for policy in over}, request.uid)
+        # Those of who owned the cgroup before, and what kabpfd removes where it runs.
+        former = {*attaching.owned(request.cgroup.id), *(Path(each.source.path) for each in over)}
         with contextlib.ExitStack() as stack:
-            for former in attaching.owned(request.cgroup.id):  # of who owned the cgroup before
-                if former != file:
-                    stack.enter_context(attaching.written(former, None))
+            for each in former - {file}:
+                stack.enter_context(attaching.written(each, None))
             policy, changed = attaching.attach(
                 file, content, request.cgroup, tree, request.tell_changed, reading.read, loaded
             )
@@ -386,7 +388,7 @@ def _detach(request: Request) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Reads the policy files as long as none changes but those of the request's cgroup."""
+    """Reads the policy files as long as none changes but those of users, by requests."""
 
     own: frozenset[Path]
     others: str  # their stamp
@@ -394,8 +396,8 @@ class _Reading:
 
     @classmethod
     def of(cls, request: Request) -> _Reading:
-        id = request.cgroup.id
-        own = {RUNTIME, attaching.owned_file(request.uid, id), *attaching.owned(id)}
+        file = attaching.owned_file(request.uid, request.cgroup.id)
+        own = {RUNTIME, file, *attaching.owned("*")}
         return cls(frozenset(own), files.stamp(files.SYSTEM, own))
 
     def is_current(self) -> bool:
@@ -430,7 +432,7 @@ def _in_force(tree: CgroupTree, request: Request) -> Iterator[tuple[Dataplane, _
                     yield loaded, reading
                 except BaseException:
                     stamp = files.stamp(files.SYSTEM)
-                    # The request's own are as they were, if not the same inodes.
+                    # Those of users are as they were, if not the same inodes.
                     if reading.is_current() and notes.read_applied(reconcile.RUN) == applied:
                         notes.keep_applied(replace(applied, stamp=stamp), reconcile.RUN)
                     raise
@@ -472,22 +474,30 @@ def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:
         raise _denied(reason)
 
 
-def _check_records(names: list[str], uid: int) -> None:
+def _others(
+    policies: Iterable[Policy], tree: CgroupTree, id: int
+) -> tuple[list[Policy], list[Policy]]:
+    """Users' policies for other cgroups: those in force, and those whose cgroup is gone."""
+    alive: list[Policy] = []
+    over: list[Policy] = []
+    for policy in policies:
+        if policy.until and policy.owner is not None and policy.until.id != id:
+            is_over = not tree.has(Cgroup(policy.until.id, 0, policy.until.path))
+            (over if is_over else alive).append(policy)
+    return alive, over
+
+
+def _check_records(names: Iterable[str], uid: int) -> None:
     theirs = fnmatch.filter(names, attaching.owned_name(uid, "*"))
     everybodys = fnmatch.filter(names, attaching.owned_name("*", "*"))
     if len(theirs) >= RECORDS_MAX or len(everybodys) >= ALL_RECORDS_MAX:
         raise _refused("too many policies are remembered, expected cgroups to end that had some")
 
 
-def _check_count(owned: list[Policy], tree: CgroupTree, uid: int) -> None:
-    alive = [
-        policy.owner
-        for policy in owned
-        if policy.until and tree.has(Cgroup(policy.until.id, 0, policy.until.path))
-    ]
-    if alive.count(uid) >= POLICIES_MAX:
+def _check_count(owners: list[int | None], uid: int) -> None:
+    if owners.count(uid) >= POLICIES_MAX:
         raise _denied(f"{POLICIES_MAX} cgroups of uid {uid} are attached, expected no more")
-    if len(alive) >= ALL_POLICIES_MAX:
+    if len(owners) >= ALL_POLICIES_MAX:
         raise _refused(f"{ALL_POLICIES_MAX} cgroups of users are attached, expected no more")
 
 

@@ -249,6 +249,17 @@ def test_cgroup_made_anew_has_nothing_of_it(ask, own, peer):
     assert options_of_new(peer, own) == UNTOUCHED
 
 
+def test_policy_of_a_cgroup_that_is_gone_goes_with_the_next(ask, own, make_cgroup, kabpfctl):
+    """Where no daemon removes what is over, the next request does, whoever makes it."""
+    other = make_cgroup("other")
+    os.chown(other, STRANGER, STRANGER)
+    ask(STRANGER, attach(other))
+    other.rmdir()
+    assert error(ask(OWNER, attach(own))) == ""
+    assert [path.name.split("-")[1] for path in RUNTIME.glob("user-*")] == [str(OWNER)]
+    assert f"user-{STRANGER}" not in kabpfctl("status").stdout
+
+
 def test_policy_survives_the_daemon(ask, own, peer, kabpfd):
     """It stays in force when the daemon starts, restarts and reloads."""
     ask(OWNER, attach(own))
