@@ -15,7 +15,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kabpf.errors import RefusedError, UnsupportedError
 
@@ -92,11 +92,29 @@ def _compiled(maps: tuple[str, ...]) -> dict[str, bytes]:
     return {name: bytes.fromhex(code) for name, code in json.loads(done.stdout).items()}
 
 
-def missing() -> str:
-    """What is missing to compile with, and what was expected, or nothing."""
-    release = os.uname().release
+class Lack(NamedTuple):
+    """What is missing to compile with, and the packages of Debian that have it."""
+
+    what: str
+    packages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        packages = f"package{'s' if len(self.packages) > 1 else ''} {' and '.join(self.packages)}"
+        return f"{self.what}, expected the {packages}"
+
+
+def missing() -> Lack | None:
+    """What is missing to compile with, if anything."""
+    headers = f"linux-headers-{os.uname().release}"
+    if find_spec("bcc") is None and not _has_headers():
+        return Lack("bcc and the kernel's headers are missing", (PACKAGE, headers))
     if find_spec("bcc") is None:
-        return f"bcc is missing, expected the package {PACKAGE}"
+        return Lack("bcc is missing", (PACKAGE,))
+    return None if _has_headers() else Lack("the kernel's headers are missing", (headers,))
+
+
+def _has_headers() -> bool:
+    release = os.uname().release
     # Where bcc looks (src/cc/frontends/clang/loader.cc); kheaders is a module that it loads itself.
     places = (
         os.environ.get("BCC_KERNEL_SOURCE", ""),
@@ -104,9 +122,7 @@ def missing() -> str:
         "/sys/kernel/kheaders.tar.xz",
         *glob.glob(f"/lib/modules/{release}/kernel/kernel/kheaders.ko*"),
     )
-    if any(map(os.path.exists, places)):
-        return ""
-    return f"the kernel's headers are missing, expected the package linux-headers-{release}"
+    return any(map(os.path.exists, places))
 
 
 def _compile(maps: list[str]) -> dict[str, str]:

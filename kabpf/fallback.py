@@ -168,9 +168,9 @@ def compiled() -> dict[str, bytes]:
 
 def require_compiler() -> None:
     """Raise UnsupportedError where the programs are not compiled, and bcc can't do it here."""
-    problem = compiling.missing()
-    if problem and not compiling.is_kept(_MAPS, digest()):
-        raise UnsupportedError(problem)
+    lack = compiling.missing()
+    if lack and not compiling.is_kept(_MAPS, digest()):
+        raise UnsupportedError(str(lack))
 
 
 def load(pins: Path) -> None:

@@ -36,10 +36,10 @@ def btf(machine: Machine) -> Findings:
         return
     missing, boot = f"{loading.BTF} is missing", "boot a kernel with CONFIG_DEBUG_INFO_BTF"
     if machine.compiler_missing:
-        what, _, expected = machine.compiler_missing.partition(", expected the package ")
+        what, packages = machine.compiler_missing
         yield error(
             f"{missing}{_config_text(machine)}; for the bcc loader, which does without, {what}",
-            f"{boot}, or: apt install {expected}",
+            f"{boot}, or: apt install {' '.join(packages)}",
         )
     else:
         yield warning(

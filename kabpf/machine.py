@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kabpf import capabilities, cgroups, compiling, libbpf, loading
 from kabpf.cgroups import Mount
+from kabpf.compiling import Lack
 from kabpf.dataplane import PINS
 from kabpf.errors import KabpfError, RefusedError, UnsupportedError
 
@@ -39,7 +40,7 @@ class Machine:
     release: str
     has_btf: bool
     features_missing: tuple[str, ...]
-    compiler_missing: str  # what keeps bcc from compiling, where there is no BTF
+    compiler_missing: Lack | None  # what keeps bcc from compiling, where there is no BTF
     config_missing: tuple[str, ...]  # of CONFIG, where the kernel's configuration can be read
     lockdown: str
     mounts: tuple[Mount, ...]
@@ -76,7 +77,7 @@ def look() -> Machine:
         release=release,
         has_btf=has_btf,
         features_missing=features_missing,
-        compiler_missing="" if has_btf else compiling.missing(),
+        compiler_missing=None if has_btf else compiling.missing(),
         config_missing=_config_missing(release) if features_missing or not has_btf else (),
         lockdown=_text("/sys/kernel/security/lockdown"),
         mounts=_mounts(),

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from kabpf import compiling
+
+SCRIPT = """
+import sys
+from kabpf import compiling
+sys.path = []
+print(compiling.missing())
+"""
 
 MAPS = ("kabpf_attached", "kabpf_known")
 PROGRAMS = dict.fromkeys(compiling.PROGRAMS, b"\x95" + bytes(7))
@@ -49,3 +59,14 @@ def test_half_a_file_counts_as_nothing(kept):
     """As of a full disk."""
     kept.write_text(kept.read_text()[:40])
     assert not compiling.is_kept(MAPS, 7)
+
+
+def test_all_that_is_missing_is_said_at_once():
+    """Where there is neither bcc nor a kernel's headers, the packages of both are named."""
+    if compiling._has_headers():
+        pytest.skip("the kernel's headers are here")
+    said = subprocess.check_output([sys.executable, "-P", "-c", SCRIPT], text=True)
+    assert said == (
+        "bcc and the kernel's headers are missing, expected the packages python3-bpfcc and"
+        f" linux-headers-{os.uname().release}\n"
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kabpf import cgroups, fitness, machine
+from kabpf.compiling import Lack
 from kabpf.findings import Finding, error, note, ok, warning
 from kabpf.machine import Machine
 
@@ -34,7 +35,7 @@ GOOD = Machine(
     release="6.1.0",
     has_btf=True,
     features_missing=(),
-    compiler_missing="",
+    compiler_missing=None,
     config_missing=(),
     lockdown="[none] integrity confidentiality",
     mounts=mounts(UNIFIED, BPFFS),
@@ -122,13 +123,13 @@ def test_good_machine_is_said_to_be_good(check: str, expected: list[str]) -> Non
             "BTF",
             {
                 "has_btf": False,
-                "compiler_missing": "bcc is missing, expected the package python3-bpfcc",
+                "compiler_missing": Lack("bcc and more are missing", ("python3-bpfcc", "more")),
                 "config_missing": ("DEBUG_INFO_BTF",),
             },
             error(
                 "/sys/kernel/btf/vmlinux is missing; the configuration lacks CONFIG_DEBUG_INFO_BTF;"
-                " for the bcc loader, which does without, bcc is missing",
-                "boot a kernel with CONFIG_DEBUG_INFO_BTF, or: apt install python3-bpfcc",
+                " for the bcc loader, which does without, bcc and more are missing",
+                "boot a kernel with CONFIG_DEBUG_INFO_BTF, or: apt install python3-bpfcc more",
             ),
         ),
         (

@@ -139,7 +139,7 @@ def lent_headers(own_mounts: None) -> Iterator[None]:
     for name, path in found.items():
         (here / name).symlink_to(path)
     if problem := compiling.missing():
-        headers.lack(problem, "kernel")
+        headers.lack(str(problem), "kernel")
     yield
     libc.umount(os.fsencode(MODULES))
     if is_made:
