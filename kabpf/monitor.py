@@ -61,7 +61,8 @@ def monitor(arguments: argparse.Namespace) -> int:
     wanted = Filter(cgroup, arguments.unit, arguments.policy)
     if arguments.event:
         wanted = Filter(cgroup, arguments.unit, arguments.policy, frozenset(arguments.event))
-    former = {number: signal.signal(number, _end) for number in _ENDS}
+    heeded = (number for number in _ENDS if signal.getsignal(number) != signal.SIG_IGN)  # nohup(1)
+    former = {number: signal.signal(number, _end) for number in heeded}
     try:
         _follow(tree, wanted, as_json if arguments.json else text)
     except _Ended:

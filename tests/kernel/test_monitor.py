@@ -140,6 +140,19 @@ def test_outgoing_connection_is_told(cgroup, peer, policy, watch):
     assert watcher.next(0.1) is None
 
 
+@pytest.mark.parametrize(("host", "told"), [("::1", "::1"), ("::ffff:127.0.0.1", "127.0.0.1")])
+def test_ends_of_an_ipv6_socket_are_told(cgroup, peer, policy, watch, host, told):
+    """An IPv4 address as such; the process is found there, too."""
+    policy(OPTIONS)
+    _, (_, port) = peer().listener(socket.AF_INET6 if told == host else socket.AF_INET)
+    client = peer(cgroup)
+    watcher = watch()
+    client.connection([host, port], socket.AF_INET6)
+    event = watcher.next()
+    assert (event["family"], event["pid"]) == ("ipv6", client.process.pid)
+    assert (event["local"]["address"], event["remote"]) == (told, {"address": told, "port": port})
+
+
 def test_listener_and_accepted_connection_are_told(cgroup, peer, policy, watch):
     """The listener is given the options; what it accepts has them already, and nobody knows yet
     which process will take it."""
@@ -510,6 +523,18 @@ def test_signals_that_come_together_end_the_monitor(policy, watch):
         watcher.process.send_signal(number)
     assert watcher.process.communicate(timeout=10 * PATIENCE) == ("", "")
     assert watcher.process.returncode == 0
+
+
+def test_signal_that_is_ignored_does_not_end_the_monitor(cgroup, peer, policy, watch):
+    """As under nohup(1)."""
+    policy(OPTIONS)
+    _, address = peer().listener()
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    watcher = watch()
+    signal.signal(signal.SIGHUP, former)
+    watcher.process.send_signal(signal.SIGHUP)
+    peer(cgroup).connection(address)
+    assert watcher.next()["event"] == "set"
 
 
 def test_output_that_takes_nothing_is_an_error(policy):
