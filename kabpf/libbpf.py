@@ -371,8 +371,13 @@ class PerfBuffers:
                     ctypes.byref(options),
                 ),
             )
-        except RefusedError:
+        except RefusedError as error:
             os.close(self._map)
+            if error.error in (errno.EACCES, errno.EPERM):
+                raise UnsupportedError(
+                    "the kernel refuses perf_event_open(2), expected CAP_SYS_ADMIN, and in a"
+                    " container a system call filter that allows it"
+                ) from None
             raise
 
     def __enter__(self) -> PerfBuffers:

@@ -240,8 +240,18 @@ def set_sysctl(namespace: str, name: str, value: str) -> None:
 
 
 def refuse_bpf() -> None:
-    """For preexec_fn: a seccomp filter (seccomp(2)) that answers bpf(2) alone, with EPERM."""
-    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+    """For preexec_fn: bpf(2) alone is answered, with EPERM."""
+    _refuse({"x86_64": 321, "aarch64": 280})
+
+
+def refuse_perf_events() -> None:
+    """The same for perf_event_open(2)."""
+    _refuse({"x86_64": 298, "aarch64": 241})
+
+
+def _refuse(numbers: dict[str, int]) -> None:
+    """By a filter (seccomp(2))."""
+    number = numbers[os.uname().machine]
     load, compare, answer = (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0)
     program = struct.pack("HBBI" * 4, *load, *compare, *answer, 0x50001, *answer, 0x7FFF0000)
     buffer = ctypes.create_string_buffer(program)

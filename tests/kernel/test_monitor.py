@@ -17,6 +17,7 @@ from harness import (
     PINS,
     kernel_objects,
     path_of,
+    refuse_perf_events,
     set_sysctl,
     wait_until,
 )
@@ -648,6 +649,22 @@ def test_monitor_says_which_capability_is_missing(policy):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("kabpfctl: CAP_PERFMON missing, expected root")
+
+
+def test_monitor_says_that_perf_events_are_refused(policy):
+    """As in a container, or where Debian's kernel finds no CAP_SYS_ADMIN."""
+    policy(OPTIONS)
+    done = subprocess.run(
+        [BIN / "kabpfctl", "monitor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=refuse_perf_events,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        "kabpfctl: the kernel refuses perf_event_open(2), expected CAP_SYS_ADMIN"
+    )
 
 
 @pytest.fixture
