@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kabpf import attaching, cgroups, client, daemon, files, output, policy, reconcile, transient
+from kabpf import attaching, cgroups, client, files, output, policy, presence, reconcile, transient
 from kabpf.cgroups import CgroupTree
 from kabpf.errors import RefusedError
 from kabpf.language import RUNTIME
@@ -56,7 +56,7 @@ def _attach(
             )
         content = _attached_policy(cgroup.path, options, new_only=arguments.new_only)
         winner, changed = attaching.attach(
-            file, content, cgroup, tree, daemon.tell_changed, loader=arguments.loader
+            file, content, cgroup, tree, presence.tell_changed, loader=arguments.loader
         )
     return {
         "cgroup": cgroup.path,
@@ -93,10 +93,10 @@ def detach(arguments: argparse.Namespace) -> int:
             policies = () if arguments.all else files.load(files.SYSTEM)
         if arguments.all:
             reconcile.lift(tree)
-            daemon.tell_changed()
+            presence.tell_changed()
         else:
             with reconcile.open_or_load(policies, tree) as loaded:
-                attaching.put_in_force(policies, tree, loaded, stamp, daemon.tell_changed)
+                attaching.put_in_force(policies, tree, loaded, stamp, presence.tell_changed)
     text = f"{output.shown(path)}: detached"
     if arguments.all:
         count = len(files.paths(files.SYSTEM))
@@ -112,7 +112,9 @@ def apply(arguments: argparse.Namespace) -> int:
         transient.prune(tree)
         stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
         with reconcile.open_or_load(policies, tree, arguments.loader) as loaded:
-            resolution = attaching.put_in_force(policies, tree, loaded, stamp, daemon.tell_changed)
+            resolution = attaching.put_in_force(
+                policies, tree, loaded, stamp, presence.tell_changed
+            )
     result = {
         "policies": len(resolution.plan.policies),
         "cgroups": len(resolution.cgroups),
@@ -120,7 +122,7 @@ def apply(arguments: argparse.Namespace) -> int:
         "changes": output.changes_json(resolution),
     }
     if any(policy.log for policy in policies):
-        daemon.wait_for_log()
+        presence.wait_for_log()
     in_force = output.count(len(policies), "policy", "policies")
     covered = f"{result['covered']} of {output.count(len(resolution.cgroups), 'cgroup')} covered"
     text = f"{in_force} in force, {covered}; changed: {output.changes_text(resolution)}"

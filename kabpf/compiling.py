@@ -11,7 +11,6 @@ import glob
 import json
 import os
 import signal
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,6 +72,8 @@ def _keep(key: dict[str, Any], programs: dict[str, bytes]) -> None:
 
 
 def _compiled(maps: tuple[str, ...]) -> dict[str, bytes]:
+    import subprocess  # here, because it takes 5 ms
+
     command = [sys.executable, "-P", "-m", "kabpf.compiling", *maps]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
+import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from kabpf import (
@@ -39,6 +37,7 @@ from kabpf.dataplane import Born, Dataplane
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
 from kabpf.libbpf import RingBuffer
 from kabpf.policy import Policy
+from kabpf.presence import alone, tell_changed
 from kabpf.transient import Ends
 
 log = logging.getLogger("kabpfd")
@@ -54,11 +53,7 @@ NOTIFY_BYTES_MAX = 2000
 # reload that it asked for is done.
 SETTLE_S = 1
 
-LOG_PATIENCE_S = 2
-
 _STAYS = "the last good policy stays in force"
-
-_FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
 
 
 def main() -> int:
@@ -160,53 +155,6 @@ def _prune(tree: CgroupTree) -> None:
             tell_changed()
 
 
-def running(run: Path = reconcile.RUN, lock: str = "kabpfd.lock") -> int | None:
-    """The process id of the daemon, or None. Raises RefusedError where that is not to be known."""
-    try:
-        with open(run / lock, "rb") as file:
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
-    except FileNotFoundError:
-        return None
-    except OSError as error:  # root of a user namespace
-        raise RefusedError(f"open {run / lock}", error.errno or 0, "expected root") from None
-    return None if kind == fcntl.F_UNLCK else pid
-
-
-def tell_changed(run: Path = reconcile.RUN) -> None:
-    """Have a running daemon look again at what is pinned, when the caller has let go of the lock,
-    or has died."""
-    if pid := running(run):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR1)
-
-
-def wait_for_log(run: Path = reconcile.RUN) -> None:
-    """Wait until a running daemon hears of sockets that a policy wants logged; not for long, as
-    it can't on every machine. The caller has put the policy in force, and let go of the lock."""
-    from kabpf import layout, reports  # here, because most commands do without
-
-    deadline = time.monotonic() + LOG_PATIENCE_S
-    lock = reports.lock_name(layout.LOGGER)
-    while running(run) and not running(run, lock) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-@contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Be the only daemon while the block runs, and be found by `running`."""
-    descriptor = reconcile.open_lock(run, "kabpfd.lock")
-    try:
-        os.fchmod(descriptor, 0o600)  # whoever made it
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(f"kabpfd runs already, as process {running(run)}") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 class Daemon:
     """The event loop and what it holds open. A context manager; leaving it changes nothing."""
 
@@ -239,8 +187,6 @@ class Daemon:
         self._wake, self._wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> Daemon:
-        import resource  # here, because commands import this module, too
-
         # The end of each user's policy takes a descriptor; systemd lets a service have 1,024 first.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -525,7 +471,7 @@ class _Log:
     """What happens to sockets of policies that want it logged, on its way to the journal."""
 
     def __init__(self, tree: CgroupTree) -> None:
-        from kabpf.events import Monitor  # here, because commands import this module, too
+        from kabpf.events import Monitor  # here, because most machines log no socket
         from kabpf.journal import Journal
 
         with contextlib.ExitStack() as stack:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from kabpf import (
     cgroups,
-    daemon,
     dataplane,
     fallback,
     files,
@@ -27,6 +26,7 @@ from kabpf import (
     machine,
     neighbours,
     output,
+    presence,
     reconcile,
     review,
     units,
@@ -286,7 +286,7 @@ def _limits(here: Here) -> Findings:
 
 def _daemon(here: Here) -> Findings:
     """Whether kabpfd runs, and who waits for it."""
-    if pid := daemon.running():
+    if pid := presence.running():
         unit = _unit_of(pid)
         name = f"process {pid}{f' of {unit}' if unit else ''}"
         if not PINS.exists() and Path(f"/proc/{pid}/root{PINS}").exists():

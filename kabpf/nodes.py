@@ -6,7 +6,6 @@ stays the text that it is; the key that it stands under gives it a type.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +76,8 @@ class Node:
         found = self.named(f"keys ({', '.join(known)})")
         for key, value in found.items():
             if key not in known:
+                import difflib  # here, because it takes 3 ms
+
                 close = difflib.get_close_matches(key, known, 1)
                 expected = f"expected one of {', '.join(known)}"
                 raise value.error(

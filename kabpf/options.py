@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -195,6 +194,8 @@ def _preset(node: Node) -> Preset:
     name = node.word("the name of a preset")
     known = presets()
     if name not in known:
+        import difflib  # here, because it takes 3 ms
+
         close = difflib.get_close_matches(name, known, 1)
         expected = f"expected one of {', '.join(known)}"
         raise node.error(f"{node}, {f'did you mean {close[0]}?' if close else expected}")

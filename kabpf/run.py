@@ -21,11 +21,11 @@ from typing import NoReturn
 from kabpf import (
     attaching,
     cgroups,
-    daemon,
     environment,
     files,
     loading,
     options,
+    presence,
     reconcile,
     scopes,
     transient,
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> NoReturn:
         with _lived_in(tree, name, program) as cgroup:
             _cover(tree, cgroup, rules, log=log)
         if log:
-            daemon.wait_for_log()
+            presence.wait_for_log()
     elif arguments.policy:
         raise RefusedError("--policy: not root", hint="expected root, or options")
     else:
@@ -85,7 +85,7 @@ def _why_unlogged() -> str | None:
         return "not root, expected root"
     if not loading.kind(PINS).reaches_open_sockets:
         return "it takes BTF, which the bcc loader does without"
-    return None if daemon.running() else "kabpfd does not run, expected it to"
+    return None if presence.running() else "kabpfd does not run, expected it to"
 
 
 def wanted(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
@@ -148,7 +148,9 @@ def _lived_in(tree: CgroupTree, name: str, program: str) -> Iterator[Cgroup]:
     """Move this process into a new cgroup, which goes with its last process, and hold the lock.
     Where the block fails, there is nothing left of it."""
     if scopes.is_booted():
-        watched = contextlib.nullcontext(str) if daemon.running() else transient.watcher(tree, RUN)
+        watched = (
+            contextlib.nullcontext(str) if presence.running() else transient.watcher(tree, RUN)
+        )
         with watched as watch:
             path = _scope(name, program)
             with reconcile.locked():
@@ -214,7 +216,7 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None
         until=Until(cgroup.path, cgroup.id),
     )
     before = files.stamp(files.SYSTEM)
-    daemon.tell_changed()  # first, for it to find what is left where this process dies
+    presence.tell_changed()  # first, for it to find what is left where this process dies
     fault_point("write the drop-in")
     with attaching.written(file, transient.text(policy)):
         if not _added(tree, cgroup, policy, before):

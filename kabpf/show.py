@@ -16,12 +16,12 @@ from typing import Any
 
 from kabpf import (
     cgroups,
-    daemon,
     dataplane,
     files,
     language,
     loading,
     output,
+    presence,
     reconcile,
     unsupported,
 )
@@ -177,7 +177,7 @@ def status(arguments: argparse.Namespace) -> int:
         for id, record in records.items()
         if used[id] or record.name in found.sources
     )
-    pid = daemon.running()
+    pid = presence.running()
     result: dict[str, Any] = {
         "loaded": loaded is not None,
         "interrupted": loading.is_interrupted(dataplane.PINS),

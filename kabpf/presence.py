@@ -1,0 +1,67 @@
+"""Whether a kabpfd runs, and how it is told of changes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kabpf import reconcile
+from kabpf.errors import RefusedError
+
+PATIENCE_S = 2  # with a daemon that is to log
+
+_FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
+
+
+def running(run: Path = reconcile.RUN, lock: str = "kabpfd.lock") -> int | None:
+    """The process id of the daemon, or None. Raises RefusedError where that is not to be known."""
+    try:
+        with open(run / lock, "rb") as file:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # root of a user namespace
+        raise RefusedError(f"open {run / lock}", error.errno or 0, "expected root") from None
+    return None if kind == fcntl.F_UNLCK else pid
+
+
+def tell_changed(run: Path = reconcile.RUN) -> None:
+    """Have a running daemon look again at what is pinned, when the caller has let go of the lock,
+    or has died."""
+    if pid := running(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+
+
+def wait_for_log(run: Path = reconcile.RUN) -> None:
+    """Wait until a running daemon hears of sockets that a policy wants logged; not for long, as
+    it can't on every machine. The caller has put the policy in force, and let go of the lock."""
+    from kabpf import layout, reports  # here, because most commands do without
+
+    deadline = time.monotonic() + PATIENCE_S
+    lock = reports.lock_name(layout.LOGGER)
+    while running(run) and not running(run, lock) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Be the only daemon while the block runs, and be found by `running`."""
+    descriptor = reconcile.open_lock(run, "kabpfd.lock")
+    try:
+        os.fchmod(descriptor, 0o600)  # whoever made it
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(f"kabpfd runs already, as process {running(run)}") from None
+        yield
+    finally:
+        os.close(descriptor)
