@@ -157,6 +157,7 @@ def _asking(address):
     return shlex.join([sys.executable, "-I", "-S", "-c", f"import socket; {connect}; {ask}"])
 
 
+@pytest.mark.loaders
 def test_command_has_the_options(runner, address):
     """The sockets of the command have what the command line says, on either side, and others what
     they had."""
@@ -508,6 +509,7 @@ def test_command_that_can_not_be_covered_does_not_begin(write_policy):
     wait_until(lambda: not left(), "the end of the watcher", DEADLINE_S)
 
 
+@pytest.mark.loaders
 def test_inner_run_wins(address):
     """A run within a run has its own policy, and both go."""
     python = _asking(address)
