@@ -181,6 +181,7 @@ class Daemon:
         self._beat_s = _watchdog_s()
         self._next_beat: float | None = None  # by time.monotonic(), as the next one
         self._next_look: float | None = None
+        self._next_end: float | None = None
         self._signals: set[int] = set()
         self._poll = select.epoll()
         self._ends = Ends()
@@ -231,8 +232,14 @@ class Daemon:
                 self._attempt(self._look_again)
                 notify(f"STATUS={self._status()}")
             elif self._ends.happened():
-                self._signals.add(signal.SIGUSR1)
-                self._next_look = time.monotonic() + SETTLE_S  # systemd removes it in a moment
+                self._next_end = time.monotonic() + SETTLE_S  # systemd removes it in a moment
+                self._attempt(self._end)
+                notify(f"STATUS={self._status()}")
+            elif _is_due(self._next_end):
+                self._next_end = None
+                if self._is_any_over():
+                    self._attempt(self._end)
+                    notify(f"STATUS={self._status()}")
             elif _is_due(self._next_look):
                 self._next_look = None
                 self._reload_if_changed()
@@ -271,10 +278,25 @@ class Daemon:
                 self._next_look = None
                 log.info("every policy was lifted; a reload puts them in force again")
 
-    def _prune(self) -> None:
-        transient.prune(self._tree)
+    def _end(self) -> None:
+        """Take back what is over. Files that wait for a reload wait on."""
+        if self._policies is None or files.stamp(files.SYSTEM) == self._seen:
+            self._look_again()
+            return
+        with reconcile.locked():
+            over = self._prune()
+            self._policies = tuple(each for each in self._policies if each.name not in over)
+            if dataplane.PINS.exists():
+                self._put_in_force()
+
+    def _is_any_over(self) -> bool:
+        return any(transient.is_over(each, self._tree) for each in transient.standing().values())
+
+    def _prune(self) -> list[str]:
+        over = transient.prune(self._tree)
         standing = transient.standing().values()
         self._ends.watch(self._tree, (each.until for each in standing))
+        return over
 
     def _load_and_reconcile(self) -> None:
         # Together: the stamp of files that are wrong would be noted beside the last good policies.
@@ -297,8 +319,6 @@ class Daemon:
             changed = True  # for the reload to say what is wrong
         if changed:
             self._signals.add(signal.SIGHUP)
-        elif any(transient.is_over(each, self._tree) for each in transient.standing().values()):
-            self._signals.add(signal.SIGUSR1)
 
     def _beat(self) -> None:
         """Tell the watchdog that the data plane is alive; load it anew where it is not, and do
@@ -329,7 +349,8 @@ class Daemon:
             self._problem = error
 
     def _rest_s(self) -> float | None:
-        times = (self._next_look, self._next_beat, self._log.due if self._log else None)
+        log_due = self._log.due if self._log else None
+        times = (self._next_look, self._next_end, self._next_beat, log_due)
         due = [when for when in times if when is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 

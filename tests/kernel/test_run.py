@@ -451,6 +451,20 @@ def test_daemon_ends_the_policy(runner, kabpfd, kabpfctl):
     assert not left()
 
 
+def test_end_of_a_command_puts_no_file_in_force(runner, kabpfd, write_policy):
+    """Files that were changed meanwhile wait for a reload as before."""
+    daemon = kabpfd()
+    one = runner("--idle", 61)
+    one.listener()
+    for pid in watchers():
+        os.kill(pid, signal.SIGKILL)
+    daemon.wait_for("policies in force: 1")
+    write_policy("waiting.yaml", "select: [{unit: none.service}]\nkeepalive: {idle: 62}\n")
+    one.end()
+    daemon.wait_for("policies in force: 0")
+    assert not left()
+
+
 def test_daemon_has_room_for_many_commands(kabpfd, commands):
     """It sees the end of more than it may have files open at first."""
     daemon = kabpfd("prlimit", "--nofile=40:4096", str(BIN / "kabpfd"))
