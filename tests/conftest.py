@@ -19,6 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
         if tier in TIERS:
             item.add_marker(tier)
+            # One after the other, where others run beside them; each suite of the system tier.
+            suite = item.callspec.params.get("suite") if hasattr(item, "callspec") else None
+            item.add_marker(pytest.mark.xdist_group(suite or tier))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

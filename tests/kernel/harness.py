@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,24 @@ def kernel_objects() -> dict[str, dict[int, str]]:
     return objects
 
 
+def alone() -> AbstractContextManager[None]:
+    """Takes turns with other tests on the machine: the kernel's objects have no owner."""
+    return _turn(fcntl.LOCK_EX)
+
+
+def beside_others() -> AbstractContextManager[None]:
+    """The same for a test that does not ask what is in the kernel, with others like it."""
+    return _turn(fcntl.LOCK_SH)
+
+
 @contextmanager
-def alone() -> Iterator[None]:
-    """Takes turns with other test sessions on the machine: the kernel's objects have no owner."""
-    with open(Path(tempfile.gettempdir(), "kabpf-tests.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _turn(kind: int) -> Iterator[None]:
+    locks = Path(tempfile.gettempdir())
+    with open(locks / "kabpf-tests.lock", "w") as lock:
+        # Whoever wants to be alone has a turn, too.
+        with open(locks / "kabpf-tests.queue", "w") as queue:
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            fcntl.flock(lock, kind)
         yield
 
 

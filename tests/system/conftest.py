@@ -15,7 +15,7 @@ from typing import Any
 import machine as machines
 import pytest
 import trees
-from harness import alone, wait_until
+from harness import alone, beside_others, wait_until
 from machine import Inside, Machine
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def installed(
 ) -> list[Path]:
     """The layers of a machine where apt installed the package."""
     install = ("apt-get", "--yes", "install", f"/mnt/{package.name}")
-    with alone():
+    with beside_others():
         directory = tmp_path_factory.mktemp(f"{suite}-installed")
         return [machines.layer(base, directory, [package], *install), *base]
 
@@ -76,9 +76,12 @@ def layers(request: pytest.FixtureRequest, suite: str) -> list[Path]:
 
 
 @pytest.fixture
-def machine(layers: list[Path], tmp_path: Path) -> Iterator[Machine]:
+def machine(
+    request: pytest.FixtureRequest, layers: list[Path], tmp_path: Path
+) -> Iterator[Machine]:
     """A machine with the package, where kabpf runs without any policy, and never breaks down."""
-    with alone(), Machine(layers, tmp_path / "machine") as machine:
+    turn = alone if request.node.get_closest_marker("alone") else beside_others
+    with turn(), Machine(layers, tmp_path / "machine") as machine:
         yield machine
         assert "Traceback" not in _journal(machine)
 
