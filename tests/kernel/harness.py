@@ -93,12 +93,8 @@ def beside_others() -> AbstractContextManager[None]:
 
 @contextmanager
 def _turn(kind: int) -> Iterator[None]:
-    locks = Path(tempfile.gettempdir())
-    with open(locks / "kabpf-tests.lock", "w") as lock:
-        # Whoever wants to be alone has a turn, too.
-        with open(locks / "kabpf-tests.queue", "w") as queue:
-            fcntl.flock(queue, fcntl.LOCK_EX)
-            fcntl.flock(lock, kind)
+    with open(Path(tempfile.gettempdir(), "kabpf-tests.lock"), "w") as lock:
+        fcntl.flock(lock, kind)
         yield
 
 
