@@ -70,15 +70,23 @@ def kernel_objects() -> dict[str, dict[int, str]]:
     """The ids and names of kabpf's programs and maps, and its links, by kind."""
     objects = {}
     for kind in ("prog", "map"):
-        listed = json.loads(subprocess.check_output(["bpftool", kind, "list", "--json"]))
-        named = {one["id"]: one.get("name", "") for one in listed}
+        named = {one["id"]: one.get("name", "") for one in _listed(kind)}
         objects[kind] = {id: name for id, name in named.items() if name.startswith("kabpf")}
-    listed = json.loads(subprocess.check_output(["bpftool", "link", "list", "--json"]) or b"[]")
     programs = objects["prog"]
     objects["link"] = {
-        one["id"]: programs[one["prog_id"]] for one in listed if one.get("prog_id") in programs
+        one["id"]: programs[one["prog_id"]]
+        for one in _listed("link")
+        if one.get("prog_id") in programs
     }
     return objects
+
+
+def _listed(kind: str) -> list[dict[str, Any]]:
+    for _ in range(100):
+        done = subprocess.run(["bpftool", kind, "list", "--json"], capture_output=True)
+        if done.returncode == 0:  # else something went while it was listed
+            return json.loads(done.stdout or b"[]")
+    raise AssertionError(f"bpftool does not list what there is: {done.stderr!r}")
 
 
 def alone() -> AbstractContextManager[None]:
