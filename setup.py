@@ -13,7 +13,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 SOURCE, OBJECT = "bpf/kabpf.bpf.c", "kabpf/kabpf.bpf.o"
 CARRIED = {  # directories of the package, for kabpfd --install-units and the bcc loader
-    "systemd": sorted(HERE.glob("systemd/*")),
+    "systemd/shipped": sorted(HERE.glob("systemd/*")),
     "bpf": [HERE / "bpf" / name for name in ("fallback.bpf.c", "kabpf.h", "options.h")],
 }
 

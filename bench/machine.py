@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import cgroups, dataplane, layout, libbpf
+from kabpf.kernel import abi, cgroups, dataplane, mountinfo
+from kabpf.kernel.libbpf import links
 
 POLICY = Path("/etc/kabpf/policy.yaml")
 DROP_INS = Path("/etc/kabpf/policy.d")
@@ -43,7 +44,7 @@ class Machine:
 
     @property
     def tree(self) -> cgroups.CgroupTree:
-        return cgroups.find_tree(cgroups.own_mounts())
+        return cgroups.find_tree(mountinfo.own_mounts())
 
     def path(self, directory: Path) -> str:
         """The cgroup path of a directory."""
@@ -52,7 +53,7 @@ class Machine:
     def foreign_programs(self) -> int:
         """How many sock_ops programs at the root of the tree are not ours."""
         with dataplane.opened_directory(self.tree.mount) as descriptor:
-            return len(libbpf.sock_ops_programs(descriptor)) - dataplane.PINS.exists()
+            return len(links.sock_ops_programs(descriptor)) - dataplane.PINS.exists()
 
 
 @contextmanager
@@ -127,7 +128,7 @@ def taken_off(machine: Machine) -> Iterator[Programs]:
 
         def taken(name: str) -> int:
             pin = dataplane.PINS / name
-            number = libbpf.link_program(str(pin))
+            number = library.link_program(str(pin))
             found = opened(f"open the program of {pin}", library.bpf_prog_get_fd_by_id(number))
             pin.unlink()
             return found
@@ -148,9 +149,9 @@ def taken_off(machine: Machine) -> Iterator[Programs]:
 def look_before_syn(*, wanted: bool) -> None:
     """Have kabpf look at connections before the SYN, or not, whatever the policies need."""
     with dataplane.open_map(dataplane.PINS, "kabpf_totals") as totals:
-        found = layout.CTotals.from_buffer_copy(totals.look_up(layout.key(0)) or b"")
+        found = abi.CTotals.from_buffer_copy(totals.look_up(abi.key(0)) or b"")
         found.syn_retries = wanted
-        totals.update(layout.key(0), bytes(found))
+        totals.update(abi.key(0), bytes(found))
 
 
 class Sockets:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from connections import DESTINATIONS, destinations
 from machine import POLICY, Machine, Sockets, cgroup, in_force, policy_files, timed_kabpfctl
 
-from kabpf import dataplane, layout, libbpf
-from kabpf.plan import Entry
+from kabpf.kernel import abi, dataplane
+from kabpf.kernel.libbpf import maps
+from kabpf.plan.state import Entry
 
 CONNECTIONS = 100_000
 REPEATS = 3
@@ -40,7 +41,7 @@ class Cgroup:
     """What the kernel has for a cgroup, to be changed without a reconcile."""
 
     def __init__(self, place: Path) -> None:
-        self._key = layout.key(place.stat().st_ino, 8)
+        self._key = abi.key(place.stat().st_ino, 8)
 
     @property
     def policy_id(self) -> int:
@@ -49,13 +50,13 @@ class Cgroup:
     def write(self, policy_id: int, *, owed: bool = False, was: tuple[int, ...] = ()) -> None:
         entry = self._read()._replace(policy_id=policy_id, owed=owed, was=was)
         with self._map() as entries:
-            entries.update(self._key, layout.entry(entry))
+            entries.update(self._key, abi.entry(entry))
 
     def _read(self) -> Entry:
         with self._map() as entries:
-            return layout.read_entry(entries.look_up(self._key) or b"")
+            return abi.read_entry(entries.look_up(self._key) or b"")
 
-    def _map(self) -> libbpf.Map:
+    def _map(self) -> maps.Map:
         return dataplane.open_map(dataplane.PINS, "kabpf_cgroups")
 
 

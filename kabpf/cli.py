@@ -13,8 +13,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from kabpf import __version__, options
-from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf import __version__
+from kabpf.errors import KabpfError, PolicyError
+from kabpf.kernel.capabilities import require_root
+from kabpf.policy import options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         parsed = parser(*arguments[:1]).parse_args(arguments)
         # Root alone may write policy files, and everybody check them.
         parsed.umask = os.umask(0o022)
-        if parsed.needs_root and os.geteuid() != 0:
-            raise RefusedError(f"{parsed.command}: not root", hint="expected root")
+        if parsed.needs_root:
+            require_root(parsed.command)
         status: int = parsed.run(parsed)
         sys.stdout.flush()
         return status
@@ -66,7 +68,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         return parser
 
     attach = _command(
-        commands, "attach", _late("change", "attach"), "put a policy in force on one cgroup"
+        commands, "attach", _late("attach", "attach"), "put a policy in force on one cgroup"
     )
     attach.set_defaults(needs_root=False)
     attach.add_argument("--cgroup", required=True, metavar="PATH", help="the cgroup's directory")
@@ -80,7 +82,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     _add_loader(attach)
 
     detach = _command(
-        commands, "detach", _late("change", "detach"), "undo attach; sockets keep their options"
+        commands, "detach", _late("detach", "detach"), "undo attach; sockets keep their options"
     )
     detach.set_defaults(needs_root=False)
     which = detach.add_mutually_exclusive_group(required=True)
@@ -90,19 +92,23 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     )
 
     _add_run(commands)
-    apply = _command(commands, "apply", _late("change", "apply"), "put the policy files in force")
+    apply = _command(commands, "apply", _late("apply", "apply"), "put the policy files in force")
     _add_loader(apply)
-    check = _command(commands, "check", _late("show", "check"), "check policy files; needs no root")
+    check = _command(
+        commands, "check", _late("check", "check"), "check policy files; needs no root"
+    )
     check.set_defaults(needs_root=False)
     _add_loader(check)
     check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
     _command(
         commands,
         "plan",
-        _late("show", "plan"),
+        _late("plan", "plan"),
         "show which cgroup gets what, and what apply would do",
     )
-    _command(commands, "status", _late("show", "status"), "show what is in force, and what it did")
+    _command(
+        commands, "status", _late("status", "status"), "show what is in force, and what it did"
+    )
 
     why = _command(
         commands, "explain", _late("explain", "explain"), "say where a cgroup's policy comes from"
@@ -110,14 +116,14 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     why.set_defaults(needs_root=False)
     why.add_argument("what", metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process")
     presets = _command(
-        commands, "presets", _late("show", "presets"), "list middleboxes and what fits them"
+        commands, "presets", _late("presets", "presets"), "list middleboxes and what fits them"
     )
     presets.set_defaults(needs_root=False)
 
     _command(
         commands,
         "import",
-        _late("legacy", "import_"),
+        _late("import_", "import_"),
         "look where libkeepalive and libdontdie are preloaded, print the policies that do the same"
         " and what to remove; changes nothing",
     )
@@ -125,7 +131,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     sockets = _command(
         commands,
         "sockets",
-        _late("show", "sockets"),
+        _late("sockets", "sockets"),
         "list TCP sockets, to root with their options",
     )
     sockets.set_defaults(needs_root=False)
@@ -237,13 +243,13 @@ def _late(module: str, function: str) -> Callable[[argparse.Namespace], int]:
     than most commands."""
 
     def call(arguments: argparse.Namespace) -> int:
-        return int(getattr(import_module(f"kabpf.{module}"), function)(arguments))
+        return int(getattr(import_module(f"kabpf.commands.{module}"), function)(arguments))
 
     return call
 
 
 def _event(text: str) -> str:
-    from kabpf.events import EVENTS  # here, because the other commands need nothing of it
+    from kabpf.observe.events import EVENTS  # here, because the other commands need nothing of it
 
     if text not in EVENTS:
         raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(EVENTS)}")
@@ -251,7 +257,7 @@ def _event(text: str) -> str:
 
 
 def _unit(text: str) -> str:
-    from kabpf.sockets import UNIT  # likewise
+    from kabpf.observe.sockets import UNIT  # likewise
 
     if not UNIT.fullmatch(text) and not {*"*?["} & {*text}:
         raise argparse.ArgumentTypeError(f"{text!r}, expected its type as well, as nginx.service")

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kabpf.dataplane import Counters
-from kabpf.plan import Record
-from kabpf.policy import Direction, Options, Policy, Range
-from kabpf.reconcile import Resolution
+from kabpf.apply.reconcile import Resolution
+from kabpf.kernel.dataplane import Counters
+from kabpf.plan.state import Record
+from kabpf.policy.model import Direction, Options, Policy, Range
 
 # Rich takes 1 ms a row.
 _RICH_ROWS = 300
@@ -108,6 +108,18 @@ def more_cell(record: Record) -> str:
     if record.digest:
         words.append("by destination")
     return ", ".join(words) or "-"
+
+
+def conditions_json(found: Record) -> dict[str, Any]:
+    """What a policy says beyond its options."""
+    return {
+        "mode": str(found.mode),
+        "direction": str(found.direction),
+        "loopback": found.loopback,
+        "existing": found.existing,
+        "log": "sockets" if found.log else "off",
+        "destinations": found.digest != 0,
+    }
 
 
 def _rarer(options: Options) -> Iterator[str]:

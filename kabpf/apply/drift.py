@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kabpf import files, notes, reconcile, unsupported
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import Dataplane
+from kabpf.apply import reconcile
 from kabpf.errors import PolicyError
-from kabpf.policy import Policy
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import Dataplane
+from kabpf.policy import btf_required, files
+from kabpf.policy.model import Policy
+from kabpf.runtime import notes
+from kabpf.runtime.locks import RUN
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Comparison:
 
 def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
     """From the note of the last reconcile, or where the files are others now, by looking."""
-    applied = notes.read_applied(reconcile.RUN)
+    applied = notes.read_applied(RUN)
     if loaded and applied and applied.stamp == files.stamp(files.SYSTEM):
         return Comparison(applied.sources, not applied.refused, applied.asks, [], applied.refused)
     policies, errors = _load_or_findings(loaded)
@@ -42,7 +45,7 @@ def _load_or_findings(loaded: Dataplane | None) -> tuple[tuple[Policy, ...], lis
     try:
         policies = files.load(files.SYSTEM)
         if loaded and not loaded.reaches_open_sockets:
-            unsupported.require(policies)
+            btf_required.require(policies)
         return policies, []
     except PolicyError as error:
         return (), list(error.findings)

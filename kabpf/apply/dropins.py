@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kabpf import files, plan, reconcile
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import Dataplane
+from kabpf.apply import reconcile
+from kabpf.apply.reconcile import Resolution
 from kabpf.errors import RefusedError
-from kabpf.language import RUNTIME
-from kabpf.loading import Loader
-from kabpf.plan import Cgroup
-from kabpf.policy import Policy
-from kabpf.reconcile import Resolution
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import Dataplane
+from kabpf.kernel.loading import Loader
+from kabpf.plan.state import Cgroup, record
+from kabpf.policy import files
+from kabpf.policy.model import Policy
+from kabpf.policy.parser import RUNTIME
+
+PERSISTENT = Path("/etc/kabpf/policy.d")
+# Read last, so that what a person attaches by hand wins over a file that names the same path.
+ATTACHED = "zz-attach-"
+
 
 Read = tuple[str, tuple[Policy, ...]]
 """The stamp of all policy files, and what they said after it was taken."""
@@ -79,6 +87,17 @@ def put_in_force(
         tell_changed()
 
 
+def attached_file(directory: Path, path: str) -> Path:
+    """The drop-in of an attached cgroup, named by its path, escaped as systemd-escape(1) does."""
+    special = re.compile(rb"[^A-Za-z0-9:_./]")
+    plain = special.sub(lambda match: b"\\x%02x" % ord(match[0]), os.fsencode(path[1:])).decode()
+    escaped = plain.replace("/", "-")
+    if len(escaped) > 200:
+        digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+        escaped = f"{escaped[:180]}-{digest}"
+    return directory / f"{ATTACHED}{escaped or '-'}.yaml"
+
+
 def owned_name(uid: int | str, cgroup_id: int | str) -> str:
     """The name of a user's policy for a cgroup."""
     return f"user-{uid}-{cgroup_id}"
@@ -111,7 +130,7 @@ def written(file: Path, content: bytes | None) -> Iterator[None]:
 
 def _retrofitted(loaded: Dataplane, wanted: Policy) -> int:
     """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
-    ids = [id for id, found in loaded.records().items() if found == plan.record(wanted)]
+    ids = [id for id, found in loaded.records().items() if found == record(wanted)]
     return sum(counters.retrofitted for counters in loaded.counters(ids).values())
 
 

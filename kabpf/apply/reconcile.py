@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kabpf import layout, loading, notes, plan, retrofit, unsupported
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import PINS, Born, Dataplane
+from kabpf.apply import retrofit
 from kabpf.errors import RefusedError, UnvisitedError
-from kabpf.loading import Loader
-from kabpf.matching import Automaton
-from kabpf.notes import Applied
-from kabpf.plan import Actual, Cgroup, Changes, Entry, Needs, Plan, Record
-from kabpf.policy import Policy
-
-RUN = Path("/run/kabpf")
+from kabpf.kernel import abi, loading
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import PINS, Born, Dataplane
+from kabpf.kernel.loading import Loader
+from kabpf.plan import diff
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.resolve import resolve, resolve_one, with_attachments
+from kabpf.plan.state import Actual, Cgroup, Changes, Entry, Needs, Plan, Record, record
+from kabpf.policy import btf_required
+from kabpf.policy.model import Policy
+from kabpf.runtime import notes
+from kabpf.runtime.locks import RUN
+from kabpf.runtime.notes import Applied
 
 # Each pass but the last writes something; cgroups that come and go can ask for another one.
 PASSES_MAX = 50
@@ -35,29 +37,6 @@ class Resolution:
     actual: Actual
     wanted: dict[int, Record]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
-
-
-@contextmanager
-def locked(run: Path = RUN) -> Iterator[None]:
-    """Hold the lock under which the kernel's state and the runtime drop-ins are changed."""
-    descriptor = open_lock(run, "lock")
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def open_lock(run: Path, name: str) -> int:
-    """The descriptor of a file in `run` whose lock means something; it is closed to others than
-    root, as a read lock of theirs would keep root out."""
-    try:
-        with suppress(FileExistsError):
-            run.mkdir()
-            run.chmod(0o755)  # whatever the umask says
-        return os.open(run / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise RefusedError(f"open {run / name}", error.errno or 0) from None
 
 
 def open_or_load(
@@ -77,7 +56,7 @@ def open_or_load(
     if loader == Loader.BCC:
         if not PINS.exists():
             loading.require_compiler()
-        unsupported.require(policies)
+        btf_required.require(policies)
 
     def fill(fresh: Dataplane, *, takes_over: bool) -> None:
         notes.forget_applied(run)
@@ -148,7 +127,7 @@ def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, st
     needs = Needs(*map(any, zip(present, Plan((policy,)).needs, strict=True)))
     loaded.apply(
         Changes(
-            {id: plan.record(policy)},
+            {id: record(policy)},
             needs if needs != present else None,
             cgroups={cgroup.id: Entry(entry.state, id)},
         )
@@ -191,15 +170,15 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
         for inside in (cgroup, *tree.below(cgroup)):
             fresh[inside.id] = last.cgroups[inside.id] = inside
             above = last.plan.cgroups[inside.parent_id]
-            last.plan.cgroups[inside.id] = plan.resolve_one(last.automaton, inside, above)
+            last.plan.cgroups[inside.id] = resolve_one(last.automaton, inside, above)
     now = loaded.entries(fresh)
     wanted = {id: last.plan.cgroups[id] for id in now}
     records = last.actual.records | last.wanted
-    ids = plan.policy_ids(last.wanted)
-    changed = plan.changed_entries(last.plan, wanted, now, records, ids, new=True)
+    ids = diff.policy_ids(last.wanted)
+    changed = diff.changed_entries(last.plan, wanted, now, records, ids, new=True)
     loaded.correct(changed)
     owed = {id: entry for id, entry in changed.items() if entry.owed}
-    done = plan.settled(owed, records)
+    done = diff.settled(owed, records)
     # A cgroup that has no process even now had no socket before its entry was written.
     busy = {id: entry for id, entry in done.items() if tree.is_populated(fresh[id])}
     loaded.correct({id: entry for id, entry in done.items() if id not in busy})
@@ -213,7 +192,7 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
 
 def _require_supported(policies: tuple[Policy, ...], loaded: Dataplane | None) -> None:
     if loaded and not loaded.reaches_open_sockets:
-        unsupported.require(policies)
+        btf_required.require(policies)
 
 
 def _passes(
@@ -242,21 +221,21 @@ def _look(
     # that is gone.
     actual = loaded.actual() if loaded else Actual()
     cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups()}
-    desired = plan.resolve(policies, automaton, cgroups.values(), layout.BIRTHS)
+    desired = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
     if loaded:
         _settle_differences(tree, loaded, actual, cgroups, desired)
         if not loaded.reaches_open_sockets:
             visits = False
-            desired = plan.with_attachments(desired, cgroups)
+            desired = with_attachments(desired, cgroups)
     wanted: dict[int, Record] = {}
     try:
-        wanted = plan.number(policies, actual.records, layout.POLICIES)
-        changes = plan.diff(desired, actual, wanted, visits=visits)
-    except plan.TooManyError:
-        changes = plan.forget_former(actual)
+        wanted = diff.number(policies, actual.records, abi.POLICIES)
+        changes = diff.diff(desired, actual, wanted, visits=visits)
+    except diff.TooManyError:
+        changes = diff.forget_former(actual)
         if not changes.stale_records:
             raise RefusedError(
-                "too many policies", hint=f"expected at most {layout.POLICIES - 1} in force"
+                "too many policies", hint=f"expected at most {abi.POLICIES - 1} in force"
             ) from None
     return Resolution(automaton, cgroups, desired, actual, wanted, changes)
 

@@ -14,10 +14,10 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from kabpf import capabilities, dataplane
-from kabpf.cgroups import network_namespaces
-from kabpf.dataplane import PINS
 from kabpf.errors import RefusedError, all_refusals
+from kabpf.kernel import capabilities, dataplane
+from kabpf.kernel.dataplane import PINS
+from kabpf.kernel.namespaces import network_namespaces
 
 HELPER = Path("/run/kabpf/retrofit.socket")
 ANSWER_S = 120  # what a hundred million sockets take; RuntimeMaxSec= of the helper

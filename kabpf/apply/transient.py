@@ -11,19 +11,19 @@ import contextlib
 import json
 import os
 import re
-import select
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import files, scopes
-from kabpf.cgroups import CgroupTree
 from kabpf.errors import RefusedError
-from kabpf.language import RUNTIME, TRANSIENT
-from kabpf.libbpf import fault_point
-from kabpf.plan import Cgroup
-from kabpf.policy import Destination, Options, Policy, Until
+from kabpf.faults import fault_point
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.plan.state import Cgroup
+from kabpf.policy import files
+from kabpf.policy.model import Destination, Options, Policy, Until
+from kabpf.policy.parser import RUNTIME, TRANSIENT
+from kabpf.systemd import scopes
 
 # With .scope behind it where systemd has made it.
 NAME = re.compile(r"kabpf-run-[0-9]+-[0-9a-f]{8}")
@@ -208,45 +208,3 @@ def is_over(ending: Ending, tree: CgroupTree) -> bool:
     """Whether the cgroup is gone, or is one of `kabpfctl run` and has no process any more."""
     cgroup = Cgroup(ending.until.id, 0, ending.until.path)
     return not tree.has(cgroup) or not (ending.is_of_user or tree.is_populated(cgroup))
-
-
-class Ends:
-    """Waits until the last process has left one of several cgroups."""
-
-    def __init__(self) -> None:
-        self._poll = select.epoll()
-        self._events: dict[Until, int] = {}
-
-    def close(self) -> None:
-        """Wait no more."""
-        for descriptor in self._events.values():
-            os.close(descriptor)
-        self._poll.close()
-
-    def fileno(self) -> int:
-        """A descriptor that can be read from when `happened` has something to say."""
-        return self._poll.fileno()
-
-    def watch(self, tree: CgroupTree, untils: Iterable[Until]) -> None:
-        """Wait for the end of these cgroups, and of no others."""
-        wanted = set(untils)
-        for until in self._events.keys() - wanted:
-            os.close(self._events.pop(until))
-        for until in wanted - self._events.keys():
-            with contextlib.suppress(OSError):  # gone already
-                path = f"{tree.directory(until.path)}/cgroup.events"
-                self._events[until] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                self._poll.register(self._events[until], select.EPOLLPRI)
-
-    def happened(self) -> bool:
-        """Whether the last process has left one of them since the last call."""
-        is_over = False
-        ready = {descriptor for descriptor, _ in self._poll.poll(0)}
-        for until, descriptor in list(self._events.items()):
-            if descriptor in ready:
-                try:
-                    is_over |= b"populated 0" in os.pread(descriptor, 4096, 0)
-                except OSError:  # gone, which makes it ready for ever
-                    is_over = True
-                    os.close(self._events.pop(until))
-        return is_over

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fnmatch
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kabpf import cgroups, files, loading, output, plan
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import PINS
+from kabpf import output
 from kabpf.errors import RefusedError
-from kabpf.matching import Automaton, Naming
-from kabpf.plan import Cgroup
-from kabpf.policy import Policy, Selector, options_json
+from kabpf.kernel import cgroups, loading, mountinfo
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import PINS
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.patterns import Naming
+from kabpf.plan.state import Cgroup, record
+from kabpf.policy import files
+from kabpf.policy.model import Policy, Selector, options_json
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Reason:
 
 def explain(arguments: argparse.Namespace) -> int:
     """Explain the policy of a cgroup, of a unit's cgroups, or of a process's."""
-    tree = cgroups.find_tree(cgroups.own_mounts())
+    tree = cgroups.find_tree(mountinfo.own_mounts())
     policies = tuple(each for each in files.load(files.SYSTEM) if not _is_over(each, tree))
     reasons = [reason(policies, cgroup) for cgroup in _cgroups(arguments.what, tree)]
     in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
@@ -93,15 +95,14 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
 
 def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
     """Whether the kernel has for these cgroups what the files say now."""
-    with loading.open_if_loaded(PINS, tree) or contextlib.nullcontext() as loaded:
+    with loading.opened(PINS, tree) as loaded:
         if loaded is None:
             return dict.fromkeys((each.cgroup.id for each in reasons), False)
         records = loaded.records()
         entries = loaded.entries(each.cgroup.id for each in reasons)
     has = {id: records.get(entry.policy_id) for id, entry in entries.items()}
     return {
-        each.cgroup.id: has.get(each.cgroup.id)
-        == (plan.record(each.policy) if each.policy else None)
+        each.cgroup.id: has.get(each.cgroup.id) == (record(each.policy) if each.policy else None)
         for each in reasons
     }
 

@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from kabpf import cgroups, dataplane, output
-from kabpf.cgroups import CgroupTree
+from kabpf import output
 from kabpf.errors import RefusedError
-from kabpf.events import Event, Filter, Lost, Monitor, Option
-from kabpf.sockets import Address
+from kabpf.kernel import cgroups, dataplane, mountinfo
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.observe.events import Event, Filter, Lost, Monitor, Option
+from kabpf.observe.sockets import Address
 
 LINES = 200  # that are written at once where more wait
 LOOK_S = 1  # how often it is looked whether the data plane is another one
@@ -56,7 +57,7 @@ class _Ended(BaseException):
 
 def monitor(arguments: argparse.Namespace) -> int:
     """Print events until a signal comes, or standard output is closed."""
-    tree = cgroups.find_tree(cgroups.own_mounts())
+    tree = cgroups.find_tree(mountinfo.own_mounts())
     cgroup = None if arguments.cgroup is None else tree.path(arguments.cgroup)
     wanted = Filter(cgroup, arguments.unit, arguments.policy)
     if arguments.event:

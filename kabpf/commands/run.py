@@ -18,27 +18,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from kabpf import (
-    attaching,
-    cgroups,
-    environment,
-    files,
-    loading,
-    options,
-    presence,
-    reconcile,
-    scopes,
-    transient,
-)
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import PINS
-from kabpf.environment import Asked
+from kabpf.apply import dropins, reconcile, transient
 from kabpf.errors import CommandError, PolicyError, RefusedError
-from kabpf.libbpf import fault_point
-from kabpf.nodes import Node, Source
-from kabpf.plan import Cgroup
-from kabpf.policy import Options, Policy, Rules, Selector, Until
-from kabpf.reconcile import RUN
+from kabpf.faults import fault_point
+from kabpf.kernel import cgroups, loading, mountinfo
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import PINS
+from kabpf.migration import variables
+from kabpf.migration.variables import Asked
+from kabpf.plan.state import Cgroup
+from kabpf.policy import files, options
+from kabpf.policy.model import Options, Policy, Rules, Selector, Until
+from kabpf.policy.yaml import Node, Source
+from kabpf.runtime import pidlock
+from kabpf.runtime.locks import RUN, locked
+from kabpf.systemd import scopes
 
 OPTION_KEYS = ("idle", "interval", "probes", "user_timeout", "preset")
 
@@ -57,7 +51,7 @@ def run(arguments: argparse.Namespace) -> NoReturn:
     asked = wanted(arguments, os.environ)
     name = transient.new_name()
     if os.geteuid() == 0:
-        tree = cgroups.find_tree(cgroups.own_mounts())
+        tree = cgroups.find_tree(mountinfo.own_mounts())
         named = _named(arguments.policy) if arguments.policy else None
         rules = named.rules if named else _rules(asked)
         is_told = loading.kind(PINS).reaches_open_sockets
@@ -65,11 +59,11 @@ def run(arguments: argparse.Namespace) -> NoReturn:
         with _lived_in(tree, name, program) as cgroup:
             _cover(tree, cgroup, rules, log=log)
         if log:
-            presence.wait_for_log()
+            pidlock.wait_for_log()
     elif arguments.policy:
         raise RefusedError("--policy: not root", hint="expected root, or options")
     else:
-        from kabpf import client  # here, because root does without
+        from kabpf.requests import client  # here, because root does without
 
         path = _scope(name, program)
         off = not asked.keepalive
@@ -85,7 +79,7 @@ def _why_unlogged() -> str | None:
         return "not root, expected root"
     if not loading.kind(PINS).reaches_open_sockets:
         return "it takes BTF, which the bcc loader does without"
-    return None if presence.running() else "kabpfd does not run, expected it to"
+    return None if pidlock.running() else "kabpfd does not run, expected it to"
 
 
 def wanted(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
@@ -94,7 +88,7 @@ def wanted(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
     for key in given if arguments.policy or arguments.off else ():
         flag, other = key.replace("_", "-"), "policy" if arguments.policy else "off"
         arguments.refuse(f"argument --{flag}: not allowed with argument --{other}")
-    asked = environment.read(environ, _decided(arguments, given))
+    asked = variables.read(environ, _decided(arguments, given))
     texts = {**asked.options, **given}
     missing = [key for key in ("idle", "interval", "probes") if key not in texts]
     if texts.get("user_timeout") == "auto" and "preset" not in texts and missing:
@@ -108,7 +102,7 @@ def wanted(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
 def _decided(arguments: argparse.Namespace, given: Collection[str]) -> set[str]:
     """What the environment has no say in."""
     if arguments.policy or arguments.off:
-        return {*environment.VARIABLES} - {"debug"}
+        return {*variables.VARIABLES} - {"debug"}
     decided = {"keepalive", *given} if given else set()
     return decided | ({"idle", "interval", "probes"} if "preset" in given else set())
 
@@ -148,12 +142,10 @@ def _lived_in(tree: CgroupTree, name: str, program: str) -> Iterator[Cgroup]:
     """Move this process into a new cgroup, which goes with its last process, and hold the lock.
     Where the block fails, there is nothing left of it."""
     if scopes.is_booted():
-        watched = (
-            contextlib.nullcontext(str) if presence.running() else transient.watcher(tree, RUN)
-        )
+        watched = contextlib.nullcontext(str) if pidlock.running() else transient.watcher(tree, RUN)
         with watched as watch:
             path = _scope(name, program)
-            with reconcile.locked():
+            with locked():
                 watch(path)
                 yield tree.find(path)
         return
@@ -161,7 +153,7 @@ def _lived_in(tree: CgroupTree, name: str, program: str) -> Iterator[Cgroup]:
     path = f"{above.rstrip('/')}/{name}"
     # Nobody else removes the cgroup, whatever becomes of a daemon. The watcher's home is the root,
     # so as to outlive what is killed with the cgroup above.
-    with transient.watcher(tree, RUN, home="/") as watch, reconcile.locked():
+    with transient.watcher(tree, RUN, home="/") as watch, locked():
         watch(path)
         with _made(tree, path):
             _move(tree, path)
@@ -216,9 +208,9 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None
         until=Until(cgroup.path, cgroup.id),
     )
     before = files.stamp(files.SYSTEM)
-    presence.tell_changed()  # first, for it to find what is left where this process dies
+    pidlock.tell_changed()  # first, for it to find what is left where this process dies
     fault_point("write the drop-in")
-    with attaching.written(file, transient.text(policy)):
+    with dropins.written(file, transient.text(policy)):
         if not _added(tree, cgroup, policy, before):
             stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
             with reconcile.open_or_load(policies, tree) as loaded:

@@ -8,151 +8,39 @@ SIGUSR2, or killed, it leaves everything in force, and the next one adopts it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
 import resource
 import select
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from kabpf import (
-    __version__,
-    cgroups,
-    dataplane,
-    fallback,
-    files,
-    loading,
-    reconcile,
-    retrofit,
-    transient,
-)
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import Born, Dataplane
+from kabpf.apply import reconcile, transient
+from kabpf.daemon.cgroup_ends import Ends
+from kabpf.daemon.socket_log import SocketLog
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
-from kabpf.libbpf import RingBuffer
-from kabpf.policy import Policy
-from kabpf.presence import alone, tell_changed
-from kabpf.transient import Ends
+from kabpf.kernel import dataplane, loading
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import Born, Dataplane
+from kabpf.kernel.libbpf.buffers import RingBuffer
+from kabpf.policy import files
+from kabpf.policy.model import Policy
+from kabpf.runtime.locks import locked
+from kabpf.systemd.notify import notify, watchdog_s
 
 log = logging.getLogger("kabpfd")
 
 # Between two looks at the whole tree, so many cgroups may be born that user space has to resolve.
 BORN_MAX = 100_000
 
-# systemd drops a longer message, whatever is in it (NOTIFY_BUFFER_MAX in its src/core/manager.c is
-# 4096).
-NOTIFY_BYTES_MAX = 2000
 
 # How long after a reload the files are looked at once more: kabpf-reload.path is blind until the
 # reload that it asked for is done.
 SETTLE_S = 1
 
 _STAYS = "the last good policy stays in force"
-
-
-def main() -> int:
-    """Be the daemon, or do what the option says. Exit status 0, or 1 with the reason on standard
-    error."""
-    arguments = parser().parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    try:
-        if os.geteuid() != 0:
-            raise RefusedError("not root", hint="expected root")
-        if arguments.compile:
-            with reconcile.locked():
-                fallback.require_compiler()
-                fallback.compiled()
-            return 0
-        if arguments.retrofit:
-            retrofit.serve(sys.stdin.fileno())
-            return 0
-        if arguments.request:
-            from kabpf import requests  # here, because kabpfd itself needs nothing of it
-
-            requests.serve(sys.stdin.fileno(), tell_changed, log.info)
-            return 0
-        if arguments.install_units:
-            from kabpf import install  # here, because it takes 3 ms
-
-            os.umask(0o022)  # for everybody to read
-            for path in install.units(Path("/"), Path(sys.argv[0]).resolve().parent):
-                print(f"wrote {path}")
-            print("next: systemctl enable --now kabpf")
-            return 0
-        tree = cgroups.find_tree(cgroups.own_mounts())
-        if arguments.prune:
-            _prune(tree)
-            return 0
-        if arguments.lift:
-            with reconcile.locked():
-                reconcile.lift(tree)
-                tell_changed()
-            return 0
-        # Signals first: who finds the daemon by its lock may send one.
-        with Daemon(tree) as daemon, alone(reconcile.RUN):
-            daemon.run()
-    except KabpfError as error:
-        log.error("%s", error)
-        return 1
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of kabpfd."""
-    parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies in force.")
-    parser.add_argument("--version", action="version", version=f"kabpfd {__version__}")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the programs for a kernel without BTF, if they are not yet, and exit",
-    )
-    instead.add_argument(
-        "--install-units",
-        action="store_true",
-        help="after pip install, write systemd's units for this kabpfd, and exit",
-    )
-    instead.add_argument("--lift", action="store_true", help="lift every policy, and exit")
-    instead.add_argument(
-        "--prune",
-        action="store_true",
-        help="remove the policies of kabpfctl run whose cgroups have no process left, and exit",
-    )
-    instead.add_argument(
-        "--retrofit",
-        action="store_true",
-        help="do what a kabpfd asks for at the socket on standard input, and exit",
-    )
-    instead.add_argument(
-        "--request",
-        action="store_true",
-        help="do what a user asks for at the socket on standard input, and exit",
-    )
-    return parser
-
-
-def _prune(tree: CgroupTree) -> None:
-    with reconcile.locked():
-        before = files.stamp(files.SYSTEM)
-        names = transient.prune(tree)
-        if not names or not dataplane.PINS.exists():
-            return
-        stamp = files.stamp(files.SYSTEM)
-        try:
-            with Dataplane(dataplane.PINS, tree, any_build=True) as loaded:
-                if reconcile.forget(names, loaded, (before, stamp)):
-                    return
-            policies = files.load(files.SYSTEM)
-            with reconcile.open_or_load(policies, tree) as loaded:
-                reconcile.reconcile(policies, tree, loaded, stamp)
-        finally:
-            tell_changed()
 
 
 class Daemon:
@@ -168,7 +56,7 @@ class Daemon:
         self._loaded: Dataplane | None = None
         self._identity = 0
         self._events: RingBuffer | None = None
-        self._log: _Log | None = None
+        self._log: SocketLog | None = None
         self._born: list[Born] = []
         self._asked_in_vain = 0
         self._policies: tuple[Policy, ...] | None = None  # the last good ones
@@ -178,7 +66,7 @@ class Daemon:
         self._last: reconcile.Resolution | None = None
         self._problem: KabpfError | None = None
         self._is_damaged = False
-        self._beat_s = _watchdog_s()
+        self._beat_s = watchdog_s()
         self._next_beat: float | None = None  # by time.monotonic(), as the next one
         self._next_look: float | None = None
         self._next_end: float | None = None
@@ -256,18 +144,18 @@ class Daemon:
         if not self._signals & self.LIFT:
             log.info("ended; what is in force stays so" if self._loaded else "ended")
             return
-        with reconcile.locked():
+        with locked():
             self._close()
             reconcile.lift(self._tree)
         log.info("every policy is lifted; sockets keep the options they have")
 
     def _reload(self) -> None:
-        with reconcile.locked():
+        with locked():
             self._prune()
             self._load_and_reconcile()
 
     def _look_again(self) -> None:
-        with reconcile.locked():
+        with locked():
             self._last = None
             self._prune()
             if dataplane.PINS.exists():
@@ -283,7 +171,7 @@ class Daemon:
         if self._policies is None or files.stamp(files.SYSTEM) == self._seen:
             self._look_again()
             return
-        with reconcile.locked():
+        with locked():
             over = self._prune()
             self._policies = tuple(each for each in self._policies if each.name not in over)
             if dataplane.PINS.exists():
@@ -344,7 +232,7 @@ class Daemon:
         except PolicyError as error:
             if self._policies is None:
                 raise
-            with reconcile.locked():
+            with locked():
                 self._put_in_force()
             self._problem = error
 
@@ -355,7 +243,7 @@ class Daemon:
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _adopt(self) -> None:
-        with reconcile.locked(), contextlib.suppress(RefusedError):  # another version's
+        with locked(), contextlib.suppress(RefusedError):  # another version's
             if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
                 self._watch(loaded)
                 self._listen(wanted=any(each.log for each in loaded.records().values()))
@@ -383,7 +271,7 @@ class Daemon:
         elif not self._log or not self._log.is_current():
             self._stop_listening()
             try:
-                self._log = _Log(self._tree)
+                self._log = SocketLog(self._tree)
             except KabpfError as error:
                 log.warning("sockets are not logged: %s", error)
             else:
@@ -427,7 +315,7 @@ class Daemon:
         if self._policies is None:  # started beside wrong files: said at the start
             self._born.clear()
             return
-        with reconcile.locked():
+        with locked():
             if self._signals:
                 return  # kabpfctl changed something before it gave up the lock: look at all of it
             born = self._born[:]
@@ -488,78 +376,5 @@ class Daemon:
         return f"{counts}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
 
 
-class _Log:
-    """What happens to sockets of policies that want it logged, on its way to the journal."""
-
-    def __init__(self, tree: CgroupTree) -> None:
-        from kabpf.events import Monitor  # here, because most machines log no socket
-        from kabpf.journal import Journal
-
-        with contextlib.ExitStack() as stack:
-            self._monitor = stack.enter_context(Monitor(dataplane.PINS, tree, log=True))
-            self._journal = stack.enter_context(Journal(_say))
-            self._stack = stack.pop_all()
-
-    def close(self) -> None:
-        for _ in range(2):  # what is too young for the first look
-            self.write()
-        self._stack.close()
-
-    def descriptors(self) -> list[int]:
-        """Of which one is readable when there is something new to write."""
-        return self._monitor.descriptors()
-
-    @property
-    def due(self) -> float | None:
-        """When to write though there is nothing new, by time.monotonic()."""
-        return 0 if self._monitor.is_waiting else self._journal.due
-
-    def is_current(self) -> bool:
-        """Whether everything is heard of."""
-        return self._monitor.is_current()
-
-    def write(self) -> None:
-        for event in self._monitor.read():
-            self._journal.write(event)
-        self._journal.settle()
-
-
-def _say(line: str) -> bool:
-    """Log a line; False where standard error takes none now, as its reader is not waited for."""
-    poll = select.poll()
-    poll.register(2, select.POLLOUT)
-    if not poll.poll(0):
-        return False
-    log.info("%s", line)
-    return True
-
-
-def _watchdog_s() -> float | None:
-    """Half the time-out after which systemd misses this process (sd_watchdog_enabled(3)), or None
-    where it does not watch."""
-    own = str(os.getpid())
-    microseconds = os.environ.get("WATCHDOG_USEC", "")
-    if not microseconds.isdecimal() or os.environ.get("WATCHDOG_PID", own) != own:
-        return None
-    return int(microseconds) / 2e6
-
-
 def _is_due(when: float | None) -> bool:
     return when is not None and when <= time.monotonic()
-
-
-def notify(message: str) -> None:
-    """Tell systemd, if it listens (sd_notify(3)); what is too long for it is cut."""
-    if address := os.environ.get("NOTIFY_SOCKET"):
-        if address.startswith("@"):
-            address = "\0" + address[1:]
-        text = message.encode(errors="replace")[:NOTIFY_BYTES_MAX].decode(errors="ignore")
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel,
-        ):
-            channel.sendto(text.encode(), address)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

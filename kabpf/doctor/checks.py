@@ -1,49 +1,38 @@
-"""kabpfctl doctor: looks at everything that kabpf relies on, and changes nothing."""
+"""The checks of kabpfctl doctor, and those of pins, daemon, limits and what is in force."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
-import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import (
-    cgroups,
-    dataplane,
-    fallback,
-    files,
-    fitness,
-    layout,
-    libbpf,
-    loading,
-    machine,
-    neighbours,
-    output,
-    presence,
-    reconcile,
-    review,
-    units,
-    unsupported,
-)
-from kabpf.cgroups import CgroupTree
-from kabpf.comparison import compare
-from kabpf.dataplane import PINS, Dataplane
+from kabpf import output
+from kabpf.apply import reconcile
+from kabpf.apply.drift import compare
+from kabpf.apply.reconcile import Resolution
+from kabpf.doctor import machine, machine_checks, other_programs, policy_checks, units
+from kabpf.doctor.findings import Finding, Findings, error, listed, note, ok, warning
+from kabpf.doctor.machine import Machine
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnsupportedError
-from kabpf.findings import Finding, Findings, Grade, error, listed, note, ok, warning
-from kabpf.loading import Loader
-from kabpf.machine import Machine
-from kabpf.policy import Policy, warnings
-from kabpf.reconcile import Resolution
+from kabpf.kernel import abi, bcc, cgroups, dataplane, loading, mountinfo
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import PINS, Dataplane
+from kabpf.kernel.libbpf import links
+from kabpf.kernel.loading import Loader
+from kabpf.policy import btf_required, files
+from kabpf.policy.model import Policy, warnings
+from kabpf.runtime import pidlock
+from kabpf.systemd.units import DIRECTORIES, look
 
 PINNED = {
-    Loader.BCC: set(fallback.PINNED),
+    Loader.BCC: set(bcc.PINNED),
     Loader.LIBBPF: {
         *dataplane.MAPS,
         *dataplane.CHANNELS,
@@ -56,25 +45,6 @@ PINNED = {
 FULL = 0.9  # of the cgroups that there is room for
 
 
-def doctor(arguments: argparse.Namespace) -> int:
-    """Look at everything; exit status 1 where something is an error."""
-    here = Here()
-    findings = [
-        (name, finding) for name, check in CHECKS.items() for finding in carried_out(check, here)
-    ]
-    if arguments.json:
-        result = [{"check": name, **vars(finding)} for name, finding in findings]
-        print(json.dumps(result, indent=2))
-    else:
-        rows: list[tuple[str, ...]] = []
-        for name, finding in findings:
-            rows.append((finding.grade, name, output.shown(finding.found)))
-            if finding.advice:
-                rows.append(("", "", f"  {output.shown(finding.advice)}"))
-        output.print_table(("GRADE", "CHECK", "FOUND, AND WHAT TO DO"), rows)
-    return 1 if any(finding.grade == Grade.ERROR for _, finding in findings) else 0
-
-
 class Here:
     """What several checks look at; what keeps one of them from it is raised."""
 
@@ -84,7 +54,7 @@ class Here:
 
     @cached_property
     def tree(self) -> CgroupTree:
-        return cgroups.find_tree(cgroups.own_mounts())
+        return cgroups.find_tree(mountinfo.own_mounts())
 
     @cached_property
     def read(self) -> tuple[tuple[Policy, ...], files.Cache]:
@@ -95,10 +65,8 @@ class Here:
     def resolution(self) -> Resolution:
         return reconcile.preview(self.read[0], self.tree, None)
 
-    @contextlib.contextmanager
-    def dataplane(self) -> Iterator[Dataplane | None]:
-        with loading.open_if_loaded(PINS, self.tree) or contextlib.nullcontext() as loaded:
-            yield loaded
+    def dataplane(self) -> AbstractContextManager[Dataplane | None]:
+        return loading.opened(PINS, self.tree)
 
 
 class Check(NamedTuple):
@@ -137,7 +105,7 @@ def _policy_files(here: Here) -> Findings:
     for text in warnings(policies):
         yield warning(text, "kabpfctl check")
     if loading.loader(PINS) == Loader.BCC:
-        for text in unsupported.findings(policies):
+        for text in btf_required.findings(policies):
             yield error(text, "kabpfctl check")
     count = output.count(len(policies), "policy", "policies")
     yield ok(f"{count} in {output.count(len(cache), 'file')}")
@@ -145,9 +113,9 @@ def _policy_files(here: Here) -> Findings:
 
 def _names(here: Here) -> Findings:
     """Which files count, and which policies."""
-    yield from review.ignored(files.SYSTEM)
-    yield from review.replaced(files.SYSTEM)
-    yield from review.namesakes({path: file for path, (_, file) in here.read[1].items()})
+    yield from policy_checks.ignored(files.SYSTEM)
+    yield from policy_checks.replaced(files.SYSTEM)
+    yield from policy_checks.namesakes({path: file for path, (_, file) in here.read[1].items()})
 
 
 def _selectors(here: Here) -> Findings:
@@ -158,16 +126,18 @@ def _selectors(here: Here) -> Findings:
         for id, cgroup in resolution.cgroups.items()
     }
     covered = sum(1 for name in has.values() if name)
-    files_of_units = {kind: units.look(where) for kind, where in units.DIRECTORIES.items()}
-    yield from review.selectors(here.read[0], has, files_of_units)
+    files_of_units = {kind: look(where) for kind, where in DIRECTORIES.items()}
+    yield from policy_checks.selectors(here.read[0], has, files_of_units)
     yield ok(f"{covered} of {output.count(len(has), 'cgroup')} covered")
 
 
 def _fallbacks(here: Here) -> Findings:
     """What the policies leave to the system."""
     idle = here.machine.sysctls["net.ipv4.tcp_keepalive_time"]
-    retries_s = fitness.retries_s(here.machine)
-    yield from review.fallbacks(here.read[0], int(idle) if idle.isdecimal() else None, retries_s)
+    retries_s = machine_checks.retries_s(here.machine)
+    yield from policy_checks.fallbacks(
+        here.read[0], int(idle) if idle.isdecimal() else None, retries_s
+    )
 
 
 def _pins(here: Here) -> Findings:
@@ -188,7 +158,7 @@ def _pins(here: Here) -> Findings:
             f"rm -r {PINS} && kabpfctl apply",
         )
     names, expected = set(os.listdir(PINS)), PINNED[loading.loader(PINS)]
-    if strange := sorted(names - expected - {dataplane.SETSOCKOPT, *fallback.links(PINS)}):
+    if strange := sorted(names - expected - {dataplane.SETSOCKOPT, *bcc.pinned_links(PINS)}):
         where = [str(PINS / name) for name in strange]
         yield warning(f"not kabpf's: {listed(where)}", f"rm -r {where[0]}")
     try:
@@ -206,8 +176,8 @@ def _setsockopt_link(tree: CgroupTree) -> Findings:
     pin = PINS / dataplane.SETSOCKOPT
     if pin.exists():
         with dataplane.opened_directory(tree.mount) as root:
-            attached, _ = libbpf.programs(root, libbpf.CGROUP_SETSOCKOPT)
-        if libbpf.link_program(str(pin)) not in attached:
+            attached, _ = links.programs(root, links.CGROUP_SETSOCKOPT)
+        if links.link_program(str(pin)) not in attached:
             yield error(
                 f"{pin} is not attached to {tree.mount}", "kabpfctl detach --all; kabpfctl apply"
             )
@@ -225,20 +195,20 @@ def _damage(tree: CgroupTree, missing: list[str], problem: RefusedError) -> Find
 def _is_another_versions() -> bool:
     try:
         with dataplane.open_map(PINS, "kabpf_totals") as totals:
-            found = totals.look_up(layout.key(0))
+            found = totals.look_up(abi.key(0))
     except RefusedError:
         return False
-    return found is not None and layout.CTotals.from_buffer_copy(found).build != (
+    return found is not None and abi.CTotals.from_buffer_copy(found).build != (
         loading.kind(PINS).build()
     )
 
 
 def _is_attached(tree: CgroupTree) -> bool:
-    if fallback.links(PINS):
+    if bcc.pinned_links(PINS):
         return True
     try:
         with dataplane.opened_directory(tree.mount) as root:
-            return libbpf.link_program(str(PINS / dataplane.SOCK_OPS)) in libbpf.sock_ops_programs(
+            return links.link_program(str(PINS / dataplane.SOCK_OPS)) in links.sock_ops_programs(
                 root
             )
     except RefusedError:
@@ -277,8 +247,8 @@ def _limits(here: Here) -> Findings:
                 f"kabpfctl apply; lower {here.tree.mount}/.../cgroup.max.descendants",
             )
     count = len(here.tree.cgroups())
-    text = f"{count} cgroups, room for {layout.CGROUPS}"
-    if count < FULL * layout.CGROUPS:
+    text = f"{count} cgroups, room for {abi.CGROUPS}"
+    if count < FULL * abi.CGROUPS:
         yield ok(text)
     else:
         yield warning(text, f"lower {here.tree.mount}/.../cgroup.max.descendants")
@@ -286,7 +256,7 @@ def _limits(here: Here) -> Findings:
 
 def _daemon(here: Here) -> Findings:
     """Whether kabpfd runs, and who waits for it."""
-    if pid := presence.running():
+    if pid := pidlock.running():
         unit = _unit_of(pid)
         name = f"process {pid}{f' of {unit}' if unit else ''}"
         if not PINS.exists() and Path(f"/proc/{pid}/root{PINS}").exists():
@@ -322,15 +292,15 @@ def _units(_: Here) -> Findings:
 
 def _neighbours(here: Here) -> Findings:
     """Programs of others on our hooks."""
-    yield from neighbours.findings(neighbours.look(here.tree, PINS), here.tree)
+    yield from other_programs.findings(other_programs.look(here.tree, PINS), here.tree)
 
 
-def _of_machine(check: fitness.Check) -> Check:
+def _of_machine(check: machine_checks.Check) -> Check:
     return Check(lambda here: check(here.machine))
 
 
 CHECKS = {
-    **{name: _of_machine(check) for name, check in fitness.CHECKS.items()},
+    **{name: _of_machine(check) for name, check in machine_checks.CHECKS.items()},
     "neighbours": Check(_neighbours, needs_root=True),
     "pins": Check(_pins, needs_root=True),
     "policy files": Check(_policy_files),

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from kabpf import capabilities, cgroups, compiling, libbpf, loading
-from kabpf.cgroups import Mount
-from kabpf.compiling import Lack
-from kabpf.dataplane import PINS
 from kabpf.errors import KabpfError, RefusedError, UnsupportedError
+from kabpf.kernel import bcc_compile, capabilities, loading, mountinfo
+from kabpf.kernel.bcc_compile import Lack
+from kabpf.kernel.dataplane import PINS
+from kabpf.kernel.libbpf import library
+from kabpf.kernel.mountinfo import Mount
 
 BPFFS = PINS.parent
 
@@ -77,7 +78,7 @@ def look() -> Machine:
         release=release,
         has_btf=has_btf,
         features_missing=features_missing,
-        compiler_missing=None if has_btf else compiling.missing(),
+        compiler_missing=None if has_btf else bcc_compile.missing(),
         config_missing=_config_missing(release) if features_missing or not has_btf else (),
         lockdown=_text("/sys/kernel/security/lockdown"),
         mounts=_mounts(),
@@ -99,7 +100,7 @@ def look() -> Machine:
 
 def _mounts() -> tuple[Mount, ...]:
     try:
-        return tuple(cgroups.visible_mounts())
+        return tuple(mountinfo.visible_mounts())
     except OSError:  # no /proc
         return ()
 
@@ -113,7 +114,7 @@ def _capabilities_missing(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _libbpf() -> tuple[str, str]:
     try:
-        return libbpf.version(), ""
+        return library.version(), ""
     except UnsupportedError as problem:
         return "", str(problem)
 
@@ -128,7 +129,7 @@ def _features_missing() -> tuple[str, ...]:
 def _call_problem() -> str:
     try:
         try:
-            libbpf.probe()
+            library.probe()
         except RefusedError as refused:
             loading.require_system_call(refused)
             raise

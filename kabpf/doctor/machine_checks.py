@@ -6,10 +6,10 @@ import re
 import stat
 from collections.abc import Callable
 
-from kabpf import capabilities, cgroups, loading
+from kabpf.doctor.findings import Findings, error, note, ok, warning
+from kabpf.doctor.machine import BPFFS, FIRST_NAMESPACES, SYSCTLS, Machine
 from kabpf.errors import UnsupportedError
-from kabpf.findings import Findings, error, note, ok, warning
-from kabpf.machine import BPFFS, FIRST_NAMESPACES, SYSCTLS, Machine
+from kabpf.kernel import capabilities, cgroups, loading
 
 CGROUPS = "/sys/fs/cgroup"
 

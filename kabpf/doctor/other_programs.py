@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import libbpf, loading
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import (
+from kabpf.doctor.findings import Findings, error, listed, note, ok, warning
+from kabpf.errors import RefusedError
+from kabpf.kernel import loading
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import (
     SETSOCKOPT,
     SETSOCKOPT_PROGRAM,
     SOCK_OPS,
     SOCK_OPS_PROGRAM,
     opened_directory,
 )
-from kabpf.errors import RefusedError
-from kabpf.findings import Findings, error, listed, note, ok, warning
+from kabpf.kernel.libbpf import links, programs
 
 CGROUPS_MAX = 10_000  # looked at; each takes some microseconds
 
@@ -39,14 +40,14 @@ class _Hook(NamedTuple):
 HOOKS = (
     _Hook(
         "sock_ops",
-        libbpf.CGROUP_SOCK_OPS,
+        links.CGROUP_SOCK_OPS,
         SOCK_OPS,
         SOCK_OPS_PROGRAM,
         "may replace what kabpf's set",
     ),
     _Hook(
         "setsockopt",
-        libbpf.CGROUP_SETSOCKOPT,
+        links.CGROUP_SETSOCKOPT,
         SETSOCKOPT,
         SETSOCKOPT_PROGRAM,
         "may change what kabpf's let pass",
@@ -75,14 +76,14 @@ def look(tree: CgroupTree, pins: Path) -> list[Attached]:
             opened_directory(Path(tree.directory(cgroup.path))) as directory,
         ):
             for hook, found in zip(HOOKS, below, strict=True):
-                for id in libbpf.programs(directory, hook.kind)[0]:
+                for id in links.programs(directory, hook.kind)[0]:
                     found.setdefault(id, []).append(cgroup.path)
     with opened_directory(tree.mount) as root:
         return [
             Attached(
                 hook,
-                *libbpf.programs(root, hook.kind),
-                libbpf.programs(root, hook.kind, effective=True)[0],
+                *links.programs(root, hook.kind),
+                links.programs(root, hook.kind, effective=True)[0],
                 found,
                 _ours(hook, pins),
             )
@@ -149,21 +150,21 @@ def _ours(hook: _Hook, pins: Path) -> set[int]:
     found = set()
     for directory in loading.directories(pins):
         with contextlib.suppress(RefusedError):
-            found.add(libbpf.link_program(str(directory / hook.pin)))
+            found.add(links.link_program(str(directory / hook.pin)))
         with contextlib.suppress(RefusedError):
-            found.add(libbpf.program_id(str(directory / hook.program)))
+            found.add(programs.program_id(str(directory / hook.program)))
     return found
 
 
 def _name(id: int) -> str:
     try:
-        return f"{libbpf.program_name(id) or 'a program'} (id {id})"
+        return f"{programs.program_name(id) or 'a program'} (id {id})"
     except RefusedError:  # CAP_SYS_ADMIN is missing, or it is gone
         return f"a program (id {id})"
 
 
 def _is_of_kabpf(id: int) -> bool:
     try:
-        return libbpf.program_name(id) in (SOCK_OPS, SETSOCKOPT[:15])
+        return programs.program_name(id) in (SOCK_OPS, SETSOCKOPT[:15])
     except RefusedError:
         return False

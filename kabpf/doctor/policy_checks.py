@@ -10,15 +10,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from kabpf import files
+from kabpf.doctor.findings import Finding, Findings, listed, note, warning
 from kabpf.errors import PolicyError
-from kabpf.files import Directories
-from kabpf.findings import Finding, Findings, listed, note, warning
-from kabpf.language import PolicyFile
-from kabpf.matching import Naming
-from kabpf.plan import Cgroup
-from kabpf.policy import Policy, Selector
-from kabpf.presets import presets
+from kabpf.plan.patterns import Naming
+from kabpf.plan.state import Cgroup
+from kabpf.policy import files
+from kabpf.policy.files import Directories
+from kabpf.policy.model import Policy, Selector
+from kabpf.policy.parser import PolicyFile
+from kabpf.policy.presets import presets
 
 # By the kind of selector: the names of unit files, and the units that they are (`units.look`).
 UnitFiles = Mapping[str, Mapping[str, str]]

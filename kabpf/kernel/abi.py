@@ -9,8 +9,8 @@ import struct
 import sys
 from typing import NamedTuple
 
-from kabpf.plan import BirthEntry, Entry, Record
-from kabpf.policy import Direction, Mode, Options, Range
+from kabpf.plan.state import BirthEntry, Entry, Record
+from kabpf.policy.model import Direction, Mode, Options, Range
 
 LAYOUT = 3
 POLICIES = 4096

@@ -14,12 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import compiling, dataplane, layout, libbpf
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import EVENTS, MAPS, SETSOCKOPT_PROGRAM, SOCK_OPS_PROGRAM, Dataplane
 from kabpf.errors import RefusedError, UnsupportedError, all_refusals
-from kabpf.libbpf import CGROUP_STORAGE, SK_STORAGE, MapDefinition
-from kabpf.plan import Actual, Changes
+from kabpf.faults import fault_point
+from kabpf.kernel import abi, bcc_compile, dataplane
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import EVENTS, MAPS, SETSOCKOPT_PROGRAM, SOCK_OPS_PROGRAM, Dataplane
+from kabpf.kernel.libbpf import library, links, objects, programs
+from kabpf.kernel.libbpf.maps import (
+    BPF_F_CLONE,
+    BPF_F_NO_PREALLOC,
+    CGROUP_STORAGE,
+    SK_STORAGE,
+    Map,
+    MapDefinition,
+    new_map,
+)
+from kabpf.plan.state import Actual, Changes
 
 ATTACHED, KNOWN = "kabpf_attached", "kabpf_known"
 PINNED = (*MAPS, EVENTS, ATTACHED, KNOWN, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
@@ -32,7 +42,7 @@ BPF_PSEUDO_MAP_FD = 1  # as its source register
 _ATTACHED = struct.Struct("=QQ")  # struct attached in fallback.bpf.c: the cgroup's id, nested
 OWN_MAPS = {
     ATTACHED: MapDefinition(CGROUP_STORAGE, 8, _ATTACHED.size),
-    KNOWN: MapDefinition(SK_STORAGE, 4, 40, flags=libbpf.BPF_F_NO_PREALLOC | libbpf.BPF_F_CLONE),
+    KNOWN: MapDefinition(SK_STORAGE, 4, 40, flags=BPF_F_NO_PREALLOC | BPF_F_CLONE),
 }
 
 _MAPS = (*OWN_MAPS, *MAPS, EVENTS)
@@ -52,15 +62,15 @@ class _Hook(NamedTuple):
 
 # In this order: what an application sets is written down before anything relies on it.
 _HOOKS = (
-    _Hook("kabpf_setsockopt", SETSOCKOPT_PROGRAM, libbpf.PROG_SOCKOPT, libbpf.CGROUP_SETSOCKOPT),
-    _Hook("kabpf_sockops", SOCK_OPS_PROGRAM, libbpf.PROG_SOCK_OPS, libbpf.CGROUP_SOCK_OPS),
+    _Hook("kabpf_setsockopt", SETSOCKOPT_PROGRAM, programs.PROG_SOCKOPT, links.CGROUP_SETSOCKOPT),
+    _Hook("kabpf_sockops", SOCK_OPS_PROGRAM, programs.PROG_SOCK_OPS, links.CGROUP_SOCK_OPS),
 )
 
 
 def digest() -> int:
     """A digest of the sources that are installed now, and of the maps that come with them."""
     digest = hashlib.blake2b(dataplane.OBJECT.read_bytes(), digest_size=8)
-    for path in sorted(compiling.SOURCES.iterdir()):
+    for path in sorted(bcc_compile.SOURCES.iterdir()):
         digest.update(path.read_bytes())
     return int.from_bytes(digest.digest(), sys.byteorder)
 
@@ -80,7 +90,7 @@ class Fallback(Dataplane):
     def __init__(self, pins: Path, tree: CgroupTree, *, any_build: bool = False) -> None:
         super().__init__(pins, tree, any_build=any_build)
         try:
-            self._attached = libbpf.Map(str(pins / ATTACHED), 8, _ATTACHED.size)
+            self._attached = Map(str(pins / ATTACHED), 8, _ATTACHED.size)
         except RefusedError:
             self.close()
             raise
@@ -110,12 +120,12 @@ class Fallback(Dataplane):
                         self._attach(id, paths[id], nested)
             for id in changes.stale_attachments:
                 for hook in reversed(_HOOKS):
-                    libbpf.fault_point("detach")
+                    fault_point("detach")
                     hook.link(self.pins, id).unlink(missing_ok=True)
 
     def identity(self) -> int:
         """The id of the program: another one after the data plane was loaded anew."""
-        return libbpf.program_id(str(self.pins / SOCK_OPS_PROGRAM))
+        return programs.program_id(str(self.pins / SOCK_OPS_PROGRAM))
 
     def _attach(self, id: int, path: str, nested: bool) -> None:
         directory = Path(self._tree.directory(path))
@@ -125,7 +135,7 @@ class Fallback(Dataplane):
                     for hook in _HOOKS:
                         if not self._is_linked(hook, id):
                             self._link(hook, id, path, cgroup)
-                    self._attached.update(layout.key(id, 8), _ATTACHED.pack(id, nested))
+                    self._attached.update(abi.key(id, 8), _ATTACHED.pack(id, nested))
         except FileNotFoundError:
             return
         except RefusedError:
@@ -136,7 +146,7 @@ class Fallback(Dataplane):
         link = hook.link(self.pins, id)
         link.unlink(missing_ok=True)  # one that somebody detached
         try:
-            libbpf.link_pinned_to_cgroup(
+            links.link_pinned_to_cgroup(
                 str(self.pins / hook.pin), cgroup, hook.attach_type, str(link)
             )
         except RefusedError as error:
@@ -145,31 +155,31 @@ class Fallback(Dataplane):
 
     def _is_linked(self, hook: _Hook, id: int) -> bool:
         try:
-            return libbpf.link_cgroup(str(hook.link(self.pins, id))) == id
+            return links.link_cgroup(str(hook.link(self.pins, id))) == id
         except RefusedError:
             return False
 
     def _attachments(self) -> dict[int, bool | None]:
-        return {id: self._attachment(id) for id in links(self.pins).values()}
+        return {id: self._attachment(id) for id in pinned_links(self.pins).values()}
 
     def _attachment(self, id: int) -> bool | None:
         if not all(self._is_linked(hook, id) for hook in _HOOKS):
             return None
         written, nested = _ATTACHED.unpack(
-            self._attached.look_up(layout.key(id, 8)) or bytes(_ATTACHED.size)
+            self._attached.look_up(abi.key(id, 8)) or bytes(_ATTACHED.size)
         )
         return bool(nested) if written == id else None
 
 
 def compiled() -> dict[str, bytes]:
     """The programs, as compiling.programs() gives them, which raises what it raises."""
-    return compiling.programs(_MAPS, digest())
+    return bcc_compile.programs(_MAPS, digest())
 
 
 def require_compiler() -> None:
     """Raise UnsupportedError where the programs are not compiled, and bcc can't do it here."""
-    lack = compiling.missing()
-    if lack and not compiling.is_kept(_MAPS, digest()):
+    lack = bcc_compile.missing()
+    if lack and not bcc_compile.is_kept(_MAPS, digest()):
         raise UnsupportedError(str(lack))
 
 
@@ -180,24 +190,22 @@ def load(pins: Path) -> None:
     """
     with ExitStack() as stack:
         definitions = dict(OWN_MAPS)
-        with libbpf.Object(str(dataplane.OBJECT)) as main:  # opened alone, which takes no BTF
+        with objects.Object(str(dataplane.OBJECT)) as main:  # opened alone, which takes no BTF
             definitions |= {name: main.definition(name) for name in (*MAPS, EVENTS)}
-        maps = {
-            name: stack.enter_context(libbpf.new_map(name, definitions[name])) for name in _MAPS
-        }
+        maps = {name: stack.enter_context(new_map(name, definitions[name])) for name in _MAPS}
         code = compiled()
         for name, descriptor in maps.items():
-            libbpf.pin(descriptor, str(pins / name))
+            library.pin(descriptor, str(pins / name))
         for hook in _HOOKS:
             placed = _with_descriptors(code[hook.program], tuple(maps.values()))
             try:
                 program = stack.enter_context(
-                    libbpf.new_program(hook.program, hook.program_kind, hook.attach_type, placed)
+                    programs.new_program(hook.program, hook.program_kind, hook.attach_type, placed)
                 )
             except RefusedError:
-                compiling.forget()
+                bcc_compile.forget()
                 raise
-            libbpf.pin(program, str(pins / hook.pin))
+            library.pin(program, str(pins / hook.pin))
 
 
 def _with_descriptors(instructions: bytes, maps: tuple[int, ...]) -> bytes:
@@ -211,7 +219,7 @@ def _with_descriptors(instructions: bytes, maps: tuple[int, ...]) -> bytes:
     return bytes(placed)
 
 
-def links(pins: Path) -> dict[str, int]:
+def pinned_links(pins: Path) -> dict[str, int]:
     """The pins of links to cgroups, and the cgroups' ids."""
     found = {}
     for pin in os.listdir(pins):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from kabpf.errors import RefusedError, UnsupportedError
 
-SOURCES = Path(__file__).with_name("bpf")
+SOURCES = Path(__file__).parents[1] / "bpf"
 SOURCE = "fallback.bpf.c"
 PROGRAMS = ("kabpf_sockops", "kabpf_setsockopt")
 KEPT = Path("/run/kabpf/fallback.json")
@@ -74,7 +74,7 @@ def _keep(key: dict[str, Any], programs: dict[str, bytes]) -> None:
 def _compiled(maps: tuple[str, ...]) -> dict[str, bytes]:
     import subprocess  # here, because it takes 5 ms
 
-    command = [sys.executable, "-P", "-m", "kabpf.compiling", *maps]
+    command = [sys.executable, "-P", "-m", "kabpf.kernel.bcc_compile", *maps]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
     except subprocess.TimeoutExpired:

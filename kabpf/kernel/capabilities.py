@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from kabpf.errors import RefusedError
 
 # capability.h; root has them all unless a container or a unit took some away.
 _BITS = {
@@ -25,3 +28,9 @@ def missing(names: tuple[str, ...], process: int | str = "self") -> list[str]:
     status = Path(f"/proc/{process}/status").read_text(errors="replace")
     effective = int(status.partition("\nCapEff:")[2].split()[0], 16)
     return [name for name in names if not effective >> _BITS[name] & 1]
+
+
+def require_root(what: str) -> None:
+    """Raise RefusedError, which says what was to be done, unless this process is root's."""
+    if os.geteuid() != 0:
+        raise RefusedError(f"{what}: not root", hint="expected root")

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import itertools
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kabpf.errors import RefusedError, UnsupportedError
-from kabpf.plan import Cgroup
-
-
-@dataclass(frozen=True)
-class Mount:
-    """One line of /proc/PID/mountinfo (proc(5))."""
-
-    device: int
-    root: str
-    point: str
-    type: str
-
-
-def mounts(mountinfo: str) -> list[Mount]:
-    """The mounts of a mountinfo text, in its order."""
-    found = []
-    # The kernel escapes space, tab, newline and backslash alone (mangle() in fs/proc_namespace.c):
-    # a name may hold what Python takes for the end of a line or of a word.
-    for line in filter(None, mountinfo.split("\n")):
-        before, _, after = line.partition(" - ")
-        words = before.split(" ")
-        device = os.makedev(*map(int, words[2].split(":")))
-        found.append(Mount(device, _unescaped(words[3]), _unescaped(words[4]), after.split(" ")[0]))
-    return found
-
-
-def own_mounts() -> list[Mount]:
-    """The mounts of this process that kabpf works with, but for those hidden by a later one."""
-    return [mount for mount in visible_mounts() if mount.type in ("cgroup2", "bpf")]
-
-
-def visible_mounts() -> list[Mount]:
-    """The same, and those of cgroup v1."""
-    types = ("cgroup", "cgroup2", "bpf")
-    return [mount for mount in _all_mounts() if mount.type in types and _is_on_top(mount)]
+from kabpf.kernel.mountinfo import Mount
+from kabpf.plan.state import Cgroup
 
 
 def find_tree(mounted: list[Mount]) -> CgroupTree:
@@ -177,55 +142,3 @@ def path_of_process(pid: str) -> str:
     if not found or "/.." in found[1]:
         raise RefusedError(f"process {pid} is outside of this cgroup2 tree", hint="expected inside")
     return found[1]
-
-
-def network_namespaces(processes: Iterable[int] | None = None) -> Iterator[int]:
-    """A descriptor of each network namespace that threads of these processes are in, open until the
-    next is asked for; with None, of every one that a process or a mount of the machine holds.
-
-    A thread that is gone leaves the turn to the next one in its namespace.
-    """
-    mounted = _namespace_mounts() if processes is None else ()
-    if processes is None:
-        processes = (int(name) for name in os.listdir("/proc") if name.isdecimal())
-    seen: set[int] = set()
-    for path in itertools.chain(["/proc/self/ns/net"], _namespace_paths(processes), mounted):
-        try:
-            if os.stat(path).st_ino in seen:
-                continue
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            inode = os.fstat(descriptor).st_ino
-            if inode not in seen:
-                seen.add(inode)
-                yield descriptor
-        finally:
-            os.close(descriptor)
-
-
-def _namespace_paths(processes: Iterable[int]) -> Iterator[str]:
-    for process in processes:
-        with contextlib.suppress(OSError):
-            for thread in os.listdir(f"/proc/{process}/task"):
-                yield f"/proc/{process}/task/{thread}/ns/net"
-
-
-def _namespace_mounts() -> Iterable[str]:
-    return [mount.point for mount in _all_mounts() if mount.root.startswith("net:[")]
-
-
-def _all_mounts() -> list[Mount]:
-    return mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
-
-
-def _is_on_top(mount: Mount) -> bool:
-    try:
-        return os.stat(mount.point).st_dev == mount.device
-    except OSError:
-        return False
-
-
-def _unescaped(word: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

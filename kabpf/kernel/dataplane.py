@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import destinations, layout, libbpf
-from kabpf.cgroups import CgroupTree
 from kabpf.errors import RefusedError, all_refusals
-from kabpf.layout import (
+from kabpf.faults import fault_point
+from kabpf.kernel import abi, syscalls
+from kabpf.kernel.abi import (
     CBirth,
     CCgroup,
     CCounters,
@@ -34,10 +34,13 @@ from kabpf.layout import (
     CStep,
     CTotals,
 )
-from kabpf.plan import Actual, Changes, Entry, Needs, Record
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.libbpf import buffers, links, maps, programs
+from kabpf.plan.state import Actual, Changes, Entry, Needs, Record
+from kabpf.policy import destinations
 
 PINS = Path("/sys/fs/bpf/kabpf")
-OBJECT = Path(__file__).with_name("kabpf.bpf.o")
+OBJECT = Path(__file__).parents[1] / "kabpf.bpf.o"
 
 MAPS = {  # their keys and values
     "kabpf_policies": (4, CPolicy),
@@ -125,7 +128,7 @@ class Dataplane:
         self.pins, self._tree = pins, tree
         with ExitStack() as stack:
 
-            def opened(name: str) -> libbpf.Map:
+            def opened(name: str) -> maps.Map:
                 return stack.enter_context(open_map(pins, name))
 
             self._totals = opened("kabpf_totals")
@@ -137,7 +140,7 @@ class Dataplane:
             self._ports = opened("kabpf_ports")
             self._failures = opened("kabpf_failures")
             found = self._read_totals()
-            if found.layout != layout.LAYOUT or (found.build != self.build() and not any_build):
+            if found.layout != abi.LAYOUT or (found.build != self.build() and not any_build):
                 raise RefusedError(
                     f"{pins} comes from another version of kabpf",
                     hint="expected this one: kabpfctl apply",
@@ -159,41 +162,38 @@ class Dataplane:
         self.attached()
         return Actual(
             self.records(),
-            {
-                layout.read_step(key): layout.read_birth(value)
-                for key, value in self._births.items()
-            },
-            {layout.number(key): layout.read_entry(value) for key, value in self._cgroups.items()},
+            {abi.read_step(key): abi.read_birth(value) for key, value in self._births.items()},
+            {abi.number(key): abi.read_entry(value) for key, value in self._cgroups.items()},
             self.needs(),
         )
 
     def records(self) -> dict[int, Record]:
         """The policies that are in the kernel, by their ids."""
         return {
-            layout.number(key): layout.read_policy(value)
+            abi.number(key): abi.read_policy(value)
             for key, value in self._policies.items()
             if value[CPolicy.name.offset]
         }
 
     def free_record(self) -> int | None:
         """The id that a new policy may have."""
-        entries = ((layout.number(key), value) for key, value in self._policies.items())
+        entries = ((abi.number(key), value) for key, value in self._policies.items())
         return next((id for id, value in entries if id and not value[CPolicy.name.offset]), None)
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """What the kernel has for these cgroups; those that are gone are left out."""
-        found = {id: self._cgroups.look_up(layout.key(id, 8)) for id in ids}
-        return {id: layout.read_entry(value) for id, value in found.items() if value}
+        found = {id: self._cgroups.look_up(abi.key(id, 8)) for id in ids}
+        return {id: abi.read_entry(value) for id, value in found.items() if value}
 
     def policy_name(self, id: int) -> str | None:
         """The name of the policy that has this id now, or None."""
-        raw = self._policies.look_up(layout.key(id)) or bytes(CPolicy())
+        raw = self._policies.look_up(abi.key(id)) or bytes(CPolicy())
         return CPolicy.from_buffer_copy(raw).name.decode() or None
 
     def usage(self) -> Counter[int]:
         """How many cgroups have each policy, by its id."""
         values = (value for _, value in self._cgroups.items())
-        return Counter(map(layout.read_policy_id, values))
+        return Counter(map(abi.read_policy_id, values))
 
     def needs(self) -> Needs:
         """What is on because a policy needs it."""
@@ -221,7 +221,7 @@ class Dataplane:
         """The ids of the sock_ops programs of the root cgroup. Every mkdir that had begun before
         has ended when it returns."""
         with opened_directory(self._tree.mount) as cgroup:
-            return libbpf.sock_ops_programs(cgroup)
+            return links.sock_ops_programs(cgroup)
 
     def apply(self, changes: Changes, visit: Callable[[], None] | None = None) -> None:
         """Write `changes` in their order; open sockets have their options when it returns.
@@ -237,27 +237,27 @@ class Dataplane:
         with all_refusals() as collected:
             for step, birth in changes.births.items():
                 with collected():
-                    self._births.update(layout.step(step), bytes(CBirth(*birth)))
+                    self._births.update(abi.step(step), bytes(CBirth(*birth)))
             for id, entry in changes.cgroups.items():
                 with collected():
-                    self._cgroups.update(layout.key(id, 8), layout.entry(entry))
+                    self._cgroups.update(abi.key(id, 8), abi.entry(entry))
             if changes.retrofits and visit:
                 with collected():
                     visit()
                     self.correct(changes.retrofits)
             for id in changes.stale_cgroups:
-                self._cgroups.delete(layout.key(id, 8))
+                self._cgroups.delete(abi.key(id, 8))
             for step in changes.stale_births:
-                self._births.delete(layout.step(step))
+                self._births.delete(abi.step(step))
             for id in changes.stale_records:
-                self._policies.update(layout.key(id), bytes(CPolicy()))
+                self._policies.update(abi.key(id), bytes(CPolicy()))
             if changes.stale_records:
                 self._forget_destinations(changes.stale_records)
 
     def correct(self, entries: dict[int, Entry]) -> None:
         """Write the entries of cgroups that are there still."""
         for id, entry in entries.items():
-            self._cgroups.replace(layout.key(id, 8), layout.entry(entry))
+            self._cgroups.replace(abi.key(id, 8), abi.entry(entry))
 
     def counters(self, policy_ids: Iterable[int]) -> dict[int, Counters]:
         """What happened under these policies, by their ids."""
@@ -265,11 +265,11 @@ class Dataplane:
         for key, value in self._failures.items():
             failure = CFailure.from_buffer_copy(key)
             name = errno.errorcode.get(failure.error, str(failure.error))
-            failed.setdefault(failure.policy_id, {})[name] = layout.number(value)
+            failed.setdefault(failure.policy_id, {})[name] = abi.number(value)
         found = {}
         for id in policy_ids:
             raw = CCounters.from_buffer_copy(
-                self._counters.look_up(layout.key(id)) or bytes(CCounters())
+                self._counters.look_up(abi.key(id)) or bytes(CCounters())
             )
             found[id] = Counters(
                 raw.established,
@@ -295,22 +295,22 @@ class Dataplane:
         Raises RefusedError where a namespace can't be entered.
         """
         for namespace in namespaces:
-            with libbpf.network_namespace(namespace):
+            with syscalls.network_namespace(namespace):
                 raw = b"".join(_output(self.pins / LISTER))
             yield from (CSocket * (len(raw) // ctypes.sizeof(CSocket))).from_buffer_copy(raw)
 
-    def events(self, receive: Callable[[Born], None]) -> libbpf.RingBuffer:
+    def events(self, receive: Callable[[Born], None]) -> buffers.RingBuffer:
         """The births that user space has to resolve, for one reader on the machine."""
 
         def decode(event: bytes) -> None:
             raw = CEvent.from_buffer_copy(event)
             receive(Born(raw.cgroup_id, raw.parent_id, os.fsdecode(raw.name)))
 
-        return libbpf.RingBuffer(str(self.pins / EVENTS), decode)
+        return buffers.RingBuffer(str(self.pins / EVENTS), decode)
 
     def identity(self) -> int:
         """The id of the attached program: another one after the data plane was loaded anew."""
-        return libbpf.link_program(str(self.pins / SOCK_OPS))
+        return links.link_program(str(self.pins / SOCK_OPS))
 
     def copy_from(self, pins: Path) -> None:
         """Take over what the maps pinned at `pins` hold, which have the same layout."""
@@ -322,23 +322,23 @@ class Dataplane:
                     if name not in ARRAYS or any(value):
                         new.update(key, value)
         totals = self._read_totals()
-        totals.layout, totals.build = layout.LAYOUT, self.build()
-        self._totals.update(layout.key(0), bytes(totals))
+        totals.layout, totals.build = abi.LAYOUT, self.build()
+        self._totals.update(abi.key(0), bytes(totals))
 
     def _read_totals(self) -> CTotals:
-        return CTotals.from_buffer_copy(self._totals.look_up(layout.key(0)) or bytes(CTotals()))
+        return CTotals.from_buffer_copy(self._totals.look_up(abi.key(0)) or bytes(CTotals()))
 
     def _provide(self, needs: Needs) -> None:
         totals = self._read_totals()
         totals.syn_retries = needs.syn_retries
-        self._totals.update(layout.key(0), bytes(totals))
+        self._totals.update(abi.key(0), bytes(totals))
         link = self.pins / SETSOCKOPT
         if needs.setsockopt and not link.exists():
             program = str(self.pins / SETSOCKOPT_PROGRAM)
             with opened_directory(self._tree.mount) as cgroup:
-                libbpf.link_pinned_to_cgroup(program, cgroup, libbpf.CGROUP_SETSOCKOPT, str(link))
+                links.link_pinned_to_cgroup(program, cgroup, links.CGROUP_SETSOCKOPT, str(link))
         elif not needs.setsockopt:
-            libbpf.fault_point("unlink kabpf_setsockopt")
+            fault_point("unlink kabpf_setsockopt")
             link.unlink(missing_ok=True)
 
     def _write_records(self, records: dict[int, Record]) -> None:
@@ -349,19 +349,19 @@ class Dataplane:
             if CFailure.from_buffer_copy(key).policy_id in records:
                 self._failures.delete(key)
         for id, record in records.items():
-            self._counters.update(layout.key(id), bytes(CCounters()))
+            self._counters.update(abi.key(id), bytes(CCounters()))
             self._write_destinations(id, record)
-            self._policies.update(layout.key(id), layout.policy(record))
+            self._policies.update(abi.key(id), abi.policy(record))
 
     def _write_destinations(self, id: int, record: Record) -> None:
         table = destinations.table(record.destinations)
         for network, node in table.nodes.items():
             address = (ctypes.c_uint8 * 16)(*network.network_address.packed)
             key = bytes(CNetwork(32 + network.prefixlen, id, address))
-            self._networks.update(key, layout.key(id * NODES + node))
+            self._networks.update(key, abi.key(id * NODES + node))
         for (node, port), options in table.options.items():
             key = bytes(CPort(id * NODES + node, port))
-            self._ports.update(key, bytes(layout.options(options)))
+            self._ports.update(key, bytes(abi.options(options)))
 
     def _forget_destinations(self, policy_ids: Container[int]) -> None:
         """Also those of a policy that an interrupted apply did not come to write."""
@@ -381,8 +381,8 @@ def jiffies() -> int:
 def retrofit(pins: Path, namespace: int) -> None:
     """Give the open sockets of a network namespace (a descriptor) what their policies say, where
     their cgroups are owed it."""
-    with libbpf.network_namespace(namespace):
-        libbpf.fault_point("retrofit")
+    with syscalls.network_namespace(namespace):
+        fault_point("retrofit")
         for _ in _output(pins / RETROFIT):
             pass
 
@@ -390,14 +390,14 @@ def retrofit(pins: Path, namespace: int) -> None:
 def is_linked(pins: Path) -> bool:
     """Whether the link pinned there has the program pinned there, which works with the maps beside
     it: in every version."""
-    program = libbpf.program_id(str(pins / SOCK_OPS_PROGRAM))
-    return libbpf.link_program(str(pins / SOCK_OPS)) == program
+    program = programs.program_id(str(pins / SOCK_OPS_PROGRAM))
+    return links.link_program(str(pins / SOCK_OPS)) == program
 
 
-def open_map(pins: Path, name: str) -> libbpf.Map:
+def open_map(pins: Path, name: str) -> maps.Map:
     """One of the pinned maps. Raises RefusedError where it has another layout."""
     key_size, value = MAPS[name]
-    return libbpf.Map(str(pins / name), key_size, ctypes.sizeof(value))
+    return maps.Map(str(pins / name), key_size, ctypes.sizeof(value))
 
 
 @contextlib.contextmanager

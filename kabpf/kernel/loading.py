@@ -14,13 +14,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from kabpf import capabilities, dataplane, fallback, layout, libbpf
-from kabpf.cgroups import CgroupTree, own_mounts
-from kabpf.dataplane import (
+from kabpf.errors import KabpfError, RefusedError, UnsupportedError
+from kabpf.faults import fault_point
+from kabpf.kernel import abi, bcc, capabilities, dataplane, syscalls
+from kabpf.kernel.abi import LAYOUT, CTotals
+from kabpf.kernel.bcc import Fallback
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import (
     CHANNELS,
     MAPS,
     OBJECT,
@@ -30,9 +35,8 @@ from kabpf.dataplane import (
     TRACERS,
     Dataplane,
 )
-from kabpf.errors import KabpfError, RefusedError, UnsupportedError
-from kabpf.fallback import Fallback
-from kabpf.layout import LAYOUT, CTotals
+from kabpf.kernel.libbpf import buffers, library, links, objects
+from kabpf.kernel.mountinfo import own_mounts
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 
@@ -61,7 +65,7 @@ def loader(pins: Path) -> Loader:
     """The loader where none is asked for: that of what is pinned; else bcc where the kernel has no
     BTF."""
     if os.path.exists(pins):
-        return Loader.BCC if fallback.is_at(pins) else Loader.LIBBPF
+        return Loader.BCC if bcc.is_at(pins) else Loader.LIBBPF
     return Loader.LIBBPF if BTF.exists() else Loader.BCC
 
 
@@ -75,7 +79,7 @@ def open_or_load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> Da
     """
     _require_bpffs(pins.parent)
     complete(pins)
-    if fallback.is_at(pins) == (loader == Loader.BCC):
+    if bcc.is_at(pins) == (loader == Loader.BCC):
         with contextlib.suppress(RefusedError):
             if loaded := open_if_loaded(pins, tree):
                 return loaded
@@ -94,6 +98,13 @@ def open_if_loaded(pins: Path, tree: CgroupTree) -> Dataplane | None:
         loaded.close()
         raise
     return loaded
+
+
+@contextlib.contextmanager
+def opened(pins: Path, tree: CgroupTree) -> Iterator[Dataplane | None]:
+    """`open_if_loaded`, closed at the block's end."""
+    with open_if_loaded(pins, tree) or contextlib.nullcontext() as loaded:
+        yield loaded
 
 
 def kind(pins: Path) -> type[Dataplane]:
@@ -119,7 +130,7 @@ def lift(pins: Path) -> None:
     """Detach and unpin everything that `complete` has left; sockets keep their options. The caller
     holds the lock."""
     if pins.exists():
-        libbpf.fault_point("rename the pins")
+        fault_point("rename the pins")
         _rename(pins, _lifted(pins))
         _unpin(_lifted(pins))
 
@@ -142,10 +153,10 @@ def _unpin(directory: Path) -> None:
         return
     try:
         for path in directory.iterdir():
-            libbpf.fault_point("unpin")
+            fault_point("unpin")
             path.unlink()
         path = directory
-        libbpf.fault_point("remove the pins' directory")
+        fault_point("remove the pins' directory")
         path.rmdir()
     except OSError as error:
         hint = "expected pins of kabpf alone"
@@ -175,7 +186,7 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
     _require_capabilities()
     _require_own(_KINDS[loader])
     staging = _staging(pins)
-    libbpf.fault_point("make the pins' directory")
+    fault_point("make the pins' directory")
     try:
         staging.mkdir(mode=0o700)
     except OSError as error:
@@ -184,7 +195,7 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
         if loader == Loader.BCC:
             _load_fallback(pins, tree, fill)
         else:
-            with libbpf.Object(str(OBJECT)) as programs:
+            with objects.Object(str(OBJECT)) as programs:
                 _load_into(staging, programs)
                 _attach(pins, tree, programs, fill)
     except KabpfError:
@@ -198,7 +209,7 @@ def _load_fallback(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     """What is there goes on working beside it until it is published."""
     staging = _staging(pins)
     try:
-        fallback.load(staging)
+        bcc.load(staging)
     except RefusedError as error:
         require_system_call(error)
         raise _explained(error) if error.__cause__ else error from None
@@ -215,10 +226,10 @@ def _mark(pins: Path, build: int) -> None:
         totals.update(bytes(4), bytes(CTotals(layout=LAYOUT, build=build)))
 
 
-def _load_into(staging: Path, programs: libbpf.Object) -> None:
-    processors = libbpf.processors()
+def _load_into(staging: Path, programs: objects.Object) -> None:
+    processors = buffers.processors()
     programs.set_constants(dataplane.jiffies(), processors)
-    programs.set_room(dataplane.MONITORS, layout.MONITORS * processors)
+    programs.set_room(dataplane.MONITORS, abi.MONITORS * processors)
     try:
         programs.load()
     except RefusedError as error:
@@ -234,25 +245,25 @@ def _load_into(staging: Path, programs: libbpf.Object) -> None:
         programs.attach(name, str(staging / name))
 
 
-def _attach(pins: Path, tree: CgroupTree, programs: libbpf.Object, fill: Fill) -> None:
+def _attach(pins: Path, tree: CgroupTree, programs: objects.Object, fill: Fill) -> None:
     staging, program = _staging(pins), programs.descriptor(SOCK_OPS)
     link = str(staging / SOCK_OPS)
     with Dataplane(staging, tree) as fresh:
         exchanges = _is_attached(pins, fresh)
-        takes_over = exchanges or fallback.is_at(pins)
+        takes_over = exchanges or bcc.is_at(pins)
         if takes_over and _has_our_layout(pins, tree):
             fresh.copy_from(pins)
         fill(fresh, takes_over=takes_over)
     if exchanges:
-        libbpf.take_over_link(str(pins / SOCK_OPS), link, program)
+        links.take_over_link(str(pins / SOCK_OPS), link, program)
         return
     with dataplane.opened_directory(tree.mount) as cgroup:
-        libbpf.link_to_cgroup(program, cgroup, libbpf.CGROUP_SOCK_OPS, link)
+        links.link_to_cgroup(program, cgroup, links.CGROUP_SOCK_OPS, link)
 
 
 def _is_attached(pins: Path, fresh: Dataplane) -> bool:
     try:
-        return libbpf.link_program(str(pins / SOCK_OPS)) in fresh.attached()
+        return links.link_program(str(pins / SOCK_OPS)) in fresh.attached()
     except RefusedError:
         return False
 
@@ -268,13 +279,13 @@ def _has_our_layout(pins: Path, tree: CgroupTree) -> bool:
 def _publish(pins: Path) -> None:
     staging, lifted = _staging(pins), _lifted(pins)
     if pins.exists():
-        if libbpf.exchange(str(staging), str(pins)):
+        if syscalls.exchange(str(staging), str(pins)):
             _unpin(staging)
             return
         _unpin(lifted)
-        libbpf.fault_point("rename the old pins")
+        fault_point("rename the old pins")
         _rename(pins, lifted)
-    libbpf.fault_point("rename the new pins")
+    fault_point("rename the new pins")
     _rename(staging, pins)
     _unpin(lifted)
 
@@ -287,7 +298,7 @@ def _require_bpffs(directory: Path) -> None:
                 f"{directory} is missing, expected a kernel with BPF and all of sysfs"
                 " (in a container: mount -t sysfs sysfs /sys)"
             )
-        libbpf.mount_bpffs(str(directory))
+        syscalls.mount_bpffs(str(directory))
 
 
 def _require_btf() -> None:
@@ -300,7 +311,7 @@ def _require_btf() -> None:
 def require_compiler() -> None:
     """Raise UnsupportedError where bcc can't compile here."""
     try:
-        fallback.require_compiler()
+        bcc.require_compiler()
     except UnsupportedError as problem:
         if BTF.exists():
             raise
@@ -348,7 +359,7 @@ def missing_features() -> list[str]:
     # Since Linux kernel commit 3cee6fb8e69e ("bpf: tcp: Support bpf_(get|set)sockopt in bpf tcp
     # iter") (in v5.15) this function is there.
     features = {"bpf_iter_tcp_get_func_proto": function, "bpf_ringbuf": struct}
-    return libbpf.missing_from_btf(features)
+    return library.missing_from_btf(features)
 
 
 def _require_features() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
-from kabpf.unit_files import (
+from kabpf.systemd.unit_files import (
     Assignment,
     Lines,
     Services,
@@ -22,7 +22,7 @@ from kabpf.unit_files import (
     text_of,
     words,
 )
-from kabpf.units import DIRECTORIES
+from kabpf.systemd.units import DIRECTORIES
 
 LIBRARY = re.compile(r"lib(?:keepalive(?:_listen|_socket)?|dontdie)(?=\.so\b)")
 PRELOAD = "LD_PRELOAD"

@@ -1,28 +1,26 @@
-"""`kabpfctl import`: where libkeepalive and libdontdie are preloaded, the policies that do the
-same, and what to remove then. It changes nothing."""
+"""Policies that do the same as libkeepalive and libdontdie where these are preloaded, and what to
+remove then."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from kabpf import environment, options, output
 from kabpf.errors import PolicyError
-from kabpf.files import SYSTEM
-from kabpf.preloads import EVERYTHING, LIBRARY, PRELOAD, Environment, Place, find, unclear
-from kabpf.unit_files import Assignment
+from kabpf.migration import variables
+from kabpf.migration.preloads import EVERYTHING, LIBRARY, PRELOAD, Environment, Place, find, unclear
+from kabpf.policy import options
+from kabpf.policy.files import SYSTEM
+from kabpf.systemd.unit_files import Assignment
 
 # The one of M. Santos has a file of the same name as Debian's, and others beside it.
 DEBIANS, SANTOS, DONTDIE = "libkeepalive", "libkeepalive of M. Santos", "libdontdie"
 _PREFIXES = {DEBIANS: "KEEP", SANTOS: "TCP_", DONTDIE: "DD_"}  # of their variables
-_SYN_RETRIES = "TCP_SYNCNT"  # of Santos, and beyond what kabpf.environment knows
-_VARIABLES = [*(name for names in environment.VARIABLES.values() for name in names), _SYN_RETRIES]
+_SYN_RETRIES = "TCP_SYNCNT"  # of Santos, and beyond what kabpf.migration.variables knows
+_VARIABLES = [*(name for names in variables.VARIABLES.values() for name in names), _SYN_RETRIES]
 _SANTOS_DEFAULTS = {
     "TCP_KEEPIDLE": "15", "TCP_KEEPINTVL": "15", "TCP_KEEPCNT": "9", "TCP_USER_TIMEOUT": "-1",
 }  # fmt: skip
@@ -62,20 +60,6 @@ class Found:
     remove: list[Removal] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
-
-
-def import_(arguments: argparse.Namespace) -> int:
-    """Print what is found; 1 where something of it was not understood."""
-    found = look(Path("/"))
-    if arguments.json:
-        print(json.dumps(as_json(found), indent=2))
-    else:
-        print("\n".join(map(output.shown, text(found))))
-    for warning in found.left_out:
-        print(f"warning: {output.shown(warning)}", file=sys.stderr)
-    for each in found.unclear:
-        print(output.shown(each), file=sys.stderr)
-    return 1 if found.unclear else 0
 
 
 def look(root: Path) -> Found:
@@ -137,9 +121,9 @@ def _wanted(given: Environment) -> tuple[Wanted | None, list[str]]:
     if values.get("TCP_USER_TIMEOUT") == "-1" and not _SANTOS_DEFAULTS.keys() <= values.keys():
         del values["TCP_USER_TIMEOUT"]  # of a time of the system's
     try:
-        asked = environment.read(values)
+        asked = variables.read(values)
     except PolicyError as error:  # two libraries are asked for different things
-        asked = environment.Asked()
+        asked = variables.Asked()
         where = next(one.lines for name, one in given.values.items() if name in values)
         left_out += [f"{where}: {finding}" for finding in error.findings]
     told = dict(asked.options) | ({"syn_retries": syn_retries} if syn_retries else {})
@@ -161,7 +145,7 @@ def _value(one: Assignment, owner: str) -> tuple[str, list[str]]:
         said = f"{one.lines}: {error}"
     else:
         return one.value, []
-    if one.name in environment.VARIABLES["once"]:
+    if one.name in variables.VARIABLES["once"]:
         return "", [said]
     try:
         _check(one.name, plain)
@@ -174,7 +158,7 @@ def _check(name: str, value: str) -> None:
     if name == _SYN_RETRIES:
         options.check("syn_retries", value)
     elif (name, value) != ("TCP_USER_TIMEOUT", "-1"):
-        environment.read({name: value})
+        variables.read({name: value})
 
 
 def _direction(kinds: list[str], libraries: set[str]) -> str:
@@ -231,26 +215,3 @@ def _removals(given: Environment) -> Iterator[tuple[tuple[str, int, str], Remova
             what = what if ours == libraries else f"{' and '.join(ours)} of {what}"
         where = one.lines.path, one.lines.first
         yield (*where, one.name), Removal(*where, what)
-
-
-def as_json(found: Found) -> dict[str, Any]:
-    """The same as JSON."""
-    return {
-        "policies": [{"file": str(each.file), "text": each.text} for each in found.policies],
-        "remove": [vars(each) for each in found.remove],
-        "left_out": found.left_out,
-        "unclear": found.unclear,
-    }
-
-
-def text(found: Found) -> Iterator[str]:
-    """Lines for a person, who may copy what is indented."""
-    if not (found.policies or found.remove or found.unclear):
-        yield "neither libkeepalive nor libdontdie is preloaded"
-    for each in found.policies:
-        yield f"write {each.file}:"
-        yield from (f"    {line}" for line in each.text.splitlines())
-    if found.policies:
-        yield "put it in force: kabpfctl apply"
-    for removal in found.remove:
-        yield f"remove from {removal.file}:{removal.line}: {removal.what}"

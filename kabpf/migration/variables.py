@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from kabpf.errors import PolicyError, collected
-from kabpf.options import PROBES_MAX, SECONDS_MAX, USER_TIMEOUT_MS_MAX
+from kabpf.policy.options import PROBES_MAX, SECONDS_MAX, USER_TIMEOUT_MS_MAX
 
 # By what they give; each in the order of the libraries above.
 VARIABLES = {

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from kabpf import capabilities, dataplane, layout, libbpf, reconcile
 from kabpf.errors import RefusedError, UnsupportedError
+from kabpf.kernel import abi, capabilities, dataplane
+from kabpf.kernel.libbpf import buffers, maps
+from kabpf.runtime.locks import monitor_lock, open_lock
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # Memory for what waits: for one processor, and for all together, as long as each has a little.
@@ -45,11 +47,11 @@ class Reports:
             )
         self._run = run
         with ExitStack() as stack:
-            self._place = layout.LOGGER if log else _taken_place(run, stack)
-            self._listening = stack.enter_context(libbpf.Map(str(pins / dataplane.LISTENING), 4, 8))
-            self._buffers: libbpf.PerfBuffers | libbpf.RingBuffer
+            self._place = abi.LOGGER if log else _taken_place(run, stack)
+            self._listening = stack.enter_context(maps.Map(str(pins / dataplane.LISTENING), 4, 8))
+            self._buffers: buffers.PerfBuffers | buffers.RingBuffer
             if log:
-                self._buffers = libbpf.RingBuffer(str(pins / dataplane.LOG), receive)
+                self._buffers = buffers.RingBuffer(str(pins / dataplane.LOG), receive)
             else:
                 self._buffers = self._monitors_buffers(pins, receive)
             stack.enter_context(self._buffers)
@@ -57,7 +59,7 @@ class Reports:
             self._say(is_here=True)
             stack.callback(self._say, is_here=False)
             if log:  # now who waits for it may go on
-                stack.callback(os.close, _locked_place(run, layout.LOGGER))
+                stack.callback(os.close, _locked_place(run, abi.LOGGER))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Reports:
@@ -87,40 +89,35 @@ class Reports:
         """How many reports there was no room for, since the beginning."""
         return self._read(1 + self._place) - self._lost_before
 
-    def _monitors_buffers(self, pins: Path, receive: Callable[[bytes], None]) -> libbpf.PerfBuffers:
+    def _monitors_buffers(
+        self, pins: Path, receive: Callable[[bytes], None]
+    ) -> buffers.PerfBuffers:
         if self.is_heard():  # one that was killed
             self._say(is_here=False)
             time.sleep(SETTLE_S)
-        first = self._place * libbpf.processors()
-        return libbpf.PerfBuffers(str(pins / dataplane.MONITORS), first, _size() // PAGE, receive)
+        first = self._place * buffers.processors()
+        return buffers.PerfBuffers(str(pins / dataplane.MONITORS), first, _size() // PAGE, receive)
 
     def _read(self, entry: int) -> int:
-        return layout.number(self._listening.look_up(layout.key(entry)) or bytes(8))
+        return abi.number(self._listening.look_up(abi.key(entry)) or bytes(8))
 
     def _say(self, *, is_here: bool) -> None:
         with _locked(self._run):
             bits = bytearray(self._read(0).to_bytes(8, sys.byteorder))
             bits[self._place] = is_here
-            self._listening.update(layout.key(0), bytes(bits))
-
-
-def lock_name(place: int) -> str:
-    """The file whose lock the listener at a place holds."""
-    return f"monitor-{place}.lock"
+            self._listening.update(abi.key(0), bytes(bits))
 
 
 def _taken_place(run: Path, stack: ExitStack) -> int:
-    for place in range(layout.LOGGER + 1, layout.MONITORS):
+    for place in range(abi.LOGGER + 1, abi.MONITORS):
         with contextlib.suppress(BlockingIOError):
             stack.callback(os.close, _locked_place(run, place))
             return place
-    raise RefusedError(
-        "too many monitors", hint=f"expected at most {layout.MONITORS - 1} at a time"
-    )
+    raise RefusedError("too many monitors", hint=f"expected at most {abi.MONITORS - 1} at a time")
 
 
 def _locked_place(run: Path, place: int) -> int:
-    lock = reconcile.open_lock(run, lock_name(place))
+    lock = open_lock(run, monitor_lock(place))
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -131,7 +128,7 @@ def _locked_place(run: Path, place: int) -> int:
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    lock = reconcile.open_lock(run, "monitor.lock")
+    lock = open_lock(run, "monitor.lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

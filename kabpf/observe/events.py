@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import layout, loading, reconcile, sockets
-from kabpf.cgroups import CgroupTree
-from kabpf.dataplane import Dataplane
 from kabpf.errors import RefusedError, UnsupportedError
-from kabpf.layout import CEvent, Report
-from kabpf.reports import Reports
-from kabpf.sockets import Address
+from kabpf.kernel import abi, loading
+from kabpf.kernel.abi import CEvent, Report
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import Dataplane
+from kabpf.observe import sockets
+from kabpf.observe.buffers import Reports
+from kabpf.observe.sockets import Address
+from kabpf.runtime.locks import RUN
 
 EVENTS = ("set", "retrofitted", "left", "failed", "swallowed", "limited", "died")
 
@@ -28,7 +30,7 @@ REASONS = {  # KABPF_KEEPALIVE and so on
     3: "retransmissions",
     4: "zero window",
 }
-WAYS = {0: "listen", layout.OUT: "out", layout.IN: "in"}
+WAYS = {0: "listen", abi.OUT: "out", abi.IN: "in"}
 
 PATHS_MAX = 200_000  # cgroups, most of them gone, whose paths are remembered
 CALLERS_MAX = 50_000  # connections whose processes are remembered
@@ -114,14 +116,14 @@ class Event(NamedTuple):
 
     @property
     def call(self) -> Call | None:
-        if self.report.what not in (layout.SWALLOWED, layout.LIMITED):
+        if self.report.what not in (abi.SWALLOWED, abi.LIMITED):
             return None
         option, asked = sockets.SET[self.report.option], self.report.asked
         return Call(option, bool(asked) if option == "keepalive" else asked)
 
     @property
     def death(self) -> Death | None:
-        if self.report.what != layout.DIED:
+        if self.report.what != abi.DIED:
             return None
         report = self.report
         reason, error = REASONS[report.reason], _errno(report.error)
@@ -190,9 +192,7 @@ class Monitor:
     logged.
     """
 
-    def __init__(
-        self, pins: Path, tree: CgroupTree, run: Path = reconcile.RUN, *, log: bool = False
-    ) -> None:
+    def __init__(self, pins: Path, tree: CgroupTree, run: Path = RUN, *, log: bool = False) -> None:
         self._received: list[bytes] = []
         self._waiting: list[Report | CEvent] = []
         self._lost = 0
@@ -240,7 +240,7 @@ class Monitor:
         # one may have told before it.
         until_ns = time.monotonic_ns()
         self._reports.consume()
-        self._waiting += map(layout.read_report, self._received)
+        self._waiting += map(abi.read_report, self._received)
         self._received.clear()
         self._waiting.sort(key=_moment)
         ripe = bisect.bisect(self._waiting, until_ns, key=_moment)
@@ -263,7 +263,7 @@ class Monitor:
             if isinstance(report, CEvent):
                 self._paths.born(report.cgroup_id, report.parent_id, os.fsdecode(report.name))
                 continue
-            if report.what == layout.CALLED:
+            if report.what == abi.CALLED:
                 self._remember(report)
                 if not _has_failed(report.outcomes):
                     continue
@@ -301,7 +301,7 @@ def _moment(report: Report | CEvent) -> int:
 
 
 def _has_failed(outcomes: int) -> bool:
-    return bool({*layout.read_outcomes(outcomes)} - {0, layout.SET, layout.LEFT})
+    return bool({*abi.read_outcomes(outcomes)} - {0, abi.SET, abi.LEFT})
 
 
 class _Paths:
@@ -334,15 +334,15 @@ _text = functools.lru_cache(maxsize=4096)(sockets.text)
 
 @functools.lru_cache(maxsize=1024)
 def _what(what: int, outcomes: int) -> str:
-    if what == layout.DIED:
+    if what == abi.DIED:
         return "died"
-    if what in (layout.SWALLOWED, layout.LIMITED):
-        return "swallowed" if what == layout.SWALLOWED else "limited"
+    if what in (abi.SWALLOWED, abi.LIMITED):
+        return "swallowed" if what == abi.SWALLOWED else "limited"
     if _has_failed(outcomes):
         return "failed"
-    if {*layout.read_outcomes(outcomes)} - {0} == {layout.LEFT}:
+    if {*abi.read_outcomes(outcomes)} - {0} == {abi.LEFT}:
         return "left"
-    return "retrofitted" if what == layout.OPEN else "set"
+    return "retrofitted" if what == abi.OPEN else "set"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -351,7 +351,7 @@ def _options(outcomes: int, keepalive: int, numbers: tuple[int, ...]) -> dict[st
     return {
         name: Option(value, _outcome(outcome))
         for name, value, outcome in zip(
-            sockets.SET, values, layout.read_outcomes(outcomes), strict=False
+            sockets.SET, values, abi.read_outcomes(outcomes), strict=False
         )
     }
 
@@ -377,7 +377,7 @@ def _option_text(option: Option, unit: str) -> str:
 
 
 def _outcome(outcome: int) -> str | None:
-    return {0: None, layout.SET: "set", layout.LEFT: "left"}.get(outcome) or (
+    return {0: None, abi.SET: "set", abi.LEFT: "left"}.get(outcome) or (
         _errno(outcome) if outcome else None
     )
 

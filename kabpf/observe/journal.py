@@ -6,8 +6,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from kabpf.events import Event, Lost
-from kabpf.sockets import UNIT
+from kabpf.observe.events import Event, Lost
+from kabpf.observe.sockets import UNIT
 
 SOCKET = "/run/systemd/journal/socket"  # systemd-journald.service(8)
 

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kabpf.cgroups import CgroupTree, network_namespaces
-from kabpf.dataplane import Dataplane
 from kabpf.errors import UnsupportedError
-from kabpf.layout import NEVER
+from kabpf.kernel.abi import NEVER
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import Dataplane
+from kabpf.kernel.namespaces import network_namespaces
 
 # include/net/tcp_states.h in the kernel.
 STATES = (

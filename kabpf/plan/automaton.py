@@ -7,50 +7,18 @@ and a parent that is removed and made again changes nothing.
 
 from __future__ import annotations
 
-import fnmatch
-import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from kabpf.policy import GLOB, Policy, Selector
+from kabpf.plan.patterns import ANY_DEPTH, Pattern, Rank, compiled, patterns_of, rank_of
+from kabpf.policy.model import GLOB, Policy
 
 # KABPF_STATE_UNKNOWN and KABPF_STATE_ANYWHERE in kabpf.h.
 UNKNOWN = 0
 ANYWHERE = 1
-
-ANY_DEPTH = "**"
-INSTANCES = "@*.service"  # of a template
-USER_MANAGERS = ("user.slice", "*", "user@*.service")
-
-# What is before the first dot of a cgroup file's name: the controllers that systemd knows.
-CGROUP_FILES = frozenset((
-    "cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids",
-    "bpf-firewall", "bpf-devices", "bpf-foreign", "bpf-socket-bind",
-    "bpf-restrict-network-interfaces", "bpf-bind-network-interface",
-))  # fmt: skip
-
-
-class Kind(IntEnum):
-    """What a selector is, the weakest first."""
-
-    GLOB = 0
-    SOCKET = 1  # foo.socket, because foo.service or foo@.service is selected
-    UNIT = 2
-    USER_UNIT = 3
-    PATH = 4
-
-
-class Rank(NamedTuple):
-    """Of two selectors that name one cgroup the greater wins."""
-
-    kind: Kind
-    literal_prefix: int
-    order: int  # of reading
 
 
 class Birth(NamedTuple):
@@ -64,13 +32,6 @@ class Birth(NamedTuple):
     policy: Policy | None  # None: the parent's
     ask: bool
     strength: int = 0
-
-
-@dataclass(frozen=True)
-class _Pattern:
-    names: tuple[str, ...]
-    rank: Rank
-    policy: Policy
 
 
 _Position = tuple[int, int]  # a pattern, and how many of its names have matched
@@ -109,22 +70,17 @@ class _Globs:
                 if len(glob) == start + 1 + end and glob[start] == "*":
                     matches = len(name) >= start + end
                 else:
-                    matches = bool(_compiled(glob).match(name))
+                    matches = bool(compiled(glob).match(name))
                 if matches:
                     found.append(position)
         return found
-
-
-@functools.lru_cache(maxsize=4096)
-def _compiled(glob: str) -> re.Pattern[str]:
-    return re.compile(fnmatch.translate(glob))
 
 
 class _Arrival(NamedTuple):
     """Where a move leads: a state, and the strongest pattern that is complete there."""
 
     state: int
-    best: _Pattern | None
+    best: Pattern | None
 
 
 _NOWHERE = _Arrival(ANYWHERE, None)
@@ -152,11 +108,11 @@ class Automaton:
         self.bound = {id: policy for id, policy in ending if policy.owner is None}
         self.owned = {id: policy for id, policy in ending if policy.owner is not None}
         self._patterns = [
-            _Pattern(names, Rank(kind, prefix, order), policy)
+            Pattern(names, Rank(kind, prefix, order), policy)
             for order, policy in enumerate(policies)
             if policy.until is None
             for selector in policy.selectors
-            for kind, prefix, names in _patterns(selector)
+            for kind, prefix, names in patterns_of(selector)
         ]
         starts = self._closed((index, 0) for index in range(len(self._patterns)))
         # Selectors that apply anywhere are possible in every state; states leave them out.
@@ -253,7 +209,7 @@ class Automaton:
             for index, matched in positions - self._anywhere
             if matched < len(self._patterns[index].names)
         )
-        return _Arrival(self._number(pending), max(done, key=_rank, default=None))
+        return _Arrival(self._number(pending), max(done, key=rank_of, default=None))
 
     def _both(self, one: _Arrival, other: _Arrival) -> _Arrival:
         if _NOWHERE in (one, other):
@@ -264,7 +220,7 @@ class Automaton:
             state = self._number(self._positions[one.state] | self._positions[other.state])
         if one.best is None or other.best is None:
             return _Arrival(state, one.best or other.best)
-        return _Arrival(state, max(one.best, other.best, key=_rank))
+        return _Arrival(state, max(one.best, other.best, key=rank_of))
 
     def _number(self, positions: _Positions) -> int:
         """A number that depends on what can still match and on nothing else, so that a reload
@@ -316,38 +272,6 @@ class Automaton:
         return _Moves(self._arrive(self._closed(always)), literal, globs)
 
 
-class Naming:
-    """Which selectors of `policies` name a cgroup, the beaten ones included."""
-
-    def __init__(self, policies: tuple[Policy, ...]) -> None:
-        self._by_last: dict[str | None, list[tuple[int, tuple[str, ...], Policy, Selector]]] = {}
-        selectors = [(policy, each) for policy in policies for each in policy.selectors]
-        for order, (policy, selector) in enumerate(selectors):
-            for _, _, names in _patterns(selector):
-                last = names[-1] if names else ""
-                key = None if GLOB.search(last) else last
-                self._by_last.setdefault(key, []).append((order, names, policy, selector))
-
-    def __call__(self, path: str) -> list[tuple[Policy, Selector]]:
-        """The selectors that name the cgroup at `path`, in the order they were read."""
-        names = tuple(path.split("/")[1:]) if path != "/" else ()
-        tried = (*self._by_last.get(path.rpartition("/")[2], ()), *self._by_last.get(None, ()))
-        found = {
-            order: (policy, selector)
-            for order, pattern, policy, selector in tried
-            if _matches(pattern, names)
-        }
-        return [found[order] for order in sorted(found)]
-
-
-def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:
-    if pattern[:1] == (ANY_DEPTH,):
-        return any(_matches(pattern[1:], names[start:]) for start in range(len(names) + 1))
-    if not pattern or not names:
-        return not pattern and not names
-    return bool(_compiled(pattern[0]).match(names[0])) and _matches(pattern[1:], names[1:])
-
-
 class _Anywhere:
     """What becomes of children whose names selectors that apply anywhere spell out."""
 
@@ -382,39 +306,3 @@ def _birth(arrival: _Arrival, ask: bool) -> Birth:
     rank = arrival.best.rank
     strength = (rank.kind << 16 | rank.literal_prefix) + 1
     return Birth(arrival.state, arrival.best.policy, ask, strength)
-
-
-def _rank(pattern: _Pattern) -> Rank:
-    return pattern.rank
-
-
-def _patterns(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]]]:
-    """A selector's kind, literal prefix and names; a service brings its socket unit, in whose
-    cgroup systemd creates the listener, and a template that of an Accept=yes (systemd.socket(5)).
-    """
-    text = selector.text
-    found = GLOB.search(text)
-    prefix = found.start() if found else len(text)
-    if selector.kind == "cgroup":
-        names = tuple(text.split("/")[1:]) if text != "/" else ()
-        if names[-1:] == (ANY_DEPTH,):
-            names += ("*",)  # everything inside, not the directory itself
-        yield Kind.GLOB if found else Kind.PATH, prefix, names
-        return
-    above = USER_MANAGERS if selector.kind == "user_unit" else ()
-    kind = Kind.USER_UNIT if selector.kind == "user_unit" else Kind.UNIT
-    yield Kind.GLOB if found else kind, prefix, (*above, ANY_DEPTH, _escaped(text))
-    if text.endswith(".service"):
-        socket = text.removesuffix("service") + "socket"
-        yield Kind.GLOB if found else Kind.SOCKET, prefix, (*above, ANY_DEPTH, _escaped(socket))
-    if text.endswith(INSTANCES):
-        socket = text.removesuffix(INSTANCES) + ".socket"
-        kind = Kind.GLOB if GLOB.search(socket) else Kind.SOCKET
-        yield kind, prefix, (*above, ANY_DEPTH, _escaped(socket))
-
-
-def _escaped(unit: str) -> str:
-    """The name of a unit's cgroup: systemd keeps it apart from the files that the kernel may have
-    in a cgroup's directory (cg_needs_escape() in its src/basic/cgroup-util.c)."""
-    clashes = unit.startswith(("_", ".")) or unit.partition(".")[0] in CGROUP_FILES
-    return f"_{unit}" if clashes else unit

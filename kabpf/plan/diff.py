@@ -2,201 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
-from kabpf.matching import UNKNOWN, Automaton, Birth
-from kabpf.policy import Destination, Direction, Mode, Options, Policy, Range, Rules
-
-FORMER_MAX = 4  # KABPF_FORMER in kabpf.h
-
-
-class Cgroup(NamedTuple):
-    """A directory of the cgroup2 tree. The root has parent_id 0 and path /."""
-
-    id: int
-    parent_id: int
-    path: str
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition("/")[2]
-
-
-@dataclass(frozen=True)
-class Record:
-    """A policy as the kernel has it. It never changes: other options make another record.
-
-    What it says of destinations is told apart by a digest, 0 for none, because the kernel's tables
-    are not read back.
-    """
-
-    name: str
-    options: Options
-    mode: Mode = Mode.FILL
-    direction: Direction = Direction.BOTH
-    loopback: bool = True
-    existing: bool = True
-    log: bool = False
-    digest: int = 0
-    destinations: tuple[Destination, ...] = field(default=(), compare=False)
-
-    @property
-    def acts(self) -> bool:
-        """Whether it sets anything on any socket."""
-        return self.options.keepalive or self.digest != 0
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether every connection of its cgroups gets the same options."""
-        return self.loopback and self.direction == Direction.BOTH and not self.digest
-
-
-class Resolved(NamedTuple):
-    """What a cgroup should have: the automaton's state and a policy of its own or an ancestor's."""
-
-    state: int
-    policy: Policy | None
-
-
-class Entry(NamedTuple):
-    """What the kernel has for a cgroup, as kabpf_cgroup in kabpf.h says; 0 is no policy."""
-
-    state: int
-    policy_id: int
-    owed: bool = False
-    was: tuple[int, ...] = ()  # the latest first
-
-
-class BirthEntry(NamedTuple):
-    """What the kernel does with a new cgroup, as kabpf_birth in kabpf.h says."""
-
-    state: int
-    policy_id: int  # 0: the parent's
-    ask: bool
-    strength: int
-
-
-class Needs(NamedTuple):
-    """What costs connections or applications time, and is therefore on only for a policy that
-    needs it."""
-
-    setsockopt: bool = False  # to see what applications set: enforce, and ranges
-    syn_retries: bool = False  # to look at a connection before its SYN
-
-
-Step = tuple[int, str]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Desired state."""
-
-    policies: tuple[Policy, ...] = ()
-    births: dict[Step, Birth] = field(default_factory=dict)
-    cgroups: dict[int, Resolved] = field(default_factory=dict)
-    births_max: int = 0  # that the kernel has room for
-    # Of the data plane without BTF: cgroups that need an attachment of their own, and whether
-    # another one is above or below.
-    attachments: dict[int, bool] = field(default_factory=dict)
-
-    @property
-    def asks(self) -> bool:
-        """Whether some new cgroups have to wait for user space, because a selector has a glob
-        within a name, or because there are more rules than the kernel has room for."""
-        return any(birth.ask or birth.state == UNKNOWN for birth in self.births.values())
-
-    @property
-    def needs(self) -> Needs:
-        """What the policies need."""
-        options = [
-            (policy.rules.mode, each)
-            for policy in self.policies
-            for each in _every_option(policy.rules)
-            if each.keepalive
-        ]
-        return Needs(
-            any(mode == Mode.ENFORCE or _has_range(each) for mode, each in options),
-            any(each.syn_retries for _, each in options),
-        )
-
-
-@dataclass(frozen=True)
-class Actual:
-    """What is in the kernel."""
-
-    records: dict[int, Record] = field(default_factory=dict)
-    births: dict[Step, BirthEntry] = field(default_factory=dict)
-    cgroups: dict[int, Entry] = field(default_factory=dict)
-    needs: Needs = field(default_factory=Needs)
-    attachments: dict[int, bool | None] = field(default_factory=dict)  # None: one half of it
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What to write, in this order: what is new comes before whatever refers to it, and what is
-    stale goes when nothing refers to it any more."""
-
-    records: dict[int, Record] = field(default_factory=dict)
-    needs: Needs | None = None
-    births: dict[Step, BirthEntry] = field(default_factory=dict)
-    cgroups: dict[int, Entry] = field(default_factory=dict)
-    retrofits: dict[int, Entry] = field(default_factory=dict)  # as they are once it is done
-    attachments: dict[int, bool] = field(default_factory=dict)
-    stale_attachments: tuple[int, ...] = ()
-    stale_births: tuple[Step, ...] = ()
-    stale_cgroups: tuple[int, ...] = ()
-    stale_records: tuple[int, ...] = ()
-
-    def __bool__(self) -> bool:
-        return self.needs is not None or any(vars(self).values())
+from kabpf.plan.automaton import UNKNOWN, Birth
+from kabpf.plan.state import (
+    FORMER_MAX,
+    Actual,
+    BirthEntry,
+    Changes,
+    Entry,
+    Needs,
+    Plan,
+    Record,
+    Resolved,
+    numbers,
+    record,
+)
+from kabpf.policy.model import Policy
 
 
 class TooManyError(Exception):
     """More policies than the kernel's table has slots."""
-
-
-def resolve(
-    policies: tuple[Policy, ...],
-    automaton: Automaton,
-    cgroups: Iterable[Cgroup],
-    births_max: int,
-) -> Plan:
-    """The plan for these cgroups, parents before their children, and for all that may be born."""
-    resolved: dict[int, Resolved] = {}
-    for cgroup in cgroups:
-        resolved[cgroup.id] = resolve_one(automaton, cgroup, resolved.get(cgroup.parent_id))
-    return Plan(policies, automaton.table(births_max), resolved, births_max)
-
-
-def with_attachments(plan: Plan, cgroups: Mapping[int, Cgroup]) -> Plan:
-    """The same for a data plane that sees no birth, and is attached to each cgroup that has another
-    policy than its parent: what is below inherits the attachment."""
-    own = {id for id, found in plan.cgroups.items() if _has_its_own(plan, cgroups[id], found)}
-    nested: set[int] = set()
-    for id in own:
-        if above := own.intersection(_above(cgroups, id)):
-            nested |= {id, *above}
-    return replace(plan, births={}, attachments={id: id in nested for id in own})
-
-
-def _has_its_own(plan: Plan, cgroup: Cgroup, found: Resolved) -> bool:
-    above = plan.cgroups.get(cgroup.parent_id)
-    return found.policy is not None and (above is None or found.policy is not above.policy)
-
-
-def _above(cgroups: Mapping[int, Cgroup], id: int) -> Iterator[int]:
-    while (id := cgroups[id].parent_id) in cgroups:
-        yield id
-
-
-def resolve_one(automaton: Automaton, cgroup: Cgroup, parent: Resolved | None) -> Resolved:
-    """One cgroup from its parent; None for the root's."""
-    birth = automaton.step(parent.state, cgroup.name) if parent else automaton.root
-    own = automaton.bound.get(cgroup.id) or birth.policy or automaton.owned.get(cgroup.id)
-    return Resolved(birth.state, own or (parent.policy if parent else None))
 
 
 def number(policies: Iterable[Policy], records: dict[int, Record], limit: int) -> dict[int, Record]:
@@ -324,22 +150,6 @@ def settled(entries: Mapping[int, Entry], records: Mapping[int, Record]) -> dict
     }
 
 
-def record(policy: Policy) -> Record:
-    """The record that a policy makes."""
-    rules = policy.rules
-    return Record(
-        policy.name,
-        rules.options,
-        rules.mode,
-        rules.direction,
-        rules.loopback,
-        policy.existing,
-        policy.log,
-        _digest(rules.destinations),
-        rules.destinations,
-    )
-
-
 def policy_ids(wanted: Mapping[int, Record]) -> dict[str, int]:
     """The ids of these records by their policies' names."""
     return {record.name: id for id, record in wanted.items()}
@@ -376,27 +186,6 @@ def _replaces(record: Record, former: Record) -> bool:
         and not former.digest
         and all(
             given or not before
-            for given, before in zip(
-                _numbers(record.options), _numbers(former.options), strict=True
-            )
+            for given, before in zip(numbers(record.options), numbers(former.options), strict=True)
         )
     )
-
-
-def _numbers(options: Options) -> tuple[Range | None, ...]:
-    return (options.idle_s, options.interval_s, options.probes, options.user_timeout_ms)
-
-
-def _every_option(rules: Rules) -> list[Options]:
-    return [rules.options, *(destination.options for destination in rules.destinations)]
-
-
-def _has_range(options: Options) -> bool:
-    return any(each.low != each.high for each in _numbers(options) if each)
-
-
-def _digest(destinations: tuple[Destination, ...]) -> int:
-    if not destinations:
-        return 0
-    digest = hashlib.blake2b(repr(destinations).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") | 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from kabpf.errors import PolicyError
-from kabpf.nodes import Source
-from kabpf.policy import Mode, Options, Policy, Range
+from kabpf.policy.model import Mode, Options, Policy, Range
+from kabpf.policy.yaml import Source
 
 
 def require(policies: Iterable[Policy]) -> None:

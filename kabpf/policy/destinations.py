@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv6Network
 from typing import NamedTuple
 
-from kabpf.policy import Destination, Options
+from kabpf.policy.model import Destination, Options
 
 
 class Table(NamedTuple):

@@ -11,8 +11,8 @@ from itertools import filterfalse
 from pathlib import Path
 
 from kabpf.errors import PolicyError, collected
-from kabpf.language import RUNTIME, TRANSIENT, PolicyFile, combine, parse
-from kabpf.policy import Policy
+from kabpf.policy.model import Policy
+from kabpf.policy.parser import RUNTIME, TRANSIENT, PolicyFile, combine, parse
 
 FILE_SIZE_MAX = 64 * 1024
 

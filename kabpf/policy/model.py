@@ -9,7 +9,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, NamedTuple
 
-from kabpf.nodes import Source
+from kabpf.policy.yaml import Source
 
 GLOB = re.compile(r"[*?\[]")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from kabpf.errors import PolicyError
-from kabpf.nodes import Node, Source
-from kabpf.policy import Options, Origin, Range
-from kabpf.presets import Preset, presets
+from kabpf.policy.model import Options, Origin, Range
+from kabpf.policy.presets import Preset, presets
+from kabpf.policy.yaml import Node, Source
 
 KEYS = ("idle", "interval", "probes", "user_timeout", "jitter", "syn_retries", "preset")
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from kabpf import destinations as tables
-from kabpf import nodes, options, selectors, users
 from kabpf.errors import PolicyError, collected
-from kabpf.nodes import Node
-from kabpf.options import Draft
-from kabpf.policy import (
+from kabpf.policy import destinations as tables
+from kabpf.policy import options, selectors, user_limits, yaml
+from kabpf.policy.model import (
     Destination,
     Direction,
     Mode,
@@ -30,8 +28,10 @@ from kabpf.policy import (
     Until,
     network_text,
 )
-from kabpf.selectors import NAME_BYTES_MAX
-from kabpf.users import Users
+from kabpf.policy.options import Draft
+from kabpf.policy.selectors import NAME_BYTES_MAX
+from kabpf.policy.user_limits import Users
+from kabpf.policy.yaml import Node
 
 FILE_KEYS = ("defaults", "policies", "users")
 POLICY_KEYS = (
@@ -82,7 +82,7 @@ class PolicyFile:
 def parse(content: bytes, path: str) -> PolicyFile:
     """Check the text of one file. `path` names it in messages, and a policy without a name."""
     try:
-        root = nodes.read(content.decode(), path)
+        root = yaml.read(content.decode(), path)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise PolicyError(f"{path}:{line}: not UTF-8, expected UTF-8 text") from None
@@ -107,7 +107,7 @@ def parse(content: bytes, path: str) -> PolicyFile:
     return PolicyFile(
         defaults,
         tuple(_policy(node, _name(node, name), ()) for name, node in named.items()),
-        users.read(top["users"]) if "users" in top else None,
+        user_limits.read(top["users"]) if "users" in top else None,
     )
 
 
@@ -121,7 +121,7 @@ def defaults_of(parsed: Iterable[PolicyFile]) -> Draft:
 
 def users_of(parsed: Iterable[PolicyFile]) -> Users:
     """What these files let users have: the last word counts, whole."""
-    return next((file.users for file in reversed([*parsed]) if file.users), users.ANY)
+    return next((file.users for file in reversed([*parsed]) if file.users), user_limits.ANY)
 
 
 def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
@@ -143,7 +143,7 @@ def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
         _check_rows(policies)
     if findings:
         raise PolicyError(*findings)
-    return tuple(policy for policy in policies if not users.denial(policy, allowed))
+    return tuple(policy for policy in policies if not user_limits.denial(policy, allowed))
 
 
 def _check_rows(policies: list[Policy]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from kabpf.nodes import Node, Source
-from kabpf.policy import Selector
+from kabpf.policy.model import Selector
+from kabpf.policy.yaml import Node, Source
 
 KEYS = ("unit", "user_unit", "cgroup")
 ANY_DEPTH_MAX = 4  # in one path; each one doubles the states that the kernel may need

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kabpf import options
-from kabpf.nodes import Node
-from kabpf.policy import Policy, Range
+from kabpf.policy import options
+from kabpf.policy.model import Policy, Range
+from kabpf.policy.yaml import Node
 
 # The fields of Options by key.
 KEYS = {

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from kabpf import varlink
+from kabpf.requests import varlink
 
 _CHUNK = 16 * 1024
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kabpf import varlink
-from kabpf.channel import Channel
 from kabpf.errors import RefusedError
+from kabpf.requests import varlink
+from kabpf.requests.channel import Channel
+from kabpf.requests.interface import INTERFACE
 
 SOCKET = Path("/run/kabpf/request.socket")
-INTERFACE = "io.kabpf"
 ANSWER_S = 90  # longer than a request may take: RuntimeMaxSec= of kabpf-request@.service
 PATIENCE_S = 60  # for others' requests, of which so many are served at once
 PAUSE_MAX_S = 2

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from kabpf import capabilities
+from kabpf.kernel import capabilities
 
 OVERFLOW_UID = 65534  # of whom this user namespace has no number for (user_namespaces(7))
 SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5; Python 3.11 has no name for it

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kabpf import layout
-from kabpf.plan import FORMER_MAX, Actual, Changes, Entry, Record
-from kabpf.policy import Policy
+from kabpf.kernel import abi
+from kabpf.plan.state import FORMER_MAX, Actual, Changes, Entry, Record
+from kabpf.policy.model import Policy
 
 FORMER, APPLIED = "former.json", "applied.json"
 
@@ -43,17 +43,17 @@ def keep_former(actual: Actual, run: Path) -> None:
     used = {id for was in cgroups.values() for id in was}
     # Destinations are not kept: a former policy is measured by its own options.
     policies = {
-        id: layout.policy(replace(actual.records[id], digest=0)).hex()
+        id: abi.policy(replace(actual.records[id], digest=0)).hex()
         for id in used
         if actual.records[id].acts
     }
-    _write(run / FORMER, {"layout": layout.LAYOUT, "policies": policies, "cgroups": cgroups})
+    _write(run / FORMER, {"layout": abi.LAYOUT, "policies": policies, "cgroups": cgroups})
 
 
 def former(cgroups: Container[int], run: Path) -> Changes:
     """The records and entries that were kept, of those of `cgroups`, which have no policy yet."""
     kept = _read(run / FORMER)
-    if kept.get("layout") != layout.LAYOUT:
+    if kept.get("layout") != abi.LAYOUT:
         return Changes()
     try:
         records = {_policy_id(id): _record(raw) for id, raw in kept["policies"].items()}
@@ -118,13 +118,13 @@ def _are_texts(values: list[Any]) -> bool:
 
 def _policy_id(text: str) -> int:
     id = int(text)
-    if not 0 < id < layout.POLICIES:
+    if not 0 < id < abi.POLICIES:
         raise ValueError(f"{id} is not a policy id")
     return id
 
 
 def _record(raw: str) -> Record:
-    record = layout.read_policy(bytes.fromhex(raw))
+    record = abi.read_policy(bytes.fromhex(raw))
     if not record.name:
         raise ValueError("a record without a name")
     return record

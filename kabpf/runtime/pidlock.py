@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kabpf import reconcile
 from kabpf.errors import RefusedError
+from kabpf.kernel.abi import LOGGER
+from kabpf.runtime.locks import RUN, monitor_lock, open_lock
 
 PATIENCE_S = 2  # with a daemon that is to log
 
 _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
 
 
-def running(run: Path = reconcile.RUN, lock: str = "kabpfd.lock") -> int | None:
+def running(run: Path = RUN, lock: str = "kabpfd.lock") -> int | None:
     """The process id of the daemon, or None. Raises RefusedError where that is not to be known."""
     try:
         with open(run / lock, "rb") as file:
@@ -33,7 +34,7 @@ def running(run: Path = reconcile.RUN, lock: str = "kabpfd.lock") -> int | None:
     return None if kind == fcntl.F_UNLCK else pid
 
 
-def tell_changed(run: Path = reconcile.RUN) -> None:
+def tell_changed(run: Path = RUN) -> None:
     """Have a running daemon look again at what is pinned, when the caller has let go of the lock,
     or has died."""
     if pid := running(run):
@@ -41,13 +42,11 @@ def tell_changed(run: Path = reconcile.RUN) -> None:
             os.kill(pid, signal.SIGUSR1)
 
 
-def wait_for_log(run: Path = reconcile.RUN) -> None:
+def wait_for_log(run: Path = RUN) -> None:
     """Wait until a running daemon hears of sockets that a policy wants logged; not for long, as
     it can't on every machine. The caller has put the policy in force, and let go of the lock."""
-    from kabpf import layout, reports  # here, because most commands do without
-
     deadline = time.monotonic() + PATIENCE_S
-    lock = reports.lock_name(layout.LOGGER)
+    lock = monitor_lock(LOGGER)
     while running(run) and not running(run, lock) and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -55,7 +54,7 @@ def wait_for_log(run: Path = reconcile.RUN) -> None:
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
     """Be the only daemon while the block runs, and be found by `running`."""
-    descriptor = reconcile.open_lock(run, "kabpfd.lock")
+    descriptor = open_lock(run, "kabpfd.lock")
     try:
         os.fchmod(descriptor, 0o600)  # whoever made it
         try:

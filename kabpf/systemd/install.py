@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kabpf.errors import RefusedError
 
-CARRIED = Path(__file__).parent / "systemd"
+CARRIED = Path(__file__).parent / "shipped"
 
 # The first line of what is written. A file without it is an administrator's.
 MARK = "# Written by kabpfd --install-units, which replaces it; changes belong into drop-ins.\n"

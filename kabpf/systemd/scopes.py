@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import cgroups
 from kabpf.errors import RefusedError
+from kabpf.kernel import cgroups
 
 # How long the manager may take, as where it is about to reload itself.
 ANSWER_S = 30

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kabpf.nodes import Source
-from kabpf.units import look
+from kabpf.policy.yaml import Source
+from kabpf.systemd.units import look
 
 SERVICE = ".service"
 SIZE_MAX = 1 << 20

@@ -39,7 +39,7 @@ from harness import (
 )
 from versions import Version
 
-from kabpf import compiling
+from kabpf.kernel import bcc_compile
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
@@ -124,7 +124,7 @@ def _objects() -> set[tuple[str, str]]:
 def lent_headers(own_mounts: None) -> Iterator[None]:
     """The kernel's headers, which bcc wants; Debian's where the machine has none of its own, as
     those are no other in what the programs take of them."""
-    if not compiling.missing():
+    if not bcc_compile.missing():
         yield
         return
     is_made = not MODULES.exists()
@@ -138,7 +138,7 @@ def lent_headers(own_mounts: None) -> Iterator[None]:
     here.mkdir()
     for name, path in found.items():
         (here / name).symlink_to(path)
-    if problem := compiling.missing():
+    if problem := bcc_compile.missing():
         headers.lack(str(problem), "kernel")
     yield
     libc.umount(os.fsencode(MODULES))
@@ -157,14 +157,14 @@ def loader(
         yield name
         return
     request.getfixturevalue("lent_headers")
-    kept = tmp_path_factory.getbasetemp() / compiling.KEPT.name
+    kept = tmp_path_factory.getbasetemp() / bcc_compile.KEPT.name
     if kept.exists():
-        shutil.copy(kept, compiling.KEPT)
+        shutil.copy(kept, bcc_compile.KEPT)
     mount(b"tmpfs", os.fsencode(BTF), b"tmpfs")
     yield name
     libc.umount(os.fsencode(BTF))
-    if compiling.KEPT.exists():
-        shutil.copy(compiling.KEPT, kept)
+    if bcc_compile.KEPT.exists():
+        shutil.copy(bcc_compile.KEPT, kept)
 
 
 @pytest.fixture

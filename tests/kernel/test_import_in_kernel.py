@@ -3,7 +3,7 @@
 import pytest
 from harness import UNTOUCHED, options_of_new
 
-from kabpf import legacy
+from kabpf.migration import proposals
 
 COVERED = UNTOUCHED | {"keepalive": 1}
 
@@ -31,7 +31,7 @@ def test_unit_gets_what_its_library_gave(
     unit = tmp_path / "etc/systemd/system/preloaded-by.service"
     unit.parent.mkdir(parents=True)
     unit.write_text(f"[Service]\nEnvironment={environment}\n")
-    (found,) = legacy.look(tmp_path).policies
+    (found,) = proposals.look(tmp_path).policies
     file = write_policy(found.file.name, found.text)
     kabpfctl("check", file)
     kabpfctl("apply")

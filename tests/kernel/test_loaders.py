@@ -23,9 +23,10 @@ from harness import (
 )
 from test_modes import EXACT, OUTCOMES
 
-from kabpf import cgroups, compiling, loading, reconcile
-from kabpf.nodes import Source
-from kabpf.policy import Options, Policy, Rules
+from kabpf.apply import reconcile
+from kabpf.kernel import bcc_compile, cgroups, loading, mountinfo
+from kabpf.policy.model import Options, Policy, Rules
+from kabpf.policy.yaml import Source
 
 BCC = pytest.mark.parametrize("loader", ["bcc"], indirect=True)
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
@@ -312,7 +313,7 @@ def test_cgroup_that_was_known_before_run_entered_it_is_attached(
 ):
     """The short way of run does not do for a scope that another command has seen meanwhile."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
-    tree = cgroups.find_tree(cgroups.own_mounts())
+    tree = cgroups.find_tree(mountinfo.own_mounts())
     entered = tree.find(str(other_cgroup))
     policy = Policy("run", (), Rules(Options()), Source("", 1))
     with loading.open_if_loaded(PINS, tree) as loaded:
@@ -334,10 +335,10 @@ def test_daemon_covers_a_cgroup_that_is_made_again(make_cgroup, kabpfctl, kabpfd
 @BCC
 def test_compiler_runs_once(cgroup, other_cgroup, kabpfctl, peer, monkeypatch):
     """A policy that changes, a second cgroup, and a load until the next boot take no compiler."""
-    compiling.KEPT.unlink(missing_ok=True)
+    bcc_compile.KEPT.unlink(missing_ok=True)
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
-    assert compiling.KEPT.exists()
-    monkeypatch.setenv("PYTHONPATH", str(_without_bcc(compiling.KEPT.parent)))
+    assert bcc_compile.KEPT.exists()
+    monkeypatch.setenv("PYTHONPATH", str(_without_bcc(bcc_compile.KEPT.parent)))
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     kabpfctl("attach", "--cgroup", other_cgroup, "--idle", 61)
     assert options_of_new(peer, other_cgroup) == IDLE_61
@@ -351,10 +352,10 @@ def test_refused_programs_are_compiled_again(cgroup, kabpfctl, peer):
     """What was kept and is refused by the kernel is not kept any longer."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     kabpfctl("detach", "--all")
-    kept = json.loads(compiling.KEPT.read_text())
+    kept = json.loads(bcc_compile.KEPT.read_text())
     for name, code in kept["programs"].items():
         kept["programs"][name] = code[: len(code) // 32 * 16]
-    compiling.KEPT.write_text(json.dumps(kept))
+    bcc_compile.KEPT.write_text(json.dumps(kept))
     said = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1).stderr
     assert said.startswith("kabpfctl: load the BPF programs: ")
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
@@ -364,13 +365,13 @@ def test_refused_programs_are_compiled_again(cgroup, kabpfctl, peer):
 @BCC
 def test_compiler_that_is_killed_is_said(cgroup, kabpfctl, monkeypatch, tmp_path):
     """A compiler that ran out of memory is not taken for one that lacks headers."""
-    compiling.KEPT.unlink(missing_ok=True)
+    bcc_compile.KEPT.unlink(missing_ok=True)
     package = tmp_path / "bcc"
     package.mkdir()
     (package / "__init__.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     said = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1).stderr
-    source = compiling.SOURCES / compiling.SOURCE
+    source = bcc_compile.SOURCES / bcc_compile.SOURCE
     memory = "expected 150 MB of memory for the compiler"
     assert said == f"kabpfctl: compile {source}: SIGKILL, {memory}\n"
     assert not PINS.exists()
@@ -380,7 +381,7 @@ def test_compiler_that_is_killed_is_said(cgroup, kabpfctl, monkeypatch, tmp_path
 def test_daemon_takes_what_was_compiled_before(cgroup, write_policy, kabpfd, peer):
     """`kabpfd --compile`, which kabpf-compile.service runs, leaves to the daemon what takes no
     headers, and loads nothing."""
-    compiling.KEPT.unlink(missing_ok=True)
+    bcc_compile.KEPT.unlink(missing_ok=True)
     subprocess.run([BIN / "kabpfd", "--compile"], check=True)
     assert not PINS.exists()
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
@@ -409,7 +410,7 @@ def _without_bcc(directory):
 @BCC
 def test_missing_compiler_is_named(cgroup, kabpfctl, monkeypatch):
     """Without headers attach and doctor say what to install; what bcc says is passed on."""
-    compiling.KEPT.unlink(missing_ok=True)
+    bcc_compile.KEPT.unlink(missing_ok=True)
     with _headers_hidden():
         package = f"linux-headers-{os.uname().release}"
         done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1)
@@ -421,7 +422,7 @@ def test_missing_compiler_is_named(cgroup, kabpfctl, monkeypatch):
         (found,) = [one for one in _findings(kabpfctl, 1) if one["check"] == "BTF"]
         assert found["grade"] == "error"
         assert found["advice"].endswith(f"apt install {package}")
-    monkeypatch.setenv("PYTHONPATH", str(_without_bcc(compiling.KEPT.parent)))
+    monkeypatch.setenv("PYTHONPATH", str(_without_bcc(bcc_compile.KEPT.parent)))
     done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1)
     assert done.stderr.startswith("kabpfctl: bcc does not compile ")
     assert "ImportError: no bcc" in done.stderr

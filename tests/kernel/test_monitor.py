@@ -25,15 +25,16 @@ from harness import (
 )
 from headers import lack
 
-from kabpf import dataplane, layout, libbpf
-from kabpf.layout import CPolicy
-from kabpf.monitor import LOOK_S
-from kabpf.reports import PROCESSOR_BYTES
+from kabpf.commands.monitor import LOOK_S
+from kabpf.kernel import abi, dataplane
+from kabpf.kernel.abi import CPolicy
+from kabpf.kernel.libbpf import maps
+from kabpf.observe.buffers import PROCESSOR_BYTES
 
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # asm-generic/socket.h, linux/socket.h
 NAME = os.path.basename(sys.executable)[:15]  # of a peer's process
 OPTIONS = "{idle: 61s, interval: 11s, probes: 5}"
-REPORTS = PROCESSOR_BYTES // layout.REPORT_SIZE  # more than a processor's buffer has room for
+REPORTS = PROCESSOR_BYTES // abi.REPORT_SIZE  # more than a processor's buffer has room for
 
 # What the listener gets and sends from now on is dropped.
 DROP = """
@@ -509,7 +510,7 @@ def test_place_of_a_killed_monitor_is_taken_again(cgroup, peer, policy, watch):
 def test_there_are_so_many_monitors(policy, watch):
     """One more than there is room for is refused."""
     policy(OPTIONS)
-    for _ in range(layout.MONITORS - 1):
+    for _ in range(abi.MONITORS - 1):
         watch()
     done = subprocess.run(
         [BIN / "kabpfctl", "monitor"], capture_output=True, text=True, check=False
@@ -627,7 +628,7 @@ def test_monitor_that_is_given_up_begins_again(cgroup, peer, policy, watch):
     policy(OPTIONS)
     _, address = peer().listener()
     watcher = watch()
-    with libbpf.Map(str(PINS / dataplane.LISTENING), 4, 8) as listening:
+    with maps.Map(str(PINS / dataplane.LISTENING), 4, 8) as listening:
         listening.update(bytes(4), bytes(8))
     assert "events of up to a second are missing" in watcher.process.stderr.readline()
     wait_until(lambda: Watcher.listeners() == 1, "the monitor")

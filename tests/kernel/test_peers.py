@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from harness import PROGRAMS
 
-from kabpf import capabilities
-from kabpf.peers import SO_PEERPIDFD
+from kabpf.kernel import capabilities
+from kabpf.requests.peercred import SO_PEERPIDFD
 
 UID, ROOT = 4242, 0
 NO_OPTION = 32767  # as SO_PEERPIDFD is before Linux 6.5

@@ -20,9 +20,9 @@ from harness import (
     path_of,
     refuse_bpf,
 )
-from test_language import MALFORMED
+from malformed import MALFORMED
 
-from kabpf import libbpf
+from kabpf.kernel.libbpf import library
 
 
 def _maps():
@@ -207,7 +207,7 @@ def _another_build():
 def test_kernel_without_a_feature_is_told_from_one_with_it():
     """What is missing from the kernel's BTF is found by name."""
     names = {"bpf_iter_tcp_get_func_proto": 12, "kabpf_has_no_such_function": 12}
-    assert libbpf.missing_from_btf(names) == ["kabpf_has_no_such_function"]
+    assert library.missing_from_btf(names) == ["kabpf_has_no_such_function"]
 
 
 def test_refused_system_call_is_named():

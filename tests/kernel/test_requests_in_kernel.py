@@ -25,8 +25,10 @@ from harness import (
     path_of,
 )
 
-from kabpf import varlink
-from kabpf.requests import CALLS_MAX, CONNECTIONS_MAX, POLICIES_MAX, TABLE, Who
+from kabpf.requests import varlink
+from kabpf.requests.access import TABLE, Who
+from kabpf.requests.methods import POLICIES_MAX
+from kabpf.requests.server import CALLS_MAX, CONNECTIONS_MAX
 
 SOCKET = "/run/kabpf/request.socket"
 RUNTIME = Path("/run/kabpf/policy.d")

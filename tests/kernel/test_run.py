@@ -23,7 +23,7 @@ from harness import (
     wait_until,
 )
 
-from kabpf import reconcile
+from kabpf.runtime.locks import locked
 
 KABPFCTL = str(BIN / "kabpfctl")
 TRANSIENT = Path("/run/kabpf/transient.d")
@@ -374,7 +374,7 @@ def test_signals_reach_the_command(runner):
 
 def test_interrupted_before_it_is_the_command(kabpf_in_force):
     """It ends by the signal, as the command would, for a shell to see."""
-    with reconcile.locked():
+    with locked():
         process = subprocess.Popen([KABPFCTL, "run", "true"])
         waits = re.compile(rf"-> FLOCK .* {process.pid} ")
         wait_until(lambda: waits.search(Path("/proc/locks").read_text()), "its turn", DEADLINE_S)

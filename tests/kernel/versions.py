@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import Kabpfctl
 
 import kabpf
-from kabpf.layout import LAYOUT
+from kabpf.kernel.abi import LAYOUT
 
 SOURCES = Path(__file__).parents[2] / "bpf"
 
@@ -24,11 +24,11 @@ KINDS: dict[str, dict[str, list[tuple[str, str]]]] = {  # what differs, by file
     "rebuilt": BUILD,
     "relaid": {
         "kabpf.h": [("FORMER 4", "FORMER 2"), (f"LAYOUT {LAYOUT}", "LAYOUT 1000")],
-        "layout.py": [("FORMER = 4", "FORMER = 2"), (f"LAYOUT = {LAYOUT}", "LAYOUT = 1000")],
-        "plan.py": [("FORMER_MAX = 4", "FORMER_MAX = 2")],
+        "kernel/abi.py": [("FORMER = 4", "FORMER = 2"), (f"LAYOUT = {LAYOUT}", "LAYOUT = 1000")],
+        "plan/state.py": [("FORMER_MAX = 4", "FORMER_MAX = 2")],
     },
     # Any unknown flag is EINVAL, as a flag that the file system does not know.
-    "no-exchange": {**BUILD, "libbpf.py": [("EXCHANGE = 2", "EXCHANGE = 1 << 30")]},
+    "no-exchange": {**BUILD, "kernel/syscalls.py": [("EXCHANGE = 2", "EXCHANGE = 1 << 30")]},
 }
 
 

@@ -146,7 +146,8 @@ def test_varlinkctl_describes_and_calls(as_alice, sync):
 def test_process_of_another_user_namespace_is_denied(machine, as_alice, sync):
     """Neither the owner's uid nor root's counts in another user namespace."""
     attach = ("kabpfctl", "attach", "--cgroup", sync[1], *OPTIONS)
-    client = ("python3", "-c", f"from kabpf import client; client.attach({sync[1]!r}, {{}})")
+    program = f"from kabpf.requests import client; client.attach({sync[1]!r}, {{}})"
+    client = ("python3", "-c", program)
     for starter in (as_alice, machine.attempt):
         done = starter("unshare", "--user", "--map-root-user", *client)
         assert done.returncode == 1

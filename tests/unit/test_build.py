@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent
+SOURCE = Path(__file__).parents[2]
 COMPILE = "import setuptools; setuptools.setup = lambda **_: None; import setup; setup.compile_bpf"
 
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from kabpfctl import KABPFCTL, NOBODY, Outcome, as_nobody, kabpfctl, run, skip_unless_executable
 
 import kabpf
-
-KABPFCTL = str(Path(sys.executable).with_name("kabpfctl"))
-NOBODY = 65534
 
 SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
 TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
@@ -28,12 +23,6 @@ COMMANDS = (
     "attach, detach, run, apply, check, plan, status, explain, presets, import, sockets, monitor,"
     " doctor"
 )
-
-
-class Outcome(NamedTuple):
-    status: int
-    output: str
-    errors: str
 
 
 @pytest.mark.parametrize(
@@ -306,27 +295,3 @@ def folder() -> Iterator[Path]:
 def put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     path.chmod(0o644)
-
-
-def kabpfctl(*arguments: str) -> Outcome:
-    return run(KABPFCTL, *arguments)
-
-
-def as_nobody(*arguments: str) -> Outcome:
-    """kabpfctl by a user who is not root."""
-    if os.geteuid() != 0:
-        return kabpfctl(*arguments)
-    drop = [shutil.which("setpriv") or "setpriv", f"--reuid={NOBODY}", "--clear-groups"]
-    skip_unless_executable(*drop)
-    return run(*drop, KABPFCTL, *arguments)
-
-
-def skip_unless_executable(*as_somebody: str) -> None:
-    if subprocess.run([*as_somebody, "test", "-x", KABPFCTL]).returncode:
-        pytest.skip(f"{KABPFCTL} is in a directory that only root may enter")
-
-
-def run(*command: str) -> Outcome:
-    environment = {**os.environ, "COLUMNS": "80"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    return Outcome(done.returncode, done.stdout, done.stderr)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import kabpf
 
-SOURCE = Path(__file__).parent.parent
+SOURCE = Path(__file__).parents[2]
 DEBIAN = SOURCE / "debian"
 
 

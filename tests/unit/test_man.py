@@ -19,11 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from kabpf import cli, daemon, environment, findings, language, options, policy, selectors, sockets
+from kabpf import cli
+from kabpf.daemon import main
+from kabpf.doctor import findings
 from kabpf.errors import PolicyError
-from kabpf.presets import presets
+from kabpf.migration import variables
+from kabpf.observe import sockets
+from kabpf.policy import model, options, parser, selectors
+from kabpf.policy.presets import presets
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = ("kabpf.7", "kabpf.yaml.5", "kabpfctl.1", "kabpfd.8")
 LEGACY = "FROM LIBKEEPALIVE AND LIBDONTDIE"
 FILE = "nginx.service.yaml"  # that the examples of kabpf.yaml(5) speak of
@@ -131,26 +136,26 @@ def test_options_of_all_commands_are_explained() -> None:
 
 def test_options_of_kabpfd_are_in_its_page() -> None:
     """kabpfd(8) explains the daemon's options and no other, and so says its synopsis."""
-    assert mentioned(section("kabpfd.8", "OPTIONS")) == flags(daemon.parser())
-    assert mentioned(section("kabpfd.8", "SYNOPSIS")) == flags(daemon.parser())
+    assert mentioned(section("kabpfd.8", "OPTIONS")) == flags(main.parser())
+    assert mentioned(section("kabpfd.8", "SYNOPSIS")) == flags(main.parser())
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_name_no_option_that_is_not_there(page: str) -> None:
     """What looks like an option in a page is one of kabpfctl's or kabpfd's, or of systemctl's."""
-    known = {"--now"}.union(*map(flags, (cli.parser(), daemon.parser(), *commands().values())))
+    known = {"--now"}.union(*map(flags, (cli.parser(), main.parser(), *commands().values())))
     assert mentioned((ROOT / "man" / f"{page}.rst").read_text()) <= known
 
 
 @pytest.mark.parametrize(
     ("title", "keys"),
     [
-        ("A FILE", language.FILE_KEYS),
-        ("A POLICY", language.POLICY_KEYS),
+        ("A FILE", parser.FILE_KEYS),
+        ("A POLICY", parser.POLICY_KEYS),
         ("SELECTORS", selectors.KEYS),
         ("OPTIONS", options.KEYS),
-        ("DESTINATIONS", language.DESTINATION_KEYS),
-        ("MODES", tuple(policy.Mode)),
+        ("DESTINATIONS", parser.DESTINATION_KEYS),
+        ("MODES", tuple(model.Mode)),
         ("PRESETS", tuple(presets())),
     ],
 )
@@ -168,9 +173,9 @@ def test_keys_of_the_language_are_in_the_page(title: str, keys: tuple[str, ...])
 @pytest.mark.parametrize(
     ("page", "title", "words"),
     [
-        ("kabpf.7", "MODES", tuple(policy.Mode)),
-        ("kabpf.7", LEGACY, (*chain(*environment.VARIABLES.values()), "TCP_SYNCNT")),
-        ("kabpf.yaml.5", "A POLICY", (*policy.Mode, *policy.Direction, "on", "off", "true")),
+        ("kabpf.7", "MODES", tuple(model.Mode)),
+        ("kabpf.7", LEGACY, (*chain(*variables.VARIABLES.values()), "TCP_SYNCNT")),
+        ("kabpf.yaml.5", "A POLICY", (*model.Mode, *model.Direction, "on", "off", "true")),
         ("kabpf.yaml.5", "OPTIONS", ("auto", "off", "s", "m", "h", "d", "ms")),
         ("kabpfctl.1", "doctor", tuple(findings.Grade)),
         ("kabpfctl.1", "sockets", sockets.SETTERS[:2] + sockets.SETTERS[3:]),
@@ -218,10 +223,10 @@ def test_message_of_the_page_is_what_is_said(block: str) -> None:
 def said(text: str) -> str:
     """What kabpfctl check says of a file alone."""
     try:
-        found = language.combine([language.parse(text.encode(), FILE)])
+        found = parser.combine([parser.parse(text.encode(), FILE)])
     except PolicyError as error:
         return str(error)
-    return "\n".join(f"warning: {warning}" for warning in policy.warnings(found))
+    return "\n".join(f"warning: {warning}" for warning in model.warnings(found))
 
 
 COMPLETED = [

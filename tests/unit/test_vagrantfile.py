@@ -13,7 +13,7 @@ def test_vagrantfile_is_valid(tmp_path: Path) -> None:
     """Vagrant accepts the file, whatever provider there is."""
     done = subprocess.run(
         ["vagrant", "validate", "--ignore-provider"],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "VAGRANT_HOME": str(tmp_path)},
         capture_output=True,
         text=True,

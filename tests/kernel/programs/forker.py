@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 
-from kabpf import cli, libbpf
+from kabpf import cli
+from kabpf.faults import _fault
 
 channel = socket.socket(fileno=os.dup(0))
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -24,7 +25,7 @@ while True:
         channel.detach()
         os.environ.clear()
         os.environ.update(environment)
-        libbpf._fault = environment.get("KABPF_FAULT")
+        _fault = environment.get("KABPF_FAULT")
         os.chdir(directory)
         sys.argv = ["kabpfctl", *arguments]
         sys.exit(cli.main())

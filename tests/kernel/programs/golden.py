@@ -15,16 +15,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from kabpf import files, language, reconcile
-from kabpf.cgroups import CgroupTree
-from kabpf.files import Directories
-from kabpf.policy import Options, Range, Rules
+from kabpf.apply import reconcile
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.policy import files, parser
+from kabpf.policy.files import Directories
+from kabpf.policy.model import Options, Range, Rules
 
 
 def policies_of(case):
     """A case's policies, told apart by idle: 100 s and their place; `off` is on, too."""
     where = Directories(case / "policy.yaml", (case / "policy.d",))
-    policies = language.combine([files.read(path) for path in files.paths(where)])
+    policies = parser.combine([files.read(path) for path in files.paths(where)])
     return tuple(
         replace(policy, rules=Rules(Options(idle_s=Range(idle, idle))))
         for idle, policy in enumerate(policies, 100)

@@ -1,6 +1,6 @@
 """Connects by a process of another user namespace, which ends, and has another one take its number;
-then a third one says what `kabpf.peers` takes who connected for. As root, in a pid namespace of its
-own.
+then a third one says what `kabpf.requests.peercred` takes who connected for. As root, in a pid
+namespace of its own.
 
   reused.py UID OTHER_UID OPTION    OPTION: the number of SO_PEERPIDFD, or one that is none"""
 
@@ -15,9 +15,9 @@ ADDRESS = "\0kabpf-reused"
 CONNECT = f"import socket; socket.socket(socket.AF_UNIX).connect({ADDRESS!a})"
 LOOK = (
     "import socket, sys\n"
-    "from kabpf import peers\n"
-    "peers.SO_PEERPIDFD = int(sys.argv[1])\n"
-    "print(peers.peer(socket.socket(fileno=0)))\n"
+    "from kabpf.requests import peercred\n"
+    "peercred.SO_PEERPIDFD = int(sys.argv[1])\n"
+    "print(peercred.peer(socket.socket(fileno=0)))\n"
 )
 
 uid, other_uid, option = sys.argv[1:]

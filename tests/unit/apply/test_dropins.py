@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kabpf import attaching
+from kabpf.apply import dropins
 from kabpf.errors import RefusedError
 
 
@@ -34,7 +34,7 @@ def test_file_that_can_not_be_written_leaves_what_was_there(
     with (
         no_space(),
         pytest.raises(RefusedError, match=r"a\.yaml: File too large"),
-        attaching.written(tmp_path / "a.yaml", b"after"),
+        dropins.written(tmp_path / "a.yaml", b"after"),
     ):
         raise AssertionError("the block began")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as any_
 
-from kabpf import explain, language, plan, transient
+from kabpf.apply import transient
+from kabpf.commands import explain
 from kabpf.errors import RefusedError
-from kabpf.files import FILE_SIZE_MAX
-from kabpf.matching import Automaton
-from kabpf.nodes import Source
-from kabpf.plan import Cgroup
-from kabpf.policy import (
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.resolve import resolve
+from kabpf.plan.state import Cgroup, record
+from kabpf.policy import parser
+from kabpf.policy.files import FILE_SIZE_MAX
+from kabpf.policy.model import (
     Destination,
     Direction,
     Mode,
@@ -25,6 +27,7 @@ from kabpf.policy import (
     Selector,
     Until,
 )
+from kabpf.policy.yaml import Source
 
 MAIN = "/etc/kabpf/policy.yaml"
 NAME = "kabpf-run-12-0123abcd"
@@ -59,8 +62,8 @@ def made(rules: Rules, path: str = PATH, *, log: bool = False) -> Policy:
 
 def read(policy: Policy, *files: tuple[str, bytes]) -> Policy:
     """The policy of its drop-in beside other files."""
-    parsed = [language.parse(text, path) for path, text in (*files, (FILE, transient.text(policy)))]
-    (found,) = (each for each in language.combine(parsed) if each.name == NAME)
+    parsed = [parser.parse(text, path) for path, text in (*files, (FILE, transient.text(policy)))]
+    (found,) = (each for each in parser.combine(parsed) if each.name == NAME)
     return found
 
 
@@ -80,7 +83,7 @@ def test_drop_in_says_what_is_in_force(
     policy = made(Rules(options, mode, direction, loopback), log=log)
     found = read(policy)
     assert (found.until, found.owner) == (policy.until, None)
-    assert plan.record(found) == plan.record(policy)
+    assert record(found) == record(policy)
 
 
 @settings(deadline=2000, database=None)
@@ -111,7 +114,7 @@ def test_policy_of_run_is_the_strongest() -> None:
     source = Source(MAIN, 1)
     named = Policy("named", (Selector("cgroup", PATH, source),), Rules(Options()), source)
     policies = (named, made(Rules(Options(keepalive=False))))
-    resolved = plan.resolve(policies, Automaton(policies), TREE, 1 << 16).cgroups
+    resolved = resolve(policies, Automaton(policies), TREE, 1 << 16).cgroups
     assert [found.policy and found.policy.name for found in resolved.values()] == [
         None, None, NAME, NAME,
     ]  # fmt: skip

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kabpf import explain, files, language
-from kabpf.explain import Reason
-from kabpf.files import Directories
-from kabpf.plan import Cgroup
-from kabpf.policy import Policy
+from kabpf.commands import explain
+from kabpf.commands.explain import Reason
+from kabpf.plan.state import Cgroup
+from kabpf.policy import files, parser
+from kabpf.policy.files import Directories
+from kabpf.policy.model import Policy
 
 MAIN = """\
 defaults: {probes: 6}
@@ -38,7 +39,7 @@ policies:
 def policies(tmp_path: Path) -> tuple[Policy, ...]:
     (tmp_path / "policy.yaml").write_text(MAIN)
     where = Directories(tmp_path / "policy.yaml", ())
-    return language.combine([files.read(path) for path in files.paths(where)])
+    return parser.combine([files.read(path) for path in files.paths(where)])
 
 
 def reason(policies: tuple[Policy, ...], path: str) -> Reason:

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_cli import as_nobody
+from kabpfctl import as_nobody
 
-from kabpf import doctor
-from kabpf.dataplane import Totals
-from kabpf.doctor import Check, Here
+from kabpf.doctor import checks
+from kabpf.doctor.checks import Check, Here
+from kabpf.doctor.findings import Finding, Findings, error, note, ok, warning
 from kabpf.errors import PolicyError, RefusedError, UnsupportedError
-from kabpf.findings import Finding, Findings, error, note, ok, warning
+from kabpf.kernel.dataplane import Totals
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_check_that_fails_is_a_finding(problem: Exception, expected: Finding) ->
         yield ok("so far")
         raise problem
 
-    assert list(doctor.carried_out(Check(failing), Here())) == [ok("so far"), expected]
+    assert list(checks.carried_out(Check(failing), Here())) == [ok("so far"), expected]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_room_for_cgroups(cgroups: int, unrecorded: int, expected: list[Finding]
         tree=tree,
         dataplane=lambda: contextlib.nullcontext(loaded),
     )
-    assert list(doctor.carried_out(doctor.CHECKS["limits"], here)) == expected  # type: ignore[arg-type]
+    assert list(checks.carried_out(checks.CHECKS["limits"], here)) == expected  # type: ignore[arg-type]
 
 
 def test_everybody_may_ask() -> None:

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from kabpf import cgroups, fitness, machine
-from kabpf.compiling import Lack
-from kabpf.findings import Finding, error, note, ok, warning
-from kabpf.machine import Machine
+from kabpf.doctor import machine, machine_checks
+from kabpf.doctor.findings import Finding, error, note, ok, warning
+from kabpf.doctor.machine import Machine
+from kabpf.kernel import mountinfo
+from kabpf.kernel.bcc_compile import Lack
 
 
-def mounts(*lines: str) -> tuple[cgroups.Mount, ...]:
+def mounts(*lines: str) -> tuple[mountinfo.Mount, ...]:
     """Mounts as /proc/self/mountinfo has them, given by root, point and type."""
     return tuple(
-        cgroups.mounts(
+        mountinfo.mounts(
             "".join(
                 f"{id} 1 0:{id} {root} {point} rw - {type} none rw\n"
                 for id, line in enumerate(lines, 30)
@@ -71,7 +72,7 @@ INTERPRETED = (
 
 
 def findings(facts: Machine, check: str) -> list[Finding]:
-    return list(fitness.CHECKS[check](facts))
+    return list(machine_checks.CHECKS[check](facts))
 
 
 @pytest.mark.parametrize(
@@ -293,10 +294,10 @@ def test_what_is_odd_is_said_beside_what_is_right(
 def test_retries_as_time(retries: str, seconds: int | None) -> None:
     """tcp_retries2 in seconds, as the kernel's documentation has them for 15 (924.6 s)."""
     sysctls = {**GOOD.sysctls, "net.ipv4.tcp_retries2": retries}
-    assert fitness.retries_s(replace(GOOD, sysctls=sysctls)) == seconds
+    assert machine_checks.retries_s(replace(GOOD, sysctls=sysctls)) == seconds
 
 
 def test_this_machine_is_looked_at_without_failing() -> None:
     """Whatever is missing here, every check has its findings."""
     here = machine.look()
-    assert all(list(check(here)) for check in fitness.CHECKS.values())
+    assert all(list(check(here)) for check in machine_checks.CHECKS.values())

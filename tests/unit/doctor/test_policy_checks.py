@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from kabpf import files, review
-from kabpf.files import Directories
-from kabpf.findings import Finding, note, warning
-from kabpf.language import combine
-from kabpf.plan import Cgroup
-from kabpf.policy import Policy
+from kabpf.doctor import policy_checks
+from kabpf.doctor.findings import Finding, note, warning
+from kabpf.plan.state import Cgroup
+from kabpf.policy import files
+from kabpf.policy.files import Directories
+from kabpf.policy.model import Policy
+from kabpf.policy.parser import combine
 
 OPTIONS = "keepalive: {idle: 60, user_timeout: off}"
 
@@ -43,7 +44,7 @@ def test_file_in_a_stronger_directory_is_told(directories: Directories) -> None:
     put(strong, "a.service.yaml")
     put(strong, "b.service.yaml", "")
     (strong / "c.service.yaml").symlink_to("/dev/null")
-    assert list(review.replaced(directories)) == [
+    assert list(policy_checks.replaced(directories)) == [
         note(f"{strong}/a.service.yaml takes the place of {weak}/a.service.yaml",
              f"rm {strong}/a.service.yaml"),
         note(f"{strong}/b.service.yaml masks {weak}/b.service.yaml",
@@ -61,7 +62,7 @@ def test_file_that_nobody_reads_is_told(directories: Directories) -> None:
     for name in (".hidden.yaml", "nginx.service.yaml", "nginx.service.yaml~", "nginx.yml"):
         put(strong, name)
     beside, other = directories.main.parent / "nginx.yaml", strong / "nginx.yml"
-    assert list(review.ignored(directories)) == [
+    assert list(policy_checks.ignored(directories)) == [
         warning(f"{beside} is not read", f"mv {beside} {strong}/"),
         note(f"{strong}/.hidden.yaml is not read, because of its name",
              f"rm {strong}/.hidden.yaml"),
@@ -79,14 +80,14 @@ def test_config_map_is_nothing_odd(directories: Directories) -> None:
     put(strong / "..2026_11_22", "nginx.service.yaml")
     (strong / "..data").symlink_to("..2026_11_22")
     (strong / "nginx.service.yaml").symlink_to("..data/nginx.service.yaml")
-    assert list(review.ignored(directories)) == []
-    assert list(review.replaced(directories)) == []
+    assert list(policy_checks.ignored(directories)) == []
+    assert list(policy_checks.replaced(directories)) == []
 
 
 def test_missing_directories_are_nothing_odd(tmp_path: Path) -> None:
     """Where nothing was installed there is nothing to say."""
     where = Directories(tmp_path / "none/policy.yaml", (tmp_path / "none/policy.d",))
-    assert [*review.ignored(where), *review.replaced(where)] == []
+    assert [*policy_checks.ignored(where), *policy_checks.replaced(where)] == []
 
 
 def test_policy_whose_name_is_used_again_is_told(directories: Directories) -> None:
@@ -95,7 +96,7 @@ def test_policy_whose_name_is_used_again_is_told(directories: Directories) -> No
     policy = f"policies: {{web: {{select: [{{cgroup: /a}}], {OPTIONS}}}}}"
     first, second = put(weak, "a.yaml", policy), put(strong, "b.yaml", policy)
     read = {path: files.read(path) for path in files.paths(directories)}
-    assert list(review.namesakes(read)) == [
+    assert list(policy_checks.namesakes(read)) == [
         note(f"policy web of {first}:1 is replaced by {second}:1", f"open {first}")
     ]
 
@@ -127,7 +128,9 @@ def selected(policies: tuple[Policy, ...], **winners: str) -> list[Finding]:
     cgroups: dict[Cgroup, str | None] = {
         Cgroup(id, 0, path): winners.get(path.replace("/", "_")) for id, path in enumerate(CGROUPS)
     }
-    found = list(review.selectors(policies, cgroups, {"unit": UNIT_FILES, "user_unit": UNIT_FILES}))
+    found = list(
+        policy_checks.selectors(policies, cgroups, {"unit": UNIT_FILES, "user_unit": UNIT_FILES})
+    )
     place = f"{policies[0].source.path}:"
     return [
         Finding(each.grade, each.found.replace(place, ""), each.advice.replace(place[:-1], "FILE"))
@@ -289,7 +292,7 @@ def test_policy_that_leaves_its_times_to_the_system_is_told(tmp_path: Path) -> N
     )
     file = put(tmp_path, "p.yaml", text)
     made = combine([files.read(file)])
-    idle, timeout = review.fallbacks(made, 7200, 925)
+    idle, timeout = policy_checks.fallbacks(made, 7200, 925)
     assert (idle.grade, idle.advice) == ("warning", f"open {file}, see kabpfctl presets")
     assert idle.found.startswith(
         "no idle in on: the first probe comes after 7200 s (net.ipv4.tcp_keepalive_time), too late"
@@ -299,4 +302,4 @@ def test_policy_that_leaves_its_times_to_the_system_is_told(tmp_path: Path) -> N
         " ends after about 925 s (net.ipv4.tcp_retries2)",
         f"open {file}: user_timeout: auto",
     )
-    assert list(review.fallbacks(made, None, None)) == []
+    assert list(policy_checks.fallbacks(made, None, None)) == []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from kabpf import units
-from kabpf.findings import Finding, error, note, ok, warning
+from kabpf.doctor import units
+from kabpf.doctor.findings import Finding, error, note, ok, warning
 
 SHOWN = """\
 Id={id}
@@ -110,22 +108,3 @@ def test_units_as_systemd_shows_them(
 def test_systemd_that_says_nothing_is_no_finding() -> None:
     """systemctl that can't reach systemd prints nothing."""
     assert list(units.judge("")) == []
-
-
-def test_unit_files_with_their_real_names(tmp_path: Path) -> None:
-    """A link to another unit is an alias, one to /dev/null a mask; the stronger directory counts,
-    and directories are no units."""
-    strong, weak = tmp_path / "etc", tmp_path / "lib"
-    for directory in (strong, weak):
-        directory.mkdir()
-    for name in ("mariadb.service", "old.service", "nginx.service"):
-        (weak / name).touch()
-    (strong / "mysql.service").symlink_to(weak / "mariadb.service")
-    (strong / "old.service").symlink_to("/dev/null")
-    (strong / "nginx.service.d").mkdir()
-    assert units.look((strong, weak, tmp_path / "none")) == {
-        "mariadb.service": "mariadb.service",
-        "mysql.service": "mariadb.service",
-        "nginx.service": "nginx.service",
-        "old.service": "",
-    }

@@ -14,26 +14,29 @@ from typing import Any
 
 import pytest
 
-from kabpf import dataplane, events, fallback, layout, matching, plan, sockets
+from kabpf.kernel import abi, bcc, dataplane
+from kabpf.observe import events, sockets
+from kabpf.plan import automaton
+from kabpf.plan.state import FORMER_MAX
 
-HEADER = (Path(__file__).parent.parent / "bpf/kabpf.h").read_text()
+HEADER = (Path(__file__).parents[3] / "bpf/kabpf.h").read_text()
 BPFTOOL = shutil.which("bpftool", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
 
 MIRRORS = {
-    "kabpf_range": layout.CRange,
-    "kabpf_options": layout.COptions,
-    "kabpf_policy": layout.CPolicy,
-    "kabpf_network": layout.CNetwork,
-    "kabpf_port": layout.CPort,
-    "kabpf_cgroup": layout.CCgroup,
-    "kabpf_step": layout.CStep,
-    "kabpf_birth": layout.CBirth,
-    "kabpf_counters": layout.CCounters,
-    "kabpf_failure": layout.CFailure,
-    "kabpf_totals": layout.CTotals,
-    "kabpf_event": layout.CEvent,
-    "kabpf_socket": layout.CSocket,
-    "kabpf_report": layout.CReport,
+    "kabpf_range": abi.CRange,
+    "kabpf_options": abi.COptions,
+    "kabpf_policy": abi.CPolicy,
+    "kabpf_network": abi.CNetwork,
+    "kabpf_port": abi.CPort,
+    "kabpf_cgroup": abi.CCgroup,
+    "kabpf_step": abi.CStep,
+    "kabpf_birth": abi.CBirth,
+    "kabpf_counters": abi.CCounters,
+    "kabpf_failure": abi.CFailure,
+    "kabpf_totals": abi.CTotals,
+    "kabpf_event": abi.CEvent,
+    "kabpf_socket": abi.CSocket,
+    "kabpf_report": abi.CReport,
 }
 # BTF has what maps and arguments of programs lead to; an event and a report go through a ring
 # buffer, a socket through the output of an iterator.
@@ -49,12 +52,12 @@ def number_of(names: dict[int, str], name: str) -> int:
 
 def test_report_is_read_as_it_is_laid_out() -> None:
     """The quick reader of reports has the members of the struct, at the same places."""
-    raw = bytes(range(layout.REPORT_SIZE))
-    struct = layout.CReport.from_buffer_copy(raw)
-    report = layout.read_report(raw + bytes(4))
-    assert isinstance(report, layout.Report)
-    assert ctypes.sizeof(layout.CReport) == layout.REPORT_SIZE
-    assert report._fields == tuple(name for name, _ in layout.CReport._fields_)
+    raw = bytes(range(abi.REPORT_SIZE))
+    struct = abi.CReport.from_buffer_copy(raw)
+    report = abi.read_report(raw + bytes(4))
+    assert isinstance(report, abi.Report)
+    assert ctypes.sizeof(abi.CReport) == abi.REPORT_SIZE
+    assert report._fields == tuple(name for name, _ in abi.CReport._fields_)
     for name in report._fields:
         value = getattr(struct, name)
         assert getattr(report, name) == (value if isinstance(value, int) else bytes(value))
@@ -97,18 +100,18 @@ def test_mirror_has_the_members_of_the_object(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "key", "value", "entries", "flags"),
     [
-        ("kabpf_policies", ARRAY, 4, layout.CPolicy, layout.POLICIES, 0),
-        ("kabpf_counters", ARRAY, 4, layout.CCounters, layout.POLICIES, 0),
-        ("kabpf_cgroups", HASH, 8, layout.CCgroup, 65536, NO_PREALLOC),
-        ("kabpf_networks", TRIE, layout.CNetwork, 4, 65536, NO_PREALLOC),
-        ("kabpf_ports", HASH, layout.CPort, layout.COptions, 65536, NO_PREALLOC),
-        ("kabpf_births", HASH, layout.CStep, layout.CBirth, layout.BIRTHS, NO_PREALLOC),
-        ("kabpf_failures", HASH, layout.CFailure, 8, 1024, NO_PREALLOC),
-        ("kabpf_totals", ARRAY, 4, layout.CTotals, 1, 0),
+        ("kabpf_policies", ARRAY, 4, abi.CPolicy, abi.POLICIES, 0),
+        ("kabpf_counters", ARRAY, 4, abi.CCounters, abi.POLICIES, 0),
+        ("kabpf_cgroups", HASH, 8, abi.CCgroup, 65536, NO_PREALLOC),
+        ("kabpf_networks", TRIE, abi.CNetwork, 4, 65536, NO_PREALLOC),
+        ("kabpf_ports", HASH, abi.CPort, abi.COptions, 65536, NO_PREALLOC),
+        ("kabpf_births", HASH, abi.CStep, abi.CBirth, abi.BIRTHS, NO_PREALLOC),
+        ("kabpf_failures", HASH, abi.CFailure, 8, 1024, NO_PREALLOC),
+        ("kabpf_totals", ARRAY, 4, abi.CTotals, 1, 0),
         ("kabpf_events", RINGBUF, 0, 0, 262144, 0),
         ("kabpf_log", RINGBUF, 0, 0, 262144, 0),
-        ("kabpf_monitors", PERF_EVENT_ARRAY, 4, 4, layout.MONITORS, 0),
-        ("kabpf_listening", ARRAY, 4, 8, 1 + layout.MONITORS, 0),
+        ("kabpf_monitors", PERF_EVENT_ARRAY, 4, 4, abi.MONITORS, 0),
+        ("kabpf_listening", ARRAY, 4, 8, 1 + abi.MONITORS, 0),
     ],
 )
 def test_map_is_declared_as_python_opens_it(
@@ -128,11 +131,11 @@ def test_map_is_declared_as_python_opens_it(
 
 def test_fallback_declares_what_python_makes_room_for() -> None:
     """The structs that only fallback.bpf.c has are as long as their maps' values."""
-    source = (Path(__file__).parent.parent / "bpf/fallback.bpf.c").read_text()
-    for name, made in (("attached", fallback.ATTACHED), ("known", fallback.KNOWN)):
+    source = (Path(__file__).parents[3] / "bpf/fallback.bpf.c").read_text()
+    for name, made in (("attached", bcc.ATTACHED), ("known", bcc.KNOWN)):
         (struct,) = re.findall(rf"^struct {name} \{{$(.*?)^}};", source, re.MULTILINE | re.DOTALL)
         bits = map(int, re.findall(r"^\t__u(\d+) ", struct, re.MULTILINE))
-        assert sum(bits) == 8 * fallback.OWN_MAPS[made].value_size
+        assert sum(bits) == 8 * bcc.OWN_MAPS[made].value_size
 
 
 @needs_bpftool
@@ -172,38 +175,38 @@ def test_object_has_two_constants_to_set() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("KABPF_POLICIES", layout.POLICIES),
-        ("KABPF_CGROUPS", layout.CGROUPS),
-        ("KABPF_BIRTHS", layout.BIRTHS),
-        ("KABPF_NAME", layout.NAME),
-        ("KABPF_LAYOUT", layout.LAYOUT),
-        ("KABPF_FORMER", layout.FORMER),
-        ("KABPF_FORMER", plan.FORMER_MAX),
-        ("KABPF_OUT", layout.OUT),
-        ("KABPF_IN", layout.IN),
-        ("KABPF_LOOPBACK", layout.LOOPBACK),
-        ("KABPF_PLAIN", layout.PLAIN),
-        ("KABPF_LISTENERS", layout.LISTENERS),
-        ("KABPF_EXISTING", layout.EXISTING),
-        ("KABPF_LOG", layout.LOG),
-        ("KABPF_OUTCOME_BITS", layout.OUTCOME_BITS),
-        ("KABPF_SET", layout.SET),
-        ("KABPF_LEFT", layout.LEFT),
-        ("KABPF_NEW", layout.NEW),
-        ("KABPF_OPEN", layout.OPEN),
-        ("KABPF_SWALLOWED", layout.SWALLOWED),
-        ("KABPF_LIMITED", layout.LIMITED),
-        ("KABPF_DIED", layout.DIED),
-        ("KABPF_CALLED", layout.CALLED),
-        ("KABPF_MONITORS", layout.MONITORS),
-        ("KABPF_LOGGER", layout.LOGGER),
+        ("KABPF_POLICIES", abi.POLICIES),
+        ("KABPF_CGROUPS", abi.CGROUPS),
+        ("KABPF_BIRTHS", abi.BIRTHS),
+        ("KABPF_NAME", abi.NAME),
+        ("KABPF_LAYOUT", abi.LAYOUT),
+        ("KABPF_FORMER", abi.FORMER),
+        ("KABPF_FORMER", FORMER_MAX),
+        ("KABPF_OUT", abi.OUT),
+        ("KABPF_IN", abi.IN),
+        ("KABPF_LOOPBACK", abi.LOOPBACK),
+        ("KABPF_PLAIN", abi.PLAIN),
+        ("KABPF_LISTENERS", abi.LISTENERS),
+        ("KABPF_EXISTING", abi.EXISTING),
+        ("KABPF_LOG", abi.LOG),
+        ("KABPF_OUTCOME_BITS", abi.OUTCOME_BITS),
+        ("KABPF_SET", abi.SET),
+        ("KABPF_LEFT", abi.LEFT),
+        ("KABPF_NEW", abi.NEW),
+        ("KABPF_OPEN", abi.OPEN),
+        ("KABPF_SWALLOWED", abi.SWALLOWED),
+        ("KABPF_LIMITED", abi.LIMITED),
+        ("KABPF_DIED", abi.DIED),
+        ("KABPF_CALLED", abi.CALLED),
+        ("KABPF_MONITORS", abi.MONITORS),
+        ("KABPF_LOGGER", abi.LOGGER),
         ("KABPF_KEEPALIVE", number_of(events.REASONS, "keepalive")),
         ("KABPF_USER_TIMEOUT", number_of(events.REASONS, "user timeout")),
         ("KABPF_RETRANSMISSION", number_of(events.REASONS, "retransmissions")),
         ("KABPF_ZERO_WINDOW", number_of(events.REASONS, "zero window")),
-        ("KABPF_STATE_UNKNOWN", matching.UNKNOWN),
-        ("KABPF_STATE_ANYWHERE", matching.ANYWHERE),
-        ("KABPF_NEVER", layout.NEVER),
+        ("KABPF_STATE_UNKNOWN", automaton.UNKNOWN),
+        ("KABPF_STATE_ANYWHERE", automaton.ANYWHERE),
+        ("KABPF_NEVER", abi.NEVER),
         ("KABPF_BY_SYSTEM", sockets.SETTERS.index("system")),
         ("KABPF_BY_APPLICATION", sockets.SETTERS.index("application")),
         ("KABPF_BY_POLICY", sockets.SETTERS.index("policy")),

@@ -9,32 +9,32 @@ import sys
 
 import pytest
 
-from kabpf import compiling
+from kabpf.kernel import bcc_compile
 
 SCRIPT = """
 import sys
-from kabpf import compiling
+from kabpf.kernel import bcc_compile
 sys.path = []
-print(compiling.missing())
+print(bcc_compile.missing())
 """
 
 MAPS = ("kabpf_attached", "kabpf_known")
-PROGRAMS = dict.fromkeys(compiling.PROGRAMS, b"\x95" + bytes(7))
+PROGRAMS = dict.fromkeys(bcc_compile.PROGRAMS, b"\x95" + bytes(7))
 
 
 @pytest.fixture
 def kept(monkeypatch, tmp_path):
     """The file that the programs were written to."""
-    monkeypatch.setattr(compiling, "KEPT", tmp_path / "fallback.json")
-    compiling._keep(compiling._key(MAPS, 7), PROGRAMS)
-    return compiling.KEPT
+    monkeypatch.setattr(bcc_compile, "KEPT", tmp_path / "fallback.json")
+    bcc_compile._keep(bcc_compile._key(MAPS, 7), PROGRAMS)
+    return bcc_compile.KEPT
 
 
 def test_what_was_compiled_is_kept(kept):
     """It takes no compiler to have it again; of other sources or maps nothing is kept."""
-    assert compiling.programs(MAPS, 7) == PROGRAMS
-    assert not compiling.is_kept(MAPS, 8)
-    assert not compiling.is_kept(MAPS[:1], 7)
+    assert bcc_compile.programs(MAPS, 7) == PROGRAMS
+    assert not bcc_compile.is_kept(MAPS, 8)
+    assert not bcc_compile.is_kept(MAPS[:1], 7)
 
 
 @pytest.mark.parametrize(
@@ -45,25 +45,25 @@ def test_what_was_compiled_is_kept(kept):
         lambda whole: whole["programs"],
         lambda whole: whole | {"programs": []},
         lambda whole: whole | {"programs": {"kabpf_sockops": "95"}},
-        lambda whole: whole | {"programs": dict.fromkeys(compiling.PROGRAMS, "no")},
-        lambda whole: whole | {"programs": dict.fromkeys(compiling.PROGRAMS)},
+        lambda whole: whole | {"programs": dict.fromkeys(bcc_compile.PROGRAMS, "no")},
+        lambda whole: whole | {"programs": dict.fromkeys(bcc_compile.PROGRAMS)},
     ],
 )
 def test_what_is_damaged_counts_as_nothing(kept, damage):
     """Whatever the file holds, it is programs or nothing."""
     kept.write_text(json.dumps(damage(json.loads(kept.read_text()))))
-    assert not compiling.is_kept(MAPS, 7)
+    assert not bcc_compile.is_kept(MAPS, 7)
 
 
 def test_half_a_file_counts_as_nothing(kept):
     """As of a full disk."""
     kept.write_text(kept.read_text()[:40])
-    assert not compiling.is_kept(MAPS, 7)
+    assert not bcc_compile.is_kept(MAPS, 7)
 
 
 def test_all_that_is_missing_is_said_at_once():
     """Where there is neither bcc nor a kernel's headers, the packages of both are named."""
-    if compiling._has_headers():
+    if bcc_compile._has_headers():
         pytest.skip("the kernel's headers are here")
     said = subprocess.check_output([sys.executable, "-P", "-c", SCRIPT], text=True)
     assert said == (

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kabpf.cgroups import CgroupTree, Mount, find_tree, mounts
 from kabpf.errors import RefusedError, UnsupportedError
-from kabpf.plan import Cgroup
+from kabpf.kernel.cgroups import CgroupTree, find_tree
+from kabpf.kernel.mountinfo import Mount, mounts
+from kabpf.plan.state import Cgroup
 
 UNIFIED = """\
 22 28 0:21 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kabpf import language, legacy, policy
+from kabpf.migration import proposals
+from kabpf.policy import model, parser
 
 UNIT = "usr/lib/systemd/system/db.service"
 DROP_IN = "etc/systemd/system/db.service.d/keepalive.conf"
@@ -21,34 +22,34 @@ DONTDIE = "Environment=LD_PRELOAD=libdontdie.so"
 THREE = "DD_TCP_KEEPALIVE_TIME=60 DD_TCP_KEEPALIVE_INTVL=10 DD_TCP_KEEPALIVE_PROBES=6"
 OPTIONS = "keepalive: {idle: 60, interval: 10, probes: 6}"
 
-Look = Callable[[dict[str, str]], legacy.Found]
+Look = Callable[[dict[str, str]], proposals.Found]
 
 
 @pytest.fixture
 def look(tmp_path: Path) -> Look:
     """Looks at a system that has these files; those of units without a section are services'."""
 
-    def found(files: dict[str, str]) -> legacy.Found:
+    def found(files: dict[str, str]) -> proposals.Found:
         for name, text in files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             is_unit = "systemd/" in name and not text.startswith("[")
             path.write_text(f"[Service]\n{text}\n" if is_unit else f"{text}\n")
-        return legacy.look(tmp_path)
+        return proposals.look(tmp_path)
 
     return found
 
 
-def read(found: legacy.Found) -> tuple[policy.Policy, ...]:
+def read(found: proposals.Found) -> tuple[model.Policy, ...]:
     """The policies, as files have them."""
     assert {str(each.file.parent) for each in found.policies} <= {"/etc/kabpf/policy.d"}
-    parsed = [language.parse(each.text.encode(), str(each.file)) for each in found.policies]
-    return language.combine(parsed)
+    parsed = [parser.parse(each.text.encode(), str(each.file)) for each in found.policies]
+    return parser.combine(parsed)
 
 
-def proposed(found: legacy.Found) -> dict[str, list[str]]:
+def proposed(found: proposals.Found) -> dict[str, list[str]]:
     """The lines of each policy without its comment, by the file's name; each one is right."""
-    assert policy.warnings(read(found)) == []
+    assert model.warnings(read(found)) == []
     return {each.file.name: each.text.splitlines()[1:] for each in found.policies}
 
 
@@ -320,7 +321,7 @@ def test_any_files_make_right_policies(
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"[Service]\n{text}" if "systemd" in name else text)
-    names = {policy.name for policy in read(legacy.look(root))}
+    names = {policy.name for policy in read(proposals.look(root))}
     assert names <= {"everything", "db.service"}
 
 

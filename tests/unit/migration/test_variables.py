@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as any_
 
-from kabpf import environment, options
-from kabpf.environment import VARIABLES, Asked
 from kabpf.errors import PolicyError
+from kabpf.migration.variables import VARIABLES, Asked, read
+from kabpf.policy import options
 
 NAMES = [name for names in VARIABLES.values() for name in names]
 SECONDS = [*VARIABLES["idle"], *VARIABLES["interval"]]
@@ -48,14 +48,14 @@ SECONDS = [*VARIABLES["idle"], *VARIABLES["interval"]]
 )
 def test_variables_are_options(variables: str, asked: Asked) -> None:
     """Each family's variables give its options; what is unset is not among them."""
-    assert environment.read(_parsed(variables)) == asked
+    assert read(_parsed(variables)) == asked
 
 
 @pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize("text", ["1", "32767"])
 def test_limits_of_seconds_are_the_kernels(name: str, text: str) -> None:
     """Times may be as short and as long as the kernel takes them."""
-    (value,) = environment.read({name: text}).options.values()
+    (value,) = read({name: text}).options.values()
     assert value == text
 
 
@@ -108,14 +108,14 @@ def test_limits_of_seconds_are_the_kernels(name: str, text: str) -> None:
 def test_what_would_be_ignored_is_an_error(variables: str, finding: str) -> None:
     """One finding, which names the variable and says what was expected."""
     with pytest.raises(PolicyError) as error:
-        environment.read(_parsed(variables))
+        read(_parsed(variables))
     assert error.value.findings == (finding,)
 
 
 def test_every_wrong_variable_is_named() -> None:
     """What is wrong is said all at once."""
     with pytest.raises(PolicyError) as error:
-        environment.read(_parsed("KEEPIDLE=0 KEEPCNT=0 DD_DEBUG=2"))
+        read(_parsed("KEEPIDLE=0 KEEPCNT=0 DD_DEBUG=2"))
     assert [finding.partition(":")[0] for finding in error.value.findings] == [
         "KEEPIDLE", "KEEPCNT", "DD_DEBUG",
     ]  # fmt: skip
@@ -124,13 +124,13 @@ def test_every_wrong_variable_is_named() -> None:
 @pytest.mark.parametrize("key", VARIABLES)
 def test_what_is_decided_is_not_looked_at(key: str) -> None:
     """What the command line gives needs no variable, be it wrong."""
-    assert environment.read(dict.fromkeys(VARIABLES[key], "wrong"), (key,)) == Asked()
+    assert read(dict.fromkeys(VARIABLES[key], "wrong"), (key,)) == Asked()
 
 
 def test_derived_user_timeout_may_be_of_what_is_decided() -> None:
     """The command line's times are as good for it as the environment's."""
     variables = _parsed("TCP_USER_TIMEOUT=-1 TCP_KEEPIDLE=9")
-    asked = environment.read(variables, ("interval", "probes"))
+    asked = read(variables, ("interval", "probes"))
     assert asked.options == {"idle": "9", "user_timeout": "auto"}
 
 
@@ -141,7 +141,7 @@ def test_derived_user_timeout_may_be_of_what_is_decided() -> None:
 def test_what_is_read_is_what_policy_files_take(variables: dict[str, str]) -> None:
     """Whatever the variables are, they are refused, or options of the policy language."""
     try:
-        asked = environment.read(variables)
+        asked = read(variables)
     except PolicyError:
         return
     for key, text in asked.options.items():

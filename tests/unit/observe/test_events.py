@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from kabpf import journal, layout, monitor
-from kabpf.events import Event, Filter, Lost
-from kabpf.journal import Journal
-from kabpf.layout import DIED, LEFT, LIMITED, NEW, OPEN, SET, SWALLOWED
+from kabpf.commands import monitor
+from kabpf.kernel import abi
+from kabpf.kernel.abi import DIED, LEFT, LIMITED, NEW, OPEN, SET, SWALLOWED
+from kabpf.observe import journal
+from kabpf.observe.events import Event, Filter, Lost
+from kabpf.observe.journal import Journal
 
 CONNECTION = {
     "local": bytes(10) + b"\xff\xff" + bytes([10, 1, 0, 5]),
@@ -21,7 +23,7 @@ CONNECTION = {
     "local_port": 48956,
     "remote_port": 5432,
     "family": int(socket.AF_INET),
-    "direction": layout.OUT,
+    "direction": abi.OUT,
 }
 OPTIONS = {"keepalive": 1, "idle_s": 60, "interval_s": 10, "probes": 6, "user_timeout_ms": 0}
 UNIT = "/system.slice/web.service"
@@ -29,12 +31,12 @@ UNIT = "/system.slice/web.service"
 
 def outcomes(*each: int) -> int:
     """Of idle, interval, probes, user timeout, keepalive and SYN retries."""
-    return sum(outcome << place * layout.OUTCOME_BITS for place, outcome in enumerate(each))
+    return sum(outcome << place * abi.OUTCOME_BITS for place, outcome in enumerate(each))
 
 
 def event(*, cgroup: str | None = UNIT, policy: str | None = "web", **members: Any) -> Event:
-    blank = layout.read_report(bytes(layout.REPORT_SIZE))
-    assert isinstance(blank, layout.Report)
+    blank = abi.read_report(bytes(abi.REPORT_SIZE))
+    assert isinstance(blank, abi.Report)
     return Event(
         1_700_000_000_000_000_000,
         blank._replace(**CONNECTION, **OPTIONS)._replace(**members),
@@ -271,7 +273,7 @@ def test_journal_has_fields_to_search_by(
 @pytest.mark.parametrize(
     ("members", "text"),
     [
-        ({"direction": layout.IN}, "set: 10.1.0.5:48956 <- [::1]:5432 of web.service, policy web:"),
+        ({"direction": abi.IN}, "set: 10.1.0.5:48956 <- [::1]:5432 of web.service, policy web:"),
         ({"direction": 0}, "set: 10.1.0.5:48956 of web.service, policy web: keepalive on,"),
         (
             {"what": DIED, "reason": 3, "error": 110, "silent_ms": 900, "sent": 15},

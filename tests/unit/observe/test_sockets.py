@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kabpf.sockets import Address, Filter, Socket
+from kabpf.observe.sockets import Address, Filter, Socket
 
 
 def test_filter_without_conditions_selects_every_socket() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import BIRTHS, POLICIES, policies_of, tree
+from plans import BIRTHS, POLICIES, policies_of, tree
 
-from kabpf import plan
-from kabpf.matching import Automaton
-from kabpf.plan import Actual, Plan
+from kabpf.plan import diff
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.resolve import _above, resolve, with_attachments
+from kabpf.plan.state import Actual, Plan
 
 PATHS = ["/a", "/a/b", "/a/b/c", "/a/d", "/e"]
 TREE = tree(["/a/b/c", "/a/d", "/e"])
@@ -19,8 +20,8 @@ NAMED = st.frozensets(st.sampled_from(PATHS))
 def planned(paths):
     """The plan of policies of their own for these cgroups."""
     policies = policies_of({path: ({"cgroup": path}, {"idle": 60}) for path in sorted(paths)})
-    desired = plan.resolve(policies, Automaton(policies), TREE, BIRTHS)
-    return plan.with_attachments(desired, BY_ID)
+    desired = resolve(policies, Automaton(policies), TREE, BIRTHS)
+    return with_attachments(desired, BY_ID)
 
 
 def attached(paths):
@@ -45,8 +46,8 @@ def steps(desired: Plan, actual: Actual):
     """The attachments after each step of bringing the kernel to a plan."""
     attachments = dict(actual.attachments)
     for _ in range(10):
-        wanted = plan.number(desired.policies, actual.records, POLICIES)
-        changes = plan.diff(desired, actual, wanted, visits=False)
+        wanted = diff.number(desired.policies, actual.records, POLICIES)
+        changes = diff.diff(desired, actual, wanted, visits=False)
         for id, nested in changes.attachments.items():
             attachments[id] = nested
             yield dict(attachments)
@@ -72,7 +73,7 @@ def test_nested_attachments_always_know_of_each_other(before, after):
     first = Actual(attachments=dict(planned(before).attachments))
     for attachments in steps(planned(after), first):
         for id in attachments:
-            above = [one for one in plan._above(BY_ID, id) if one in attachments]
+            above = [one for one in _above(BY_ID, id) if one in attachments]
             assert all(attachments[one] for one in above)
 
 

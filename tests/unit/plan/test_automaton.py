@@ -14,10 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mkdir import find_birth
 
-from kabpf import language, plan, policy
-from kabpf.matching import ANYWHERE, UNKNOWN, Automaton, Birth, Naming
-from kabpf.plan import Cgroup
-from kabpf.policy import Policy
+from kabpf.plan import diff
+from kabpf.plan.automaton import ANYWHERE, UNKNOWN, Automaton, Birth
+from kabpf.plan.patterns import Naming
+from kabpf.plan.resolve import resolve
+from kabpf.plan.state import Actual, Cgroup, Plan
+from kabpf.policy import model, parser
+from kabpf.policy.model import Policy
 
 NO_LIMIT = 1 << 20
 
@@ -62,7 +65,7 @@ def test_every_cgroup_has_the_policy_of_the_strongest_selector(
     where there is none what its parent has."""
     policies = policies_of(selectors)
     cgroups = tree(paths)
-    resolved = plan.resolve(policies, Automaton(policies), cgroups, NO_LIMIT).cgroups
+    resolved = resolve(policies, Automaton(policies), cgroups, NO_LIMIT).cgroups
     for cgroup in cgroups:
         expected = reference(policies, cgroup.path)
         assert resolved[cgroup.id].policy == expected, cgroup.path
@@ -102,7 +105,7 @@ def test_kernel_gives_a_new_cgroup_what_user_space_would(
     policies = policies_of(selectors)
     automaton = Automaton(policies)
     cgroups = tree(paths)
-    desired = plan.resolve(policies, automaton, cgroups, NO_LIMIT)
+    desired = resolve(policies, automaton, cgroups, NO_LIMIT)
     for cgroup, born in births(desired, cgroups):
         if born.asked:
             assert desired.asks
@@ -121,7 +124,7 @@ def test_kernel_asks_where_its_table_is_too_small(
     right policy, and every other one is asked about."""
     policies = policies_of(selectors)
     cgroups = tree(paths)
-    desired = plan.resolve(policies, Automaton(policies), cgroups, limit)
+    desired = resolve(policies, Automaton(policies), cgroups, limit)
     assert len(desired.births) <= limit
     for cgroup, born in births(desired, cgroups):
         assert born.asked or (born.state, born.policy) == desired.cgroups[cgroup.id], cgroup.path
@@ -171,10 +174,11 @@ def test_number_of_a_state_is_the_same_in_every_process() -> None:
     """The numbers outlive a process in the kernel, so they depend on the selectors and on nothing
     else; none is UNKNOWN or ANYWHERE."""
     program = (
-        "from kabpf import language, matching;"
+        "from kabpf.plan.automaton import Automaton;"
+        "from kabpf.policy import parser;"
         "text = b'select: [{cgroup: /a/b}, {cgroup: /**/x/*}, {unit: a.service}]\\nkeepalive: on';"
-        "policies = language.combine([language.parse(text, 'a.yaml')]);"
-        "print(matching.Automaton(policies).root.state)"
+        "policies = parser.combine([parser.parse(text, 'a.yaml')]);"
+        "print(Automaton(policies).root.state)"
     )
     numbers = {
         subprocess.run(
@@ -206,7 +210,7 @@ def test_number_of_a_state_is_the_same_in_every_process() -> None:
 def test_only_globs_within_a_name_need_user_space(selector: dict[str, str], needed: bool) -> None:
     """The kernel matches names, * and ** by itself; globs within a name wait for the daemon."""
     policies = policies_of([[selector]])
-    assert plan.resolve(policies, Automaton(policies), [], NO_LIMIT).asks is needed
+    assert resolve(policies, Automaton(policies), [], NO_LIMIT).asks is needed
 
 
 def test_kernel_asks_only_where_a_glob_might_match() -> None:
@@ -260,7 +264,7 @@ def test_many_units_below_double_stars_make_one_row_each() -> None:
             for path in ("7.slice/x.service/7.service/y", "7.slice/7.socket", "x/7.service")
         ]
     )
-    desired = plan.resolve(policies, automaton, cgroups, NO_LIMIT)
+    desired = resolve(policies, automaton, cgroups, NO_LIMIT)
     for cgroup, born in births(desired, cgroups):
         assert (born.state, born.policy, born.asked) == (*desired.cgroups[cgroup.id], False)
 
@@ -280,11 +284,11 @@ class Born(NamedTuple):
     asked: bool
 
 
-def births(desired: plan.Plan, cgroups: list[Cgroup]) -> Iterator[tuple[Cgroup, Born]]:
+def births(desired: Plan, cgroups: list[Cgroup]) -> Iterator[tuple[Cgroup, Born]]:
     """Every cgroup but the root as the kernel makes it (kabpf_birth in kabpf.bpf.c): below a parent
     that user space resolved, and below one that the kernel made as well."""
-    numbers = plan.number(desired.policies, {}, NO_LIMIT)
-    entries = plan.diff(desired, plan.Actual(), numbers).cgroups
+    numbers = diff.number(desired.policies, {}, NO_LIMIT)
+    entries = diff.diff(desired, Actual(), numbers).cgroups
     resolved = {
         cgroup.id: Born(entries[cgroup.id].state, desired.cgroups[cgroup.id].policy, False)
         for cgroup in cgroups
@@ -321,7 +325,7 @@ def reference(policies: tuple[Policy, ...], path: str) -> Policy | None:
     return reference(policies, "/" + "/".join(names[:-1])) if names else None
 
 
-def rank_of(selector: policy.Selector, names: list[str]) -> tuple[int, int]:
+def rank_of(selector: model.Selector, names: list[str]) -> tuple[int, int]:
     """5 for an exact path, 4 for a user's unit, 3 for a unit, 2 for its socket, 1 for a glob, 0 for
     none."""
     text = selector.text
@@ -374,7 +378,7 @@ def name_matches(glob: str, name: str) -> bool:
 def policies_of(selectors: list[list[dict[str, str]]]) -> tuple[Policy, ...]:
     """A policy for each list of selectors, read from a file."""
     named = {f"p{n}": {"select": each, "keepalive": "on"} for n, each in enumerate(selectors)}
-    return language.combine([language.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
+    return parser.combine([parser.parse(json.dumps({"policies": named}).encode(), "p.yaml")])
 
 
 def tree(paths: list[list[str]]) -> list[Cgroup]:

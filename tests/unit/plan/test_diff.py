@@ -3,7 +3,6 @@ it, applied to a kernel of dictionaries."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +12,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mkdir import find_birth
+from plans import BIRTHS, POLICIES, Files, Policies, policies_of, read, spelled, tree
 
-from kabpf import files, language, plan
-from kabpf.files import Directories
-from kabpf.matching import ANYWHERE, UNKNOWN, Automaton
-from kabpf.plan import Actual, BirthEntry, Cgroup, Changes, Entry, Needs, Plan, Record
-from kabpf.policy import Options, Policy, Range
+from kabpf.plan import diff
+from kabpf.plan.automaton import ANYWHERE, UNKNOWN, Automaton
+from kabpf.plan.resolve import resolve
+from kabpf.plan.state import Actual, BirthEntry, Cgroup, Changes, Entry, Needs, Plan, Record, record
+from kabpf.policy import files, parser
+from kabpf.policy.files import Directories
+from kabpf.policy.model import Options, Range
 
-CASES = sorted((Path(__file__).parent / "plans").iterdir())
-BIRTHS = 1 << 16
-POLICIES = 64
-
-Files = dict[str, tuple[dict[str, str], object]]  # (selector, keepalive) by the policy's name
-Policies = dict[str, dict[str, object]]  # as a policy file spells them
+CASES = sorted((Path(__file__).parents[2] / "plans").iterdir())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -33,9 +30,9 @@ def test_plan_of_a_tree_is_the_one_that_was_written_down(case: Path) -> None:
     """Each folder's policy files give each of its cgroups the policy that its plan.yaml names; a
     cgroup that is missing there has none."""
     where = Directories(case / "policy.yaml", (case / "policy.d",))
-    policies = language.combine([files.read(path) for path in files.paths(where)])
+    policies = parser.combine([files.read(path) for path in files.paths(where)])
     cgroups = tree((case / "cgroups").read_text().splitlines())
-    resolved = plan.resolve(policies, Automaton(policies), cgroups, BIRTHS).cgroups
+    resolved = resolve(policies, Automaton(policies), cgroups, BIRTHS).cgroups
     found = [(cgroup.path, resolved[cgroup.id].policy) for cgroup in cgroups]
     names = {path: each.name for path, each in found if each}
     assert names == yaml.safe_load((case / "plan.yaml").read_text())
@@ -46,7 +43,7 @@ def test_first_plan_is_written_once() -> None:
     desired, wanted = planned(
         {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b", "/c"]), Actual()
     )
-    changes = plan.diff(desired, Actual(), wanted)
+    changes = diff.diff(desired, Actual(), wanted)
     assert changes.records == {1: Record("a", idle(5))}
     assert changes.births.keys() == desired.births.keys()
     assert changes.cgroups.keys() == desired.cgroups.keys()
@@ -55,7 +52,7 @@ def test_first_plan_is_written_once() -> None:
     assert all(changes.cgroups[id].owed and not changes.cgroups[id].was for id in (2, 3))
     actual = applied(Actual(), changes)
     assert not any(entry.owed for entry in actual.cgroups.values())
-    assert not plan.diff(desired, actual, wanted)
+    assert not diff.diff(desired, actual, wanted)
 
 
 def test_no_changes_are_false() -> None:
@@ -71,7 +68,7 @@ def test_changed_options_are_owed_to_open_sockets() -> None:
     remember the old one until their sockets were visited, and only then it goes."""
     before = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b"]))
     desired, wanted = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a/b"]), before)
-    changes = plan.diff(desired, before, wanted)
+    changes = diff.diff(desired, before, wanted)
     assert changes.records == {2: Record("a", idle(6))}
     assert policies_and_debts(changes.cgroups) == {2: (2, (1,), True), 3: (2, (1,), True)}
     assert changes.retrofits == settled(changes.cgroups)
@@ -80,7 +77,7 @@ def test_changed_options_are_owed_to_open_sockets() -> None:
     assert policies_and_debts(between.cgroups) == {
         1: (0, (), False), 2: (2, (), False), 3: (2, (), False),
     }  # fmt: skip
-    assert plan.diff(desired, between, wanted) == Changes(stale_records=(1,))
+    assert diff.diff(desired, between, wanted) == Changes(stale_records=(1,))
 
 
 @pytest.mark.parametrize("off", [True, False])
@@ -94,7 +91,7 @@ def test_lifted_policy_is_remembered_for_its_sockets(off: bool) -> None:
     assert (bool(lifted.policy_id), lifted.was, lifted.owed) == (off, (1,), False)
     assert actual.records[1] == Record("a", idle(5))
     desired, wanted = planned({"b": ({"cgroup": "/a"}, {"idle": 7})}, tree(["/a"]), actual)
-    changes = plan.diff(desired, actual, wanted)
+    changes = diff.diff(desired, actual, wanted)
     assert changes.cgroups[2].was == (1,)
     assert changes.cgroups[2].owed
     again = reconciled(actual, one, tree(["/a"]))
@@ -151,7 +148,7 @@ def test_existing_is_made_up_for_when_it_is_said_later() -> None:
     actual = brought(Actual(), {"a": one | {"existing": "false"}}, tree(["/a"]))
     assert not actual.cgroups[2].owed
     desired, wanted = planned_policies({"a": one}, tree(["/a"]), actual)
-    assert plan.diff(desired, actual, wanted).cgroups[2].owed
+    assert diff.diff(desired, actual, wanted).cgroups[2].owed
 
 
 def test_former_policies_make_room_for_new_ones() -> None:
@@ -167,11 +164,11 @@ def test_former_policies_make_room_for_new_ones() -> None:
         actual = brought(actual, names, cgroups)
     assert len(actual.records) == 9
     policies = read({name: one | {"keepalive": {"idle": 4}} for name, one in names.items()})
-    with pytest.raises(plan.TooManyError):
-        plan.number(policies, actual.records, 10)
-    actual = applied(actual, plan.forget_former(actual))
+    with pytest.raises(diff.TooManyError):
+        diff.number(policies, actual.records, 10)
+    actual = applied(actual, diff.forget_former(actual))
     assert len(actual.records) == 3
-    assert len(plan.number(policies, actual.records, 10)) == 3
+    assert len(diff.number(policies, actual.records, 10)) == 3
 
 
 def test_births_that_have_no_room_beside_the_old_ones_come_after_them() -> None:
@@ -181,10 +178,10 @@ def test_births_that_have_no_room_beside_the_old_ones_come_after_them() -> None:
     actual = reconciled(Actual(), old, tree([]))
     desired, wanted = planned(new, tree([]), actual)
     desired = replace(desired, births_max=30)
-    changes = plan.diff(desired, actual, wanted)
+    changes = diff.diff(desired, actual, wanted)
     assert changes == Changes(stale_births=changes.stale_births)
     assert len(changes.stale_births) == 20
-    after = plan.diff(
+    after = diff.diff(
         desired, replace(actual, births=without(actual.births, changes.stale_births)), wanted
     )
     assert len(after.births) == 20
@@ -197,8 +194,8 @@ def test_existing_says_nothing_about_younger_cgroups() -> None:
     desired, wanted = planned_policies({"a": one}, tree(["/a"]))
     born = {2: Entry(desired.cgroups[2].state, 0)}
     for new in (False, True):
-        changed = plan.changed_entries(
-            desired, {2: desired.cgroups[2]}, born, wanted, plan.policy_ids(wanted), new=new
+        changed = diff.changed_entries(
+            desired, {2: desired.cgroups[2]}, born, wanted, diff.policy_ids(wanted), new=new
         )
         assert changed[2].owed == new
 
@@ -223,12 +220,12 @@ def test_needs_come_first_and_go_last(rules: dict[str, object], needs: Needs) ->
     """What a policy needs is on before any cgroup has it, and off when none has it any more."""
     cgroups = tree(["/a"])
     desired, wanted = planned_policies({"a": {"select": [{"cgroup": "/a"}]} | rules}, cgroups)
-    changes = plan.diff(desired, Actual(), wanted)
+    changes = diff.diff(desired, Actual(), wanted)
     assert changes.needs == (needs if any(needs) else None)
     actual = brought(Actual(), {"a": {"select": [{"cgroup": "/a"}]} | rules}, cgroups)
     assert actual.needs == needs
     desired, wanted = planned_policies({}, cgroups)
-    changes = plan.diff(desired, actual, wanted)
+    changes = diff.diff(desired, actual, wanted)
     assert (changes.needs, bool(changes.cgroups)) == (None, True)
     assert brought(actual, {}, cgroups).needs == Needs()
 
@@ -237,10 +234,10 @@ def test_visits_may_be_left_for_later() -> None:
     """Without visits everything else is written, and open sockets stay owed."""
     cgroups = tree(["/a"])
     desired, wanted = planned({"a": ({"cgroup": "/a"}, {"idle": 5})}, cgroups, Actual())
-    actual = applied(Actual(), plan.diff(desired, Actual(), wanted, visits=False))
+    actual = applied(Actual(), diff.diff(desired, Actual(), wanted, visits=False))
     assert actual.cgroups[2].owed
-    assert not plan.diff(desired, actual, wanted, visits=False)
-    assert plan.diff(desired, actual, wanted).retrofits.keys() == {2}
+    assert not diff.diff(desired, actual, wanted, visits=False)
+    assert diff.diff(desired, actual, wanted).retrofits.keys() == {2}
 
 
 def test_cgroup_without_an_entry_is_owed_its_sockets() -> None:
@@ -248,7 +245,7 @@ def test_cgroup_without_an_entry_is_owed_its_sockets() -> None:
     policies = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), policies, tree(["/a"]))
     desired, wanted = planned(policies, tree(["/a", "/a/b", "/c"]), actual)
-    changes = plan.diff(desired, actual, wanted)
+    changes = diff.diff(desired, actual, wanted)
     assert policies_and_debts(changes.cgroups) == {3: (1, (), True), 4: (0, (), False)}
     assert changes.retrofits.keys() == {3}
 
@@ -258,7 +255,7 @@ def test_entry_of_a_removed_cgroup_goes() -> None:
     policies = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), policies, tree(["/a", "/b"]))
     desired, wanted = planned(policies, tree(["/a"]), actual)
-    assert plan.diff(desired, actual, wanted) == Changes(stale_cgroups=(3,))
+    assert diff.diff(desired, actual, wanted) == Changes(stale_cgroups=(3,))
 
 
 def test_interrupted_apply_is_completed_first() -> None:
@@ -269,7 +266,7 @@ def test_interrupted_apply_is_completed_first() -> None:
     former = {9: Record("was", idle(4))}
     actual = replace(actual, records=actual.records | former, cgroups=actual.cgroups | {2: owed})
     desired, wanted = planned({"b": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
-    assert plan.diff(desired, actual, wanted) == Changes(retrofits=settled({2: owed}))
+    assert diff.diff(desired, actual, wanted) == Changes(retrofits=settled({2: owed}))
 
 
 def test_state_alone_is_written_without_a_visit() -> None:
@@ -277,7 +274,7 @@ def test_state_alone_is_written_without_a_visit() -> None:
     one = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), one, tree(["/a"]))
     desired, wanted = planned(one | {"b": ({"cgroup": "/a/b"}, {"idle": 6})}, tree(["/a"]), actual)
-    changes = plan.diff(desired, actual, wanted)
+    changes = diff.diff(desired, actual, wanted)
     assert changes.cgroups.keys() == {1, 2}
     assert changes.retrofits == {}
     assert changes.cgroups[2]._replace(state=0) == actual.cgroups[2]._replace(state=0)
@@ -288,15 +285,15 @@ def test_stale_births_and_records_wait_for_everything_else() -> None:
     a cgroup born meanwhile may need them."""
     before = reconciled(Actual(), {"a": ({"unit": "a.service"}, {"idle": 5})}, tree(["/b"]))
     desired, wanted = planned({"b": ({"unit": "b.service"}, {"idle": 6})}, tree(["/b"]), before)
-    changes = plan.diff(desired, before, wanted)
+    changes = diff.diff(desired, before, wanted)
     assert (changes.stale_births, changes.stale_records) == ((), ())
     before = applied(before, changes)
-    changes = plan.diff(desired, before, wanted)
+    changes = diff.diff(desired, before, wanted)
     stale = {(ANYWHERE, "a.service"), (ANYWHERE, "a.socket")}
     assert changes == Changes(stale_births=changes.stale_births)
     assert set(changes.stale_births) == stale
     before = applied(before, changes)
-    assert plan.diff(desired, before, wanted) == Changes(stale_records=(1,))
+    assert diff.diff(desired, before, wanted) == Changes(stale_records=(1,))
 
 
 def test_unrelated_unit_changes_only_its_own_births() -> None:
@@ -310,7 +307,7 @@ def test_unrelated_unit_changes_only_its_own_births() -> None:
         for step in ((ANYWHERE, "x.service"), (ANYWHERE, "x.socket"))
     }
     records = {3: Record("x", idle(7))}
-    assert plan.diff(desired, actual, wanted) == Changes(records=records, births=births)
+    assert diff.diff(desired, actual, wanted) == Changes(records=records, births=births)
 
 
 def test_unrelated_path_changes_only_its_ancestors() -> None:
@@ -319,7 +316,7 @@ def test_unrelated_path_changes_only_its_ancestors() -> None:
     actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
     more = one | {"x": ({"cgroup": "/d/x/y"}, {"idle": 7})}
     desired, wanted = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
-    changes = plan.diff(desired, actual, wanted)
+    changes = diff.diff(desired, actual, wanted)
     by_path = {cgroup.path: cgroup.id for cgroup in tree(["/a/b/c", "/d/u.service"])}
     assert changes.cgroups.keys() == {by_path["/"], by_path["/d"]}
     assert {state for state, _ in changes.births}.isdisjoint(
@@ -331,7 +328,7 @@ def test_number_keeps_ids_and_fills_gaps() -> None:
     """A record keeps its id, whatever its selectors; a new one gets a free id; 0 is none's."""
     a, b, c = (Record(name, Options()) for name in "abc")
     policies = policies_of({"c": ({"cgroup": "/"}, "on"), "a": ({"cgroup": "/new"}, "on")})
-    assert plan.number(policies, {1: b, 3: a}, POLICIES) == {2: c, 3: a}
+    assert diff.number(policies, {1: b, 3: a}, POLICIES) == {2: c, 3: a}
 
 
 def test_id_of_a_retired_policy_is_not_given_away() -> None:
@@ -345,19 +342,19 @@ def test_id_of_a_retired_policy_is_not_given_away() -> None:
 def test_too_many_policies_are_an_error() -> None:
     """Ids are below the limit, retired ones included; one policy too many raises TooManyError."""
     policies = policies_of({name: ({"cgroup": f"/{name}"}, "on") for name in "abc"})
-    assert sorted(plan.number(policies, {}, 4)) == [1, 2, 3]
-    with pytest.raises(plan.TooManyError):
-        plan.number(policies, {}, 3)
-    with pytest.raises(plan.TooManyError):
-        plan.number(policies, {2: Record("old", Options())}, 4)
+    assert sorted(diff.number(policies, {}, 4)) == [1, 2, 3]
+    with pytest.raises(diff.TooManyError):
+        diff.number(policies, {}, 3)
+    with pytest.raises(diff.TooManyError):
+        diff.number(policies, {2: Record("old", Options())}, 4)
 
 
 def test_state_without_room_is_written_as_unknown() -> None:
     """A cgroup whose state the kernel's table does not hold gets UNKNOWN, so that births below it
     are asked about."""
     policies = policies_of({"a": ({"unit": "a.service"}, "on"), "b": ({"cgroup": "/b/c"}, "on")})
-    desired = plan.resolve(policies, Automaton(policies), tree(["/b"]), 6)
-    entries = plan.diff(desired, Actual(), plan.number(policies, {}, POLICIES)).cgroups
+    desired = resolve(policies, Automaton(policies), tree(["/b"]), 6)
+    entries = diff.diff(desired, Actual(), diff.number(policies, {}, POLICIES)).cgroups
     assert {state for state, _ in desired.births} == {ANYWHERE, desired.cgroups[1].state}
     assert entries[1].state == desired.cgroups[1].state
     assert entries[2].state == UNKNOWN != desired.cgroups[2].state
@@ -367,8 +364,8 @@ def test_state_that_a_glob_leads_to_is_known() -> None:
     """Once user space has resolved a cgroup that a glob names, the kernel knows what is born in it;
     but not where several globs name it together."""
     policies = policies_of({"a": ({"cgroup": "/a*/**"}, "on"), "b": ({"cgroup": "/*b/x/**"}, "on")})
-    desired = plan.resolve(policies, Automaton(policies), tree(["/ac/d", "/ab/x"]), BIRTHS)
-    entries = plan.diff(desired, Actual(), plan.number(policies, {}, POLICIES)).cgroups
+    desired = resolve(policies, Automaton(policies), tree(["/ac/d", "/ab/x"]), BIRTHS)
+    entries = diff.diff(desired, Actual(), diff.number(policies, {}, POLICIES)).cgroups
     assert [entries[id].state for id in (2, 3)] == [desired.cgroups[id].state for id in (2, 3)]
     assert entries[4].state == UNKNOWN != desired.cgroups[4].state
 
@@ -400,7 +397,7 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
         born = iter(seeds)
         for _ in range(10):
             desired, wanted = planned(named, cgroups, actual)
-            changes = plan.diff(desired, actual, wanted)
+            changes = diff.diff(desired, actual, wanted)
             if not changes:
                 break
             if (seed := next(born, None)) is not None:
@@ -412,7 +409,7 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
             has = actual.records.get(entry.policy_id)
             assert (entry.state, has) == (
                 resolved.state,
-                plan.record(resolved.policy) if resolved.policy else None,
+                record(resolved.policy) if resolved.policy else None,
             )
         stale = actual.records.keys() - wanted.keys()
         assert stale <= {id for entry in actual.cgroups.values() for id in entry.was}
@@ -487,8 +484,8 @@ def brought(actual: Actual, named: Policies, cgroups: list[Cgroup]) -> Actual:
     """The kernel after it was brought to policies that are spelled in full."""
     for _ in range(10):
         desired, wanted = planned_policies(named, cgroups, actual)
-        actual = applied(actual, plan.diff(desired, actual, wanted))
-    assert not plan.diff(desired, actual, wanted)
+        actual = applied(actual, diff.diff(desired, actual, wanted))
+    assert not diff.diff(desired, actual, wanted)
     return actual
 
 
@@ -496,33 +493,5 @@ def planned_policies(
     named: Policies, cgroups: list[Cgroup], actual: Actual | None = None
 ) -> tuple[Plan, dict[int, Record]]:
     policies = read(named)
-    desired = plan.resolve(policies, Automaton(policies), cgroups, BIRTHS)
-    return desired, plan.number(policies, actual.records if actual else {}, POLICIES)
-
-
-def policies_of(named: Files) -> tuple[Policy, ...]:
-    return read(spelled(named))
-
-
-def read(named: Policies) -> tuple[Policy, ...]:
-    content = json.dumps({"policies": named}).encode()
-    return language.combine([language.parse(content, "p.yaml")])
-
-
-def spelled(named: Files) -> Policies:
-    return {
-        name: {"select": [selector], "keepalive": keepalive}
-        for name, (selector, keepalive) in named.items()
-    }
-
-
-def tree(paths: list[str]) -> list[Cgroup]:
-    """The cgroups at these paths and above, parents before their children; ids count from 1."""
-    found = {"": Cgroup(1, 0, "/")}
-    for path in paths:
-        names = path.split("/")[1:]
-        for depth in range(1, len(names) + 1):
-            above = "".join(f"/{name}" for name in names[: depth - 1])
-            here = f"{above}/{names[depth - 1]}"
-            found.setdefault(here, Cgroup(len(found) + 1, found[above].id, here))
-    return list(found.values())
+    desired = resolve(policies, Automaton(policies), cgroups, BIRTHS)
+    return desired, diff.number(policies, actual.records if actual else {}, POLICIES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kabpf import language, unsupported
 from kabpf.errors import PolicyError
+from kabpf.policy import btf_required, parser
 
 FILE = "/etc/kabpf/policy.d/app.yaml"
 SELECT = "select: [{cgroup: /app}]\n"
@@ -60,14 +60,14 @@ TAKEN = [
 
 
 def policies(text, file=FILE):
-    return language.combine([language.parse(text.encode(), file)])
+    return parser.combine([parser.parse(text.encode(), file)])
 
 
 @pytest.mark.parametrize(("text", "expected"), REFUSED)
 def test_what_takes_btf_is_refused_by_name(text, expected):
     """Each thing that takes BTF is one message: where, what, and what was expected."""
     with pytest.raises(PolicyError) as refused:
-        unsupported.require(policies(text))
+        btf_required.require(policies(text))
     assert refused.value.findings == tuple(
         f"{FILE}:{line}: {what} takes BTF, which the bcc loader does without, expected {instead}"
         for line, what, instead in expected
@@ -79,7 +79,7 @@ def test_policy_of_a_user_is_refused_as_such():
     file = "/run/kabpf/policy.d/user-1000-7.yaml"
     text = f"{SELECT}keepalive: on\nexisting: true\nuntil: {{cgroup: /app, id: 7}}\nowner: 1000\n"
     with pytest.raises(PolicyError) as refused:
-        unsupported.require(policies(text, file))
+        btf_required.require(policies(text, file))
     assert str(refused.value) == (
         f"{file}:1: a policy of uid 1000 takes BTF, which the bcc loader does without,"
         " expected policies of root alone (kabpfctl detach)"
@@ -89,4 +89,4 @@ def test_policy_of_a_user_is_refused_as_such():
 @pytest.mark.parametrize("text", TAKEN)
 def test_the_rest_is_taken(text):
     """What the bcc loader can do is not refused."""
-    unsupported.require(policies(f"{SELECT}{text}"))
+    btf_required.require(policies(f"{SELECT}{text}"))

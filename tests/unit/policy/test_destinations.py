@@ -9,8 +9,8 @@ from ipaddress import IPv6Address, IPv6Network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kabpf.destinations import Table, table
-from kabpf.policy import Destination, Options, Range
+from kabpf.policy.destinations import Table, table
+from kabpf.policy.model import Destination, Options, Range
 
 PORTS = (1, 80, 443, 65535)
 # Few bits, so that networks contain each other: the first and the last of an address.

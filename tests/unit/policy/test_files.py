@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kabpf import files, language
 from kabpf.errors import PolicyError
-from kabpf.files import Directories
-from kabpf.policy import Options, Policy
+from kabpf.policy import files, parser
+from kabpf.policy.files import Directories
+from kabpf.policy.model import Options, Policy
 
 UNIT = b"select: [{unit: a.service}]\nkeepalive: {idle: %d}\n"
 
@@ -32,7 +32,7 @@ def test_strongest_directory_wins_for_a_name(tmp_path: Path) -> None:
     for strength, directory in enumerate(reversed(where.drop_ins)):
         put(directory / "a.yaml", UNIT % (strength + 1))
         assert files.paths(where) == [directory / "a.yaml"]
-        assert idles(language.combine(read_all(where))) == [strength + 1]
+        assert idles(parser.combine(read_all(where))) == [strength + 1]
 
 
 def test_drop_ins_are_sorted_by_name_across_directories(tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_mask_hides_weaker_files(tmp_path: Path, mask: str) -> None:
     else:
         (run / "a.yaml").symlink_to("/dev/null")
     assert files.paths(where) == [usr / "b.yaml"]
-    assert [each.name for each in language.combine(read_all(where))] == ["b"]
+    assert [each.name for each in parser.combine(read_all(where))] == ["b"]
     put(etc / "a.yaml", UNIT % 3)
-    assert idles(language.combine(read_all(where))) == [3, 2]
+    assert idles(parser.combine(read_all(where))) == [3, 2]
 
 
 def test_masked_main_file_says_nothing(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_file_of_64_kib_is_read_whole(tmp_path: Path) -> None:
     """The largest file that is taken is read to its end."""
     text = b"keepalive: off"
     put(tmp_path / "a.service.yaml", b"#" * (65536 - len(text) - 1) + b"\n" + text)
-    (found,) = language.combine([files.read(tmp_path / "a.service.yaml")])
+    (found,) = parser.combine([files.read(tmp_path / "a.service.yaml")])
     assert found.rules.options == Options(keepalive=False)
 
 
@@ -164,7 +164,7 @@ def test_any_tree_of_files_is_merged_by_the_rules(content: dict[tuple[str, str],
                 path.symlink_to("/dev/null")
             else:
                 path.write_text("" if text == "empty" else json.dumps(text))
-        found = language.combine(read_all(where))
+        found = parser.combine(read_all(where))
     assert [
         (each.name, each.selectors[0].text, numbers(each.rules.options)) for each in found
     ] == merged(content)
@@ -274,7 +274,8 @@ def test_directory_that_is_mounted_read_only_may_have_any_mode(
     where = directories(tmp_path)
     put(where.drop_ins[0] / "a.yaml", UNIT % 1)
     where.drop_ins[0].chmod(0o777)
-    load = f"from kabpf import files; from pathlib import Path; print(len(files.load({where!r})))"
+    load = "from kabpf.policy import files; from pathlib import Path;"
+    load += f" print(len(files.load({where!r})))"
     script = load.replace("Directories(", "files.Directories(").replace("PosixPath(", "Path(")
     mounted = (where.drop_ins[0], where.drop_ins[0].parent)[level]
     mount = f"mount --bind -o {options} {mounted} {mounted}"
@@ -440,7 +441,7 @@ def idles(policies: tuple[Policy, ...]) -> list[int]:
     return [each.rules.options.idle_s.high for each in policies if each.rules.options.idle_s]
 
 
-def read_all(where: Directories) -> list[language.PolicyFile]:
+def read_all(where: Directories) -> list[parser.PolicyFile]:
     """What load reads, whoever owns it."""
     return [files.read(path) for path in files.paths(where)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from kabpf import language, options
 from kabpf.errors import PolicyError
-from kabpf.nodes import Source
-from kabpf.policy import Options, Origin, Policy, Range, warnings
+from kabpf.policy import options, parser
+from kabpf.policy.model import Options, Origin, Policy, Range, warnings
+from kabpf.policy.yaml import Source
 
 FILE = "a.service.yaml"
 NLB = Options(True, Range(175, 175), Range(29, 29), Range(5, 5))
@@ -249,7 +249,7 @@ def test_single_option_is_checked_without_a_file(key: str, text: str, message: s
 
 def combined(*files: tuple[str, str]) -> tuple[Policy, ...]:
     """Policies of (path, text), in the order in which they are read."""
-    return language.combine([language.parse(text.encode(), path) for path, text in files])
+    return parser.combine([parser.parse(text.encode(), path) for path, text in files])
 
 
 def policy(text: str, defaults: str = "{}") -> Policy:

@@ -10,11 +10,11 @@ from ipaddress import IPv6Network
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from malformed import CGROUPS, LONG, MALFORMED, NO_SELECT, SELECTORS, UNITS
 
-from kabpf import language
 from kabpf.errors import PolicyError
-from kabpf.nodes import Source
-from kabpf.policy import (
+from kabpf.policy import parser
+from kabpf.policy.model import (
     Destination,
     Direction,
     Mode,
@@ -25,456 +25,9 @@ from kabpf.policy import (
     Selector,
     warnings,
 )
-from kabpf.presets import presets
+from kabpf.policy.yaml import Source
 
 FILE = "/etc/kabpf/policy.d/app.service.yaml"
-POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing, log"
-OPTIONS = "idle, interval, probes, user_timeout, jitter, syn_retries, preset"
-KEEPALIVE = "off, on, or options (idle, interval, ...)"
-SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
-TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
-PROBES = "a number, 1 to 127, or a range (3..9)"
-LIST = "a list such as [{unit: nginx.service}]"
-NAME = "a unit's name with its type, as nginx.service"
-NAMES = "a path of printable names without '.', '..' and empty ones"
-NO_SELECT = "no select, expected a list of selectors or a file named after a unit"
-LONG = "x" * 256
-
-LAUGHS = """\
-a: &a [ha, ha, ha, ha, ha, ha, ha, ha, ha]
-b: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]
-c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]
-policies: *c
-"""
-
-# A file's text, and the message without the file's name, from the line number on.
-SYNTAX = [
-    ("keepalive: {idle: 60", "1: not YAML: did not find expected ',' or '}'"),
-    ("keepalive: {idle: 60\n", "1: not YAML: did not find expected ',' or '}'"),
-    ("policies: [", "1: not YAML: did not find expected node content"),
-    ("keepalive: 'on", "1: not YAML: found unexpected end of stream"),
-    ("keepalive: on: off", "1: not YAML: mapping values are not allowed in this context"),
-    ("keepalive: on\n  idle: 5", "2: not YAML: mapping values are not allowed in this context"),
-    ("keepalive:\n  - idle\n probes: 6", "3: not YAML: did not find expected key"),
-    ("keepalive:\n\tidle: 5", "2: not YAML: found character that cannot start any token"),
-    ("keepalive: @on", "1: not YAML: found character that cannot start any token"),
-    ("keepalive: `on`", "1: not YAML: found character that cannot start any token"),
-    ('keepalive: "\\q"', "1: not YAML: found unknown escape character"),
-    ('keepalive: "\\ud800"', "1: not YAML: found invalid Unicode character escape code"),
-    ("%FOO x\n---\nkeepalive: on", "1: not YAML: found unknown directive name"),
-    ("keepalive: on\n---\nkeepalive: off", "2: a second document, expected one"),
-    ("---\n---\n", "2: a second document, expected one"),
-    ("keepalive: on\n...\nmore", "3: not YAML: did not find expected <document start>"),
-    (b"\xff\xfek\x00e\x00", "1: not UTF-8, expected UTF-8 text"),
-    (b"keepalive: on\n# caf\xe9\n", "2: not UTF-8, expected UTF-8 text"),
-    (b"keepalive: on\nx: \xed\xa0\x80\n", "2: not UTF-8, expected UTF-8 text"),
-    ("# é\nkeepalive: \x1b[31mon", "2: not YAML: control characters are not allowed"),
-    ("keepalive: on\n\0", "2: not YAML: control characters are not allowed"),
-    ("keepalive: on # \x9b31m", "1: not YAML: control characters are not allowed"),
-]
-SCALARS = "expected one line of at most 4095 printable characters"
-FEATURES = [
-    (LAUGHS, "1: a: &a: an anchor, expected the value alone"),
-    ("keepalive: &x on", "1: keepalive: &x: an anchor, expected the value alone"),
-    ("&x keepalive: on", "1: &x: an anchor, expected the value alone"),
-    ("policies:\n  a: *b", "2: policies.a: *b: an alias, expected the value itself"),
-    ("*b : on", "1: *b: an alias, expected the value itself"),
-    ("keepalive: !!bool on", "1: keepalive: !!bool: a tag, expected the value alone"),
-    ("keepalive: !on on", "1: keepalive: !on: a tag, expected the value alone"),
-    ("keepalive: ! on", "1: keepalive: !: a tag, expected the value alone"),
-    ("keepalive: !<x%1b[31m> on", "1: keepalive: x\\x1b[31m: a tag, expected the value alone"),
-    (
-        "!!python/object/apply:os.system [id]",
-        "1: !!python/object/apply:os.system: a tag, expected the value alone",
-    ),
-    (
-        "defaults:\n  idle: !!python/name:os.system",
-        "2: defaults.idle: !!python/name:os.system: a tag, expected the value alone",
-    ),
-    (
-        "keepalive: {<<: {idle: 5}}",
-        f"1: keepalive.<<: unknown key, expected one of {OPTIONS}",
-    ),
-    ("a: " + "[" * 8, "1: a[0][0][0][0][0][0][0]: nested too deep, expected at most 8 levels"),
-    ("[" * 60_000, "1: [0][0][0][0][0][0][0][0]: nested too deep, expected at most 8 levels"),
-    ("? " * 9 + "x", "1: nested too deep, expected at most 8 levels"),
-    ('keepalive: "\\e[31m"', f"1: keepalive: {SCALARS}"),
-    ("keepalive: |\n  on\n", f"1: keepalive: {SCALARS}"),
-    ('"a\\nb": on', f"1: {SCALARS}"),
-    ("keepalive: " + "x" * 4096, f"1: keepalive: {SCALARS}"),
-]
-KEYS = [
-    ("keepalive: on\nkeepalive: off", "2: keepalive: given twice, first in line 1"),
-    (
-        "policies:\n  a: {keepalive: on}\n  b: {keepalive: on}\n  a: {keepalive: off}",
-        "4: policies.a: given twice, first in line 2",
-    ),
-    ("keepalive:\n  idle: 5\n  idle: 5", "3: keepalive.idle: given twice, first in line 2"),
-    (
-        "select: [{unit: a.service, unit: b.service}]",
-        "1: select[0].unit: given twice, first in line 1",
-    ),
-    ("defalts: {}", "1: defalts: unknown key, did you mean defaults?"),
-    ("Keepalive: on", "1: Keepalive: unknown key, did you mean keepalive?"),
-    (
-        "app: fill",
-        f"1: app: unknown key, expected one of defaults, policies, users, {POLICY_KEYS}",
-    ),
-    ("'': x", f"1: '': unknown key, expected one of defaults, policies, users, {POLICY_KEYS}"),
-    ("policies: {a: {selct: []}}", "1: policies.a.selct: unknown key, did you mean select?"),
-    (
-        "policies: {a: {defaults: {}}}",
-        f"1: policies.a.defaults: unknown key, expected one of {POLICY_KEYS}",
-    ),
-    ("keepalive:\n  idel: 5", "2: keepalive.idel: unknown key, did you mean idle?"),
-    (
-        "keepalive: {user-timeout: 5}",
-        "1: keepalive.user-timeout: unknown key, did you mean user_timeout?",
-    ),
-    ("keepalive: {probe: 5}", "1: keepalive.probe: unknown key, did you mean probes?"),
-    ("keepalive: {intervall: 5}", "1: keepalive.intervall: unknown key, did you mean interval?"),
-    ("defaults: {idle:5}", "1: defaults.idle:5: unknown key, did you mean idle?"),
-    ("[a]: on", "1: a list as a key, expected a word"),
-    ("policies: {{a: b}: on}", "1: policies: a mapping as a key, expected a word"),
-    (
-        "defaults: {}\nkeepalive: on",
-        "1: defaults: beside keepalive, expected a file of its own",
-    ),
-    (
-        "keepalive: on\npolicies: {}",
-        "2: policies: beside keepalive, expected a file of its own",
-    ),
-]
-TYPES = [
-    ("app", f"1: app, expected keys (defaults, policies, users, {POLICY_KEYS})"),
-    ("- app", f"1: a list, expected keys (defaults, policies, users, {POLICY_KEYS})"),
-    ("~", f"1: ~, expected keys (defaults, policies, users, {POLICY_KEYS})"),
-    ("defaults:", f"1: defaults: nothing, expected keys ({OPTIONS})"),
-    ("defaults: []", f"1: defaults: a list, expected keys ({OPTIONS})"),
-    ("policies:", "1: policies: nothing, expected names with their policies"),
-    ("policies: [a]", "1: policies: a list, expected names with their policies"),
-    ("policies: {a: on}", f"1: policies.a: on, expected keys ({POLICY_KEYS})"),
-    ("policies: {a: }", f"1: policies.a: nothing, expected keys ({POLICY_KEYS})"),
-    ("keepalive:", f"1: keepalive: nothing, expected {KEEPALIVE}"),
-    ("keepalive: [idle]", f"1: keepalive: a list, expected {KEEPALIVE}"),
-    ("keepalive: 60s", f"1: keepalive: 60s, expected {KEEPALIVE}"),
-    ("keepalive: {idle}", f"1: keepalive.idle: nothing, expected {SECONDS}"),
-    ("keepalive: {idle: [5]}", f"1: keepalive.idle: a list, expected {SECONDS}"),
-    ("keepalive: {interval: {s: 5}}", f"1: keepalive.interval: a mapping, expected {SECONDS}"),
-    ("keepalive: {interval: ''}", f"1: keepalive.interval: nothing, expected {SECONDS}"),
-    ("keepalive: {probes: []}", f"1: keepalive.probes: a list, expected {PROBES}"),
-    ("keepalive: {probes: six}", f"1: keepalive.probes: six, expected {PROBES}"),
-    ("keepalive: {user_timeout: {}}", f"1: keepalive.user_timeout: a mapping, expected {TIMEOUT}"),
-]
-SELECTORS = [
-    ("a.service", f"1: select: a.service, expected {LIST}"),
-    ("", f"1: select: nothing, expected {LIST}"),
-    ("[]", f"1: select: nothing, expected {LIST}"),
-    ("{unit: a.service}", f"1: select: a mapping, expected {LIST}"),
-    ("[a.service]", "1: select[0]: a.service, expected keys (unit, user_unit, cgroup)"),
-    ("[[a]]", "1: select[0]: a list, expected keys (unit, user_unit, cgroup)"),
-    ("[{}]", "1: select[0]: 0 keys, expected one: unit, user_unit or cgroup"),
-    (
-        "\n  - unit: a.service\n  - unit: b.service\n    cgroup: /b",
-        "3: select[1]: 2 keys, expected one: unit, user_unit or cgroup",
-    ),
-    ("[{foo: a}]", "1: select[0].foo: unknown key, expected one of unit, user_unit, cgroup"),
-    ("[{user_unit: nginx}]", f"1: select[0].user_unit: nginx, expected {NAME}"),
-    ("[{unit: }]", "1: select[0].unit: nothing, expected a unit's name, as nginx.service"),
-    (
-        "[{cgroup: [/a]}]",
-        "1: select[0].cgroup: a list, expected a cgroup path, as /system.slice/nginx.service",
-    ),
-]
-VALUES = [
-    ("keepalive: {idle: 0}", "1: keepalive.idle: 0 is not in 1 to 32767 seconds"),
-    ("keepalive: {idle: 32768}", "1: keepalive.idle: 32768 is not in 1 to 32767 seconds"),
-    ("keepalive: {idle: 10h}", "1: keepalive.idle: 10h is not in 1 to 32767 seconds"),
-    ("keepalive: {interval: 0s}", "1: keepalive.interval: 0s is not in 1 to 32767 seconds"),
-    ("defaults: {interval: 1d}", "1: defaults.interval: 1d is not in 1 to 32767 seconds"),
-    ("keepalive: {probes: 0}", "1: keepalive.probes: 0 is not in 1 to 127"),
-    ("keepalive: {probes: 128}", "1: keepalive.probes: 128 is not in 1 to 127"),
-    (
-        "keepalive: {user_timeout: 0}",
-        "1: keepalive.user_timeout: 0 is not in 1 to 2147483647 ms",
-    ),
-    (
-        "keepalive: {user_timeout: 2147483648ms}",
-        "1: keepalive.user_timeout: 2147483648ms is not in 1 to 2147483647 ms",
-    ),
-    (
-        "keepalive: {user_timeout: 2147484}",
-        "1: keepalive.user_timeout: 2147484 is not in 1 to 2147483647 ms",
-    ),
-    ("keepalive: {idle: 1000ms}", f"1: keepalive.idle: 1000ms, expected {SECONDS}"),
-    ("keepalive: {idle: 5 m}", f"1: keepalive.idle: 5 m, expected {SECONDS}"),
-    ("keepalive: {idle: 5M}", f"1: keepalive.idle: 5M, expected {SECONDS}"),
-    ("keepalive: {idle: 1m30s}", f"1: keepalive.idle: 1m30s, expected {SECONDS}"),
-    ("keepalive: {idle: 5min}", f"1: keepalive.idle: 5min, expected {SECONDS}"),
-    ("keepalive: {idle: 1.5}", f"1: keepalive.idle: 1.5, expected {SECONDS}"),
-    ("keepalive: {idle: -5}", f"1: keepalive.idle: -5, expected {SECONDS}"),
-    ("keepalive: {idle: +5}", f"1: keepalive.idle: +5, expected {SECONDS}"),
-    ("keepalive: {idle: ٣}", f"1: keepalive.idle: ٣, expected {SECONDS}"),
-    ("keepalive: {idle: off}", f"1: keepalive.idle: off, expected {SECONDS}"),
-    ("keepalive: {idle: auto}", f"1: keepalive.idle: auto, expected {SECONDS}"),
-    ("keepalive: {idle: 30s..5m..1h}", f"1: keepalive.idle: 30s..5m..1h, expected {SECONDS}"),
-    ("keepalive: {probes: 6s}", f"1: keepalive.probes: 6s, expected {PROBES}"),
-    ("keepalive: {user_timeout: on}", f"1: keepalive.user_timeout: on, expected {TIMEOUT}"),
-    ("keepalive: {user_timeout: Auto}", f"1: keepalive.user_timeout: Auto, expected {TIMEOUT}"),
-    ("keepalive: {user_timeout: OFF}", f"1: keepalive.user_timeout: OFF, expected {TIMEOUT}"),
-]
-RANGES = [
-    (
-        "keepalive: {idle: 5m..30s}",
-        "1: keepalive.idle: 5m..30s, expected the lower bound first (30s..5m)",
-    ),
-    (
-        "keepalive: {probes: 9..3}",
-        "1: keepalive.probes: 9..3, expected the lower bound first (3..9)",
-    ),
-    ("keepalive: {idle: 0..5m}", "1: keepalive.idle: 0 is not in 1 to 32767 seconds"),
-    ("keepalive: {interval: 5m..10h}", "1: keepalive.interval: 10h is not in 1 to 32767 seconds"),
-    ("keepalive: {probes: 3..128}", "1: keepalive.probes: 128 is not in 1 to 127"),
-    (
-        "keepalive: {user_timeout: 0..1s}",
-        "1: keepalive.user_timeout: 0 is not in 1 to 2147483647 ms",
-    ),
-    ("keepalive: {idle: 30s..}", f"1: keepalive.idle: 30s.., expected {SECONDS}"),
-    ("keepalive: {idle: ..5m}", f"1: keepalive.idle: ..5m, expected {SECONDS}"),
-    ("keepalive: {idle: ..}", f"1: keepalive.idle: .., expected {SECONDS}"),
-    ("keepalive: {idle: 30s - 5m}", f"1: keepalive.idle: 30s - 5m, expected {SECONDS}"),
-    ("keepalive: {idle: 30s .. 5m}", f"1: keepalive.idle: 30s .. 5m, expected {SECONDS}"),
-    ("keepalive: {idle: auto..5m}", f"1: keepalive.idle: auto..5m, expected {SECONDS}"),
-    ("keepalive: {probes: 3...9}", f"1: keepalive.probes: 3...9, expected {PROBES}"),
-    (
-        "keepalive: {user_timeout: 30s..auto}",
-        f"1: keepalive.user_timeout: 30s..auto, expected {TIMEOUT}",
-    ),
-    (
-        "keepalive: {user_timeout: off..2m}",
-        f"1: keepalive.user_timeout: off..2m, expected {TIMEOUT}",
-    ),
-]
-JITTER = "a percentage, 0% to 50%"
-PRESETS = ", ".join(presets())
-MORE_OPTIONS = [
-    ("keepalive: {syn_retries: 0}", "1: keepalive.syn_retries: 0 is not in 1 to 127"),
-    ("keepalive: {syn_retries: 128}", "1: keepalive.syn_retries: 128 is not in 1 to 127"),
-    (
-        "keepalive: {syn_retries: 3..4}",
-        "1: keepalive.syn_retries: 3..4, expected a number, 1 to 127",
-    ),
-    (
-        "defaults: {syn_retries: }",
-        "1: defaults.syn_retries: nothing, expected a number, 1 to 127",
-    ),
-    ("keepalive: {jitter: 10}", f"1: keepalive.jitter: 10, expected {JITTER}"),
-    ("keepalive: {jitter: 10%%}", f"1: keepalive.jitter: 10%%, expected {JITTER}"),
-    ("keepalive: {jitter: 1.5%}", f"1: keepalive.jitter: 1.5%, expected {JITTER}"),
-    ("keepalive: {jitter: -5%}", f"1: keepalive.jitter: -5%, expected {JITTER}"),
-    ("keepalive: {jitter: 10 %}", f"1: keepalive.jitter: 10 %, expected {JITTER}"),
-    ("keepalive: {jitter: 51%}", "1: keepalive.jitter: 51% is not in 0% to 50%"),
-    ("keepalive: {jitter: 5%..10%}", f"1: keepalive.jitter: 5%..10%, expected {JITTER}"),
-    ("keepalive: {preset: aws-nbl}", "1: keepalive.preset: aws-nbl, did you mean aws-nlb?"),
-    ("keepalive: {preset: f5}", f"1: keepalive.preset: f5, expected one of {PRESETS}"),
-    ("defaults: {preset: }", "1: defaults.preset: nothing, expected the name of a preset"),
-    ("keepalive: {preset: [ipvs]}", "1: keepalive.preset: a list, expected the name of a preset"),
-]
-WORDS_OF_A_POLICY = [
-    ("mode: full", "1: mode: full, expected fill, override or enforce"),
-    ("mode: Fill", "1: mode: Fill, expected fill, override or enforce"),
-    ("mode: ", "1: mode: nothing, expected fill, override or enforce"),
-    ("mode: [fill]", "1: mode: a list, expected fill, override or enforce"),
-    ("direction: outgoing", "1: direction: outgoing, expected both, in or out"),
-    ("direction: {in: on}", "1: direction: a mapping, expected both, in or out"),
-    ("loopback: no", "1: loopback: no, expected true or false"),
-    ("loopback: off", "1: loopback: off, expected true or false"),
-    ("loopback: True", "1: loopback: True, expected true or false"),
-    ("existing: 0", "1: existing: 0, expected true or false"),
-    ("existing: ~", "1: existing: ~, expected true or false"),
-    ("log: true", "1: log: true, expected off or sockets"),
-    ("mod: fill", "1: mod: unknown key, did you mean mode?"),
-    ("destination: []", "1: destination: unknown key, did you mean destinations?"),
-]
-NETWORK = "a network or an address, as 10.0.0.0/8 or 2001:db8::1"
-TO = [
-    ("any", f"any, expected {NETWORK}"),
-    ("''", f"nothing, expected {NETWORK}"),
-    ("[10.0.0.0/8]", f"a list, expected {NETWORK}"),
-    ("10.0.0.0/33", f"10.0.0.0/33, expected {NETWORK}"),
-    ("10.0.0/8", f"10.0.0/8, expected {NETWORK}"),
-    ("10.0.0.256", f"10.0.0.256, expected {NETWORK}"),
-    ("010.0.0.1", f"010.0.0.1, expected {NETWORK}"),
-    ("10.0.0.0/255.0.0.0", f"10.0.0.0/255.0.0.0, expected {NETWORK}"),
-    ("10.0.0.0/", f"10.0.0.0/, expected {NETWORK}"),
-    ("10.0.0.0/+8", f"10.0.0.0/+8, expected {NETWORK}"),
-    ("10.0.0.1:5432", f"10.0.0.1:5432, expected {NETWORK}"),
-    ("'fe80::1%eth0'", f"fe80::1%eth0, expected {NETWORK}"),
-    ("'[::1]'", f"[::1], expected {NETWORK}"),
-    ("'::/129'", f"::/129, expected {NETWORK}"),
-    ("example.com", f"example.com, expected {NETWORK}"),
-    ("10.1.2.3/8", "10.1.2.3/8 has bits set beyond its prefix, expected 10.0.0.0/8"),
-    ("10.0.0.1/0", "10.0.0.1/0 has bits set beyond its prefix, expected 0.0.0.0/0"),
-    ("'2001:db8::1/32'", "2001:db8::1/32 has bits set beyond its prefix, expected 2001:db8::/32"),
-    (
-        "'::ffff:10.0.0.1/104'",
-        "::ffff:10.0.0.1/104 has bits set beyond its prefix, expected 10.0.0.0/8",
-    ),
-]
-PORT = "a port, 1 to 65535"
-PORTS = [
-    ("5432", "ports: 5432, expected a list of ports, as [5432]"),
-    ("", "ports: nothing, expected a list of ports, as [5432]"),
-    ("[]", "ports: nothing, expected a list of ports, as [5432]"),
-    ("{5432: }", "ports: a mapping, expected a list of ports, as [5432]"),
-    ("[postgresql]", f"ports[0]: postgresql, expected {PORT}"),
-    ("[80, 80-90]", f"ports[1]: 80-90, expected {PORT}"),
-    ("[[80]]", f"ports[0]: a list, expected {PORT}"),
-    ("[0]", "ports[0]: 0 is not in 1 to 65535"),
-    ("[80, 65536]", "ports[1]: 65536 is not in 1 to 65535"),
-    ("[80, 443, 080]", "ports[2]: 080 is given twice, expected each port once"),
-]
-DESTINATION_KEYS = f"to, ports, keepalive, {OPTIONS}"
-DESTINATIONS = [
-    ("", "1: destinations: nothing, expected a list such as [{to: 10.0.0.0/8, keepalive: off}]"),
-    (
-        "{to: 10.0.0.0/8}",
-        "1: destinations: a mapping, expected a list such as [{to: 10.0.0.0/8, keepalive: off}]",
-    ),
-    ("[10.0.0.0/8]", f"1: destinations[0]: 10.0.0.0/8, expected keys ({DESTINATION_KEYS})"),
-    ("[{keepalive: off}]", f"1: destinations[0]: no to, expected {NETWORK}"),
-    ("[{to: '::', port: [1]}]", "1: destinations[0].port: unknown key, did you mean ports?"),
-    (
-        "[{to: fd00::1, mode: fill}]",
-        f"1: destinations[0].mode: unknown key, expected one of {DESTINATION_KEYS}",
-    ),
-    (
-        "\n  - {to: fd00::1, idle: 5}\n  - {to: fd00::2, ports: [80]}",
-        "3: destinations[1]: no options, expected keepalive: off, or options (idle, interval, ...)",
-    ),
-    (
-        "[{to: fd00::1, keepalive: maybe}]",
-        "1: destinations[0].keepalive: maybe, expected on or off",
-    ),
-    (
-        "[{to: fd00::1, keepalive: {idle: 5}}]",
-        "1: destinations[0].keepalive: a mapping, expected on or off",
-    ),
-    (
-        "[{to: fd00::1, keepalive: off, idle: 5}]",
-        "1: destinations[0].idle: beside keepalive, expected one of the two",
-    ),
-    ("[{to: fd00::1, idle: 0}]", "1: destinations[0].idle: 0 is not in 1 to 32767 seconds"),
-    (
-        "[{to: 10.0.0.0/8, idle: 5, user_timeout: auto}]",
-        "1: destinations[0].user_timeout: auto without interval, probes in policy app.service to"
-        " 10.0.0.0/8 or in defaults, expected all of idle, interval and probes",
-    ),
-    *((f"[{{to: {to}, idle: 5}}]", f"1: destinations[0].to: {problem}") for to, problem in TO),
-    *(
-        (f"[{{to: fd00::1, ports: {ports}, idle: 5}}]", f"1: destinations[0].{problem}")
-        for ports, problem in PORTS
-    ),
-]
-YAML_1_1 = [
-    ("keepalive: yes", f"1: keepalive: yes, expected {KEEPALIVE}"),
-    ("keepalive: no", f"1: keepalive: no, expected {KEEPALIVE}"),
-    ("keepalive: true", f"1: keepalive: true, expected {KEEPALIVE}"),
-    ("keepalive: On", f"1: keepalive: On, expected {KEEPALIVE}"),
-    ("keepalive: null", f"1: keepalive: null, expected {KEEPALIVE}"),
-    ("keepalive: {idle: 1:30}", f"1: keepalive.idle: 1:30, expected {SECONDS}"),
-    ("keepalive: {idle: 0x10}", f"1: keepalive.idle: 0x10, expected {SECONDS}"),
-    ("keepalive: {idle: 0b11}", f"1: keepalive.idle: 0b11, expected {SECONDS}"),
-    ("keepalive: {idle: 1_000}", f"1: keepalive.idle: 1_000, expected {SECONDS}"),
-    ("keepalive: {idle: 1e3}", f"1: keepalive.idle: 1e3, expected {SECONDS}"),
-    ("keepalive: {idle: ~}", f"1: keepalive.idle: ~, expected {SECONDS}"),
-    ("keepalive: {idle: .inf}", f"1: keepalive.idle: .inf, expected {SECONDS}"),
-    ("keepalive: {probes: 0x6}", f"1: keepalive.probes: 0x6, expected {PROBES}"),
-    ("keepalive: {probes: 1_0}", f"1: keepalive.probes: 1_0, expected {PROBES}"),
-    ("keepalive: {probes: no}", f"1: keepalive.probes: no, expected {PROBES}"),
-    ("keepalive: {user_timeout: no}", f"1: keepalive.user_timeout: no, expected {TIMEOUT}"),
-    ("keepalive: {user_timeout: 1:30}", f"1: keepalive.user_timeout: 1:30, expected {TIMEOUT}"),
-    ("keepalive: {user_timeout: .NAN}", f"1: keepalive.user_timeout: .NAN, expected {TIMEOUT}"),
-]
-UNITS = [
-    (f"[{{unit: '{unit}'}}]", f"1: select[0].unit: {unit}, expected {NAME}")
-    for unit in (
-        "nginx", "nginx.conf", ".service", "@.service", "a b.service", "a/b.service", "a.*",
-        "é.service", "a,b.service", f"{LONG}.service",
-    )
-]  # fmt: skip
-PATHS = [
-    ("a", "a path that starts with / at the cgroup2 root"),
-    ("a.slice/b", "a path that starts with / at the cgroup2 root"),
-    ("/a/../b", NAMES),
-    ("/..", NAMES),
-    ("/a/./b", NAMES),
-    ("//a", NAMES),
-    ("/a//b", NAMES),
-    ("/a//", NAMES),
-    ("//", NAMES),
-    (f"/a/{LONG}", "names of at most 255 bytes"),
-    ("/" + "é" * 128, "names of at most 255 bytes"),
-    ("/a**", "** between slashes, alone"),
-    ("/a/b**c/d", "** between slashes, alone"),
-    ("/***", "** between slashes, alone"),
-]
-CGROUPS = [
-    (f"[{{cgroup: '{path}'}}]", f"1: select[0].cgroup: {path}, expected {problem}")
-    for path, problem in PATHS
-]
-POLICIES = [
-    ("select: [{unit: a.service}]", f"1: no keepalive, expected {KEEPALIVE}"),
-    (
-        "policies:\n  a:\n    select: [{unit: a.service}]",
-        f"2: policies.a: no keepalive, expected {KEEPALIVE}",
-    ),
-    ("policies: {a: {keepalive: on}}", f"1: policies.a: {NO_SELECT} (nginx.service.yaml)"),
-    (
-        "policies: {'': {keepalive: on}}",
-        "1: policies.'': '', expected a name of 1 to 255 printable bytes",
-    ),
-    (
-        f"policies: {{{LONG}: {{keepalive: on}}}}",
-        f"1: policies.{LONG}: '{LONG}', expected a name of 1 to 255 printable bytes",
-    ),
-    (
-        "policies: {%s: {keepalive: on}}" % ("é" * 128),
-        f"1: policies.{'é' * 128}: '{'é' * 128}', expected a name of 1 to 255 printable bytes",
-    ),
-    (
-        "policies:\n  a:\n    select:\n      - cgroup: /a\n      - cgroup: a\n    keepalive: on",
-        "5: policies.a.select[1].cgroup: a, expected a path that starts with / at the cgroup2 root",
-    ),
-    (
-        "keepalive: {user_timeout: auto}",
-        "1: keepalive.user_timeout: auto without idle, interval, probes in policy app.service or in"
-        " defaults, expected all of idle, interval and probes",
-    ),
-    (
-        "keepalive:\n  idle: 5m\n  probes: 6\n  user_timeout: auto",
-        "4: keepalive.user_timeout: auto without interval in policy app.service or in defaults,"
-        " expected all of idle, interval and probes",
-    ),
-    (
-        "defaults: {user_timeout: auto}\n"
-        "policies: {a: {select: [{cgroup: /a}], keepalive: {idle: 5, interval: 5}}}",
-        "1: defaults.user_timeout: auto without probes in policy a or in defaults,"
-        " expected all of idle, interval and probes",
-    ),
-    (
-        "keepalive: {idle: 32767, interval: 32767, probes: 127, user_timeout: auto}",
-        "1: keepalive.user_timeout: auto makes 4194176000 ms in policy app.service, expected at"
-        " most 2147483647",
-    ),
-]
-
-
-MALFORMED = [
-    *(*SYNTAX, *FEATURES, *KEYS, *TYPES, *VALUES, *RANGES, *MORE_OPTIONS, *YAML_1_1, *POLICIES),
-    *((f"keepalive: on\n{text}", f"2{message[1:]}") for text, message in WORDS_OF_A_POLICY),
-    *((f"destinations: {text}\nkeepalive: on", message) for text, message in DESTINATIONS),
-]
 
 
 @pytest.mark.parametrize(("text", "message"), MALFORMED, ids=lambda value: ascii(value[:70]))
@@ -482,7 +35,7 @@ def test_malformed_file_is_refused_with_its_message(text: str | bytes, message: 
     """What is wrong in a file is said in one line: file, line, key, value, what was expected."""
     content = text if isinstance(text, bytes) else text.encode()
     with pytest.raises(PolicyError) as raised:
-        language.combine([language.parse(content, FILE)])
+        parser.combine([parser.parse(content, FILE)])
     assert str(raised.value) == f"{FILE}:{message}"
 
 
@@ -492,7 +45,7 @@ def test_malformed_file_is_refused_with_its_message(text: str | bytes, message: 
 def test_malformed_selector_is_refused_with_its_message(text: str, message: str) -> None:
     """What a selector may not be is said in one line, with its place in the list."""
     with pytest.raises(PolicyError) as raised:
-        language.parse(f"select: {text}\nkeepalive: on".encode(), FILE)
+        parser.parse(f"select: {text}\nkeepalive: on".encode(), FILE)
     assert str(raised.value) == f"{FILE}:{message}"
 
 
@@ -509,7 +62,7 @@ def test_malformed_selector_is_refused_with_its_message(text: str, message: str)
 def test_drop_in_with_an_unusable_name_is_refused(name: str, problem: str) -> None:
     """A file of one policy is named as a policy may be, and without select after a unit."""
     with pytest.raises(PolicyError) as raised:
-        language.parse(b"keepalive: on", f"{name}.yaml")
+        parser.parse(b"keepalive: on", f"{name}.yaml")
     assert str(raised.value) == f"{name}.yaml:1: {problem}"
 
 
@@ -517,7 +70,7 @@ def test_every_policy_whose_auto_lacks_numbers_is_reported() -> None:
     """Two files that each lack a number for user_timeout auto give one finding each."""
     text = b"select: [{cgroup: /a}]\nkeepalive: {idle: 5, probes: 6, user_timeout: auto}"
     with pytest.raises(PolicyError) as raised:
-        language.combine([language.parse(text, name) for name in ("a.yaml", "b.yaml")])
+        parser.combine([parser.parse(text, name) for name in ("a.yaml", "b.yaml")])
     assert [finding.partition(":")[0] for finding in raised.value.findings] == ["a.yaml", "b.yaml"]
 
 
@@ -823,7 +376,7 @@ def test_file_without_policies_is_taken(text: str) -> None:
 def test_byte_order_mark_is_passed_over() -> None:
     """A file that an editor marked as UTF-8 reads as if it were not."""
     assert (
-        language.parse(b"\xef\xbb\xbfkeepalive: off", FILE).policies[0].policy.name == "app.service"
+        parser.parse(b"\xef\xbb\xbfkeepalive: off", FILE).policies[0].policy.name == "app.service"
     )
 
 
@@ -836,7 +389,8 @@ def test_name_of_255_bytes_is_taken() -> None:
 
 def test_yaml_is_imported_when_a_file_is_read() -> None:
     """What only asks the kernel, as kabpfctl status, does not pay for it."""
-    program = "import sys; from kabpf import files, matching; sys.exit('yaml' in sys.modules)"
+    program = "import sys, kabpf.plan.automaton, kabpf.policy.files;"
+    program += " sys.exit('yaml' in sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", program], check=True)
 
 
@@ -925,7 +479,7 @@ def test_options_that_are_taken_are_in_the_ranges_of_the_kernel(
 
 def check_refusal_or_policies(content: bytes) -> None:
     try:
-        found = language.combine([language.parse(content, FILE)])
+        found = parser.combine([parser.parse(content, FILE)])
     except PolicyError as error:
         assert error.findings
         for finding in error.findings:
@@ -959,7 +513,7 @@ def check_options(given: Options) -> None:
 
 def combined(*files: tuple[str, str]) -> tuple[Policy, ...]:
     """Policies of (path, text), in the order in which they are read."""
-    return language.combine([language.parse(text.encode(), path) for path, text in files])
+    return parser.combine([parser.parse(text.encode(), path) for path, text in files])
 
 
 def destinations(text: str, keepalive: str = "on") -> tuple[Destination, ...]:
@@ -981,7 +535,7 @@ def test_destinations_beyond_the_kernels_tables_are_refused() -> None:
     hosts = ", ".join(f"{{to: 10.0.{n}.0/24, ports: [999], idle: 5}}" for n in range(163))
     text = f"destinations: [{{to: 10.0.0.0/8, ports: [{ports}], idle: 6}}, {hosts}]\nkeepalive: on"
     with pytest.raises(PolicyError) as raised:
-        language.combine([language.parse(text.encode(), FILE)])
+        parser.combine([parser.parse(text.encode(), FILE)])
     assert str(raised.value) == (
         f"{FILE}:1: the destinations of policy app.service and of those read before make 32963"
         " rows, expected at most 32768"

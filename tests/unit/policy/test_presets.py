@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from kabpf.presets import Preset, presets
+from kabpf.policy.presets import Preset, presets
 
 
 @pytest.mark.parametrize("preset", presets().values(), ids=lambda preset: preset.name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from kabpf import language, plan
 from kabpf.errors import PolicyError
-from kabpf.matching import Automaton
-from kabpf.plan import Cgroup
-from kabpf.policy import Options, Policy, Range, Until
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.resolve import resolve
+from kabpf.plan.state import Cgroup
+from kabpf.policy import parser
+from kabpf.policy.model import Options, Policy, Range, Until
 
 MAIN = "/etc/kabpf/policy.yaml"
 THEIRS = "/run/kabpf/policy.d/user-1000-7.yaml"
@@ -30,12 +31,12 @@ def owned(keepalive: str, id: int = 7) -> str:
 
 
 def combined(*files: tuple[str, str]) -> tuple[Policy, ...]:
-    return language.combine([language.parse(text.encode(), path) for path, text in files])
+    return parser.combine([parser.parse(text.encode(), path) for path, text in files])
 
 
 def names(policies: tuple[Policy, ...]) -> dict[str, str]:
     """The name of each cgroup's policy, of those that have one."""
-    resolved = plan.resolve(policies, Automaton(policies), TREE, 1 << 16).cgroups
+    resolved = resolve(policies, Automaton(policies), TREE, 1 << 16).cgroups
     found = {each.path: resolved[each.id].policy for each in TREE}
     return {path: policy.name for path, policy in found.items() if policy}
 

@@ -16,13 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kabpf import cgroups, language, requests, varlink
-from kabpf.language import PolicyFile
-from kabpf.peers import Peer
-from kabpf.plan import Cgroup
-from kabpf.policy import Mode, Policy
-from kabpf.requests import TABLE, Request, Who
-from kabpf.varlink import Call, CallError
+from kabpf.errors import RefusedError
+from kabpf.kernel import cgroups, mountinfo
+from kabpf.plan.state import Cgroup
+from kabpf.policy import parser
+from kabpf.policy.model import Mode, Policy
+from kabpf.policy.parser import PolicyFile
+from kabpf.requests import access, methods, varlink
+from kabpf.requests.access import TABLE, Who
+from kabpf.requests.interface import INTERFACES
+from kabpf.requests.methods import Request
+from kabpf.requests.peercred import Peer
+from kabpf.requests.varlink import Call, CallError
 
 FUZZ = settings(
     max_examples=int(os.environ.get("KABPF_FUZZ", "300")),
@@ -54,7 +59,7 @@ def test_table_says_who_may_call_what() -> None:
 def test_table_has_the_methods_that_are_described() -> None:
     """Methods, their parameters, and which of them may be left out, are described as they are."""
     described = {}
-    for interface, text in requests.INTERFACES.items():
+    for interface, text in INTERFACES.items():
         for name, inside in re.findall(r"^method (\w+)\(([^)]*?)\) ->", unfolded(text), re.M):
             described[f"{interface}.{name}"] = dict(re.findall(r"(\w+): (\??)", inside))
     assert described == {
@@ -85,7 +90,7 @@ def unfolded(text: str) -> str:
 )
 def test_caller_is_judged_by_uid_and_namespace(peer: Peer, owner: int | None, who: Who) -> None:
     """The owner is who has the directory's uid; nobody counts from another user namespace."""
-    assert requests.who(peer, owner) == who
+    assert access.who(peer, owner) == who
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_caller_is_judged_by_uid_and_namespace(peer: Peer, owner: int | None, wh
 def test_what_is_not_in_the_table_is_denied(uid: int, method: str, error: str) -> None:
     """Not even root may call it."""
     with pytest.raises(CallError) as raised:
-        requests.allowed(Call(method), Peer(uid, True), nothing)
+        access.allowed(Call(method), Peer(uid, True), nothing)
     assert raised.value.name == f"org.varlink.service.{error}"
 
 
@@ -117,7 +122,7 @@ def test_path_that_is_none_is_refused(path: str) -> None:
     """A path has to be spelled as it is: nothing is put right in it."""
     call = Call("io.kabpf.Attach", {"cgroup": path})
     with pytest.raises(CallError) as raised:
-        requests.allowed(call, Peer(SOMEBODY, True), nothing)
+        access.allowed(call, Peer(SOMEBODY, True), nothing)
     assert raised.value.parameters == {"parameter": "cgroup"}
 
 
@@ -162,7 +167,7 @@ DEFAULTS = "defaults: {idle: 30s..5m, interval: 5, probes: 4, jitter: 10%, syn_r
 def test_defaults_are_taken_as_they_are(asked: dict[str, Any], written: str) -> None:
     """What a user leaves out comes from the defaults of now, of a range the upper bound; but no SYN
     retries, for which each connection of the machine is looked at."""
-    defaults = language.parse(DEFAULTS.encode(), "/etc/kabpf/policy.yaml")
+    defaults = parser.parse(DEFAULTS.encode(), "/etc/kabpf/policy.yaml")
     assert f"\nkeepalive: {written}\n" in drop_in(asked, [defaults]).decode()
 
 
@@ -289,7 +294,7 @@ def message(choice: Random) -> bytes:
     return made
 
 
-PATHS = ["/", *(each.path for each in cgroups.find_tree(cgroups.own_mounts()).cgroups()[:50])]
+PATHS = ["/", *(each.path for each in cgroups.find_tree(mountinfo.own_mounts()).cgroups()[:50])]
 
 
 @FUZZ
@@ -331,16 +336,16 @@ def answered(message: bytes, peer: Peer) -> Call | None:
     """The call, if it is one and is allowed."""
     try:
         call = varlink.read_call(message)
-        requests.allowed(call, peer, nothing)
-    except (varlink.MessageError, CallError, requests.RefusedError):
+        access.allowed(call, peer, nothing)
+    except (varlink.MessageError, CallError, RefusedError):
         return None
     return call
 
 
 def drop_in(asked: dict[str, Any], parsed: list[PolicyFile] | None = None) -> bytes:
-    return requests.drop_in(Request(SOMEBODY, OWN, asked, nothing), parsed or [])
+    return methods.drop_in(Request(SOMEBODY, OWN, asked, nothing), parsed or [])
 
 
 def only_policy(content: bytes) -> Policy:
-    (policy,) = language.combine([language.parse(content, FILE)])
+    (policy,) = parser.combine([parser.parse(content, FILE)])
     return policy

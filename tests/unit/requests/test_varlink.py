@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from kabpf import varlink
-from kabpf.channel import Channel
-from kabpf.varlink import Call, CallError, MessageError
+from kabpf.requests import varlink
+from kabpf.requests.channel import Channel
+from kabpf.requests.varlink import Call, CallError, MessageError
 
 PING = "io.kabpf.Ping"
 DEEP = '{"method": "io.kabpf.Ping", "parameters": {"a": %s}}'

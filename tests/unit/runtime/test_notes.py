@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from kabpf import layout, notes
-from kabpf.notes import APPLIED, FORMER, Applied
-from kabpf.plan import FORMER_MAX, Actual, Changes, Entry, Record
-from kabpf.policy import Options, Range
+from kabpf.kernel import abi
+from kabpf.plan.state import FORMER_MAX, Actual, Changes, Entry, Record
+from kabpf.policy.model import Options, Range
+from kabpf.runtime import notes
+from kabpf.runtime.notes import APPLIED, FORMER, Applied
 
 
 def _record(name, idle):
@@ -39,7 +40,7 @@ def test_no_more_former_policies_are_kept_than_the_kernel_has_room_for(tmp_path)
     notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 6, False, was)}), tmp_path)
     (entry,) = notes.former(EVERYTHING, tmp_path).cgroups.values()
     assert entry.was == (6, *was[:-1])
-    assert layout.read_entry(layout.entry(entry)) == entry
+    assert abi.read_entry(abi.entry(entry)) == entry
 
 
 def test_what_was_forgotten_is_not_read_back(tmp_path):
@@ -51,13 +52,13 @@ def test_what_was_forgotten_is_not_read_back(tmp_path):
 
 
 def _kept(**changed):
-    raw = layout.policy(RECORDS[1]).hex()
-    kept = {"layout": layout.LAYOUT, "policies": {"1": raw}, "cgroups": {"7": [1]}}
+    raw = abi.policy(RECORDS[1]).hex()
+    kept = {"layout": abi.LAYOUT, "policies": {"1": raw}, "cgroups": {"7": [1]}}
     return json.dumps(kept | changed).encode()
 
 
 def _altered(offset, byte):
-    raw = bytearray(layout.policy(RECORDS[1]))
+    raw = bytearray(abi.policy(RECORDS[1]))
     raw[offset] = byte
     return {"1": raw.hex()}
 
@@ -73,21 +74,21 @@ def _altered(offset, byte):
         b"\xff\xfe",
         b"[" * 100_000,
         _kept()[:-3],
-        _kept(layout=layout.LAYOUT + 1),
+        _kept(layout=abi.LAYOUT + 1),
         _kept(layout=None),
         _kept(policies=None),
         _kept(policies=[1]),
         _kept(policies={"1": "xyz"}),
         _kept(policies={"1": "00"}),
         _kept(policies={"1": 7}),
-        _kept(policies={"0": layout.policy(RECORDS[1]).hex()}),
-        _kept(policies={"-1": layout.policy(RECORDS[1]).hex()}),
-        _kept(policies={"4096": layout.policy(RECORDS[1]).hex()}),
-        _kept(policies={"one": layout.policy(RECORDS[1]).hex()}),
-        _kept(policies=_altered(layout.CPolicy.mode.offset, 77)),
-        _kept(policies=_altered(layout.CPolicy.flags.offset, 0)),
-        _kept(policies=_altered(layout.CPolicy.name.offset, 0)),
-        _kept(policies=_altered(layout.CPolicy.name.offset, 0xFF)),
+        _kept(policies={"0": abi.policy(RECORDS[1]).hex()}),
+        _kept(policies={"-1": abi.policy(RECORDS[1]).hex()}),
+        _kept(policies={"4096": abi.policy(RECORDS[1]).hex()}),
+        _kept(policies={"one": abi.policy(RECORDS[1]).hex()}),
+        _kept(policies=_altered(abi.CPolicy.mode.offset, 77)),
+        _kept(policies=_altered(abi.CPolicy.flags.offset, 0)),
+        _kept(policies=_altered(abi.CPolicy.name.offset, 0)),
+        _kept(policies=_altered(abi.CPolicy.name.offset, 0xFF)),
         _kept(cgroups=None),
         _kept(cgroups=[7]),
         _kept(cgroups={"seven": [1]}),
@@ -111,7 +112,7 @@ def test_strange_former_policies_can_be_written_to_the_kernel(tmp_path, cgroups)
     (tmp_path / FORMER).write_bytes(_kept(cgroups=cgroups))
     for id, entry in notes.former(EVERYTHING, tmp_path).cgroups.items():
         assert id in EVERYTHING
-        assert set(layout.read_entry(layout.entry(entry)).was) <= {1}
+        assert set(abi.read_entry(abi.entry(entry)).was) <= {1}
 
 
 def test_what_was_applied_is_read_back(tmp_path):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kabpf import install
 from kabpf.errors import RefusedError
+from kabpf.systemd import install
 
-SHIPPED = Path(__file__).parent.parent / "systemd"
+SHIPPED = Path(__file__).parents[3] / "systemd"
 OPT = Path("/opt/kabpf/bin")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kabpf import scopes
+from kabpf.systemd import scopes
 
 USERS = "/user.slice/user-1000.slice"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kabpf.unit_files import Services, broader, environment_file, settings, words
+from kabpf.systemd.unit_files import Services, broader, environment_file, settings, words
 
 
 @pytest.mark.parametrize(

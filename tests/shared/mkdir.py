@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from kabpf.matching import ANYWHERE, Birth
-from kabpf.plan import BirthEntry, Step
+from kabpf.plan.automaton import ANYWHERE, Birth
+from kabpf.plan.state import BirthEntry, Step
 
 AnyBirth = TypeVar("AnyBirth", Birth, BirthEntry)
 

@@ -1,0 +1,64 @@
+"""kabpfctl check: whether policy files are right."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kabpf import output
+from kabpf.errors import PolicyError
+from kabpf.kernel import dataplane, loading
+from kabpf.kernel.loading import Loader
+from kabpf.policy import btf_required, files, parser
+from kabpf.policy.model import Policy, warnings
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Check policy files; needs no root."""
+    results: list[dict[str, Any]] = []
+    loader = arguments.loader or loading.loader(dataplane.PINS)
+    if arguments.files:
+        for name in arguments.files:
+            results.append(_checked(name, partial(_read_alone, Path(name)), loader))
+    else:
+        results.append(_checked("policy files", partial(files.load, files.SYSTEM), loader))
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    for result in results:
+        for warning in result["warnings"]:
+            print(f"warning: {output.shown(warning)}", file=sys.stderr)
+        if result["errors"]:
+            print("\n".join(map(output.shown, result["errors"])), file=sys.stderr)
+        elif not arguments.json:
+            count = output.count(len(result["policies"]), "policy", "policies")
+            warned = output.count(len(result["warnings"]), "warning")
+            print(f"{result['file']}: ok, {count}{f', {warned}' if result['warnings'] else ''}")
+    return 1 if any(result["errors"] for result in results) else 0
+
+
+def _checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -> dict[str, Any]:
+    result: dict[str, Any] = {"file": name, "policies": [], "errors": [], "warnings": []}
+    try:
+        found = read()
+        if loader == Loader.BCC:
+            btf_required.require(found)
+    except PolicyError as error:
+        return result | {"errors": list(error.findings)}
+    return result | {"policies": [each.name for each in found], "warnings": warnings(found)}
+
+
+def _read_alone(path: Path) -> tuple[Policy, ...]:
+    """One file's policies, with the defaults of the installed files if they can be read."""
+    defaults: list[parser.PolicyFile] = []
+    with contextlib.suppress(PolicyError):
+        for installed in files.paths(files.SYSTEM):
+            with contextlib.suppress(PolicyError):
+                defaults.append(dataclasses.replace(files.read(installed), policies=()))
+    return parser.combine([*defaults, files.read(path)])

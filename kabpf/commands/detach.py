@@ -1,0 +1,57 @@
+"""kabpfctl detach: undoes attach, and with --all everything."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+
+from kabpf import output
+from kabpf.apply import dropins, reconcile
+from kabpf.apply.dropins import ATTACHED, PERSISTENT, attached_file
+from kabpf.errors import RefusedError
+from kabpf.kernel import cgroups, mountinfo
+from kabpf.kernel.capabilities import require_root
+from kabpf.policy import files
+from kabpf.policy.parser import RUNTIME
+from kabpf.requests import client
+from kabpf.runtime import pidlock
+from kabpf.runtime.locks import locked
+
+
+def detach(arguments: argparse.Namespace) -> int:
+    """Undo attach: as root by itself, else by kabpf-request."""
+    if arguments.all:
+        require_root("detach --all")
+    tree = cgroups.find_tree(mountinfo.own_mounts())
+    if os.geteuid() != 0:
+        path = tree.path(arguments.cgroup)
+        return output.answer(arguments, client.detach(path), f"{output.shown(path)}: detached")
+    path = "/" if arguments.all else tree.path(arguments.cgroup)
+    pattern = f"{ATTACHED}*.yaml" if arguments.all else attached_file(RUNTIME, path).name
+    with locked():
+        removed = [
+            file for directory in (RUNTIME, PERSISTENT) for file in sorted(directory.glob(pattern))
+        ]
+        if not arguments.all:
+            with contextlib.suppress(RefusedError):  # gone, as it may be
+                removed += dropins.owned(tree.find(path).id)
+        if not removed and not arguments.all:
+            raise RefusedError(f"{path} is not attached", hint="expected an attached cgroup")
+        with contextlib.ExitStack() as stack:
+            for file in removed:
+                stack.enter_context(dropins.written(file, None))
+            stamp = files.stamp(files.SYSTEM)
+            policies = () if arguments.all else files.load(files.SYSTEM)
+        if arguments.all:
+            reconcile.lift(tree)
+            pidlock.tell_changed()
+        else:
+            with reconcile.open_or_load(policies, tree) as loaded:
+                dropins.put_in_force(policies, tree, loaded, stamp, pidlock.tell_changed)
+    text = f"{output.shown(path)}: detached"
+    if arguments.all:
+        count = len(files.paths(files.SYSTEM))
+        stay = f"; {output.count(count, 'policy file')} left for kabpfctl apply" if count else ""
+        text = f"kabpf is out of the kernel{stay}"
+    return output.answer(arguments, {"removed": [str(file) for file in removed]}, text)

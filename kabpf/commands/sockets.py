@@ -1,0 +1,104 @@
+"""kabpfctl sockets: the TCP sockets of the machine with their options."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from typing import Any
+
+from kabpf import output
+from kabpf.apply.drift import compare
+from kabpf.errors import RefusedError
+from kabpf.kernel import cgroups, loading, mountinfo
+from kabpf.kernel.dataplane import PINS
+from kabpf.observe import sockets as tcp
+
+
+def sockets(arguments: argparse.Namespace) -> int:
+    """List the TCP sockets of the machine with their options; without root, what inet_diag says."""
+    tree = cgroups.find_tree(mountinfo.own_mounts())
+    is_root = os.geteuid() == 0
+    cgroup = None if arguments.cgroup is None else tree.find(arguments.cgroup).path
+    wanted = tcp.Filter(cgroup, arguments.unit, arguments.policy, arguments.without_keepalive)
+    with loading.opened(PINS, tree) if is_root else contextlib.nullcontext() as opened:
+        loaded = opened if opened and opened.reaches_open_sockets else None
+        names = {id: record.name for id, record in loaded.records().items()} if loaded else {}
+        if wanted.policy is not None and wanted.policy not in names.values():
+            raise RefusedError(
+                f"policy {wanted.policy} is not in force" if is_root else "--policy: not root",
+                hint="expected one that kabpfctl status shows" if is_root else "expected root",
+            )
+        found = tcp.from_dataplane(loaded, names, tree) if loaded else tcp.from_inet_diag(tree)
+        listed = sorted(
+            filter(wanted, found), key=lambda one: (one.cgroup or "", one.local, one.remote)
+        )
+        sources = compare(tree, loaded).sources if loaded else {}
+    if not loaded:
+        reason = "the data plane is not loaded; kabpfctl apply does it" if is_root else "not root"
+        if opened:
+            reason = "it takes BTF, which the bcc loader does without"
+        print(f"kabpfctl: options are not shown: {reason}", file=sys.stderr)
+    if arguments.json:
+        result = [_socket_json(one, sources) for one in listed]
+        return output.answer(arguments, {"sockets": result}, "")
+    output.print_table(_SOCKET_HEADS, [_socket_cells(one, sources) for one in listed])
+    return 0
+
+
+_SOCKET_HEADS = (
+    *("CGROUP", "LOCAL", "REMOTE", "STATE", "KEEPALIVE", *output.OPTION_HEADS),
+    *("NEXT-PROBE", "SET-BY"),
+)
+
+
+def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
+    return {
+        "cgroup": one.cgroup,
+        "cgroup_id": one.cgroup_id,
+        "unit": one.unit,
+        "network_namespace": one.namespace,
+        "family": one.family,
+        "local": one.local._asdict(),
+        "remote": one.remote._asdict(),
+        "state": one.state,
+        "keepalive": one.keepalive,
+        "idle_s": one.idle_s,
+        "interval_s": one.interval_s,
+        "probes": one.probes,
+        "user_timeout_ms": one.user_timeout_ms,
+        "next_probe_ms": one.next_probe_ms,
+        "set_by": one.set_by,
+        "policy": one.policy,
+        "source": sources.get(one.policy or ""),
+    }
+
+
+def _socket_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
+    unknown = one.idle_s is None
+    return (
+        output.shown(one.unit or one.cgroup or "(removed)"),
+        str(one.local),
+        str(one.remote),
+        one.state,
+        {None: "-", True: "on", False: "off"}[one.keepalive],
+        output.cell(one.idle_s, "s"),
+        output.cell(one.interval_s, "s"),
+        output.cell(one.probes, ""),
+        output.cell(one.user_timeout_ms, "ms") if unknown or one.user_timeout_ms else "off",
+        "-" if one.next_probe_ms is None else f"{one.next_probe_ms / 1000:.1f}s",
+        "-" if unknown else output.shown(_setters(one, sources)),
+    )
+
+
+def _setters(one: tcp.Socket, sources: dict[str, str]) -> str:
+    words = []
+    for setter in ("policy", "former policy", "application"):
+        options = [option for option, found in one.set_by.items() if found == setter]
+        names = ", ".join(option.removesuffix("_ms").removesuffix("_s") for option in options)
+        if options and setter == "policy":
+            words.append(f"{one.policy} ({sources.get(one.policy or '', 'no file any more')})")
+        elif options:
+            words.append(f"{setter} ({names})")
+    return ", ".join(words) or "system"

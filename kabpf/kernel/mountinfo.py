@@ -1,0 +1,57 @@
+"""What is mounted, as /proc/self/mountinfo (proc(5)) says it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/PID/mountinfo (proc(5))."""
+
+    device: int
+    root: str
+    point: str
+    type: str
+
+
+def mounts(mountinfo: str) -> list[Mount]:
+    """The mounts of a mountinfo text, in its order."""
+    found = []
+    # The kernel escapes space, tab, newline and backslash alone (mangle() in fs/proc_namespace.c):
+    # a name may hold what Python takes for the end of a line or of a word.
+    for line in filter(None, mountinfo.split("\n")):
+        before, _, after = line.partition(" - ")
+        words = before.split(" ")
+        device = os.makedev(*map(int, words[2].split(":")))
+        found.append(Mount(device, _unescaped(words[3]), _unescaped(words[4]), after.split(" ")[0]))
+    return found
+
+
+def own_mounts() -> list[Mount]:
+    """The mounts of this process that kabpf works with, but for those hidden by a later one."""
+    return [mount for mount in visible_mounts() if mount.type in ("cgroup2", "bpf")]
+
+
+def visible_mounts() -> list[Mount]:
+    """The same, and those of cgroup v1."""
+    types = ("cgroup", "cgroup2", "bpf")
+    return [mount for mount in all_mounts() if mount.type in types and _is_on_top(mount)]
+
+
+def all_mounts() -> list[Mount]:
+    return mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+
+
+def _is_on_top(mount: Mount) -> bool:
+    try:
+        return os.stat(mount.point).st_dev == mount.device
+    except OSError:
+        return False
+
+
+def _unescaped(word: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

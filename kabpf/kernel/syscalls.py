@@ -1,0 +1,95 @@
+"""The system calls that Python lacks, by ctypes: mount, setns, renameat2, openat2, fstatfs."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kabpf.errors import RefusedError
+from kabpf.faults import fault_point
+
+RENAME_EXCHANGE = 2
+CLONE_NEWNET = 0x40000000
+SYS_OPENAT2 = 437  # on all architectures but Alpha
+
+# RESOLVE_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS and _BENEATH (openat2(2))
+RESOLVE_WITHIN = 0x01 | 0x02 | 0x04 | 0x08
+CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
+
+
+@contextmanager
+def network_namespace(descriptor: int) -> Iterator[None]:
+    """Run the block in a network namespace (setns(2))."""
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _setns(descriptor)
+        try:
+            yield
+        finally:
+            _setns(own)
+    finally:
+        os.close(own)
+
+
+def mount_bpffs(path: str) -> None:
+    """Mount a BPF file system (mount(2)), as systemd does at boot."""
+    if libc().mount(b"bpf", path.encode(), b"bpf", 0, b"mode=700"):
+        raise RefusedError(
+            f"mount a BPF file system at {path}", ctypes.get_errno(), "expected one there"
+        )
+
+
+def exchange(one: str, other: str) -> bool:
+    """Let two files or directories change their places in one step (renameat2(2)).
+
+    False where the file system can't: bpffs since Linux kernel commit 6429e46304ac ("libfs: Support
+    RENAME_EXCHANGE in simple_rename()") (in v5.17).
+    """
+    fault_point("exchange the pins")
+    if libc().renameat2(-1, one.encode(), -1, other.encode(), RENAME_EXCHANGE):
+        if ctypes.get_errno() == errno.EINVAL:
+            return False
+        raise RefusedError(f"exchange {one} and {other}", ctypes.get_errno())
+    return True
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def open_within(directory: int, path: str) -> int:
+    """A descriptor, good for fstat(2), of the directory at a path below another one, to which no
+    symbolic link, no mount and no ".." out of it leads (openat2(2))."""
+    how = _OpenHow(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, RESOLVE_WITHIN)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    opened = libc().syscall(SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), size)
+    if opened < 0:
+        raise RefusedError(f"open {path}", ctypes.get_errno())
+    return int(opened)
+
+
+def is_cgroup2(descriptor: int) -> bool:
+    """Whether a descriptor is of a cgroup2 tree (fstatfs(2))."""
+    status = ctypes.create_string_buffer(256)  # more than any struct statfs, which f_type begins
+    if libc().fstatfs(descriptor, status):
+        raise RefusedError("look at a file system", ctypes.get_errno())
+    return ctypes.c_long.from_buffer(status).value & 0xFFFFFFFF == CGROUP2_SUPER_MAGIC
+
+
+def _setns(descriptor: int) -> None:
+    if libc().setns(descriptor, CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise RefusedError(f"enter {os.readlink(f'/proc/self/fd/{descriptor}')}", error)
+
+
+@functools.cache
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

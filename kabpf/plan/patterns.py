@@ -1,0 +1,122 @@
+"""Selectors as patterns over the names of a cgroup path, and their precedence."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from kabpf.policy.model import GLOB, Policy, Selector
+
+ANY_DEPTH = "**"
+INSTANCES = "@*.service"  # of a template
+USER_MANAGERS = ("user.slice", "*", "user@*.service")
+
+# What is before the first dot of a cgroup file's name: the controllers that systemd knows.
+CGROUP_FILES = frozenset((
+    "cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids",
+    "bpf-firewall", "bpf-devices", "bpf-foreign", "bpf-socket-bind",
+    "bpf-restrict-network-interfaces", "bpf-bind-network-interface",
+))  # fmt: skip
+
+
+class Kind(IntEnum):
+    """What a selector is, the weakest first."""
+
+    GLOB = 0
+    SOCKET = 1  # foo.socket, because foo.service or foo@.service is selected
+    UNIT = 2
+    USER_UNIT = 3
+    PATH = 4
+
+
+class Rank(NamedTuple):
+    """Of two selectors that name one cgroup the greater wins."""
+
+    kind: Kind
+    literal_prefix: int
+    order: int  # of reading
+
+
+@dataclass(frozen=True)
+class Pattern:
+    names: tuple[str, ...]
+    rank: Rank
+    policy: Policy
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(glob: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(glob))
+
+
+class Naming:
+    """Which selectors of `policies` name a cgroup, the beaten ones included."""
+
+    def __init__(self, policies: tuple[Policy, ...]) -> None:
+        self._by_last: dict[str | None, list[tuple[int, tuple[str, ...], Policy, Selector]]] = {}
+        selectors = [(policy, each) for policy in policies for each in policy.selectors]
+        for order, (policy, selector) in enumerate(selectors):
+            for _, _, names in patterns_of(selector):
+                last = names[-1] if names else ""
+                key = None if GLOB.search(last) else last
+                self._by_last.setdefault(key, []).append((order, names, policy, selector))
+
+    def __call__(self, path: str) -> list[tuple[Policy, Selector]]:
+        """The selectors that name the cgroup at `path`, in the order they were read."""
+        names = tuple(path.split("/")[1:]) if path != "/" else ()
+        tried = (*self._by_last.get(path.rpartition("/")[2], ()), *self._by_last.get(None, ()))
+        found = {
+            order: (policy, selector)
+            for order, pattern, policy, selector in tried
+            if _matches(pattern, names)
+        }
+        return [found[order] for order in sorted(found)]
+
+
+def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    if pattern[:1] == (ANY_DEPTH,):
+        return any(_matches(pattern[1:], names[start:]) for start in range(len(names) + 1))
+    if not pattern or not names:
+        return not pattern and not names
+    return bool(compiled(pattern[0]).match(names[0])) and _matches(pattern[1:], names[1:])
+
+
+def rank_of(pattern: Pattern) -> Rank:
+    return pattern.rank
+
+
+def patterns_of(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]]]:
+    """A selector's kind, literal prefix and names; a service brings its socket unit, in whose
+    cgroup systemd creates the listener, and a template that of an Accept=yes (systemd.socket(5)).
+    """
+    text = selector.text
+    found = GLOB.search(text)
+    prefix = found.start() if found else len(text)
+    if selector.kind == "cgroup":
+        names = tuple(text.split("/")[1:]) if text != "/" else ()
+        if names[-1:] == (ANY_DEPTH,):
+            names += ("*",)  # everything inside, not the directory itself
+        yield Kind.GLOB if found else Kind.PATH, prefix, names
+        return
+    above = USER_MANAGERS if selector.kind == "user_unit" else ()
+    kind = Kind.USER_UNIT if selector.kind == "user_unit" else Kind.UNIT
+    yield Kind.GLOB if found else kind, prefix, (*above, ANY_DEPTH, _escaped(text))
+    if text.endswith(".service"):
+        socket = text.removesuffix("service") + "socket"
+        yield Kind.GLOB if found else Kind.SOCKET, prefix, (*above, ANY_DEPTH, _escaped(socket))
+    if text.endswith(INSTANCES):
+        socket = text.removesuffix(INSTANCES) + ".socket"
+        kind = Kind.GLOB if GLOB.search(socket) else Kind.SOCKET
+        yield kind, prefix, (*above, ANY_DEPTH, _escaped(socket))
+
+
+def _escaped(unit: str) -> str:
+    """The name of a unit's cgroup: systemd keeps it apart from the files that the kernel may have
+    in a cgroup's directory (cg_needs_escape() in its src/basic/cgroup-util.c)."""
+    clashes = unit.startswith(("_", ".")) or unit.partition(".")[0] in CGROUP_FILES
+    return f"_{unit}" if clashes else unit

@@ -1,0 +1,55 @@
+"""Desired state: which policy each cgroup has. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.state import (
+    Cgroup,
+    Plan,
+    Resolved,
+)
+from kabpf.policy.model import Policy
+
+
+def resolve(
+    policies: tuple[Policy, ...],
+    automaton: Automaton,
+    cgroups: Iterable[Cgroup],
+    births_max: int,
+) -> Plan:
+    """The plan for these cgroups, parents before their children, and for all that may be born."""
+    resolved: dict[int, Resolved] = {}
+    for cgroup in cgroups:
+        resolved[cgroup.id] = resolve_one(automaton, cgroup, resolved.get(cgroup.parent_id))
+    return Plan(policies, automaton.table(births_max), resolved, births_max)
+
+
+def with_attachments(plan: Plan, cgroups: Mapping[int, Cgroup]) -> Plan:
+    """The same for a data plane that sees no birth, and is attached to each cgroup that has another
+    policy than its parent: what is below inherits the attachment."""
+    own = {id for id, found in plan.cgroups.items() if _has_its_own(plan, cgroups[id], found)}
+    nested: set[int] = set()
+    for id in own:
+        if above := own.intersection(_above(cgroups, id)):
+            nested |= {id, *above}
+    return replace(plan, births={}, attachments={id: id in nested for id in own})
+
+
+def _has_its_own(plan: Plan, cgroup: Cgroup, found: Resolved) -> bool:
+    above = plan.cgroups.get(cgroup.parent_id)
+    return found.policy is not None and (above is None or found.policy is not above.policy)
+
+
+def _above(cgroups: Mapping[int, Cgroup], id: int) -> Iterator[int]:
+    while (id := cgroups[id].parent_id) in cgroups:
+        yield id
+
+
+def resolve_one(automaton: Automaton, cgroup: Cgroup, parent: Resolved | None) -> Resolved:
+    """One cgroup from its parent; None for the root's."""
+    birth = automaton.step(parent.state, cgroup.name) if parent else automaton.root
+    own = automaton.bound.get(cgroup.id) or birth.policy or automaton.owned.get(cgroup.id)
+    return Resolved(birth.state, own or (parent.policy if parent else None))

@@ -1,0 +1,41 @@
+"""The directory /run/kabpf, and the locks in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kabpf.errors import RefusedError
+
+RUN = Path("/run/kabpf")
+
+
+@contextmanager
+def locked(run: Path = RUN) -> Iterator[None]:
+    """Hold the lock under which the kernel's state and the runtime drop-ins are changed."""
+    descriptor = open_lock(run, "lock")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def open_lock(run: Path, name: str) -> int:
+    """The descriptor of a file in `run` whose lock means something; it is closed to others than
+    root, as a read lock of theirs would keep root out."""
+    try:
+        with suppress(FileExistsError):
+            run.mkdir()
+            run.chmod(0o755)  # whatever the umask says
+        return os.open(run / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RefusedError(f"open {run / name}", error.errno or 0) from None
+
+
+def monitor_lock(place: int) -> str:
+    """The name of the file whose lock the monitor at a place holds; 0 is the log's."""
+    return f"monitor-{place}.lock"

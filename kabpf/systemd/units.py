@@ -1,0 +1,51 @@
+"""The units that systemd has files of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+# Where systemd has units by the kind of selector, the strongest first (systemd.unit(5)). Those in
+# the homes of users are left out.
+DIRECTORIES = {
+    "unit": (
+        "/etc/systemd/system.control",
+        "/run/systemd/system.control",
+        "/run/systemd/transient",
+        "/run/systemd/generator.early",
+        "/etc/systemd/system",
+        "/etc/systemd/system.attached",
+        "/run/systemd/system",
+        "/run/systemd/system.attached",
+        "/run/systemd/generator",
+        "/usr/local/lib/systemd/system",
+        "/usr/lib/systemd/system",
+        "/lib/systemd/system",
+        "/run/systemd/generator.late",
+    ),
+    "user_unit": (
+        "/etc/systemd/user",
+        "/run/systemd/user",
+        "/usr/local/lib/systemd/user",
+        "/usr/local/share/systemd/user",
+        "/usr/lib/systemd/user",
+        "/usr/share/systemd/user",
+    ),
+}
+
+
+def look(directories: Iterable[str | Path]) -> dict[str, str]:
+    """The names of the units in these directories, the strongest first, with the names that they
+    really have: a link is an alias, or with /dev/null a mask."""
+    found: dict[str, str] = {}
+    for directory in directories:
+        try:
+            entries = [entry for entry in os.scandir(directory) if not entry.is_dir()]
+        except OSError:
+            continue
+        for entry in entries:
+            target = os.path.realpath(entry.path) if entry.is_symlink() else entry.name
+            real = "" if target == os.devnull else os.path.basename(target)
+            found.setdefault(entry.name, real)
+    return found
