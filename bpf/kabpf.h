@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
- * What the programs in kabpf.bpf.c and kabpf/dataplane.py both know: sizes, and the layout of every
+ * What the programs in kabpf.bpf.c and kabpf/kernel/abi.py both know: sizes, and the layout of every
  * map key, map value and event. There is no other contract between them.
  */
 #ifndef KABPF_H

@@ -61,7 +61,7 @@ def left():
 
 def watchers():
     """The process ids of watchers, and of what they become."""
-    return _found(r"kabpf/watcher\.py|kabpf\.daemon --prune")
+    return _found(r"kabpf/apply/watcher\.py|kabpf\.daemon --prune")
 
 
 def _found(command):
