@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
- * What the programs in kabpf.bpf.c and kabpf/kernel/abi.py both know: sizes, and the layout of every
- * map key, map value and event. There is no other contract between them.
+ * What the programs in kabpf.bpf.c and kabpf/kernel/abi.py both know: sizes, and the layout of
+ * every map key, map value and event. There is no other contract between them.
  */
 #ifndef KABPF_H
 #define KABPF_H

@@ -8,7 +8,7 @@ from kabpf.apply import reconcile
 from kabpf.errors import PolicyError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
-from kabpf.policy import btf_required, files
+from kabpf.policy import files
 from kabpf.policy.model import Policy
 from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN
@@ -44,8 +44,8 @@ def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
 def _load_or_findings(loaded: Dataplane | None) -> tuple[tuple[Policy, ...], list[str]]:
     try:
         policies = files.load(files.SYSTEM)
-        if loaded and not loaded.reaches_open_sockets:
-            btf_required.require(policies)
+        if loaded:
+            loaded.require_supported(policies)
         return policies, []
     except PolicyError as error:
         return (), list(error.findings)

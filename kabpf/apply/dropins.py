@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from kabpf.apply import reconcile
@@ -14,75 +14,45 @@ from kabpf.apply.reconcile import Resolution
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
-from kabpf.kernel.loading import Loader
 from kabpf.plan.state import Cgroup, record
-from kabpf.policy import files
+from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Policy
 from kabpf.policy.parser import RUNTIME
+from kabpf.runtime.pidlock import tell_changed
 
 PERSISTENT = Path("/etc/kabpf/policy.d")
 # Read last, so that what a person attaches by hand wins over a file that names the same path.
 ATTACHED = "zz-attach-"
 
 
-Read = tuple[str, tuple[Policy, ...]]
-"""The stamp of all policy files, and what they said after it was taken."""
+def winner(policies: tuple[Policy, ...], file: Path, cgroup: Cgroup, tree: CgroupTree) -> Policy:
+    """The policy of a cgroup, which is that of the drop-in `file`. Raises RefusedError where it has
+    another one, or is gone."""
+    found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
+    if found is None:
+        raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
+    if found.policy is None or found.policy.source.path != str(file):
+        other = found.policy.source if found.policy else "a mask"
+        raise RefusedError(
+            f"{cgroup.path} has its policy from {other}, which is stronger",
+            hint="expected no other file to name this path",
+        )
+    return found.policy
 
 
-def read() -> Read:
-    """Read the system's policy files."""
-    return files.stamp(files.SYSTEM), files.load(files.SYSTEM)
+def attach(policy: Policy, snapshot: Snapshot, loaded: Dataplane) -> int | None:
+    """Put a drop-in's policy in force, with all others, under the lock; how many open sockets it
+    has changed, or None where the data plane leaves those alone."""
+    before = _retrofitted(loaded, policy)
+    put_in_force(snapshot, loaded)
+    changed = _retrofitted(loaded, policy) - before
+    return changed if loaded.updates_open_sockets else None
 
 
-def attach(
-    file: Path,
-    content: bytes,
-    cgroup: Cgroup,
-    tree: CgroupTree,
-    tell_changed: Callable[[], None],
-    read: Callable[[], Read] = read,
-    loaded: Dataplane | None = None,
-    loader: Loader | None = None,
-) -> tuple[Policy, int | None]:
-    """Write a drop-in that names one cgroup, and put it in force, under the lock; the policy, and
-    how many open sockets it has changed, or None where the data plane leaves those alone. The data
-    plane is loaded where none is given, by `loader` if that is said.
-
-    Raises RefusedError, and leaves what was there, where the cgroup has another policy then.
-    """
-    with written(file, content):
-        stamp, policies = read()
-        found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
-        if found is None:
-            raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
-        winner = found.policy
-        if winner is None or winner.source.path != str(file):
-            other = winner.source if winner else "a mask"
-            raise RefusedError(
-                f"{cgroup.path} has its policy from {other}, which is stronger",
-                hint="expected no other file to name this path",
-            )
-        opened = loaded or reconcile.open_or_load(policies, tree, loader)
-    try:
-        before = _retrofitted(opened, winner)
-        put_in_force(policies, tree, opened, stamp, tell_changed)
-        changed = _retrofitted(opened, winner) - before
-        return winner, changed if opened.reaches_open_sockets else None
-    finally:
-        if opened is not loaded:
-            opened.close()
-
-
-def put_in_force(
-    policies: tuple[Policy, ...],
-    tree: CgroupTree,
-    loaded: Dataplane,
-    stamp: str,
-    tell_changed: Callable[[], None],
-) -> Resolution:
+def put_in_force(snapshot: Snapshot, loaded: Dataplane) -> Resolution:
     """Reconcile, and let a running daemon know, also of what went wrong."""
     try:
-        return reconcile.reconcile(policies, tree, loaded, stamp)
+        return reconcile.reconcile(snapshot, loaded)
     finally:
         tell_changed()
 

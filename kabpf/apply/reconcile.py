@@ -18,6 +18,7 @@ from kabpf.plan.automaton import Automaton
 from kabpf.plan.resolve import resolve, resolve_one, with_attachments
 from kabpf.plan.state import Actual, Cgroup, Changes, Entry, Needs, Plan, Record, record
 from kabpf.policy import btf_required
+from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Policy
 from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN
@@ -62,7 +63,7 @@ def open_or_load(
         notes.forget_applied(run)
         if not fresh.records():
             fresh.apply(notes.former({cgroup.id for cgroup in tree.cgroups()}, run))
-        for resolution in _passes(policies, tree, fresh, visits=False) if takes_over else ():
+        for resolution in _passes(policies, fresh, visits=False) if takes_over else ():
             fresh.apply(resolution.changes)
 
     loaded = loading.open_or_load(PINS, tree, loader, fill)
@@ -78,29 +79,27 @@ def lift(tree: CgroupTree, run: Path = RUN) -> None:
     loading.lift(PINS)
 
 
-def reconcile(
-    policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane, stamp: str, run: Path = RUN
-) -> Resolution:
-    """Bring what is in the kernel in line with `policies`, open sockets included; under the lock.
+def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolution:
+    """Bring what is in the kernel in line with policies, open sockets included; under the lock.
 
     Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
     completes. Raises PolicyError where the policies ask for more than this data plane can do,
     RefusedError where the kernel refused something, and UnvisitedError where all but visits of
-    open sockets is in force. `stamp` is that of the files that the policies come from, taken
-    before they were read.
+    open sockets is in force.
     """
-    _require_supported(policies, loaded)
+    stamp, policies = snapshot
+    loaded.require_supported(policies)
     sources = {policy.name: str(policy.source) for policy in policies}
     first: Changes | None = None
     try:
         loaded.check()
         try:
-            for resolution in _passes(policies, tree, loaded):
+            for resolution in _passes(policies, loaded):
                 first = first or resolution.changes
                 loaded.apply(resolution.changes, retrofit.visit)
         except RefusedError as error:
             # Open sockets that can't be visited must not keep what comes after them from new ones.
-            for resolution in _passes(policies, tree, loaded, visits=False):
+            for resolution in _passes(policies, loaded, visits=False):
                 loaded.apply(resolution.changes)
             raise UnvisitedError(str(error)) from None
     except RefusedError as error:
@@ -120,8 +119,7 @@ def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, st
     """
     entry = loaded.entries([cgroup.id]).get(cgroup.id)
     id = loaded.free_record()
-    # Without BTF it takes an attachment.
-    if entry is None or id is None or not loaded.reaches_open_sockets:
+    if entry is None or id is None or loaded.needs_pins_per_cgroup:
         return False
     present = loaded.needs()
     needs = Needs(*map(any, zip(present, Plan((policy,)).needs, strict=True)))
@@ -151,16 +149,18 @@ def forget(names: Collection[str], loaded: Dataplane, stamps: tuple[str, str]) -
 
 def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:
     """What `reconcile` would do first; changes nothing. Raises PolicyError as that does."""
-    _require_supported(policies, loaded)
+    if loaded:
+        loaded.require_supported(policies)
     return _look(policies, Automaton(policies), tree, loaded)
 
 
-def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: Dataplane) -> bool:
+def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
     """Resolve cgroups that the kernel asked about, and what was born below them since.
 
     Updates `last`, which the last reconcile returned. False where that does not know the parent of
     one, so that a reconcile has to look at the whole tree. The caller holds the lock.
     """
+    tree = loaded.tree
     fresh: dict[int, Cgroup] = {}
     for event in born:
         parent = last.cgroups.get(event.parent_id)
@@ -190,19 +190,14 @@ def resolve_born(born: list[Born], last: Resolution, tree: CgroupTree, loaded: D
     return True
 
 
-def _require_supported(policies: tuple[Policy, ...], loaded: Dataplane | None) -> None:
-    if loaded and not loaded.reaches_open_sockets:
-        btf_required.require(policies)
-
-
 def _passes(
-    policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane, *, visits: bool = True
+    policies: tuple[Policy, ...], loaded: Dataplane, *, visits: bool = True
 ) -> Iterator[Resolution]:
     """Looks at policies, tree and kernel, until there is nothing left to do; the caller applies
     each one's changes before it asks for the next."""
     automaton = Automaton(policies)
     for _ in range(PASSES_MAX):
-        resolution = _look(policies, automaton, tree, loaded, visits=visits)
+        resolution = _look(policies, automaton, loaded.tree, loaded, visits=visits)
         yield resolution
         if not resolution.changes:
             return
@@ -223,9 +218,9 @@ def _look(
     cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups()}
     desired = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
     if loaded:
-        _settle_differences(tree, loaded, actual, cgroups, desired)
-        if not loaded.reaches_open_sockets:
-            visits = False
+        _settle_differences(loaded, actual, cgroups, desired)
+        visits = visits and loaded.updates_open_sockets
+        if loaded.needs_pins_per_cgroup:
             desired = with_attachments(desired, cgroups)
     wanted: dict[int, Record] = {}
     try:
@@ -241,7 +236,6 @@ def _look(
 
 
 def _settle_differences(
-    tree: CgroupTree,
     loaded: Dataplane,
     actual: Actual,
     cgroups: dict[int, Cgroup],
@@ -257,5 +251,5 @@ def _settle_differences(
     for id in born:
         if id in now:
             actual.cgroups[id] = now[id]
-        elif not tree.has(cgroups[id]):
+        elif not loaded.tree.has(cgroups[id]):
             del cgroups[id], desired.cgroups[id]

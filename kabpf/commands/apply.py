@@ -17,18 +17,18 @@ def apply(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(mountinfo.own_mounts())
     with locked():
         transient.prune(tree)
-        stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
-        with reconcile.open_or_load(policies, tree, arguments.loader) as loaded:
-            resolution = dropins.put_in_force(policies, tree, loaded, stamp, pidlock.tell_changed)
+        snapshot = files.snapshot(files.SYSTEM)
+        with reconcile.open_or_load(snapshot.policies, tree, arguments.loader) as loaded:
+            resolution = dropins.put_in_force(snapshot, loaded)
     result = {
         "policies": len(resolution.plan.policies),
         "cgroups": len(resolution.cgroups),
         "covered": len(output.covered(resolution)),
         "changes": output.changes_json(resolution),
     }
-    if any(policy.log for policy in policies):
+    if any(policy.log for policy in snapshot.policies):
         pidlock.wait_for_log()
-    in_force = output.count(len(policies), "policy", "policies")
+    in_force = output.count(len(snapshot.policies), "policy", "policies")
     covered = f"{result['covered']} of {output.count(len(resolution.cgroups), 'cgroup')} covered"
     text = f"{in_force} in force, {covered}; changed: {output.changes_text(resolution)}"
     return output.answer(arguments, result, text)

@@ -8,16 +8,15 @@ import os
 from typing import Any
 
 from kabpf import output
-from kabpf.apply import dropins
+from kabpf.apply import dropins, reconcile
 from kabpf.apply.dropins import PERSISTENT, attached_file
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, mountinfo
 from kabpf.kernel.capabilities import require_root
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.policy import model
+from kabpf.policy import files, model
 from kabpf.policy.parser import RUNTIME
 from kabpf.requests import client
-from kabpf.runtime import pidlock
 from kabpf.runtime.locks import locked
 
 OPTION_KEYS = ("idle", "interval", "probes", "user_timeout")
@@ -55,9 +54,12 @@ def _attach(
                 hint="expected --persist to change it",
             )
         content = _attached_policy(cgroup.path, options, new_only=arguments.new_only)
-        winner, changed = dropins.attach(
-            file, content, cgroup, tree, pidlock.tell_changed, loader=arguments.loader
-        )
+        with dropins.written(file, content):
+            snapshot = files.snapshot(files.SYSTEM)
+            winner = dropins.winner(snapshot.policies, file, cgroup, tree)
+            loaded = reconcile.open_or_load(snapshot.policies, tree, arguments.loader)
+        with loaded:
+            changed = dropins.attach(winner, snapshot, loaded)
     return {
         "cgroup": cgroup.path,
         "policy": winner.name,

@@ -41,14 +41,13 @@ def detach(arguments: argparse.Namespace) -> int:
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(dropins.written(file, None))
-            stamp = files.stamp(files.SYSTEM)
-            policies = () if arguments.all else files.load(files.SYSTEM)
-        if arguments.all:
+            snapshot = None if arguments.all else files.snapshot(files.SYSTEM)
+        if snapshot:
+            with reconcile.open_or_load(snapshot.policies, tree) as loaded:
+                dropins.put_in_force(snapshot, loaded)
+        else:
             reconcile.lift(tree)
             pidlock.tell_changed()
-        else:
-            with reconcile.open_or_load(policies, tree) as loaded:
-                dropins.put_in_force(policies, tree, loaded, stamp, pidlock.tell_changed)
     text = f"{output.shown(path)}: detached"
     if arguments.all:
         count = len(files.paths(files.SYSTEM))

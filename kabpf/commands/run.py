@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> NoReturn:
         tree = cgroups.find_tree(mountinfo.own_mounts())
         named = _named(arguments.policy) if arguments.policy else None
         rules = named.rules if named else _rules(asked)
-        is_told = loading.kind(PINS).reaches_open_sockets
+        is_told = loading.kind(PINS).reports_events
         log = (named is not None and named.log) or (asked.debug and is_told)
         with _lived_in(tree, name, program) as cgroup:
             _cover(tree, cgroup, rules, log=log)
@@ -77,7 +77,7 @@ def _why_unlogged() -> str | None:
     """What keeps kabpfd from writing what happens to sockets to the journal, if anything does."""
     if os.geteuid() != 0:
         return "not root, expected root"
-    if not loading.kind(PINS).reaches_open_sockets:
+    if not loading.kind(PINS).reports_events:
         return "it takes BTF, which the bcc loader does without"
     return None if pidlock.running() else "kabpfd does not run, expected it to"
 
@@ -212,9 +212,9 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None
     fault_point("write the drop-in")
     with dropins.written(file, transient.text(policy)):
         if not _added(tree, cgroup, policy, before):
-            stamp, policies = files.stamp(files.SYSTEM), files.load(files.SYSTEM)
-            with reconcile.open_or_load(policies, tree) as loaded:
-                reconcile.reconcile(policies, tree, loaded, stamp)
+            snapshot = files.snapshot(files.SYSTEM)
+            with reconcile.open_or_load(snapshot.policies, tree) as loaded:
+                reconcile.reconcile(snapshot, loaded)
 
 
 def _added(tree: CgroupTree, cgroup: Cgroup, policy: Policy, before: str) -> bool:

@@ -23,14 +23,14 @@ def sockets(arguments: argparse.Namespace) -> int:
     cgroup = None if arguments.cgroup is None else tree.find(arguments.cgroup).path
     wanted = tcp.Filter(cgroup, arguments.unit, arguments.policy, arguments.without_keepalive)
     with loading.opened(PINS, tree) if is_root else contextlib.nullcontext() as opened:
-        loaded = opened if opened and opened.reaches_open_sockets else None
+        loaded = opened if opened and opened.lists_sockets else None
         names = {id: record.name for id, record in loaded.records().items()} if loaded else {}
         if wanted.policy is not None and wanted.policy not in names.values():
             raise RefusedError(
                 f"policy {wanted.policy} is not in force" if is_root else "--policy: not root",
                 hint="expected one that kabpfctl status shows" if is_root else "expected root",
             )
-        found = tcp.from_dataplane(loaded, names, tree) if loaded else tcp.from_inet_diag(tree)
+        found = tcp.from_dataplane(loaded, names) if loaded else tcp.from_inet_diag(tree)
         listed = sorted(
             filter(wanted, found), key=lambda one: (one.cgroup or "", one.local, one.remote)
         )

@@ -220,7 +220,7 @@ class Daemon:
         if self._log:
             self._listen(wanted=True)
         # Without BTF nothing tells of a cgroup that was removed and made again.
-        is_blind = self._loaded is not None and not self._loaded.reaches_open_sockets
+        is_blind = self._loaded is not None and not self._loaded.sees_births
         if self._is_damaged or is_blind or isinstance(self._problem, RefusedError):
             self._attempt(self._repair)
         notify(f"{'' if self._is_damaged else 'WATCHDOG=1'}\nSTATUS={self._status()}")
@@ -301,9 +301,9 @@ class Daemon:
         self._born.clear()
         self._asked_in_vain = self._loaded.totals().asked_in_vain
         self._last = None
-        tells = self._loaded.reaches_open_sockets
+        tells = self._loaded.reports_events
         self._listen(wanted=tells and any(policy.log for policy in policies))
-        self._last = reconcile.reconcile(policies, self._tree, self._loaded, self._stamp)
+        self._last = reconcile.reconcile(files.Snapshot(self._stamp, policies), self._loaded)
         self._problem = None
 
     def _resolve_born(self) -> None:
@@ -326,7 +326,7 @@ class Daemon:
                 lost
                 or last is None
                 or len(last.cgroups) > BORN_MAX
-                or not reconcile.resolve_born(born, last, self._tree, self._loaded)
+                or not reconcile.resolve_born(born, last, self._loaded)
             ):
                 self._reconcile(self._policies)
             else:

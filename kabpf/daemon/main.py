@@ -41,7 +41,7 @@ def main() -> int:
         if arguments.request:
             from kabpf.requests import server  # here, because kabpfd itself needs nothing of it
 
-            server.serve(sys.stdin.fileno(), tell_changed, log.info)
+            server.serve(sys.stdin.fileno(), log.info)
             return 0
         if arguments.install_units:
             from kabpf.systemd import install  # here, because it takes 3 ms
@@ -109,13 +109,12 @@ def _prune(tree: CgroupTree) -> None:
         names = transient.prune(tree)
         if not names or not dataplane.PINS.exists():
             return
-        stamp = files.stamp(files.SYSTEM)
         try:
             with Dataplane(dataplane.PINS, tree, any_build=True) as loaded:
-                if reconcile.forget(names, loaded, (before, stamp)):
+                if reconcile.forget(names, loaded, (before, files.stamp(files.SYSTEM))):
                     return
-            policies = files.load(files.SYSTEM)
-            with reconcile.open_or_load(policies, tree) as loaded:
-                reconcile.reconcile(policies, tree, loaded, stamp)
+            snapshot = files.snapshot(files.SYSTEM)
+            with reconcile.open_or_load(snapshot.policies, tree) as loaded:
+                reconcile.reconcile(snapshot, loaded)
         finally:
             tell_changed()

@@ -225,7 +225,7 @@ def _in_force(here: Here) -> Findings:
         return
     with loaded:
         found = compare(here.tree, loaded)
-        if found.applied and not loaded.reaches_open_sockets:
+        if found.applied and not loaded.sees_births:
             again = reconcile.preview(here.read[0], here.tree, loaded)
             if unattached := again.changes.attachments:
                 paths = [again.cgroups[id].path for id in unattached]

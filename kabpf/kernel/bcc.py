@@ -8,7 +8,7 @@ import hashlib
 import os
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,8 @@ from kabpf.kernel.libbpf.maps import (
     new_map,
 )
 from kabpf.plan.state import Actual, Changes
+from kabpf.policy import btf_required
+from kabpf.policy.model import Policy
 
 ATTACHED, KNOWN = "kabpf_attached", "kabpf_known"
 PINNED = (*MAPS, EVENTS, ATTACHED, KNOWN, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
@@ -83,7 +85,11 @@ class Fallback(Dataplane):
     reconcile.
     """
 
-    reaches_open_sockets = False
+    updates_open_sockets = False
+    sees_births = False
+    reports_events = False
+    lists_sockets = False
+    needs_pins_per_cgroup = True
     digest = staticmethod(digest)
     build = staticmethod(functools.cache(digest))
 
@@ -100,6 +106,10 @@ class Fallback(Dataplane):
         """What is in the kernel now."""
         return replace(super().actual(), attachments=self._attachments())
 
+    def require_supported(self, policies: Iterable[Policy]) -> None:
+        """Raise PolicyError, by file and line, for what needs BTF."""
+        btf_required.require(policies)
+
     def check(self) -> None:
         """Raise RefusedError unless the programs and maps are there. Attachments that are not, are
         put there by the next reconcile."""
@@ -113,7 +123,7 @@ class Fallback(Dataplane):
         with all_refusals() as collected:
             with collected():
                 super().apply(changes)
-            paths = {each.id: each.path for each in self._tree.cgroups()}
+            paths = {each.id: each.path for each in self.tree.cgroups()}
             for id, nested in changes.attachments.items():
                 if id in paths:
                     with collected():
@@ -128,7 +138,7 @@ class Fallback(Dataplane):
         return programs.program_id(str(self.pins / SOCK_OPS_PROGRAM))
 
     def _attach(self, id: int, path: str, nested: bool) -> None:
-        directory = Path(self._tree.directory(path))
+        directory = Path(self.tree.directory(path))
         try:
             with dataplane.opened_directory(directory) as cgroup:
                 if os.fstat(cgroup).st_ino == id:

@@ -38,6 +38,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.libbpf import buffers, links, maps, programs
 from kabpf.plan.state import Actual, Changes, Entry, Needs, Record
 from kabpf.policy import destinations
+from kabpf.policy.model import Policy
 
 PINS = Path("/sys/fs/bpf/kabpf")
 OBJECT = Path(__file__).parents[1] / "kabpf.bpf.o"
@@ -119,13 +120,17 @@ class Dataplane:
     `any_build` one whose maps have the same layout will do.
     """
 
-    reaches_open_sockets = True
+    updates_open_sockets = True
+    sees_births = True  # of cgroups, and resolves them
+    reports_events = True  # of sockets
+    lists_sockets = True
+    needs_pins_per_cgroup = False
     digest = staticmethod(digest)
     # Of those that this process knows, although others be installed over them.
     build = staticmethod(functools.cache(digest))
 
     def __init__(self, pins: Path, tree: CgroupTree, *, any_build: bool = False) -> None:
-        self.pins, self._tree = pins, tree
+        self.pins, self.tree = pins, tree
         with ExitStack() as stack:
 
             def opened(name: str) -> maps.Map:
@@ -199,13 +204,17 @@ class Dataplane:
         """What is on because a policy needs it."""
         return Needs((self.pins / SETSOCKOPT).exists(), bool(self._read_totals().syn_retries))
 
+    def require_supported(self, policies: Iterable[Policy]) -> None:
+        """Raise PolicyError, by file and line, for what policies ask of this data plane that it
+        can't do."""
+
     def check(self) -> None:
         """Raise RefusedError unless the program that works with these maps is attached to the root
         of the cgroup2 tree, and the others are pinned beside it."""
         program = self.identity()
         if program not in self.attached():
             raise RefusedError(
-                f"{self.pins / SOCK_OPS} is not attached to {self._tree.mount}",
+                f"{self.pins / SOCK_OPS} is not attached to {self.tree.mount}",
                 hint="expected it there: kabpfctl apply",
             )
         if not is_linked(self.pins):
@@ -220,7 +229,7 @@ class Dataplane:
     def attached(self) -> list[int]:
         """The ids of the sock_ops programs of the root cgroup. Every mkdir that had begun before
         has ended when it returns."""
-        with opened_directory(self._tree.mount) as cgroup:
+        with opened_directory(self.tree.mount) as cgroup:
             return links.sock_ops_programs(cgroup)
 
     def apply(self, changes: Changes, visit: Callable[[], None] | None = None) -> None:
@@ -335,7 +344,7 @@ class Dataplane:
         link = self.pins / SETSOCKOPT
         if needs.setsockopt and not link.exists():
             program = str(self.pins / SETSOCKOPT_PROGRAM)
-            with opened_directory(self._tree.mount) as cgroup:
+            with opened_directory(self.tree.mount) as cgroup:
                 links.link_pinned_to_cgroup(program, cgroup, links.CGROUP_SETSOCKOPT, str(link))
         elif not needs.setsockopt:
             fault_point("unlink kabpf_setsockopt")

@@ -196,7 +196,7 @@ class Monitor:
         self._received: list[bytes] = []
         self._waiting: list[Report | CEvent] = []
         self._lost = 0
-        if not loading.kind(pins).reaches_open_sockets:
+        if not loading.kind(pins).reports_events:
             raise UnsupportedError(
                 "what happens to sockets takes BTF, which the bcc loader does without,"
                 " expected --loader libbpf"

@@ -111,12 +111,10 @@ def is_inside(path: str | None, cgroup: str | None, unit: str | None) -> bool:
     )
 
 
-def from_dataplane(
-    loaded: Dataplane, policies: Mapping[int, str], tree: CgroupTree
-) -> Iterator[Socket]:
+def from_dataplane(loaded: Dataplane, policies: Mapping[int, str]) -> Iterator[Socket]:
     """The sockets of every network namespace; `policies` are the names of policies by their ids."""
     records = list(loaded.sockets(network_namespaces()))
-    paths = _paths(tree)  # read last: whatever is missing is gone, and not newer
+    paths = _paths(loaded.tree)  # read last: whatever is missing is gone, and not newer
     for record in records:
         yield Socket(
             record.cgroup_id,

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import filterfalse
 from pathlib import Path
+from typing import NamedTuple
 
 from kabpf.errors import PolicyError, collected
 from kabpf.policy.model import Policy
@@ -37,6 +38,20 @@ SYSTEM = Directories(
 )
 
 Cache = dict[Path, tuple[tuple[int, ...], PolicyFile]]
+
+
+class Snapshot(NamedTuple):
+    """Policies, and the stamp of the files that they come from. The stamp is older than the look at
+    the files: one that changes meanwhile is seen by another stamp."""
+
+    stamp: str
+    policies: tuple[Policy, ...]
+
+
+def snapshot(directories: Directories, cache: Cache | None = None) -> Snapshot:
+    """`load`, and the `stamp` that was taken before. Raises PolicyError."""
+    taken = stamp(directories)
+    return Snapshot(taken, load(directories, cache))
 
 
 def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, ...]:

@@ -40,7 +40,7 @@ class Rule:
     required: tuple[str, ...]
 
 
-def allowed(call: Call, peer: Peer, tell_changed: Callable[[], None]) -> Request:
+def allowed(call: Call, peer: Peer) -> Request:
     """The call as a request. Raises CallError unless it is one of TABLE, well-formed, and allowed
     to who asks."""
     if call.interface not in INTERFACES:
@@ -58,7 +58,7 @@ def allowed(call: Call, peer: Peer, tell_changed: Callable[[], None]) -> Request
         cgroup, owner = opened(parameters["cgroup"], peer.uid)
     if who(peer, owner) not in rule.callers:
         raise denied(f"{cgroup.path} belongs to uid {owner}, expected uid {peer.uid}")
-    return Request(peer.uid, cgroup, parameters, tell_changed)
+    return Request(peer.uid, cgroup, parameters)
 
 
 def who(peer: Peer, owner: int | None) -> Who:

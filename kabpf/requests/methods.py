@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.plan.state import FORMER_MAX, Cgroup
 from kabpf.policy import files, options, parser, user_limits
+from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Policy, options_json
 from kabpf.policy.options import Draft
 from kabpf.policy.parser import RUNTIME, PolicyFile
@@ -52,7 +53,6 @@ class Request:
     uid: int
     cgroup: Cgroup
     parameters: Mapping[str, Any]
-    tell_changed: Callable[[], None]
 
 
 def drop_in(request: Request, parsed: list[PolicyFile]) -> bytes:
@@ -102,7 +102,7 @@ def attach(request: Request) -> Mapping[str, Any]:
     tree = cgroups.find_tree(mountinfo.own_mounts())
     file = dropins.owned_file(request.uid, request.cgroup.id)
     with _in_force(tree, request) as (loaded, reading):
-        _, policies = reading.read()
+        policies = reading.read().policies
         parsed = [found for path, (_, found) in reading.cache.items() if path != file]
         content = drop_in(request, parsed)
         _check_bounds(content, file, parsed)
@@ -115,9 +115,10 @@ def attach(request: Request) -> Mapping[str, Any]:
         with contextlib.ExitStack() as stack:
             for each in former - {file}:
                 stack.enter_context(dropins.written(each, None))
-            policy, changed = dropins.attach(
-                file, content, request.cgroup, tree, request.tell_changed, reading.read, loaded
-            )
+            with dropins.written(file, content):
+                snapshot = reading.read()
+                policy = dropins.winner(snapshot.policies, file, request.cgroup, tree)
+            changed = dropins.attach(policy, snapshot, loaded)
     return {
         "cgroup": request.cgroup.path,
         "policy": policy.name,
@@ -136,8 +137,8 @@ def detach(request: Request) -> Mapping[str, Any]:
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(dropins.written(file, None))
-            stamp, policies = reading.read()
-        dropins.put_in_force(policies, tree, loaded, stamp, request.tell_changed)
+            snapshot = reading.read()
+        dropins.put_in_force(snapshot, loaded)
     return {"removed": [str(file) for file in removed]}
 
 
@@ -158,8 +159,8 @@ class _Reading:
     def is_current(self) -> bool:
         return files.stamp(files.SYSTEM, self.own) == self.others
 
-    def read(self) -> dropins.Read:
-        found = files.stamp(files.SYSTEM), files.load(files.SYSTEM, self.cache)
+    def read(self) -> Snapshot:
+        found = files.snapshot(files.SYSTEM, self.cache)
         if not self.is_current():
             raise refused(NOT_APPLIED)
         return found
@@ -178,7 +179,7 @@ def _in_force(tree: CgroupTree, request: Request) -> Iterator[tuple[Dataplane, _
         ):
             if loaded is None:
                 raise refused(_NOT_IN_FORCE)
-            if not loaded.reaches_open_sockets:  # which takes pins, and kabpf-request makes none
+            if loaded.needs_pins_per_cgroup:  # and kabpf-request makes none
                 raise refused(_NOT_BY_BCC)
             reading = _Reading.of(request)  # before the look at whether files have changed
             applied = notes.read_applied(RUN)

@@ -23,11 +23,11 @@ CALLS_MAX = 16  # in a connection; varlinkctl makes three
 CONNECTIONS_MAX = 4  # of a user at once; systemd counts them by users since version 256
 
 
-def serve(descriptor: int, tell_changed: Callable[[], None], say: Callable[[str], None]) -> None:
+def serve(descriptor: int, say: Callable[[str], None]) -> None:
     """Answer the calls that come by a connected socket, which is closed then.
 
-    `tell_changed` lets a daemon know of changes, `say` is told what was done, and what was no
-    message. Raises RefusedError where the descriptor is no Unix socket.
+    `say` is told what was done, and what was no message. Raises RefusedError where the descriptor
+    is no Unix socket.
     """
     try:
         connection = socket.socket(fileno=os.dup(descriptor))
@@ -46,7 +46,7 @@ def serve(descriptor: int, tell_changed: Callable[[], None], say: Callable[[str]
                 if (message := channel.receive()) is None:
                     return
                 call = varlink.read_call(message)
-                answer = _answer(call, peer, tell_changed, say)
+                answer = _answer(call, peer, say)
                 if not call.oneway:
                     channel.send(answer)
         except ConnectionError:
@@ -75,12 +75,10 @@ def _locked(descriptor: int, byte: int) -> bool:
     return True
 
 
-def _answer(
-    call: Call, peer: Peer, tell_changed: Callable[[], None], say: Callable[[str], None]
-) -> bytes:
+def _answer(call: Call, peer: Peer, say: Callable[[str], None]) -> bytes:
     try:
         try:
-            request = allowed(call, peer, tell_changed)
+            request = allowed(call, peer)
             found = TABLE[call.method].handle(request)
         except PolicyError:
             raise refused(NOT_APPLIED) from None  # users may not read them

@@ -18,7 +18,7 @@ from pathlib import Path
 from kabpf.apply import reconcile
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files, parser
-from kabpf.policy.files import Directories
+from kabpf.policy.files import Directories, Snapshot
 from kabpf.policy.model import Options, Range, Rules
 
 
@@ -95,18 +95,18 @@ def main():
         for case in sorted(cases.iterdir()):
             policies, cgroups = policies_of(case), directories(mount, case)
             make(cgroups)
-            reconcile.reconcile(policies, tree, loaded, "")
+            reconcile.reconcile(Snapshot("", policies), loaded)
             before = seen(cgroups, policies, address)
             remove(mount, cgroups)
-            last = reconcile.reconcile(policies, tree, loaded, "")
+            last = reconcile.reconcile(Snapshot("", policies), loaded)
             events.consume()
             born.clear()
             make(cgroups)
             events.consume()
             alone = seen(sure(cgroups, born), policies, address)
             # As kabpfd does.
-            if not reconcile.resolve_born(born, last, tree, loaded):
-                reconcile.reconcile(policies, tree, loaded, "")
+            if not reconcile.resolve_born(born, last, loaded):
+                reconcile.reconcile(Snapshot("", policies), loaded)
             answer[case.name] = before, alone, seen(cgroups, policies, address)
             remove(mount, cgroups)
     print(json.dumps(answer))

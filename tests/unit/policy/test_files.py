@@ -351,6 +351,27 @@ def test_all_bad_files_are_reported(tmp_path: Path) -> None:
 
 
 @needs_root
+def test_file_that_changes_while_it_is_read_has_another_stamp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot's stamp is taken first, so that a change during the look is not missed."""
+    where = directories(tmp_path)
+    path = where.drop_ins[0] / "a.yaml"
+    put(path, UNIT % 5)
+    assert files.snapshot(where) == (files.stamp(where), files.load(where))
+
+    def load_late(*arguments: object) -> tuple[Policy, ...]:
+        put(path, UNIT % 66)
+        return load(*arguments)
+
+    load = files.load
+    monkeypatch.setattr(files, "load", load_late)
+    stamp, policies = files.snapshot(where)
+    assert idles(policies) == [66]
+    assert stamp != files.stamp(where)
+
+
+@needs_root
 def test_unchanged_file_is_not_parsed_again(tmp_path: Path) -> None:
     """With a cache, a second load parses what changed and nothing else."""
     where = directories(tmp_path)

@@ -42,10 +42,6 @@ EVERYBODY = {Who.ROOT, Who.OWNER, Who.STRANGER, Who.OUTSIDER}
 PUBLIC = {"org.varlink.service.GetInfo", "org.varlink.service.GetInterfaceDescription"}
 
 
-def nothing() -> None:
-    """No daemon is told."""
-
-
 def test_table_says_who_may_call_what() -> None:
     """What the service is may be asked by everybody; policies are for owners and root."""
     found = {method: set(rule.callers) for method, rule in TABLE.items()}
@@ -106,7 +102,7 @@ def test_caller_is_judged_by_uid_and_namespace(peer: Peer, owner: int | None, wh
 def test_what_is_not_in_the_table_is_denied(uid: int, method: str, error: str) -> None:
     """Not even root may call it."""
     with pytest.raises(CallError) as raised:
-        access.allowed(Call(method), Peer(uid, True), nothing)
+        access.allowed(Call(method), Peer(uid, True))
     assert raised.value.name == f"org.varlink.service.{error}"
 
 
@@ -122,7 +118,7 @@ def test_path_that_is_none_is_refused(path: str) -> None:
     """A path has to be spelled as it is: nothing is put right in it."""
     call = Call("io.kabpf.Attach", {"cgroup": path})
     with pytest.raises(CallError) as raised:
-        access.allowed(call, Peer(SOMEBODY, True), nothing)
+        access.allowed(call, Peer(SOMEBODY, True))
     assert raised.value.parameters == {"parameter": "cgroup"}
 
 
@@ -336,14 +332,14 @@ def answered(message: bytes, peer: Peer) -> Call | None:
     """The call, if it is one and is allowed."""
     try:
         call = varlink.read_call(message)
-        access.allowed(call, peer, nothing)
+        access.allowed(call, peer)
     except (varlink.MessageError, CallError, RefusedError):
         return None
     return call
 
 
 def drop_in(asked: dict[str, Any], parsed: list[PolicyFile] | None = None) -> bytes:
-    return methods.drop_in(Request(SOMEBODY, OWN, asked, nothing), parsed or [])
+    return methods.drop_in(Request(SOMEBODY, OWN, asked), parsed or [])
 
 
 def only_policy(content: bytes) -> Policy:
