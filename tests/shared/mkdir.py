@@ -11,7 +11,7 @@ AnyBirth = TypeVar("AnyBirth", Birth, BirthEntry)
 
 
 def find_birth(table: dict[Step, AnyBirth], state: int, name: str) -> AnyBirth | None:
-    """The function of this name in kabpf.bpf.c."""
+    """The function of this name in births.h."""
     if (state, name) in table:
         return table[state, name]
     found, rest = table.get((ANYWHERE, name)), table.get((state, ""))

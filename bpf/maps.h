@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/* The maps, and the constants that user space sets. */
+#ifndef MAPS_H
+#define MAPS_H
+
+#include "kabpf.h"
+#include "kernel.h"
+
+/* Jiffies in a second; user space sets it before it loads the programs. */
+const volatile __u32 kabpf_hz = 250;
+
+/* Processors that there may be; likewise. */
+const volatile __u32 kabpf_cpus = 1;
+
+/* Policies by id. An array, because its look-up is inlined. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KABPF_POLICIES);
+	__type(key, __u32);
+	__type(value, struct kabpf_policy);
+} kabpf_policies SEC(".maps");
+
+/* By policy id. Apart from the policies, whose cache lines are only read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KABPF_POLICIES);
+	__type(key, __u32);
+	__type(value, struct kabpf_counters);
+} kabpf_counters SEC(".maps");
+
+/* The destinations of policies. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, KABPF_NETWORKS);
+	__type(key, struct kabpf_network);
+	__type(value, __u32);
+} kabpf_networks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, KABPF_PORTS);
+	__type(key, struct kabpf_port);
+	__type(value, struct kabpf_options);
+} kabpf_ports SEC(".maps");
+
+/* Every cgroup of the tree by its id. Not preallocated: most machines have a few hundred. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, KABPF_CGROUPS);
+	__type(key, __u64);
+	__type(value, struct kabpf_cgroup);
+} kabpf_cgroups SEC(".maps");
+
+/* The selectors as an automaton: from a parent's state, by the child's name, to the child's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, KABPF_BIRTHS);
+	__type(key, struct kabpf_step);
+	__type(value, struct kabpf_birth);
+} kabpf_births SEC(".maps");
+
+/* How often which errno came, by policy. Empty on a healthy machine. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct kabpf_failure);
+	__type(value, __u64);
+} kabpf_failures SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct kabpf_totals);
+} kabpf_totals SEC(".maps");
+
+/* Births that user space has to resolve. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, KABPF_EVENTS);
+} kabpf_events SEC(".maps");
+
+/* Perf events of monitors, one for each processor; user space multiplies the entries by their
+ * number. Each is there as long as a process has the map open by which it was put in
+ * (perf_event_fd_array_release() in kernel/bpf/arraymap.c), so that a monitor which was killed
+ * leaves nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
+	__uint(max_entries, KABPF_MONITORS);
+	__type(key, __u32);
+	__type(value, __u32);
+} kabpf_monitors SEC(".maps");
+
+/* The logger's. To open perf events takes CAP_SYS_ADMIN on Debian's kernels, which kabpfd is
+ * without. What one that was killed did not read waits here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, KABPF_LOG_BYTES);
+} kabpf_log SEC(".maps");
+
+/* Who listens, a byte for each monitor: 1 if it was there when it was last told something; and then
+ * how much each one lost. On a machine without a monitor, a look at the first is all that they cost
+ * a connection. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 + KABPF_MONITORS);
+	__type(key, __u32);
+	__type(value, __u64);
+} kabpf_listening SEC(".maps");
+
+/* Deaths that were told, so that none is told twice: the last byte that was acknowledged, as a
+ * socket may be connected again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u32);
+} kabpf_dead SEC(".maps");
+
+/* For options.h, which comes after this. */
+#define MAP(name) (&(name))
+
+#endif

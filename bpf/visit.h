@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/* Measures a socket by the policy of its cgroup, and by those that the cgroup had before. */
+#ifndef VISIT_H
+#define VISIT_H
+
+#include "addresses.h"
+#include "kernel.h"
+#include "maps.h"
+#include "options.h"
+
+/* What a policy with conditions gives a connection: NULL where it leaves it alone.
+ * Not inlined, because a socket is measured by former policies, too. */
+static __noinline struct kabpf_options *find_options(struct kabpf_policy *policy, __u32 policy_id,
+						     struct sock_common *skc, __u32 direction)
+{
+	struct kabpf_network network = { .bits = 32 + 128, .policy_id = policy_id };
+	struct kabpf_options *options = NULL;
+	__u32 *number, port;
+	bool local;
+
+	if (!(policy->flags & direction))
+		return NULL;
+	local = read_peer(skc, network.address);
+	if (local && !(policy->flags & KABPF_LOOPBACK))
+		return NULL;
+	if (!policy->destinations)
+		return &policy->options;
+	number = bpf_map_lookup_elem(&kabpf_networks, &network);
+	if (number) {
+		port = direction == KABPF_OUT ? bpf_ntohs(BPF_CORE_READ(skc, skc_dport))
+					      : BPF_CORE_READ(skc, skc_num);
+		options = row_of(*number, port);
+	}
+	return options ? options : &policy->options;
+}
+
+static __always_inline struct kabpf_options *
+options_of(struct kabpf_policy *policy, __u32 policy_id, struct sock_common *skc, __u32 direction)
+{
+	struct kabpf_options *options = &policy->options;
+
+	if (!direction)
+		return policy->flags & KABPF_LISTENERS ? options : NULL;
+	if (!(policy->flags & KABPF_PLAIN))
+		options = find_options(policy, policy_id, skc, direction);
+	return options && options->keepalive ? options : NULL;
+}
+
+/* A connection's direction is not kept by the kernel. An accepted socket shares the listener's
+ * port, which was bound, without having bound it (sk_clone_lock() in net/core/sock.c clears the
+ * lock), and has the listener's backlog; a port that connect() chose is marked by -1
+ * (__inet_hash_connect()). A connection from a listener without any backlog counts as outgoing. */
+static __always_inline __u32 direction_of(struct sock *sk)
+{
+	struct inet_connection_sock *icsk = (void *)sk;
+	struct inet_bind_bucket *bucket = BPF_CORE_READ(icsk, icsk_bind_hash);
+
+	if (!bucket || BPF_CORE_READ(bucket, fastreuse) < 0 ||
+	    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)
+		return KABPF_OUT;
+	return BPF_CORE_READ(sk, sk_max_ack_backlog) ? KABPF_IN : KABPF_OUT;
+}
+
+/* Since Linux kernel commit 9544d60a2605 ("inet: change lport contribution to inet_ehashfn() and
+ * inet6_ehashfn()") (in v6.15) the hashes of two connections to one peer differ by their ports
+ * alone, in the lower bits; multiplied they differ in the upper ones, too. */
+static __always_inline __u32 hash_of(struct tcp_sock *tp)
+{
+	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_hash * 0x9e3779b1;
+}
+
+static __always_inline __u32 second(void)
+{
+	return kabpf_hz;
+}
+
+static __always_inline __u32 held(struct visit *v, enum option which)
+{
+	switch (which) {
+	case IDLE:
+		return v->tp->keepalive_time;
+	case INTERVAL:
+		return v->tp->keepalive_intvl;
+	case PROBES:
+		return v->tp->keepalive_probes;
+	case USER_TIMEOUT:
+		return v->tp->inet_conn.icsk_user_timeout;
+	case KEEPALIVE:
+		return keeps_alive(v->tp);
+	case SYN_RETRIES:
+		return v->tp->inet_conn.icsk_syn_retries;
+	}
+}
+
+static __always_inline void note(struct visit *v, enum option which, __u64 outcome)
+{
+	v->outcomes |= outcome << which * KABPF_OUTCOME_BITS;
+}
+
+/* What was brought to a range's lower bound stays the application's. */
+static __always_inline bool came_from(__u32 preferred, __u32 unit, __u32 now)
+{
+	return now && now == preferred * unit;
+}
+
+/* A global function is verified once, and its result is any number to those that call it, since
+ * Linux kernel commit 51c39bb1d5d1 ("bpf: Introduce function-by-function verification") (in v5.6).
+ * With the bits in sight, the verifier follows each combination of them through all that comes
+ * later. */
+__noinline int kabpf_either(int bits, int others)
+{
+	return bits | others;
+}
+
+/* Tells the values that a policy set, mostly a former one, from those the application chose. */
+static __always_inline void find_ours(struct visit *v, __u32 was_id)
+{
+	struct tcp_sock *tp = v->tp;
+	struct kabpf_policy *was = bpf_map_lookup_elem(&kabpf_policies, &was_id);
+	struct kabpf_options *o;
+	__u32 ours = 0;
+
+	if (!was)
+		return;
+	o = options_of(was, was_id, (void *)tp, v->direction);
+	if (!o)
+		return;
+	if (came_from(idle_of(o, tp), kabpf_hz, tp->keepalive_time))
+		ours |= 1 << IDLE;
+	if (came_from(o->interval_s.high, kabpf_hz, tp->keepalive_intvl))
+		ours |= 1 << INTERVAL;
+	if (came_from(o->probes.high, 1, tp->keepalive_probes))
+		ours |= 1 << PROBES;
+	if (came_from(o->user_timeout_ms.high, 1, tp->inet_conn.icsk_user_timeout))
+		ours |= 1 << USER_TIMEOUT;
+	v->ours = kabpf_either(v->ours, ours);
+}
+
+static __always_inline struct kabpf_cgroup *cgroup_of(struct tcp_sock *tp)
+{
+	__u64 id = cgroup_id_of(tp);
+
+	return bpf_map_lookup_elem(&kabpf_cgroups, &id);
+}
+
+/* False where no policy concerns the socket. */
+static __always_inline bool begin_visit(struct visit *v, struct sock_common *skc)
+{
+	v->policy_id = v->cgroup->policy_id;
+	if (!v->policy_id)
+		return false;
+	if (!find_policy(v))
+		return false;
+	v->options = options_of(v->policy, v->policy_id, skc, v->direction);
+	return v->options;
+}
+
+static __always_inline void find_former(struct visit *v)
+{
+	for (int i = 0; i < KABPF_FORMER; i++) {
+		__u32 was_id = v->cgroup->was_id[i];
+
+		if (!was_id)
+			break;
+		find_ours(v, was_id);
+	}
+}
+
+#endif
