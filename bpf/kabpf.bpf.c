@@ -2,8 +2,8 @@
 /*
  * kabpf's data plane: sets keepalive options on the TCP sockets of cgroups that a policy covers.
  *
- * Which policy a cgroup has is decided when the cgroup is made (kabpf_birth), so that a connection
- * costs one look-up (kabpf_sockops). Sockets that were open before are visited once
+ * Which policy a cgroup has is decided when the cgroup is made (kabpf_cgroup_mkdir), so that a
+ * connection costs one look-up (kabpf_sockops). Sockets that were open before are visited once
  * (kabpf_retrofit). What applications ask for later is seen only while a policy needs it
  * (kabpf_setsockopt).
  *
@@ -187,7 +187,7 @@ swallow:
 
 /* Runs inside the mkdir, before the directory can be seen. */
 SEC("tp_btf/cgroup_mkdir")
-int BPF_PROG(kabpf_birth, struct cgroup *cgrp)
+int BPF_PROG(kabpf_cgroup_mkdir, struct cgroup *cgrp)
 {
 	struct kabpf_cgroup child = {}, *parent;
 	struct kabpf_event event = {};
@@ -220,7 +220,7 @@ int BPF_PROG(kabpf_birth, struct cgroup *cgrp)
 }
 
 SEC("tp_btf/cgroup_rmdir")
-int BPF_PROG(kabpf_death, struct cgroup *cgrp)
+int BPF_PROG(kabpf_cgroup_rmdir, struct cgroup *cgrp)
 {
 	__u64 id;
 
@@ -237,7 +237,7 @@ int BPF_PROG(kabpf_death, struct cgroup *cgrp)
  * changes of state is passed nine times by a connection over loopback.
  */
 SEC("tp_btf/inet_sk_error_report")
-int BPF_PROG(kabpf_closed, struct sock *sk)
+int BPF_PROG(kabpf_connection_failed, struct sock *sk)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct visit v = { .tp = tp };

@@ -62,7 +62,13 @@ CHANNELS = (EVENTS, MONITORS, LOG, LISTENING)  # maps of which nothing is kept
 LISTER = "kabpf_list"
 RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
-TRACERS = ("kabpf_birth", "kabpf_death", "kabpf_closed", RETROFIT, LISTER)
+TRACERS = (
+    "kabpf_cgroup_mkdir",
+    "kabpf_cgroup_rmdir",
+    "kabpf_connection_failed",
+    RETROFIT,
+    LISTER,
+)
 SOCK_OPS = "kabpf_sockops"
 SOCK_OPS_PROGRAM = "kabpf_sockops_program"
 SETSOCKOPT = "kabpf_setsockopt"  # the link, while there is one

@@ -149,7 +149,7 @@ def test_watchdog_hears_of_a_daemon_whose_programs_are_alive(cgroup, write_polic
     "damage",
     [
         ["bpftool", "link", "detach", "pinned", str(PINS / "kabpf_sockops")],
-        ["rm", str(PINS / "kabpf_birth")],
+        ["rm", str(PINS / "kabpf_cgroup_mkdir")],
         ["rm", "-r", str(PINS)],
     ],
     ids=["link detached", "pin removed", "all pins removed"],

@@ -297,7 +297,10 @@ def test_killed_command_leaves_what_the_next_apply_completes(cgroup, kabpfctl, p
         _pin_removed,
         *(
             functools.partial(_program_removed, f"kabpf_{name}")
-            for name in ("birth", "death", "retrofit", "list", "events", "setsockopt_program")
+            for name in (
+                *("cgroup_mkdir", "cgroup_rmdir", "retrofit", "list", "events"),
+                "setsockopt_program",
+            )
         ),
         _map_of_another_version,
         _another_build,
@@ -318,7 +321,7 @@ def test_damaged_data_plane_is_noticed_and_replaced(cgroup, kabpfctl, peer, dama
 def test_foreign_directory_among_the_pins_is_named(cgroup, kabpfctl):
     """What kabpf did not pin it does not take away, and says what is in the way."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
-    (PINS / "kabpf_birth").unlink()
+    (PINS / "kabpf_cgroup_mkdir").unlink()
     (PINS / "foreign").mkdir()
     refused = kabpfctl("apply", status=1).stderr
     foreign = Path("/sys/fs/bpf").rglob("foreign")

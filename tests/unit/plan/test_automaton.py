@@ -277,7 +277,8 @@ def test_many_units_make_one_row_each() -> None:
 
 
 class Born(NamedTuple):
-    """A cgroup as kabpf_birth makes it; `asked` if user space was asked about it or an ancestor."""
+    """A cgroup as kabpf_cgroup_mkdir makes it; `asked` if user space was asked about it or an
+    ancestor."""
 
     state: int
     policy: Policy | None
@@ -285,8 +286,8 @@ class Born(NamedTuple):
 
 
 def births(desired: Plan, cgroups: list[Cgroup]) -> Iterator[tuple[Cgroup, Born]]:
-    """Every cgroup but the root as the kernel makes it (kabpf_birth in kabpf.bpf.c): below a parent
-    that user space resolved, and below one that the kernel made as well."""
+    """Every cgroup but the root as the kernel makes it (kabpf_cgroup_mkdir): below a parent that
+    user space resolved, and below one that the kernel made as well."""
     numbers = diff.number(desired.policies, {}, NO_LIMIT)
     entries = diff.diff(desired, Actual(), numbers).cgroups
     resolved = {

@@ -393,7 +393,7 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
     for named, paths, seeds in steps:
         cgroups = tree(paths)
         for id in actual.cgroups.keys() - {cgroup.id for cgroup in cgroups}:
-            del actual.cgroups[id]  # kabpf_death
+            del actual.cgroups[id]  # kabpf_cgroup_rmdir
         born = iter(seeds)
         for _ in range(10):
             desired, wanted = planned(named, cgroups, actual)
@@ -417,7 +417,7 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
 
 
 def bear(actual: Actual, cgroups: list[Cgroup], seed: int) -> None:
-    """A mkdir as kabpf_birth sees it."""
+    """A mkdir as kabpf_cgroup_mkdir sees it."""
     parent = cgroups[seed % len(cgroups)]
     name = ("a", "b", "a.service", "b.service")[seed % 4]
     path = f"{parent.path.rstrip('/')}/{name}"
