@@ -14,7 +14,7 @@
  * The keepalive timer waits as long as anything is to be sent or acknowledged, the retransmission
  * timer acts while something is unacknowledged, and the third while the peer's window is closed.
  */
-static __always_inline __u32 death_of(struct tcp_sock *tp)
+static __always_inline __u32 reason_of(struct tcp_sock *tp)
 {
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
 	int error = sk->sk_err;
@@ -35,10 +35,10 @@ static __always_inline __u32 death_of(struct tcp_sock *tp)
  * back, time stamps. */
 static __always_inline bool is_told(struct sock *sk, struct tcp_sock *tp)
 {
-	__u32 last = tp->snd_una, *told = bpf_sk_storage_get(&kabpf_dead, sk, NULL, 0);
+	__u32 last = tp->snd_una, *told = bpf_sk_storage_get(&kabpf_told, sk, NULL, 0);
 
 	if (!told)
-		bpf_sk_storage_get(&kabpf_dead, sk, &last, BPF_SK_STORAGE_GET_F_CREATE);
+		bpf_sk_storage_get(&kabpf_told, sk, &last, BPF_SK_STORAGE_GET_F_CREATE);
 	else if (*told == last)
 		return true;
 	else

@@ -71,7 +71,7 @@ static __always_inline __u32 second(void)
 	return 1;
 }
 
-/* Nobody listens. */
+/* Nobody is told. */
 static __always_inline void note(struct visit *v, enum option which, __u64 outcome)
 {
 }

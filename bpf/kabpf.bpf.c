@@ -82,7 +82,7 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 	if (!skc)
 		return 0;
 	v.tp = bpf_skc_to_tcp_sock(skc);
-	/* A dead socket is one that no process has any more; the kernel ends it by itself. */
+	/* SOCK_DEAD: no process has it any more, and the kernel ends it by itself. */
 	if (!v.tp || has_flag(v.tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)))
 		return 0;
 	v.cgroup = cgroup_of(v.tp);
@@ -245,7 +245,7 @@ int BPF_PROG(kabpf_connection_failed, struct sock *sk)
 
 	if (!tp)
 		return 0;
-	reason = death_of(tp);
+	reason = reason_of(tp);
 	if (!reason)
 		return 0;
 	v.cgroup = cgroup_of(tp);
@@ -258,7 +258,7 @@ int BPF_PROG(kabpf_connection_failed, struct sock *sk)
 	if (reason == KABPF_KEEPALIVE || reason == KABPF_USER_TIMEOUT)
 		__sync_fetch_and_add(&v.counters->died, 1);
 	if (is_heard())
-		tell_death(ctx, &v, reason);
+		tell_failed(ctx, &v, reason);
 	return 0;
 }
 

@@ -182,7 +182,7 @@ struct kabpf_socket {
 	__u32 reserved;
 };
 
-/* Why a connection died. */
+/* Why a connection failed. */
 #define KABPF_KEEPALIVE 1 /* probes were not answered, for the user timeout where there is one */
 #define KABPF_USER_TIMEOUT 2 /* data were not acknowledged, or could not be sent, for so long */
 #define KABPF_RETRANSMISSION 3 /* data were not acknowledged */
@@ -199,7 +199,7 @@ struct kabpf_socket {
 #define KABPF_OPEN 1 /* a retrofit has visited it */
 #define KABPF_SWALLOWED 2 /* a setsockopt(2) was not obeyed */
 #define KABPF_LIMITED 3 /* a setsockopt(2) was brought into a range */
-#define KABPF_DIED 4
+#define KABPF_DIED 4 /* a connection failed */
 #define KABPF_CALLED 5 /* connect(2), so that the process is known later */
 
 /* Something that happened to a socket of a covered cgroup, for monitors. A new cgroup is told of by
@@ -226,7 +226,7 @@ struct kabpf_report {
 	__u32 user_timeout_ms;
 	__u32 option; /* of setsockopt(2), in the order of kabpf_socket.by */
 	__u32 asked; /* what for, in the option's unit */
-	__u32 reason; /* of a death, as the next three */
+	__u32 reason; /* of a failed connection, as the next three */
 	__u32 error; /* errno */
 	__u32 silent_ms; /* since the last receipt */
 	__u32 sent; /* probes, or retransmissions, that were not answered */

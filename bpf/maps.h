@@ -103,24 +103,24 @@ struct {
 	__uint(max_entries, KABPF_LOG_BYTES);
 } kabpf_log SEC(".maps");
 
-/* Who listens, a byte for each monitor: 1 if it was there when it was last told something; and then
- * how much each one lost. On a machine without a monitor, a look at the first is all that they cost
- * a connection. */
+/* Who reads what is told, a byte for each monitor: 1 if it was there when it was last told
+ * something; and then how much each one lost. On a machine without a monitor, a look at the first
+ * is all that they cost a connection. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1 + KABPF_MONITORS);
 	__type(key, __u32);
 	__type(value, __u64);
-} kabpf_listening SEC(".maps");
+} kabpf_readers SEC(".maps");
 
-/* Deaths that were told, so that none is told twice: the last byte that was acknowledged, as a
- * socket may be connected again. */
+/* Failed connections that were told, so that none is told twice: the last byte that was
+ * acknowledged, as a socket may be connected again. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, __u32);
-} kabpf_dead SEC(".maps");
+} kabpf_told SEC(".maps");
 
 /* For options.h, which comes after this. */
 #define MAP(name) (&(name))

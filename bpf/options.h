@@ -55,7 +55,7 @@ static __always_inline __u32 held(struct visit *v, enum option which);
 
 static __always_inline __u32 second(void);
 
-/* What became of an option, for whoever listens. */
+/* What became of an option, for monitors. */
 static __always_inline void note(struct visit *v, enum option which, __u64 outcome);
 
 /* By which jitter is spread. */

@@ -8,20 +8,20 @@
 #include "maps.h"
 #include "options.h"
 
-/* Whether anybody may listen. */
+/* Whether anybody may read what is told. */
 static __always_inline bool is_heard(void)
 {
 	__u32 zero = 0;
-	__u64 *all = bpf_map_lookup_elem(&kabpf_listening, &zero);
+	__u64 *all = bpf_map_lookup_elem(&kabpf_readers, &zero);
 
 	return all && *all;
 }
 
-/* Whether anybody may listen to what happens under a policy. */
+/* Whether anybody may read what happens under a policy. */
 static __always_inline bool is_heard_of(struct kabpf_policy *policy)
 {
 	__u32 zero = 0;
-	__u64 *all = bpf_map_lookup_elem(&kabpf_listening, &zero), others;
+	__u64 *all = bpf_map_lookup_elem(&kabpf_readers, &zero), others;
 
 	if (!all || !*all)
 		return false;
@@ -35,19 +35,19 @@ static __always_inline bool is_heard_of(struct kabpf_policy *policy)
 static __always_inline void count_lost(__u32 monitor)
 {
 	__u32 place = 1 + monitor;
-	__u64 *lost = bpf_map_lookup_elem(&kabpf_listening, &place);
+	__u64 *lost = bpf_map_lookup_elem(&kabpf_readers, &place);
 
 	if (lost)
 		__sync_fetch_and_add(lost, 1);
 }
 
-/* To each monitor that listens; the log only if `log`. One that is not there any more is not told
+/* To each monitor that reads; the log only if `log`. One that is not there any more is not told
  * again, nor one whose perf event is off, as its processor was away for a while; nobody waits for
  * one that does not read. */
 static __always_inline void tell(void *ctx, void *data, __u64 size, bool log)
 {
 	__u32 zero = 0, cpu = bpf_get_smp_processor_id();
-	__u8 *monitors = bpf_map_lookup_elem(&kabpf_listening, &zero);
+	__u8 *monitors = bpf_map_lookup_elem(&kabpf_readers, &zero);
 
 	if (!monitors)
 		return;
@@ -74,7 +74,7 @@ static __always_inline void put_socket(struct kabpf_report *r, struct sock *sk)
 	r->time_ns = bpf_ktime_get_ns();
 	r->cgroup_id = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 	put_addresses(r->local, r->remote, skc);
-	/* Of a dead one skc_num is 0. */
+	/* Of a failed connection skc_num is 0. */
 	r->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
 	r->remote_port = bpf_ntohs(BPF_CORE_READ(skc, skc_dport));
 	r->namespace = BPF_CORE_READ(skc, skc_net.net, ns.inum);
@@ -188,7 +188,7 @@ static __always_inline void tell_birth(void *ctx, struct kabpf_event *event, str
 	tell(ctx, event, sizeof(*event), true);
 }
 
-static __always_inline void tell_death(void *ctx, struct visit *v, __u32 reason)
+static __always_inline void tell_failed(void *ctx, struct visit *v, __u32 reason)
 {
 	struct kabpf_report r = { .what = KABPF_DIED, .reason = reason };
 	struct inet_connection_sock *icsk = &v->tp->inet_conn;

@@ -57,8 +57,8 @@ ARRAYS = ("kabpf_policies", "kabpf_counters", "kabpf_totals")  # a slot of zeros
 EVENTS = "kabpf_events"
 MONITORS = "kabpf_monitors"
 LOG = "kabpf_log"
-LISTENING = "kabpf_listening"
-CHANNELS = (EVENTS, MONITORS, LOG, LISTENING)  # maps of which nothing is kept
+READERS = "kabpf_readers"
+CHANNELS = (EVENTS, MONITORS, LOG, READERS)  # maps of which nothing is kept
 LISTER = "kabpf_list"
 RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.

@@ -48,7 +48,7 @@ class Reports:
         self._run = run
         with ExitStack() as stack:
             self._place = abi.LOGGER if log else _taken_place(run, stack)
-            self._listening = stack.enter_context(maps.Map(str(pins / dataplane.LISTENING), 4, 8))
+            self._readers = stack.enter_context(maps.Map(str(pins / dataplane.READERS), 4, 8))
             self._buffers: buffers.PerfBuffers | buffers.RingBuffer
             if log:
                 self._buffers = buffers.RingBuffer(str(pins / dataplane.LOG), receive)
@@ -99,13 +99,13 @@ class Reports:
         return buffers.PerfBuffers(str(pins / dataplane.MONITORS), first, _size() // PAGE, receive)
 
     def _read(self, entry: int) -> int:
-        return abi.number(self._listening.look_up(abi.key(entry)) or bytes(8))
+        return abi.number(self._readers.look_up(abi.key(entry)) or bytes(8))
 
     def _say(self, *, is_here: bool) -> None:
         with _locked(self._run):
             bits = bytearray(self._read(0).to_bytes(8, sys.byteorder))
             bits[self._place] = is_here
-            self._listening.update(abi.key(0), bytes(bits))
+            self._readers.update(abi.key(0), bytes(bits))
 
 
 def _taken_place(run: Path, stack: ExitStack) -> int:

@@ -63,7 +63,7 @@ class Watcher:
         """How many monitors the data plane knows of."""
         if not PINS.exists():
             return 0
-        command = ["bpftool", "--json", "map", "lookup", "pinned", str(PINS / "kabpf_listening")]
+        command = ["bpftool", "--json", "map", "lookup", "pinned", str(PINS / "kabpf_readers")]
         found = json.loads(subprocess.check_output([*command, "key", "0", "0", "0", "0"]))
         return found["formatted"]["value"].bit_count()
 
@@ -628,8 +628,8 @@ def test_monitor_that_is_given_up_begins_again(cgroup, peer, policy, watch):
     policy(OPTIONS)
     _, address = peer().listener()
     watcher = watch()
-    with maps.Map(str(PINS / dataplane.LISTENING), 4, 8) as listening:
-        listening.update(bytes(4), bytes(8))
+    with maps.Map(str(PINS / dataplane.READERS), 4, 8) as readers:
+        readers.update(bytes(4), bytes(8))
     assert "events of up to a second are missing" in watcher.process.stderr.readline()
     wait_until(lambda: Watcher.listeners() == 1, "the monitor")
     peer(cgroup).connection(address)

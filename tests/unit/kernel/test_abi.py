@@ -111,7 +111,7 @@ def test_mirror_has_the_members_of_the_object(name: str) -> None:
         ("kabpf_events", RINGBUF, 0, 0, 262144, 0),
         ("kabpf_log", RINGBUF, 0, 0, 262144, 0),
         ("kabpf_monitors", PERF_EVENT_ARRAY, 4, 4, abi.MONITORS, 0),
-        ("kabpf_listening", ARRAY, 4, 8, 1 + abi.MONITORS, 0),
+        ("kabpf_readers", ARRAY, 4, 8, 1 + abi.MONITORS, 0),
     ],
 )
 def test_map_is_declared_as_python_opens_it(
@@ -142,7 +142,7 @@ def test_fallback_declares_what_python_makes_room_for() -> None:
 def test_python_pins_every_map_and_attaches_every_program() -> None:
     """What the object has is what the data plane pins, but for what the programs alone need."""
     programs = {each["name"] for each in btf() if each["kind"] == "FUNC"}
-    assert maps().keys() == {*dataplane.MAPS, *dataplane.CHANNELS, "kabpf_dead"}
+    assert maps().keys() == {*dataplane.MAPS, *dataplane.CHANNELS, "kabpf_told"}
     assert programs == {
         *dataplane.TRACERS,
         dataplane.SOCK_OPS,
