@@ -55,7 +55,7 @@ static __always_inline void count_total(bool recorded)
 
 	totals = bpf_map_lookup_elem(&kabpf_totals, &zero);
 	if (totals)
-		__sync_fetch_and_add(recorded ? &totals->asked_in_vain : &totals->unrecorded, 1);
+		__sync_fetch_and_add(recorded ? &totals->events_dropped : &totals->unrecorded, 1);
 }
 
 static __always_inline void ask(__u64 cgroup_id, __u64 parent_id, struct cgroup *cgrp)

@@ -140,7 +140,7 @@ struct kabpf_totals {
 	__u32 layout; /* KABPF_LAYOUT; the first member in every version */
 	__u32 syn_retries; /* 1: a policy gives them, so that kabpf_sockops looks before the SYN */
 	__u64 build; /* a digest of the object file that the programs and maps come from */
-	__u64 asked_in_vain; /* events lost because the ring buffer was full */
+	__u64 events_dropped; /* because the ring buffer was full */
 	__u64 unrecorded; /* births lost because the map of cgroups was full */
 };
 

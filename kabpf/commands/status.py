@@ -49,7 +49,10 @@ def status(arguments: argparse.Namespace) -> int:
             "applied": found.applied,
         },
         "refused": found.refused,
-        "totals": vars(totals),
+        "totals": {
+            "asked_in_vain": totals.events_dropped,
+            "unrecorded": totals.unrecorded,
+        },
     }
     if arguments.json:
         policies = [

@@ -58,7 +58,7 @@ class Daemon:
         self._events: RingBuffer | None = None
         self._log: SocketLog | None = None
         self._born: list[Born] = []
-        self._asked_in_vain = 0
+        self._events_dropped = 0
         self._policies: tuple[Policy, ...] | None = None  # the last good ones
         self._stamp = ""  # of the last good ones
         self._seen = ""  # of those that were read last
@@ -299,7 +299,7 @@ class Daemon:
         assert self._loaded and self._events
         self._events.consume()
         self._born.clear()
-        self._asked_in_vain = self._loaded.totals().asked_in_vain
+        self._events_dropped = self._loaded.totals().events_dropped
         self._last = None
         tells = self._loaded.reports_events
         self._listen(wanted=tells and any(policy.log for policy in policies))
@@ -320,7 +320,7 @@ class Daemon:
                 return  # kabpfctl changed something before it gave up the lock: look at all of it
             born = self._born[:]
             self._born.clear()
-            lost = self._loaded.totals().asked_in_vain != self._asked_in_vain
+            lost = self._loaded.totals().events_dropped != self._events_dropped
             last, self._last = self._last, None
             if (
                 lost

@@ -113,7 +113,7 @@ class CTotals(ctypes.Structure):
         ("layout", ctypes.c_uint32),
         ("syn_retries", ctypes.c_uint32),
         ("build", ctypes.c_uint64),
-        ("asked_in_vain", ctypes.c_uint64),
+        ("events_dropped", ctypes.c_uint64),
         ("unrecorded", ctypes.c_uint64),
     )
 

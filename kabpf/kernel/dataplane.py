@@ -108,7 +108,7 @@ class Counters:
 class Totals:
     """What went wrong in the data plane as a whole since it was loaded."""
 
-    asked_in_vain: int
+    events_dropped: int
     unrecorded: int
 
 
@@ -301,7 +301,7 @@ class Dataplane:
     def totals(self) -> Totals:
         """What was lost since the data plane was loaded."""
         raw = self._read_totals()
-        return Totals(raw.asked_in_vain, raw.unrecorded)
+        return Totals(raw.events_dropped, raw.unrecorded)
 
     def sockets(self, namespaces: Iterable[int]) -> Iterator[CSocket]:
         """The TCP sockets of these network namespaces (descriptors), as kabpf_socket in kabpf.h

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from harness import BIN, PINS, UNTOUCHED, WITHOUT_SYS_ADMIN, options_of_new, path_of
 
+from kabpf import dataplane
+from kabpf.layout import CTotals
+
 RUNTIME, PERSISTENT = Path("/run/kabpf/policy.d"), Path("/etc/kabpf/policy.d")
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -224,6 +227,17 @@ def test_status_counts_what_happened(cgroup, kabpfctl, peer):
         "limited": 0, "died": 0, "failed": {},
     }  # fmt: skip
     assert status["policy_files"] == {"policies": 1, "errors": [], "applied": True}
+
+
+def test_status_counts_what_was_lost(kabpfctl):
+    """The totals have the names in JSON that kabpfctl(1) gives them."""
+    kabpfctl("apply")
+    with dataplane.open_map(PINS, "kabpf_totals") as totals:
+        found = CTotals.from_buffer_copy(totals.look_up(bytes(4)))
+        found.events_dropped, found.unrecorded = 3, 4
+        totals.update(bytes(4), bytes(found))
+    status = json.loads(kabpfctl("status", "--json").stdout)
+    assert status["totals"] == {"asked_in_vain": 3, "unrecorded": 4}
 
 
 def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):
