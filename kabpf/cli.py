@@ -249,10 +249,10 @@ def _late(module: str, function: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _event(text: str) -> str:
-    from kabpf.observe.events import EVENTS  # here, because the other commands need nothing of it
+    from kabpf.observe.events import KINDS  # here, because the other commands need nothing of it
 
-    if text not in EVENTS:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(EVENTS)}")
+    if text not in KINDS:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(KINDS)}")
     return text
 
 

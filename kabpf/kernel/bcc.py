@@ -18,7 +18,7 @@ from kabpf.errors import RefusedError, UnsupportedError, all_refusals
 from kabpf.faults import fault_point
 from kabpf.kernel import abi, bcc_compile, dataplane
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.kernel.dataplane import EVENTS, MAPS, SETSOCKOPT_PROGRAM, SOCK_OPS_PROGRAM, Dataplane
+from kabpf.kernel.dataplane import MAPS, SETSOCKOPT_PROGRAM, SOCK_OPS_PROGRAM, UNRESOLVED, Dataplane
 from kabpf.kernel.libbpf import library, links, objects, programs
 from kabpf.kernel.libbpf.maps import (
     BPF_F_CLONE,
@@ -34,7 +34,7 @@ from kabpf.policy import btf_required
 from kabpf.policy.model import Policy
 
 ATTACHED, KNOWN = "kabpf_attached", "kabpf_known"
-PINNED = (*MAPS, EVENTS, ATTACHED, KNOWN, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
+PINNED = (*MAPS, UNRESOLVED, ATTACHED, KNOWN, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
 
 # struct bpf_insn (linux/bpf.h): code, destination and source register, offset, number.
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -47,7 +47,7 @@ OWN_MAPS = {
     KNOWN: MapDefinition(SK_STORAGE, 4, 40, flags=BPF_F_NO_PREALLOC | BPF_F_CLONE),
 }
 
-_MAPS = (*OWN_MAPS, *MAPS, EVENTS)
+_MAPS = (*OWN_MAPS, *MAPS, UNRESOLVED)
 
 
 class _Hook(NamedTuple):
@@ -201,7 +201,7 @@ def load(pins: Path) -> None:
     with ExitStack() as stack:
         definitions = dict(OWN_MAPS)
         with objects.Object(str(dataplane.OBJECT)) as main:  # opened alone, which takes no BTF
-            definitions |= {name: main.definition(name) for name in (*MAPS, EVENTS)}
+            definitions |= {name: main.definition(name) for name in (*MAPS, UNRESOLVED)}
         maps = {name: stack.enter_context(new_map(name, definitions[name])) for name in _MAPS}
         code = compiled()
         for name, descriptor in maps.items():

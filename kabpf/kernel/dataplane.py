@@ -54,11 +54,11 @@ MAPS = {  # their keys and values
     "kabpf_totals": (4, CTotals),
 }
 ARRAYS = ("kabpf_policies", "kabpf_counters", "kabpf_totals")  # a slot of zeros is unused
-EVENTS = "kabpf_events"
+UNRESOLVED = "kabpf_events"  # births that user space has to resolve
 MONITORS = "kabpf_monitors"
 LOG = "kabpf_log"
 READERS = "kabpf_readers"
-CHANNELS = (EVENTS, MONITORS, LOG, READERS)  # maps of which nothing is kept
+CHANNELS = (UNRESOLVED, MONITORS, LOG, READERS)  # maps of which nothing is kept
 LISTER = "kabpf_list"
 RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
@@ -321,7 +321,7 @@ class Dataplane:
             raw = CEvent.from_buffer_copy(event)
             receive(Born(raw.cgroup_id, raw.parent_id, os.fsdecode(raw.name)))
 
-        return buffers.RingBuffer(str(self.pins / EVENTS), decode)
+        return buffers.RingBuffer(str(self.pins / UNRESOLVED), decode)
 
     def identity(self) -> int:
         """The id of the attached program: another one after the data plane was loaded anew."""

@@ -22,7 +22,7 @@ from kabpf.observe.buffers import Reports
 from kabpf.observe.sockets import Address
 from kabpf.runtime.locks import RUN
 
-EVENTS = ("set", "retrofitted", "left", "failed", "swallowed", "limited", "died")
+KINDS = ("set", "retrofitted", "left", "failed", "swallowed", "limited", "died")
 
 REASONS = {  # KABPF_KEEPALIVE and so on
     1: "keepalive",
@@ -71,7 +71,7 @@ class Event(NamedTuple):
 
     @property
     def what(self) -> str:
-        """One of EVENTS."""
+        """One of KINDS."""
         return _what(self.report.what, self.report.outcomes)
 
     @property
@@ -171,7 +171,7 @@ class Filter:
     cgroup: str | None = None  # a cgroup path, and all below it
     unit: str | None = None  # a unit's name or a glob, and all inside it
     policy: str | None = None
-    events: frozenset[str] = frozenset(EVENTS)
+    events: frozenset[str] = frozenset(KINDS)
 
     def __call__(self, found: Event) -> bool:
         """Whether an event is asked for."""
