@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
  * What the programs in kabpf.bpf.c and kabpf/kernel/abi.py both know: sizes, and the layout of
- * every map key, map value and event. There is no other contract between them.
+ * the constants and of every map key, map value and event. There is no other contract between them.
  */
 #ifndef KABPF_H
 #define KABPF_H
@@ -43,6 +43,12 @@
 
 /* The state from which only selectors that apply anywhere in the tree go on. */
 #define KABPF_STATE_ANYWHERE 1
+
+/* What user space finds out before it loads the programs. */
+struct kabpf_constants {
+	__u32 hz; /* jiffies in a second */
+	__u32 processors; /* that there may be */
+};
 
 /* What an option may be on a socket: one value if both are equal; left alone if both are 0. */
 struct kabpf_range {

@@ -6,11 +6,8 @@
 #include "kabpf.h"
 #include "kernel.h"
 
-/* Jiffies in a second; user space sets it before it loads the programs. */
-const volatile __u32 kabpf_hz = 250;
-
-/* Processors that there may be; likewise. */
-const volatile __u32 kabpf_cpus = 1;
+/* All of the read-only data, which user space writes as a whole. */
+const volatile struct kabpf_constants kabpf_constants = { .hz = 250, .processors = 1 };
 
 /* Policies by id. An array, because its look-up is inlined. */
 struct {

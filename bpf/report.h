@@ -58,8 +58,8 @@ static __always_inline void tell(void *ctx, void *data, __u64 size, bool log)
 
 		if (!monitors[i])
 			continue;
-		error =
-		    bpf_perf_event_output(ctx, &kabpf_monitors, i * kabpf_cpus + cpu, data, size);
+		error = bpf_perf_event_output(ctx, &kabpf_monitors,
+					      i * kabpf_constants.processors + cpu, data, size);
 		if (error == -ENOENT || error == -EOPNOTSUPP)
 			monitors[i] = 0;
 		else if (error)
@@ -87,8 +87,8 @@ static __always_inline void put_values(struct kabpf_report *r, struct tcp_sock *
 	r->keepalive = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags) >>
 			   bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN) &
 		       1;
-	r->idle_s = BPF_CORE_READ(tp, keepalive_time) / kabpf_hz;
-	r->interval_s = BPF_CORE_READ(tp, keepalive_intvl) / kabpf_hz;
+	r->idle_s = BPF_CORE_READ(tp, keepalive_time) / kabpf_constants.hz;
+	r->interval_s = BPF_CORE_READ(tp, keepalive_intvl) / kabpf_constants.hz;
 	r->probes = BPF_CORE_READ(tp, keepalive_probes);
 	r->user_timeout_ms = BPF_CORE_READ(tp, inet_conn.icsk_user_timeout);
 }
@@ -198,7 +198,7 @@ static __always_inline void tell_failed(void *ctx, struct visit *v, __u32 reason
 	/* Its port is given up; see direction_of(). */
 	r.direction = icsk->icsk_inet.sk.sk_max_ack_backlog ? KABPF_IN : KABPF_OUT;
 	r.error = icsk->icsk_inet.sk.sk_err;
-	r.silent_ms = (__u64)silent_jiffies(v->tp) * 1000 / kabpf_hz;
+	r.silent_ms = (__u64)silent_jiffies(v->tp) * 1000 / kabpf_constants.hz;
 	r.sent = icsk->icsk_retransmits ?: icsk->icsk_probes_out;
 	tell_report(ctx, &r, v->policy_id);
 }

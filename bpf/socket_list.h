@@ -88,7 +88,7 @@ static __always_inline __u32 next_probe_ms(struct kabpf_socket *s, struct tcp_so
 	timer = (__u32)keepalive_timer(tp)->expires - (__u32)bpf_jiffies64();
 	if (left < timer)
 		left = timer;
-	return left > 0 ? (__u64)left * 1000 / kabpf_hz : 0;
+	return left > 0 ? (__u64)left * 1000 / kabpf_constants.hz : 0;
 }
 
 static __always_inline void put_options(struct kabpf_socket *s, struct tcp_sock *tp,
@@ -98,8 +98,8 @@ static __always_inline void put_options(struct kabpf_socket *s, struct tcp_sock 
 	__u32 interval = tp->keepalive_intvl ?: net->ipv4.sysctl_tcp_keepalive_intvl;
 
 	s->keepalive = keeps_alive(tp);
-	s->idle_s = idle / kabpf_hz;
-	s->interval_s = interval / kabpf_hz;
+	s->idle_s = idle / kabpf_constants.hz;
+	s->interval_s = interval / kabpf_constants.hz;
 	s->probes = tp->keepalive_probes ?: net->ipv4.sysctl_tcp_keepalive_probes;
 	s->user_timeout_ms = tp->inet_conn.icsk_user_timeout;
 	s->next_probe_ms = next_probe_ms(s, tp, idle);

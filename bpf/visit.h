@@ -71,7 +71,7 @@ static __always_inline __u32 hash_of(struct tcp_sock *tp)
 
 static __always_inline __u32 second(void)
 {
-	return kabpf_hz;
+	return kabpf_constants.hz;
 }
 
 static __always_inline __u32 held(struct visit *v, enum option which)
@@ -125,9 +125,9 @@ static __always_inline void find_ours(struct visit *v, __u32 was_id)
 	o = options_of(was, was_id, (void *)tp, v->direction);
 	if (!o)
 		return;
-	if (came_from(idle_of(o, tp), kabpf_hz, tp->keepalive_time))
+	if (came_from(idle_of(o, tp), kabpf_constants.hz, tp->keepalive_time))
 		ours |= 1 << IDLE;
-	if (came_from(o->interval_s.high, kabpf_hz, tp->keepalive_intvl))
+	if (came_from(o->interval_s.high, kabpf_constants.hz, tp->keepalive_intvl))
 		ours |= 1 << INTERVAL;
 	if (came_from(o->probes.high, 1, tp->keepalive_probes))
 		ours |= 1 << PROBES;

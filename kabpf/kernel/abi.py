@@ -29,6 +29,10 @@ OUT, IN, LOOPBACK, PLAIN, LISTENERS, EXISTING, LOG = 1, 2, 4, 8, 16, 32, 64
 DIRECTIONS = {Direction.OUT: OUT, Direction.IN: IN, Direction.BOTH: OUT | IN}
 
 
+class CConstants(ctypes.Structure):
+    _fields_ = (("hz", ctypes.c_uint32), ("processors", ctypes.c_uint32))
+
+
 class CRange(ctypes.Structure):
     _fields_ = (("low", ctypes.c_uint32), ("high", ctypes.c_uint32))
 

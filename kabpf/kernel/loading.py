@@ -22,7 +22,7 @@ from typing import Protocol
 from kabpf.errors import KabpfError, RefusedError, UnsupportedError
 from kabpf.faults import fault_point
 from kabpf.kernel import abi, bcc, capabilities, dataplane, syscalls
-from kabpf.kernel.abi import LAYOUT, CTotals
+from kabpf.kernel.abi import LAYOUT, CConstants, CTotals
 from kabpf.kernel.bcc import Fallback
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import (
@@ -228,7 +228,7 @@ def _mark(pins: Path, build: int) -> None:
 
 def _load_into(staging: Path, programs: objects.Object) -> None:
     processors = buffers.processors()
-    programs.set_constants(dataplane.jiffies(), processors)
+    programs.set_constants(bytes(CConstants(hz=dataplane.jiffies(), processors=processors)))
     programs.set_room(dataplane.MONITORS, abi.MONITORS * processors)
     try:
         programs.load()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 
 from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
@@ -23,12 +22,12 @@ class Object:
     def __exit__(self, *_: object) -> None:
         libbpf().bpf_object__close(self._handle)
 
-    def set_constants(self, *values: int) -> None:
-        """Give the object's read-only variables, a __u32 each, their values; before `load`."""
+    def set_constants(self, values: bytes) -> None:
+        """Give the object's read-only data, all of them, their values; before `load`."""
         size = ctypes.c_size_t()
         memory = libbpf().bpf_map__initial_value(self._map(".rodata"), ctypes.byref(size))
-        raw = b"".join(value.to_bytes(4, sys.byteorder) for value in values)
-        ctypes.memmove(memory, raw, len(raw))
+        assert size.value == len(values)
+        ctypes.memmove(memory, values, len(values))
 
     def set_room(self, name: str, entries: int) -> None:
         """Give a map so many entries; before `load`."""

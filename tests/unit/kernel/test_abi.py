@@ -23,6 +23,7 @@ HEADER = (Path(__file__).parents[3] / "bpf/kabpf.h").read_text()
 BPFTOOL = shutil.which("bpftool", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
 
 MIRRORS = {
+    "kabpf_constants": abi.CConstants,
     "kabpf_range": abi.CRange,
     "kabpf_options": abi.COptions,
     "kabpf_policy": abi.CPolicy,
@@ -38,8 +39,8 @@ MIRRORS = {
     "kabpf_socket": abi.CSocket,
     "kabpf_report": abi.CReport,
 }
-# BTF has what maps and arguments of programs lead to; an event and a report go through a ring
-# buffer, a socket through the output of an iterator.
+# BTF has what maps, constants and arguments of programs lead to; an event and a report go through a
+# ring buffer, a socket through the output of an iterator.
 IN_BTF = [name for name in MIRRORS if name not in ("kabpf_event", "kabpf_socket", "kabpf_report")]
 
 HASH, ARRAY, PERF_EVENT_ARRAY, TRIE, RINGBUF = 1, 2, 4, 11, 27  # enum bpf_map_type
@@ -165,14 +166,15 @@ def test_names_are_told_apart_in_the_kernel() -> None:
 
 
 @needs_bpftool
-def test_object_has_two_constants_to_set() -> None:
-    """The read-only data are two of __u32, the jiffies in a second and the processors, which Python
-    sets blindly in this order."""
+def test_constants_are_all_that_is_read_only() -> None:
+    """Python writes the read-only data of the object as one struct, and nothing is beside it."""
     (data,) = (each for each in btf() if each["name"] == ".rodata")
-    assert [(types()[each["type_id"]]["name"], each["size"]) for each in data["vars"]] == [
-        ("kabpf_hz", 4),
-        ("kabpf_cpus", 4),
-    ]
+    (place,) = data["vars"]
+    struct = types()[place["type_id"]]
+    while struct["kind"] != "STRUCT":  # a variable, and const, and volatile
+        struct = types()[struct["type_id"]]
+    assert (struct["name"], place["offset"]) == ("kabpf_constants", 0)
+    assert place["size"] == ctypes.sizeof(layout.CConstants)
 
 
 @pytest.mark.parametrize(
