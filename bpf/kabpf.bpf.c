@@ -25,24 +25,7 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 {
 	struct visit v = {};
 
-	switch (ctx->op) {
-	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		if (!syn_retries_wanted() && !is_heard())
-			return 1;
-		v.direction = KABPF_OUT;
-		break;
-	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		v.direction = KABPF_OUT;
-		break;
-	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		v.direction = KABPF_IN;
-		break;
-	case BPF_SOCK_OPS_TCP_LISTEN_CB:
-		break;
-	default:
-		return 1;
-	}
-	if (!ctx->sk)
+	if (!find_direction(&v, ctx->op) || !ctx->sk)
 		return 1;
 	v.tp = bpf_skc_to_tcp_sock(ctx->sk);
 	if (!v.tp)

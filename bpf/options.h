@@ -55,6 +55,9 @@ static __always_inline __u32 held(struct visit *v, enum option which);
 
 static __always_inline __u32 second(void);
 
+/* Whether anybody may read what is told. */
+static __always_inline bool is_heard(void);
+
 /* What became of an option, for monitors. */
 static __always_inline void note(struct visit *v, enum option which, __u64 outcome);
 
@@ -75,6 +78,29 @@ static __always_inline bool syn_retries_wanted(void)
 
 	totals = bpf_map_lookup_elem(MAP(kabpf_totals), &zero);
 	return totals && totals->syn_retries;
+}
+
+/* False for a callback that a policy says nothing of. Before the SYN only its retries are set, and
+ * monitors learn which process calls. */
+static __always_inline bool find_direction(struct visit *v, __u32 op)
+{
+	switch (op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (!syn_retries_wanted() && !is_heard())
+			return false;
+		v->direction = KABPF_OUT;
+		return true;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		v->direction = KABPF_OUT;
+		return true;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		v->direction = KABPF_IN;
+		return true;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		return true;
+	default:
+		return false;
+	}
 }
 
 static __always_inline void count_failure(struct visit *v, int error)

@@ -8,7 +8,6 @@
 #include "maps.h"
 #include "options.h"
 
-/* Whether anybody may read what is told. */
 static __always_inline bool is_heard(void)
 {
 	__u32 zero = 0;
