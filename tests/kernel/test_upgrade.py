@@ -82,6 +82,7 @@ def _status(version):
     [
         ("apply", "rebuilt"),
         ("apply", "relaid"),
+        ("apply", "renamed"),
         ("apply", "no-exchange"),
         ("attach", "relaid"),
         ("restart", "rebuilt"),

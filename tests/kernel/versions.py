@@ -1,5 +1,5 @@
 """Other versions of kabpf, made from the installed one: another build of the same layout, another
-layout, and a file system that can't exchange two directories."""
+layout, other names of pins, and a file system that can't exchange two directories."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ KINDS: dict[str, dict[str, list[tuple[str, str]]]] = {  # what differs, by file
         "kabpf.h": [("FORMER 4", "FORMER 2"), (f"LAYOUT {LAYOUT}", "LAYOUT 1000")],
         "kernel/abi.py": [("FORMER = 4", "FORMER = 2"), (f"LAYOUT = {LAYOUT}", "LAYOUT = 1000")],
         "plan/state.py": [("FORMER_MAX = 4", "FORMER_MAX = 2")],
+    },
+    # With a pin that this one has not, and without one that it has, as before it was renamed.
+    "renamed": {
+        "kabpf.bpf.c": [("BPF_PROG(kabpf_cgroup_mkdir,", "BPF_PROG(kabpf_birth,")],
+        "dataplane.py": [('"kabpf_cgroup_mkdir"', '"kabpf_birth"')],
     },
     # Any unknown flag is EINVAL, as a flag that the file system does not know.
     "no-exchange": {**BUILD, "kernel/syscalls.py": [("EXCHANGE = 2", "EXCHANGE = 1 << 30")]},
@@ -64,7 +69,7 @@ def make(kind: str, directory: Path) -> Version:
     shutil.copytree(os.path.dirname(kabpf.__file__), package)
     shutil.copytree(SOURCES, sources)
     for name, changes in KINDS[kind].items():
-        file = (sources if name.endswith(".h") else package) / name
+        file = (package if name.endswith(".py") else sources) / name
         text = file.read_text()
         for old, new in changes:
             assert text.count(old) == 1, f"{name}: {old}"
