@@ -174,7 +174,7 @@ def test_constants_are_all_that_is_read_only() -> None:
     while struct["kind"] != "STRUCT":  # a variable, and const, and volatile
         struct = types()[struct["type_id"]]
     assert (struct["name"], place["offset"]) == ("kabpf_constants", 0)
-    assert place["size"] == ctypes.sizeof(layout.CConstants)
+    assert place["size"] == ctypes.sizeof(abi.CConstants)
 
 
 @pytest.mark.parametrize(
