@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from typing import NoReturn
 
 import pytest
 
+APT = Path(__file__).parents[2] / "scripts/apt"
+
 
 class MissingError(Exception):
     """They can't be had; the message says why."""
@@ -21,7 +24,16 @@ class MissingError(Exception):
 def debians() -> dict[str, Path]:
     """What /lib/modules/RELEASE has of them, "build" and "source", for the newest that Debian has.
 
-    apt verifies them by the archive's keys; nothing is installed. Raises MissingError."""
+    apt verifies them by the archive's keys; nothing is installed. Raises MissingError, the second
+    time without another try."""
+    found = _find()
+    if isinstance(found, MissingError):
+        raise found
+    return found
+
+
+@functools.cache
+def _find() -> dict[str, Path] | MissingError:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "/var/cache"), "kabpf-tests")
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / "headers"
@@ -29,7 +41,10 @@ def debians() -> dict[str, Path]:
         with open(cache / "headers.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.exists():
-                _download(target)
+                try:
+                    _download(target)
+                except MissingError as error:
+                    return error
     (common,) = target.glob("usr/src/linux-headers-*-common")
     (build,) = (path for path in target.glob("usr/src/linux-headers-*") if path != common)
     return {"build": build, "source": common}
@@ -39,20 +54,20 @@ def lack(what: str, tier: str) -> NoReturn:
     """Skip a test of a tier, or fail it where KABPF_REQUIRE names the tier."""
     if tier in os.environ.get("KABPF_REQUIRE", "").split(","):
         pytest.fail(f"KABPF_REQUIRE={tier}, but {what}", pytrace=False)
-    pytest.skip(f"{what}; KABPF_REQUIRE={tier} makes this a failure")
+    pytest.skip(what)
 
 
 def _download(target: Path) -> None:
     architecture = _output("dpkg", "--print-architecture")
     meta = f"linux-headers-{architecture}"
     if not _depends(meta):
-        _output("apt-get", "-qq", "update")
+        _output(str(APT), "update")
     packages = [name for name in _depends(meta) if name.startswith("linux-headers-")]
     packages += [name for each in packages for name in _depends(each) if name.endswith("-common")]
     if len(packages) != 2:
         raise MissingError(f"there are no kernel headers: apt knows no {meta}")
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        _output("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages, cwd=work)
+        _output(str(APT), "-o", "APT::Sandbox::User=root", "download", *packages, cwd=work)
         unpacked = Path(work, "unpacked")
         for package in Path(work).glob("*.deb"):
             _output("dpkg-deb", "--extract", str(package), str(unpacked))
