@@ -17,11 +17,13 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import headers
 import pyroute2
 import pytest
+import shared
 import versions
 from harness import (
     DROP_INS,
@@ -36,6 +38,7 @@ from harness import (
     numbers,
     path_of,
     wait_until,
+    without,
 )
 from versions import Version
 
@@ -75,21 +78,19 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def own_mounts() -> Iterator[None]:
     """A mount namespace of our own for the whole session."""
-    created = [path for path in (Path("/etc/kabpf"), Path("/run/kabpf")) if not path.exists()]
-    for path in created:
-        path.mkdir()
-    if libc.unshare(CLONE_NEWNS):
-        raise OSError(ctypes.get_errno(), "unshare")
-    mount(b"none", b"/", b"", MS_REC | MS_PRIVATE)
-    for target in (b"/etc/kabpf", b"/run/kabpf"):
-        mount(b"tmpfs", target, b"tmpfs")
-    mount(b"bpf", b"/sys/fs/bpf", b"bpf")
-    mount(b"proc", b"/proc", b"proc")  # a container may have a /proc/sys that can't be written
-    yield
-    for target in (b"/proc", b"/etc/kabpf", b"/run/kabpf", b"/sys/fs/bpf"):
-        libc.umount(target)
-    for path in created:
-        path.rmdir()
+    with ExitStack() as held:
+        for path in ("/etc/kabpf", "/run/kabpf"):
+            held.enter_context(shared.directory(Path(path)))
+        if libc.unshare(CLONE_NEWNS):
+            raise OSError(ctypes.get_errno(), "unshare")
+        mount(b"none", b"/", b"", MS_REC | MS_PRIVATE)
+        for target in (b"/etc/kabpf", b"/run/kabpf"):
+            mount(b"tmpfs", target, b"tmpfs")
+        mount(b"bpf", b"/sys/fs/bpf", b"bpf")
+        mount(b"proc", b"/proc", b"proc")  # a container may have a /proc/sys that can't be written
+        yield
+        for target in (b"/proc", b"/etc/kabpf", b"/run/kabpf", b"/sys/fs/bpf"):
+            libc.umount(target)
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +121,14 @@ def _objects() -> set[tuple[str, str]]:
     }
 
 
+@pytest.fixture
+def own_objects(nothing_left: None) -> Callable[[], dict[str, dict[int, str]]]:
+    """What of kabpf came into the kernel since the test began; the rest is a kabpf's that is in
+    force on the machine."""
+    others = kernel_objects()
+    return lambda: without(others, kernel_objects())
+
+
 @pytest.fixture(scope="session")
 def lent_headers(own_mounts: None) -> Iterator[None]:
     """The kernel's headers, which bcc wants; Debian's where the machine has none of its own, as
@@ -127,23 +136,20 @@ def lent_headers(own_mounts: None) -> Iterator[None]:
     if not bcc_compile.missing():
         yield
         return
-    is_made = not MODULES.exists()
     try:
         found = headers.debians()
     except headers.MissingError as error:
         headers.lack(str(error), "kernel")
-    MODULES.mkdir(exist_ok=True)
-    mount(b"tmpfs", os.fsencode(MODULES), b"tmpfs")
-    here = MODULES / os.uname().release
-    here.mkdir()
-    for name, path in found.items():
-        (here / name).symlink_to(path)
-    if problem := bcc_compile.missing():
-        headers.lack(str(problem), "kernel")
-    yield
-    libc.umount(os.fsencode(MODULES))
-    if is_made:
-        MODULES.rmdir()
+    with shared.directory(MODULES), ExitStack() as mounted:
+        mount(b"tmpfs", os.fsencode(MODULES), b"tmpfs")
+        mounted.callback(libc.umount, os.fsencode(MODULES))
+        here = MODULES / os.uname().release
+        here.mkdir()
+        for name, path in found.items():
+            (here / name).symlink_to(path)
+        if problem := bcc_compile.missing():
+            headers.lack(str(problem), "kernel")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -81,6 +81,16 @@ def kernel_objects() -> dict[str, dict[int, str]]:
     return objects
 
 
+def without(
+    others: dict[str, dict[int, str]], objects: dict[str, dict[int, str]]
+) -> dict[str, dict[int, str]]:
+    """Kernel objects but for others', which their ids tell."""
+    return {
+        kind: {id: name for id, name in named.items() if id not in others[kind]}
+        for kind, named in objects.items()
+    }
+
+
 def _listed(kind: str) -> list[dict[str, Any]]:
     for _ in range(100):
         done = subprocess.run(["bpftool", kind, "list", "--json"], capture_output=True)

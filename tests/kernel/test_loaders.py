@@ -15,7 +15,6 @@ from harness import (
     BIN,
     PINS,
     UNTOUCHED,
-    kernel_objects,
     options_of_new,
     path_of,
     pinned,
@@ -40,9 +39,10 @@ def _loader(kabpfctl):
     return status["loader"], status["loaded"]
 
 
-def _links():
-    """The programs that kabpf's links have."""
-    return sorted(kernel_objects()["link"].values())
+@pytest.fixture
+def links(own_objects):
+    """The programs that this test's links have."""
+    return lambda: sorted(own_objects()["link"].values())
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_loader_without_btf_is_bcc(kabpfctl, cgroup, peer):
     subprocess.run(["mount", "-t", "tmpfs", "none", "/sys/kernel/btf"], check=True)
 
 
-def test_loader_is_the_one_asked_for(lent_headers, kabpfctl, cgroup, peer):
+def test_loader_is_the_one_asked_for(lent_headers, kabpfctl, cgroup, peer, links):
     """One loader takes the place of the other between two connections; libbpf then gives open
     sockets what they are owed."""
     _, address = peer().listener()
@@ -89,7 +89,7 @@ def test_loader_is_the_one_asked_for(lent_headers, kabpfctl, cgroup, peer):
     kabpfctl("apply", "--loader", "bcc")
     assert _loader(kabpfctl) == ("bcc", True)
     assert options_of_new(peer, cgroup) == IDLE_61
-    assert _links() == ["kabpf_setsockop", "kabpf_sockops"]
+    assert links() == ["kabpf_setsockop", "kabpf_sockops"]
 
 
 @BCC
@@ -281,7 +281,7 @@ def test_sockets_says_what_it_can_not_show(cgroup, kabpfctl, peer):
 
 
 @BCC
-def test_cgroup_that_is_made_again_is_covered_by_the_next_apply(make_cgroup, kabpfctl, peer):
+def test_cgroup_that_is_made_again_is_covered_by_the_next_apply(make_cgroup, kabpfctl, peer, links):
     """A removed cgroup takes its attachment along; doctor tells of one at its place."""
     cgroup = make_cgroup("service")
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
@@ -292,7 +292,7 @@ def test_cgroup_that_is_made_again_is_covered_by_the_next_apply(make_cgroup, kab
     assert f"made since the last apply: {path_of(cgroup)}" in found
     kabpfctl("apply")
     assert options_of_new(peer, cgroup) == IDLE_61
-    assert len(_links()) == 2
+    assert len(links()) == 2
 
 
 @BCC
@@ -460,7 +460,7 @@ def test_program_that_keeps_ours_out_is_told(make_cgroup, cgroup, kabpfctl, neig
 
 
 @BCC
-def test_killed_command_is_completed(cgroup, other_cgroup, policies, run_kabpfctl, peer):
+def test_killed_command_is_completed(cgroup, other_cgroup, policies, run_kabpfctl, peer, links):
     """Wherever an apply dies, a first one or one by which attachments come and go, the next one
     completes it."""
     nested = other_cgroup / "nested"
@@ -475,7 +475,7 @@ def test_killed_command_is_completed(cgroup, other_cgroup, policies, run_kabpfct
             for one in (cgroup, other_cgroup, nested):
                 expected = IDLE_61 | {"idle": after[one]} if one in after else UNTOUCHED
                 assert options_of_new(peer, one) == expected, fault
-            assert len(_links()) == 2 * len(after), fault
+            assert len(links()) == 2 * len(after), fault
 
 
 def _put(run_kabpfctl, policies, idle):
@@ -500,12 +500,12 @@ def _faults(run_kabpfctl, policies, before, after):
 
 
 @BCC
-def test_upgrade_replaces_the_programs(cgroup, version, kabpfctl, peer):
+def test_upgrade_replaces_the_programs(cgroup, version, kabpfctl, peer, own_objects, links):
     """Another build's apply takes the place of what is loaded; the same policies are in force."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
-    before = set(kernel_objects()["prog"])
+    before = set(own_objects()["prog"])
     version("rebuilt").kabpfctl("apply")
-    assert not before & set(kernel_objects()["prog"])
+    assert not before & set(own_objects()["prog"])
     assert _loader(version("rebuilt").kabpfctl) == ("bcc", True)
     assert options_of_new(peer, cgroup) == IDLE_61
-    assert len(_links()) == 2
+    assert len(links()) == 2

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import machine as machines
 import pytest
+import shared
 import trees
 from harness import alone, beside_others, wait_until
 from machine import Inside, Machine
@@ -46,12 +48,20 @@ def suite(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def package() -> Path:
-    """The package under test: KABPF_DEB, or built from here."""
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package under test: KABPF_DEB, or built from here, once for all workers."""
     if "KABPF_DEB" in os.environ:
         return Path(os.environ["KABPF_DEB"]).resolve()
-    built = subprocess.check_output([ROOT / "scripts/package"], text=True)
-    return Path(built.splitlines()[-1])
+    place = shared.of_this_run(tmp_path_factory)
+
+    def build() -> str:
+        done = subprocess.run([ROOT / "scripts/package"], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"scripts/package: {trees.last_line(done.stderr)}\n{done.stderr}")
+        # A copy, as another run may build here meanwhile.
+        return shutil.copy(done.stdout.splitlines()[-1], place)
+
+    return Path(shared.once(place / "package", build))
 
 
 @pytest.fixture(scope="session")

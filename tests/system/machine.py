@@ -22,6 +22,7 @@ from harness import (
     entering,
     kernel_objects,
     wait_until,
+    without,
 )
 
 # A policy of which no number is anybody's default, and what it gives an application's socket.
@@ -154,10 +155,7 @@ class Machine:
 
     def objects(self) -> dict[str, dict[int, str]]:
         """What of kabpf is in the kernel since this machine began to boot."""
-        return {
-            kind: {id: name for id, name in objects.items() if id not in self._others[kind]}
-            for kind, objects in kernel_objects().items()
-        }
+        return without(self._others, kernel_objects())
 
     def pins(self) -> list[str]:
         """What is in its BPF file system, but for the kernel's own two files."""
@@ -234,7 +232,8 @@ def remove_stale() -> None:
     """Remove the machines of test sessions that are gone."""
     for top in cgroup_root().glob("kabpf-system-*"):
         if not Path("/proc", top.name.split("-")[2]).exists():
-            _remove(top)
+            with contextlib.suppress(FileNotFoundError):  # another worker is at it
+                _remove(top)
 
 
 def _assemble(

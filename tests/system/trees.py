@@ -38,7 +38,21 @@ def base(suite: str) -> Path:
 
     A tree that is there is complete, and nobody writes into it. Those of older lists stay: a
     cache may be removed by anybody at any time."""
-    made_of = "\n".join([suite, *PACKAGES, *PREPARE])
+    return _tree(suite, PACKAGES, PREPARE)
+
+
+def minimal(suite: str) -> Path:
+    """The tree of a suite with essential packages and apt, the least that a fresh machine has."""
+    return _tree(suite, (), ())
+
+
+def last_line(said: str) -> str:
+    """What a command says last where it fails, which mostly is why."""
+    return said.rstrip().rpartition("\n")[2]
+
+
+def _tree(suite: str, packages: tuple[str, ...], hooks: tuple[str, ...]) -> Path:
+    made_of = "\n".join([suite, *packages, *hooks])
     cache = Path(os.environ.get("XDG_CACHE_HOME", "/var/cache"), "kabpf-tests")
     cache.mkdir(parents=True, exist_ok=True)
     tree = cache / f"{suite}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
@@ -47,17 +61,21 @@ def base(suite: str) -> Path:
         if not tree.exists():
             unfinished = tree.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            _make(suite, unfinished)
+            _make(suite, unfinished, packages, hooks)
             unfinished.rename(tree)
     return tree
 
 
-def _make(suite: str, target: Path) -> None:
+def _make(suite: str, target: Path, packages: tuple[str, ...], hooks: tuple[str, ...]) -> None:
     command = [
         *("unshare", "--mount", "--propagation", "private"),  # its mounts go with it
-        *("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}"),
-        *(f"--customize-hook={hook}" for hook in PREPARE),
+        *("mmdebstrap", "--quiet", "--variant=apt"),
+        *([f"--include={','.join(packages)}"] if packages else ()),
+        *(f"--customize-hook={hook}" for hook in hooks),
         *(suite, str(target)),
     ]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+    if done.returncode:
+        shutil.rmtree(target, ignore_errors=True)
+        problem = f"mmdebstrap of {suite}: {last_line(done.stderr)}"
+        raise RuntimeError(f"{problem}\n{' '.join(command)}\n{done.stderr}")
