@@ -1,4 +1,7 @@
-"""Tiers: what needs the kernel is skipped where it can't run, and fails where it is required."""
+"""Tiers: what needs the kernel is skipped where it can't run, and fails where it is required.
+
+What a run has to say of itself as a whole is here too: its signals, set-ups that failed, what was
+not run."""
 
 from __future__ import annotations
 
@@ -6,14 +9,34 @@ import ctypes
 import functools
 import os
 import shutil
+import signal
 import subprocess
+from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REQUIRED = os.environ.get("KABPF_REQUIRE", "").split(",")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Children of the tests have the default dispositions of signals, whatever runs the tests.
+
+    nohup, a shell's `&` and some runners have signals ignored, which children inherit. A handler
+    that does nothing ignores them for pytest alone, as exec undoes it; pytest-xdist's workers are
+    children, too. No signal is blocked either."""
+    if hasattr(config, "workerinput"):
+        return
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+# First, because pytest-xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
@@ -25,21 +48,77 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for tier, find_lacking in TIERS.items():
-        if item.get_closest_marker(tier) and (lacking := find_lacking()):
+    for tier in reversed(_tiers(item)):
+        if lacking := TIERS[tier]():
             if tier in REQUIRED:
                 pytest.fail(f"KABPF_REQUIRE={tier}, but {lacking}", pytrace=False)
-            pytest.skip(f"{lacking}; KABPF_REQUIRE={tier} makes this a failure")
+            pytest.skip(lacking)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Any, None]:
+    """A set-up that several tests share and that failed is one failure: the others' reports have
+    its reason in one line. They are skipped, and failures where their tier is required.
+
+    For the summary a report knows its tier."""
+    report = (yield).get_result()
+    report.tier = [*_tiers(item), "unit"][0]
+    if call.when != "setup" or not report.failed or not call.excinfo:
+        return
+    # pytest raises the same exception again for every test that needs the fixture.
+    first = vars(call.excinfo.value).setdefault("failed_in", item.nodeid)
+    if first == item.nodeid:
+        return
+    reason = f"the set-up failed already, of {first}: {_first_line(call.excinfo.value)}"
+    report.longrepr = reason
+    if not set(REQUIRED) & {*_tiers(item)}:
+        report.outcome = "skipped"
+        report.longrepr = (__file__, 0, f"Skipped: {reason}")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A line a tier: how many of its tests were not run, why, and what would run them."""
+    reasons: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        tier = getattr(report, "tier", "unit")
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons.setdefault(tier, Counter())[reason.removeprefix("Skipped: ")] += 1
+    if not reasons:
+        return
+    terminalreporter.section("not run", blue=True)
+    for tier, counts in reasons.items():
+        said = "; ".join(
+            f"{reason} ({count})" if len(counts) > 1 else reason
+            for reason, count in counts.most_common()
+        )
+        terminalreporter.write_line(f"{tier}: {counts.total()} tests: {said}")
+    if required := ",".join(tier for tier in reasons if tier in TIERS):
+        terminalreporter.write_line(f"KABPF_REQUIRE={required} makes these failures")
+
+
+def _tiers(item: pytest.Item) -> list[str]:
+    """The narrowest first."""
+    return [tier for tier in reversed(TIERS) if item.get_closest_marker(tier)]
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{error}".strip().partition("\n")[0] or type(error).__name__
 
 
 @functools.cache
 def _lacking_for_kernel() -> str:
     if os.geteuid() != 0:
-        return "it takes root"
+        return "it needs root; try: sudo tests/run"
     if not Path("/sys/kernel/btf/vmlinux").exists():
-        return "the kernel has no BTF"
+        return "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF); try: tests/matrix/run --smoke"
+    if not shutil.which("bpftool"):
+        return "there is no bpftool; try: tests/run, which installs it"
     if subprocess.run(["bpftool", "prog", "list"], capture_output=True).returncode:
-        return "the kernel refuses bpf(2), as in a container that filters system calls"
+        return f"the kernel refuses bpf(2), as in a container that filters system calls{PRIVILEGED}"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        return f"the kernel refuses a mount namespace, as without CAP_SYS_ADMIN{PRIVILEGED}"
     return ""
 
 
@@ -47,11 +126,9 @@ def _lacking_for_kernel() -> str:
 def _lacking_for_system() -> str:
     if lacking := _lacking_for_kernel():
         return lacking
-    for program, package in (("mmdebstrap", "mmdebstrap"), ("systemd-nspawn", "systemd-container")):
+    for program in ("mmdebstrap", "systemd-nspawn"):
         if not shutil.which(program):
-            return f"there is no {program} (Debian's package {package})"
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
-        return "the kernel refuses a mount namespace, as in a container without CAP_SYS_ADMIN"
+            return f"there is no {program}; try: tests/run, which installs it"
     return _lacking_to_look_into_processes()
 
 
@@ -61,7 +138,7 @@ def _lacking_for_ancestors() -> str:
         environment = {**os.environ, "LD_PRELOAD": f"{library}.so"}
         # The loader says what it does not find, and goes on without.
         if subprocess.run(["true"], env=environment, capture_output=True).stderr:
-            return f"there is no {library}.so (Debian's package {library}0)"
+            return f"there is no {library}.so; try: tests/ancestors/run, which installs it"
     return _lacking_to_look_into_processes()
 
 
@@ -70,14 +147,21 @@ def _lacking_to_look_into_processes() -> str:
     copy = ctypes.CDLL(None).syscall(438, own, own, 0)  # pidfd_getfd
     os.close(own)
     if copy < 0:
-        return "the kernel refuses pidfd_getfd(2), as in a container that filters system calls"
+        return f"the kernel refuses pidfd_getfd(2), as in a container that filters it{PRIVILEGED}"
     os.close(copy)
     return ""
 
 
 def _lacking_for_matrix() -> str:
-    return "" if os.uname().release.startswith("5.10.") else "it takes Linux 5.10: tests/matrix/run"
+    if os.uname().release.startswith("5.10."):
+        return ""
+    return "it needs Linux 5.10; try: tests/matrix/run 5.10"
 
+
+PRIVILEGED = (
+    "; try: a virtual machine, docker run --privileged, or"
+    " systemd-nspawn --capability=all --system-call-filter=@known"
+)
 
 TIERS = {
     "kernel": _lacking_for_kernel,
