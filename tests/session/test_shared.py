@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -60,6 +61,27 @@ def test_first_to_go_leaves_it_to_the_others(tmp_path: Path) -> None:
     assert path.is_dir()
     second.__exit__(None, None, None)
     assert not path.exists()
+
+
+def test_directory_that_goes_before_it_is_locked_is_made_again(tmp_path: Path) -> None:
+    """What another has just removed does not count as the directory."""
+    path = tmp_path / "kabpf"
+    path.mkdir()
+    leaving = os.open(path, os.O_RDONLY)
+    fcntl.flock(leaving, fcntl.LOCK_EX)
+    command = [sys.executable, "-c", HOLDER, path]
+    environment = {**os.environ, "PYTHONPATH": str(Path(shared.__file__).parent)}
+    with subprocess.Popen(command, env=environment) as waiting:
+        while not re.search(f"-> FLOCK +ADVISORY +READ +{waiting.pid} ", _locks()):
+            assert waiting.poll() is None
+            time.sleep(0.01)
+        path.rmdir()
+        os.close(leaving)
+    assert waiting.returncode == 0
+
+
+def _locks() -> str:
+    return Path("/proc/locks").read_text()
 
 
 @pytest.mark.parametrize("what", ["older", "filled"])
