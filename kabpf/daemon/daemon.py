@@ -20,6 +20,7 @@ from collections.abc import Callable
 from kabpf.apply import reconcile, transient
 from kabpf.daemon.cgroup_ends import Ends
 from kabpf.daemon.socket_log import SocketLog
+from kabpf.daemon.timers import Timer, Timers
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
 from kabpf.kernel import dataplane, loading
 from kabpf.kernel.cgroups import CgroupTree
@@ -67,9 +68,7 @@ class Daemon:
         self._problem: KabpfError | None = None
         self._is_damaged = False
         self._beat_s = watchdog_s()
-        self._next_beat: float | None = None  # by time.monotonic(), as the next one
-        self._next_look: float | None = None
-        self._next_end: float | None = None
+        self._timers = Timers()
         self._signals: set[int] = set()
         self._poll = select.epoll()
         self._ends = Ends()
@@ -114,27 +113,25 @@ class Daemon:
                 notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
                 self._attempt(self._reload)
                 self._say_ready()
-                self._next_look = time.monotonic() + SETTLE_S
+                self._timers.start(Timer.LOOK, SETTLE_S)
             elif signal.SIGUSR1 in self._signals:
                 self._signals -= {signal.SIGUSR1}
                 self._attempt(self._look_again)
                 notify(f"STATUS={self._status()}")
             elif self._ends.happened():
-                self._next_end = time.monotonic() + SETTLE_S  # systemd removes it in a moment
+                self._timers.start(Timer.END, SETTLE_S)  # systemd removes it in a moment
                 self._attempt(self._end)
                 notify(f"STATUS={self._status()}")
-            elif _is_due(self._next_end):
-                self._next_end = None
+            elif self._timers.take(Timer.END):
                 if self._is_any_over():
                     self._attempt(self._end)
                     notify(f"STATUS={self._status()}")
-            elif _is_due(self._next_look):
-                self._next_look = None
+            elif self._timers.take(Timer.LOOK):
                 self._reload_if_changed()
-            elif _is_due(self._next_beat):
+            elif self._timers.take(Timer.BEAT):
                 self._beat()
             elif not self._born:
-                self._poll.poll(self._rest_s())
+                self._poll.poll(self._timers.rest_s(self._log.due if self._log else None))
                 self._drain_wake()
             if self._log:
                 self._log.write()
@@ -163,7 +160,7 @@ class Daemon:
             else:
                 self._close()
                 self._is_damaged, self._problem = False, None
-                self._next_look = None
+                self._timers.stop(Timer.LOOK)
                 log.info("every policy was lifted; a reload puts them in force again")
 
     def _end(self) -> None:
@@ -213,7 +210,7 @@ class Daemon:
         again what was refused."""
         if self._beat_s is None:
             return
-        self._next_beat = time.monotonic() + self._beat_s
+        self._timers.start(Timer.BEAT, self._beat_s)
         if self._loaded and not self._is_open():
             log.warning("what is pinned is not in force any more; loading it anew")
             self._is_damaged = True
@@ -235,12 +232,6 @@ class Daemon:
             with locked():
                 self._put_in_force()
             self._problem = error
-
-    def _rest_s(self) -> float | None:
-        log_due = self._log.due if self._log else None
-        times = (self._next_look, self._next_end, self._next_beat, log_due)
-        due = [when for when in times if when is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _adopt(self) -> None:
         with locked(), contextlib.suppress(RefusedError):  # another version's
@@ -374,7 +365,3 @@ class Daemon:
         lines = str(self._problem).splitlines()
         stays = f", and {_STAYS}" if self._stays() else ""
         return f"{counts}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
-
-
-def _is_due(when: float | None) -> bool:
-    return when is not None and when <= time.monotonic()
