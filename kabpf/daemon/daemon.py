@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from kabpf.apply import reconcile, transient
 from kabpf.daemon.cgroup_ends import Ends
+from kabpf.daemon.policy_files import PolicyFiles
 from kabpf.daemon.socket_log import SocketLog
 from kabpf.daemon.timers import Timer, Timers
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
@@ -27,7 +28,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Born, Dataplane
 from kabpf.kernel.libbpf.buffers import RingBuffer
 from kabpf.policy import files
-from kabpf.policy.model import Policy
+from kabpf.policy.files import Snapshot
 from kabpf.runtime.locks import locked
 from kabpf.systemd.notify import notify, watchdog_s
 
@@ -53,16 +54,13 @@ class Daemon:
 
     def __init__(self, tree: CgroupTree) -> None:
         self._tree = tree
-        self._cache: files.Cache = {}
+        self._files = PolicyFiles(files.SYSTEM)
         self._loaded: Dataplane | None = None
         self._identity = 0
         self._events: RingBuffer | None = None
         self._log: SocketLog | None = None
         self._born: list[Born] = []
         self._events_dropped = 0
-        self._policies: tuple[Policy, ...] | None = None  # the last good ones
-        self._stamp = ""  # of the last good ones
-        self._seen = ""  # of those that were read last
         # None after a failure: the kernel may differ.
         self._last: reconcile.Resolution | None = None
         self._problem: KabpfError | None = None
@@ -149,14 +147,14 @@ class Daemon:
     def _reload(self) -> None:
         with locked():
             self._prune()
-            self._load_and_reconcile()
+            self._put_in_force(self._files.read())
 
     def _look_again(self) -> None:
         with locked():
             self._last = None
             self._prune()
             if dataplane.PINS.exists():
-                self._load_and_reconcile()
+                self._put_in_force(self._files.read())
             else:
                 self._close()
                 self._is_damaged, self._problem = False, None
@@ -165,14 +163,13 @@ class Daemon:
 
     def _end(self) -> None:
         """Take back what is over. Files that wait for a reload wait on."""
-        if self._policies is None or files.stamp(files.SYSTEM) == self._seen:
+        if self._files.good is None or not self._files.have_changed():
             self._look_again()
             return
         with locked():
-            over = self._prune()
-            self._policies = tuple(each for each in self._policies if each.name not in over)
+            good = self._files.forget(self._prune())
             if dataplane.PINS.exists():
-                self._put_in_force()
+                self._put_in_force(good)
 
     def _is_any_over(self) -> bool:
         return any(transient.is_over(each, self._tree) for each in transient.standing().values())
@@ -183,23 +180,15 @@ class Daemon:
         self._ends.watch(self._tree, (each.until for each in standing))
         return over
 
-    def _load_and_reconcile(self) -> None:
-        # Together: the stamp of files that are wrong would be noted beside the last good policies.
-        self._seen = files.stamp(files.SYSTEM)
-        policies = files.load(files.SYSTEM, self._cache)
-        self._stamp, self._policies = self._seen, policies
-        self._put_in_force()
-
-    def _put_in_force(self) -> None:
-        assert self._policies is not None
+    def _put_in_force(self, snapshot: Snapshot) -> None:
         if not self._is_open():
             self._is_damaged = True  # until it is loaded
-            self._watch(reconcile.open_or_load(self._policies, self._tree))
-        self._reconcile(self._policies)
+            self._watch(reconcile.open_or_load(snapshot.policies, self._tree))
+        self._reconcile(snapshot)
 
     def _reload_if_changed(self) -> None:
         try:
-            changed = files.stamp(files.SYSTEM) != self._seen
+            changed = self._files.have_changed()
         except KabpfError:
             changed = True  # for the reload to say what is wrong
         if changed:
@@ -227,10 +216,10 @@ class Daemon:
         try:
             self._reload()
         except PolicyError as error:
-            if self._policies is None:
+            if self._files.good is None:
                 raise
             with locked():
-                self._put_in_force()
+                self._put_in_force(self._files.good)
             self._problem = error
 
     def _adopt(self) -> None:
@@ -286,15 +275,15 @@ class Daemon:
         self._events = self._loaded = self._last = None
         self._born.clear()
 
-    def _reconcile(self, policies: tuple[Policy, ...]) -> None:
+    def _reconcile(self, snapshot: Snapshot) -> None:
         assert self._loaded and self._events
         self._events.consume()
         self._born.clear()
         self._events_dropped = self._loaded.totals().events_dropped
         self._last = None
         tells = self._loaded.reports_events
-        self._listen(wanted=tells and any(policy.log for policy in policies))
-        self._last = reconcile.reconcile(files.Snapshot(self._stamp, policies), self._loaded)
+        self._listen(wanted=tells and any(policy.log for policy in snapshot.policies))
+        self._last = reconcile.reconcile(snapshot, self._loaded)
         self._problem = None
 
     def _resolve_born(self) -> None:
@@ -303,7 +292,7 @@ class Daemon:
         self._events.consume()
         if not self._born:
             return
-        if self._policies is None:  # started beside wrong files: said at the start
+        if self._files.good is None:  # started beside wrong files: said at the start
             self._born.clear()
             return
         with locked():
@@ -319,7 +308,7 @@ class Daemon:
                 or len(last.cgroups) > BORN_MAX
                 or not reconcile.resolve_born(born, last, self._loaded)
             ):
-                self._reconcile(self._policies)
+                self._reconcile(self._files.good)
             else:
                 self._last = last
 
@@ -356,7 +345,8 @@ class Daemon:
         elif self._loaded:
             usage = self._loaded.usage()
             # Beside wrong files at the start only those are known that cgroups have.
-            known = len(usage.keys() - {0}) if self._policies is None else len(self._policies)
+            good = self._files.good
+            known = len(good.policies) if good else len(usage.keys() - {0})
             covered = usage.total() - usage[0]
             counts = f"policies in force: {known}; cgroups covered: {covered} of {usage.total()}"
         if not self._problem:
