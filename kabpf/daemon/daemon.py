@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import resource
 import select
 import signal
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from kabpf.apply import reconcile, transient
 from kabpf.daemon.cgroup_ends import Ends
 from kabpf.daemon.policy_files import PolicyFiles
+from kabpf.daemon.signals import Signals
 from kabpf.daemon.socket_log import SocketLog
 from kabpf.daemon.timers import Timer, Timers
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
@@ -58,7 +58,6 @@ class Daemon:
         self._loaded: Dataplane | None = None
         self._identity = 0
         self._events: RingBuffer | None = None
-        self._log: SocketLog | None = None
         self._born: list[Born] = []
         self._events_dropped = 0
         # None after a failure: the kernel may differ.
@@ -67,29 +66,27 @@ class Daemon:
         self._is_damaged = False
         self._beat_s = watchdog_s()
         self._timers = Timers()
-        self._signals: set[int] = set()
+        self._signals = Signals(self.SIGNALS)
         self._poll = select.epoll()
         self._ends = Ends()
-        self._wake, self._wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._log = SocketLog(tree, self._poll)
 
     def __enter__(self) -> Daemon:
         # The end of each user's policy takes a descriptor; systemd lets a service have 1,024 first.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        for number in self.SIGNALS:
-            signal.signal(number, lambda number, _: self._signals.add(number))
-        signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
-        self._poll.register(self._wake, select.EPOLLIN)
-        self._poll.register(self._ends, select.EPOLLIN)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._ends.close)
+            stack.enter_context(self._poll)
+            stack.enter_context(self._signals)
+            stack.callback(self._close)
+            self._poll.register(self._signals, select.EPOLLIN)
+            self._poll.register(self._ends, select.EPOLLIN)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
-        signal.set_wakeup_fd(-1)
-        self._poll.close()
-        self._ends.close()
-        os.close(self._wake)
-        os.close(self._wake_end)
+        self._stack.close()
 
     def run(self) -> None:
         """Put the policy in force, and keep it so until a signal says to stop.
@@ -105,15 +102,15 @@ class Daemon:
             self._adopt()
         self._say_ready()
         self._beat()
-        while not self._signals & (self.LIFT | self.LEAVE):
-            if signal.SIGHUP in self._signals:
-                self._signals -= {signal.SIGHUP, signal.SIGUSR1}
+        while not self._signals.arrived & (self.LIFT | self.LEAVE):
+            if signal.SIGHUP in self._signals.arrived:
+                self._signals.arrived -= {signal.SIGHUP, signal.SIGUSR1}
                 notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
                 self._attempt(self._reload)
                 self._say_ready()
                 self._timers.start(Timer.LOOK, SETTLE_S)
-            elif signal.SIGUSR1 in self._signals:
-                self._signals -= {signal.SIGUSR1}
+            elif signal.SIGUSR1 in self._signals.arrived:
+                self._signals.arrived -= {signal.SIGUSR1}
                 self._attempt(self._look_again)
                 notify(f"STATUS={self._status()}")
             elif self._ends.happened():
@@ -129,14 +126,13 @@ class Daemon:
             elif self._timers.take(Timer.BEAT):
                 self._beat()
             elif not self._born:
-                self._poll.poll(self._timers.rest_s(self._log.due if self._log else None))
-                self._drain_wake()
-            if self._log:
-                self._log.write()
+                self._poll.poll(self._timers.rest_s(self._log.due))
+                self._signals.drain()
+            self._log.write()
             if not self._attempt(self._resolve_born):
                 notify(f"STATUS={self._status()}")
         notify("STOPPING=1")
-        if not self._signals & self.LIFT:
+        if not self._signals.arrived & self.LIFT:
             log.info("ended; what is in force stays so" if self._loaded else "ended")
             return
         with locked():
@@ -192,7 +188,7 @@ class Daemon:
         except KabpfError:
             changed = True  # for the reload to say what is wrong
         if changed:
-            self._signals.add(signal.SIGHUP)
+            self._signals.arrived.add(signal.SIGHUP)
 
     def _beat(self) -> None:
         """Tell the watchdog that the data plane is alive; load it anew where it is not, and do
@@ -203,8 +199,7 @@ class Daemon:
         if self._loaded and not self._is_open():
             log.warning("what is pinned is not in force any more; loading it anew")
             self._is_damaged = True
-        if self._log:
-            self._listen(wanted=True)
+        self._log.keep_up()
         # Without BTF nothing tells of a cgroup that was removed and made again.
         is_blind = self._loaded is not None and not self._loaded.sees_births
         if self._is_damaged or is_blind or isinstance(self._problem, RefusedError):
@@ -226,7 +221,7 @@ class Daemon:
         with locked(), contextlib.suppress(RefusedError):  # another version's
             if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
                 self._watch(loaded)
-                self._listen(wanted=any(each.log for each in loaded.records().values()))
+                self._log.listen(wanted=any(each.log for each in loaded.records().values()))
 
     def _is_open(self) -> bool:
         """Whether the data plane that is pinned is the one that is open here, and in force."""
@@ -244,29 +239,8 @@ class Daemon:
         self._events = self._loaded.events(self._born.append)
         self._poll.register(self._events, select.EPOLLIN)
 
-    def _listen(self, *, wanted: bool) -> None:
-        """Log sockets, or don't. It has begun before a policy that wants it comes into force."""
-        if not wanted:
-            self._stop_listening()
-        elif not self._log or not self._log.is_current():
-            self._stop_listening()
-            try:
-                self._log = SocketLog(self._tree)
-            except KabpfError as error:
-                log.warning("sockets are not logged: %s", error)
-            else:
-                for descriptor in self._log.descriptors():
-                    self._poll.register(descriptor, select.EPOLLIN)
-
-    def _stop_listening(self) -> None:
-        if self._log:
-            for descriptor in self._log.descriptors():
-                self._poll.unregister(descriptor)
-            self._log.close()
-            self._log = None
-
     def _close(self) -> None:
-        self._stop_listening()
+        self._log.close()
         if self._events:
             self._poll.unregister(self._events)
             self._events.close()
@@ -282,7 +256,7 @@ class Daemon:
         self._events_dropped = self._loaded.totals().events_dropped
         self._last = None
         tells = self._loaded.reports_events
-        self._listen(wanted=tells and any(policy.log for policy in snapshot.policies))
+        self._log.listen(wanted=tells and any(policy.log for policy in snapshot.policies))
         self._last = reconcile.reconcile(snapshot, self._loaded)
         self._problem = None
 
@@ -296,7 +270,7 @@ class Daemon:
             self._born.clear()
             return
         with locked():
-            if self._signals:
+            if self._signals.arrived:
                 return  # kabpfctl changed something before it gave up the lock: look at all of it
             born = self._born[:]
             self._born.clear()
@@ -311,10 +285,6 @@ class Daemon:
                 self._reconcile(self._files.good)
             else:
                 self._last = last
-
-    def _drain_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake, 4096)
 
     def _attempt(self, step: Callable[[], None]) -> bool:
         try:

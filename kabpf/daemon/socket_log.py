@@ -5,47 +5,84 @@ from __future__ import annotations
 import contextlib
 import logging
 import select
+from typing import TYPE_CHECKING, NamedTuple
 
+from kabpf.errors import KabpfError
 from kabpf.kernel import dataplane
 from kabpf.kernel.cgroups import CgroupTree
+
+if TYPE_CHECKING:
+    from kabpf.observe.events import Monitor
+    from kabpf.observe.journal import Journal
 
 log = logging.getLogger("kabpfd")
 
 
+class _Listening(NamedTuple):
+    monitor: Monitor
+    journal: Journal
+    resources: contextlib.ExitStack
+
+
 class SocketLog:
-    """What happens to sockets of policies that want it logged, on its way to the journal."""
+    """Listens while a policy wants its sockets logged, and writes to the journal what it hears.
 
-    def __init__(self, tree: CgroupTree) -> None:
-        from kabpf.observe.events import Monitor  # here, because most machines log no socket
-        from kabpf.observe.journal import Journal
+    `poll` ends while there is something new to write.
+    """
 
-        with contextlib.ExitStack() as stack:
-            self._monitor = stack.enter_context(Monitor(dataplane.PINS, tree, log=True))
-            self._journal = stack.enter_context(Journal(_say))
-            self._stack = stack.pop_all()
+    def __init__(self, tree: CgroupTree, poll: select.epoll) -> None:
+        self._tree, self._poll = tree, poll
+        self._open: _Listening | None = None
 
-    def close(self) -> None:
-        for _ in range(2):  # what is too young for the first look
-            self.write()
-        self._stack.close()
+    def listen(self, *, wanted: bool) -> None:
+        """Log sockets, or don't. It has begun before a policy that wants it comes into force."""
+        if not wanted:
+            self.close()
+        elif not self._open or not self._open.monitor.is_current():
+            self.close()
+            try:
+                self._open = self._begin()
+            except KabpfError as error:
+                log.warning("sockets are not logged: %s", error)
 
-    def descriptors(self) -> list[int]:
-        """Of which one is readable when there is something new to write."""
-        return self._monitor.descriptors()
+    def keep_up(self) -> None:
+        """Listen anew where not everything is heard of any more."""
+        if self._open:
+            self.listen(wanted=True)
+
+    def write(self) -> None:
+        """Write what there is."""
+        if self._open:
+            for event in self._open.monitor.read():
+                self._open.journal.write(event)
+            self._open.journal.settle()
 
     @property
     def due(self) -> float | None:
         """When to write though there is nothing new, by time.monotonic()."""
-        return 0 if self._monitor.is_waiting else self._journal.due
+        if not self._open:
+            return None
+        return 0 if self._open.monitor.is_waiting else self._open.journal.due
 
-    def is_current(self) -> bool:
-        """Whether everything is heard of."""
-        return self._monitor.is_current()
+    def close(self) -> None:
+        """Write what there is, and listen no more."""
+        if self._open:
+            for _ in range(2):  # what is too young for the first look
+                self.write()
+            self._open.resources.close()
+            self._open = None
 
-    def write(self) -> None:
-        for event in self._monitor.read():
-            self._journal.write(event)
-        self._journal.settle()
+    def _begin(self) -> _Listening:
+        from kabpf.observe.events import Monitor  # here, because most machines log no socket
+        from kabpf.observe.journal import Journal
+
+        with contextlib.ExitStack() as stack:
+            monitor = stack.enter_context(Monitor(dataplane.PINS, self._tree, log=True))
+            journal = stack.enter_context(Journal(_say))
+            for descriptor in monitor.descriptors():
+                self._poll.register(descriptor, select.EPOLLIN)
+                stack.callback(self._poll.unregister, descriptor)
+            return _Listening(monitor, journal, stack.pop_all())
 
 
 def _say(line: str) -> bool:
