@@ -1,0 +1,181 @@
+"""Keeps the kernel in line with the policy files; every change is made under the lock."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+from collections.abc import Callable
+
+from kabpf.apply import reconcile, transient
+from kabpf.daemon import status
+from kabpf.daemon.cgroup_ends import Ends
+from kabpf.daemon.open_dataplane import OpenDataplane
+from kabpf.daemon.policy_files import PolicyFiles
+from kabpf.daemon.socket_log import SocketLog
+from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf.kernel import dataplane, loading
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.policy import files
+from kabpf.policy.files import Snapshot
+from kabpf.runtime.locks import locked
+
+log = logging.getLogger("kabpfd")
+
+# Between two looks at the whole tree, so many cgroups may be born that user space has to resolve.
+BORN_MAX = 100_000
+
+
+class ActivePolicies:
+    """The policies that are active, and what the daemon holds open for them. A context manager;
+    leaving it changes nothing.
+
+    Steps raise KabpfError. What was active before such a step stays so, as far as it can.
+    """
+
+    def __init__(self, tree: CgroupTree, poll: select.epoll) -> None:
+        self._tree = tree
+        self.files = PolicyFiles(files.SYSTEM)
+        self.dataplane = OpenDataplane(poll)
+        self.log = SocketLog(tree, poll)
+        self.ends = Ends()
+        # None after a failure: the kernel may differ.
+        self._last: reconcile.Resolution | None = None
+        self.problem: KabpfError | None = None  # the last one, until all is active
+
+    def __enter__(self) -> ActivePolicies:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self.ends.close()
+
+    def reload(self) -> None:
+        """Make active what the files say."""
+        with locked():
+            self._prune()
+            self._put_in_force(self.files.read())
+
+    def look_again(self) -> bool:
+        """Follow another process that changed something: reload, or let go where it has lifted
+        everything. False where it has."""
+        with locked():
+            self._last = None
+            self._prune()
+            if dataplane.PINS.exists():
+                self._put_in_force(self.files.read())
+                return True
+            self._close()
+            self.dataplane.is_damaged, self.problem = False, None
+            log.info("every policy was lifted; a reload puts them in force again")
+            return False
+
+    def end(self) -> bool:
+        """Take back what is over. Files that wait for a reload wait on. False where `look_again`
+        says so."""
+        if self.files.good is None or not self.files.have_changed():
+            return self.look_again()
+        with locked():
+            good = self.files.forget(self._prune())
+            if dataplane.PINS.exists():
+                self._put_in_force(good)
+        return True
+
+    def is_any_over(self) -> bool:
+        """Whether there is something for `end` to do."""
+        return any(transient.is_over(each, self._tree) for each in transient.standing().values())
+
+    def needs_repair(self) -> bool:
+        """Whether `repair` may mend something; lets go of a data plane that is not active."""
+        if self.dataplane.loaded and not self._is_open():
+            log.warning("what is pinned is not in force any more; loading it anew")
+            self.dataplane.is_damaged = True
+        self.log.keep_up()
+        # Without BTF nothing tells of a cgroup that was removed and made again.
+        is_blind = self.dataplane.loaded is not None and not self.dataplane.loaded.sees_births
+        return self.dataplane.is_damaged or is_blind or isinstance(self.problem, RefusedError)
+
+    def repair(self) -> None:
+        """Do again what was refused; where the files are wrong now, with the last good policies."""
+        try:
+            self.reload()
+        except PolicyError as error:
+            if self.files.good is None:
+                raise
+            with locked():
+                self._put_in_force(self.files.good)
+            self.problem = error
+
+    def adopt(self) -> None:
+        """Open what is active, whatever the files say."""
+        with locked(), contextlib.suppress(RefusedError):  # another version's
+            if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
+                self.dataplane.open(loaded)
+                self.log.listen(wanted=any(each.log for each in loaded.records().values()))
+
+    def resolve_births(self, is_outdated: Callable[[], bool]) -> None:
+        """Give cgroups that were born the policies that only user space can find, unless
+        `is_outdated` says under the lock that a look at all of it is due."""
+        if not self.dataplane.loaded or not self.dataplane.hear_births():
+            return
+        if self.files.good is None:  # started beside wrong files: said at the start
+            self.dataplane.take_births()
+            return
+        with locked():
+            if is_outdated():
+                return
+            births = self.dataplane.take_births()
+            lost = self.dataplane.has_lost_births()
+            last, self._last = self._last, None
+            if (
+                lost
+                or last is None
+                or len(last.cgroups) > BORN_MAX
+                or not reconcile.resolve_born(births, last, self.dataplane.loaded)
+            ):
+                self._reconcile(self.files.good)
+            else:
+                self._last = last
+
+    def lift(self) -> None:
+        """Take everything out of the kernel; sockets keep their options."""
+        with locked():
+            self._close()
+            reconcile.lift(self._tree)
+
+    def status(self) -> str:
+        """How it is, on one line."""
+        return status.text(self.dataplane.loaded, self.files.good, self.problem)
+
+    def _prune(self) -> list[str]:
+        over = transient.prune(self._tree)
+        standing = transient.standing().values()
+        self.ends.watch(self._tree, (each.until for each in standing))
+        return over
+
+    def _put_in_force(self, snapshot: Snapshot) -> None:
+        if not self._is_open():
+            self.dataplane.is_damaged = True  # until it is loaded
+            self.dataplane.open(reconcile.open_or_load(snapshot.policies, self._tree))
+        self._reconcile(snapshot)
+
+    def _reconcile(self, snapshot: Snapshot) -> None:
+        assert self.dataplane.loaded
+        self.dataplane.forget_births()
+        self._last = None
+        tells = self.dataplane.loaded.reports_events
+        self.log.listen(wanted=tells and any(policy.log for policy in snapshot.policies))
+        self._last = reconcile.reconcile(snapshot, self.dataplane.loaded)
+        self.problem = None
+
+    def _is_open(self) -> bool:
+        """Whether what is pinned is open here, and active; anything else is open no more."""
+        if self.dataplane.is_current():
+            return True
+        self._close()
+        return False
+
+    def _close(self) -> None:
+        self.log.close()
+        self.dataplane.close()
+        self._last = None

@@ -1,0 +1,44 @@
+"""What systemd and the log are told: what is active, and what went wrong last."""
+
+from __future__ import annotations
+
+from kabpf.errors import KabpfError, UnvisitedError
+from kabpf.kernel import dataplane
+from kabpf.kernel.dataplane import Dataplane
+from kabpf.policy.files import Snapshot
+
+_STAYS = "the last good policy stays in force"
+
+
+def text(loaded: Dataplane | None, good: Snapshot | None, problem: KabpfError | None) -> str:
+    """One line for STATUS= (sd_notify(3)) about the data plane that is open, the last good policies
+    and the last problem, each of which there may be."""
+    counts = _counts(loaded, good)
+    if problem is None:
+        return counts
+    # A line, because sd_notify() takes the next one for another assignment.
+    lines = str(problem).splitlines()
+    stays = f", and {_STAYS}" if _stays(problem) else ""
+    return f"{counts}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
+
+
+def of_problem(problem: KabpfError) -> str:
+    """What the log is told of a problem."""
+    return f"{_STAYS}: {problem}" if _stays(problem) else str(problem)
+
+
+def _counts(loaded: Dataplane | None, good: Snapshot | None) -> str:
+    if not dataplane.PINS.exists():
+        return "nothing is in force"
+    if loaded is None:
+        return "what is in force is another version's"
+    usage = loaded.usage()
+    # Beside wrong files at the start only those are known that cgroups have.
+    known = len(usage.keys() - {0}) if good is None else len(good.policies)
+    covered = usage.total() - usage[0]
+    return f"policies in force: {known}; cgroups covered: {covered} of {usage.total()}"
+
+
+def _stays(problem: KabpfError) -> bool:
+    """Whether the problem kept what was active before it."""
+    return dataplane.PINS.exists() and not isinstance(problem, UnvisitedError)

@@ -1,0 +1,100 @@
+"""What kabpfd tells systemd and the log: whole texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from kabpf.daemon import status
+from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
+from kabpf.kernel import dataplane
+from kabpf.kernel.dataplane import Dataplane
+from kabpf.policy.files import Snapshot
+from kabpf.policy.model import Options, Policy, Rules
+from kabpf.policy.yaml import Source
+
+
+class Loaded:
+    """What status asks of a data plane: 2 policies in 3 of 10 cgroups."""
+
+    def usage(self) -> Counter[int]:
+        return Counter({0: 7, 1: 2, 2: 1})
+
+
+LOADED = cast(Dataplane, Loaded())
+ONE = Policy("a", (), Rules(Options(True)), Source("a.yaml", 1))
+GOOD = Snapshot("stamp", (ONE, ONE, ONE))
+WRONG = PolicyError("a.yaml:1: wrong", "b.yaml:2: wrong")
+REFUSED = RefusedError("attach", 1)
+UNVISITED = UnvisitedError("visit open sockets")
+
+
+@pytest.fixture
+def pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of pins, which is there."""
+    monkeypatch.setattr(dataplane, "PINS", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("loaded", "good", "problem", "text"),
+    [
+        (LOADED, GOOD, None, "policies in force: 3; cgroups covered: 3 of 10"),
+        (LOADED, None, None, "policies in force: 2; cgroups covered: 3 of 10"),
+        (None, GOOD, None, "what is in force is another version's"),
+        (
+            LOADED,
+            GOOD,
+            WRONG,
+            "policies in force: 3; cgroups covered: 3 of 10; errors: 2, and the last good policy"
+            " stays in force: a.yaml:1: wrong; b.yaml:2: wrong",
+        ),
+        (
+            LOADED,
+            GOOD,
+            UNVISITED,
+            "policies in force: 3; cgroups covered: 3 of 10; errors: 1: visit open sockets",
+        ),
+    ],
+)
+def test_text_of_what_is_pinned(
+    pins: Path,
+    loaded: Dataplane | None,
+    good: Snapshot | None,
+    problem: KabpfError | None,
+    text: str,
+) -> None:
+    """STATUS= has the counts, and the last problem on the same line."""
+    assert status.text(loaded, good, problem) == text
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (None, "nothing is in force"),
+        (WRONG, "nothing is in force; errors: 2: a.yaml:1: wrong; b.yaml:2: wrong"),
+    ],
+)
+def test_text_of_nothing(pins: Path, problem: KabpfError | None, text: str) -> None:
+    """Without pins nothing is in force, and nothing stays."""
+    pins.rmdir()
+    assert status.text(None, GOOD, problem) == text
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (WRONG, "the last good policy stays in force: a.yaml:1: wrong\nb.yaml:2: wrong"),
+        (REFUSED, "the last good policy stays in force: attach: Operation not permitted"),
+        (UNVISITED, "visit open sockets"),
+    ],
+)
+def test_log_says_what_a_problem_kept(pins: Path, problem: KabpfError, text: str) -> None:
+    """The log says that the last good policy stays; a policy that only was not given to open
+    sockets is in force itself, and where nothing is pinned there is none."""
+    assert status.of_problem(problem) == text
+    pins.rmdir()
+    assert status.of_problem(problem) == str(problem)
