@@ -19,3 +19,11 @@ def test_package_installs_every_unit() -> None:
     """debhelper takes units from debian/, where a link leads to each of systemd/."""
     linked = {path.resolve() for path in DEBIAN.iterdir() if path.is_symlink()}
     assert linked == set((SOURCE / "systemd").resolve().iterdir())
+
+
+def test_package_removes_what_is_for_pip() -> None:
+    """What debian/rules removes of the Python package is what setup.py puts there for pip alone."""
+    removed = re.findall(r"rm -r .*/dist-packages/kabpf/(\S+)", (DEBIAN / "rules").read_text())
+    assert removed
+    for directory in removed:
+        assert f'"{directory}": ' in (SOURCE / "setup.py").read_text()
