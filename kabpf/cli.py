@@ -1,4 +1,4 @@
-"""kabpfctl: the command line. Nouns read (show), verbs change (change).
+"""kabpfctl: the command line. Each command is a file in commands/.
 
 Exit status: 0 done, 1 an expected failure (said on standard error), 2 wrong usage, 3 a bug.
 """

@@ -182,7 +182,7 @@ class Fallback(Dataplane):
 
 
 def compiled() -> dict[str, bytes]:
-    """The programs, as compiling.programs() gives them, which raises what it raises."""
+    """The programs, as bcc_compile.programs() gives them, which raises what it raises."""
     return bcc_compile.programs(_MAPS, digest())
 
 

@@ -46,7 +46,7 @@ class Preset:
 @functools.cache
 def presets() -> dict[str, Preset]:
     """Every preset by its name, in the data file's order."""
-    import yaml  # late, as in nodes
+    import yaml  # late, as in yaml
 
     text = Path(__file__).with_name("presets.yaml").read_text()
     rows = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -91,7 +91,7 @@ def test_drop_in_says_what_is_in_force(
 def test_drop_in_says_what_destinations_have(own: Options, others: list[Options]) -> None:
     """Destinations have what they have in the policy that was named."""
     for each in others:
-        # A destination has all that its policy has, as language.combine() made it.
+        # A destination has all that its policy has, as parser.combine() made it.
         for key in ("idle_s", "interval_s", "probes", "syn_retries"):
             assume(getattr(each, key) or not getattr(own, key) or not each.keepalive)
     destinations = tuple(
