@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, list[tuple[str, str]]]] = {  # what differs, by file
     # With a pin that this one has not, and without one that it has, as before it was renamed.
     "renamed": {
         "kabpf.bpf.c": [("BPF_PROG(kabpf_cgroup_mkdir,", "BPF_PROG(kabpf_birth,")],
-        "dataplane.py": [('"kabpf_cgroup_mkdir"', '"kabpf_birth"')],
+        "kernel/dataplane.py": [('"kabpf_cgroup_mkdir"', '"kabpf_birth"')],
     },
     # Any unknown flag is EINVAL, as a flag that the file system does not know.
     "no-exchange": {**BUILD, "kernel/syscalls.py": [("EXCHANGE = 2", "EXCHANGE = 1 << 30")]},
