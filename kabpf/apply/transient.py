@@ -8,7 +8,6 @@ that dies at any step so leaves nothing that the next one does not find.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -20,14 +19,13 @@ from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.plan.state import Cgroup
-from kabpf.policy import files
-from kabpf.policy.model import Destination, Options, Policy, Until
+from kabpf.policy import files, writer
+from kabpf.policy.model import Policy, Until
 from kabpf.policy.parser import RUNTIME, TRANSIENT
 from kabpf.systemd import scopes
 
 # With .scope behind it where systemd has made it.
 NAME = re.compile(r"kabpf-run-[0-9]+-[0-9a-f]{8}")
-UNTIL = re.compile(r'^until: \{cgroup: ("[^\n]*"), id: ([0-9]+)\}$', re.MULTILINE)
 
 
 def new_name() -> str:
@@ -43,68 +41,7 @@ def drop_in(name: str) -> Path:
 def text(policy: Policy) -> bytes:
     """The drop-in of a policy that ends with its cgroup, as `kabpfctl run` writes it. Raises
     RefusedError where it can't be spelled."""
-    assert policy.until
-    path, rules = policy.until.path, policy.rules
-    if not path.isprintable():
-        raise RefusedError(f"cgroup {path!r}", hint="expected a path that can be printed")
-    # As it is: YAML knows no escape in two halves, as JSON has for what is beyond 16 bits.
-    quoted = json.dumps(path, ensure_ascii=False)
-    lines = [
-        "# Written by kabpfctl run; it goes with the cgroup.",
-        f"until: {{cgroup: {quoted}, id: {policy.until.id}}}",
-        f"select: [{{cgroup: {quoted}}}]",
-        f"keepalive: {_options(rules.options)}",
-        f"mode: {rules.mode}",
-        f"direction: {rules.direction}",
-        f"loopback: {str(rules.loopback).lower()}",
-        f"existing: {str(policy.existing).lower()}",
-        f"log: {'sockets' if policy.log else 'off'}",
-    ]
-    if rules.destinations:
-        lines += ["destinations:", *map(_destination, rules.destinations)]
-    content = "\n".join([*lines, ""]).encode()
-    if len(content) > files.FILE_SIZE_MAX:
-        raise RefusedError(
-            f"policy {policy.name} makes {len(content)} bytes",
-            hint=f"expected at most {files.FILE_SIZE_MAX}",
-        )
-    return content
-
-
-def _options(options: Options) -> str:
-    if not options.keepalive:
-        return "off"
-    given = ", ".join(f"{key}: {value}" for key, value in _spelled(options).items())
-    return f"{{{given}}}" if given else "on"
-
-
-def _spelled(options: Options) -> dict[str, str]:
-    """The options that are given, as policy files spell them."""
-    numbers = {
-        "idle": options.idle_s,
-        "interval": options.interval_s,
-        "probes": options.probes,
-        "syn_retries": options.syn_retries,
-    }
-    spelled = {key: str(value) for key, value in numbers.items() if value}
-    if options.user_timeout_ms:
-        low, high = options.user_timeout_ms
-        spelled["user_timeout"] = f"{low}ms" if low == high else f"{low}ms..{high}ms"
-    if options.jitter_percent:
-        spelled["jitter"] = f"{options.jitter_percent}%"
-    return spelled
-
-
-def _destination(destination: Destination) -> str:
-    keys = {"to": json.dumps(destination.to)}
-    if destination.ports:
-        keys["ports"] = str(list(destination.ports))
-    if destination.options.keepalive:
-        # What it leaves out would be the policy's.
-        keys |= {"user_timeout": "off", "jitter": "0%"} | _spelled(destination.options)
-    else:
-        keys["keepalive"] = "off"
-    return f"  - {{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}"
+    return writer.text(policy, "Written by kabpfctl run; it goes with the cgroup.").encode()
 
 
 @contextlib.contextmanager
@@ -198,8 +135,7 @@ def standing() -> dict[Path, Ending]:
     for file in (*files.entries(RUNTIME), *files.entries(TRANSIENT)):
         with contextlib.suppress(OSError, ValueError):
             text = file.read_text() if files.has_policy_name(file) else ""
-            if match := UNTIL.search(text):
-                until = Until(json.loads(match[1]), int(match[2]))
+            if until := writer.until_of(text):
                 found[file] = Ending(until, is_of_user="\nowner: " in text)
     return found
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+from pathlib import Path
 from typing import Any
 
 from kabpf import output
@@ -14,8 +14,10 @@ from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, mountinfo
 from kabpf.kernel.capabilities import require_root
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.policy import files, model
+from kabpf.policy import files, model, writer
+from kabpf.policy.model import Options, Policy, Rules, Selector
 from kabpf.policy.parser import RUNTIME
+from kabpf.policy.yaml import Source
 from kabpf.requests import client
 from kabpf.runtime.locks import locked
 
@@ -53,7 +55,7 @@ def _attach(
                 f"{cgroup.path} is attached by {PERSISTENT / file.name} already",
                 hint="expected --persist to change it",
             )
-        content = _attached_policy(cgroup.path, options, new_only=arguments.new_only)
+        content = _attached_policy(file, cgroup.path, options, new_only=arguments.new_only)
         with dropins.written(file, content):
             snapshot = files.snapshot(files.SYSTEM)
             winner = dropins.winner(snapshot.policies, file, cgroup, tree)
@@ -69,13 +71,11 @@ def _attach(
     }
 
 
-def _attached_policy(path: str, options: dict[str, str], *, new_only: bool) -> bytes:
+def _attached_policy(file: Path, path: str, options: dict[str, str], *, new_only: bool) -> bytes:
     if model.GLOB.search(path) or not path.isprintable():
         raise RefusedError(f"cgroup {path!r}", hint="expected a printable path without *, ? and [")
-    keepalive = "{" + ", ".join(f"{key}: {text}" for key, text in options.items()) + "}"
-    # As it is: YAML knows no escape in two halves, as JSON has for what is beyond 16 bits.
-    return (
-        "# Written by kabpfctl attach; kabpfctl detach removes it.\n"
-        f"select: [{{cgroup: {json.dumps(path, ensure_ascii=False)}}}]\n"
-        f"keepalive: {keepalive if options else 'on'}\n" + "existing: false\n" * new_only
-    ).encode()
+    source = Source(str(file), 1)
+    select = (Selector("cgroup", path, source),)
+    policy = Policy(file.stem, select, Rules(Options()), source, existing=not new_only)
+    comment = "Written by kabpfctl attach; kabpfctl detach removes it."
+    return writer.text(policy, comment, options).encode()

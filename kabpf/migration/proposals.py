@@ -3,17 +3,18 @@ remove then."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kabpf.errors import PolicyError
 from kabpf.migration import variables
 from kabpf.migration.preloads import EVERYTHING, LIBRARY, PRELOAD, Environment, Place, find, unclear
-from kabpf.policy import options
+from kabpf.policy import options, writer
 from kabpf.policy.files import SYSTEM
+from kabpf.policy.model import Direction, Options, Policy, Rules, Selector
+from kabpf.policy.yaml import Source
 from kabpf.systemd.unit_files import Assignment
 
 # The one of M. Santos has a file of the same name as Debian's, and others beside it.
@@ -30,8 +31,9 @@ _SANTOS_DEFAULTS = {
 class Wanted:
     """What a policy has to say beside what it selects."""
 
-    keepalive: str = "off"
-    direction: str = "both"
+    keepalive: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)  # as policy files spell them
+    direction: Direction = Direction.BOTH
     log: bool = False
 
 
@@ -127,10 +129,13 @@ def _wanted(given: Environment) -> tuple[Wanted | None, list[str]]:
         where = next(one.lines for name, one in given.values.items() if name in values)
         left_out += [f"{where}: {finding}" for finding in error.findings]
     told = dict(asked.options) | ({"syn_retries": syn_retries} if syn_retries else {})
-    keepalive = "{" + ", ".join(f"{key}: {value}" for key, value in told.items()) + "}"
-    if not (asked.keepalive and told):
-        keepalive = "on" if asked.keepalive else "off"
-    return Wanted(keepalive, _direction(kinds, set(given.libraries)), asked.debug), left_out
+    wanted = Wanted(
+        asked.keepalive,
+        told if asked.keepalive else {},
+        _direction(kinds, set(given.libraries)),
+        asked.debug,
+    )
+    return wanted, left_out
 
 
 def _value(one: Assignment, owner: str) -> tuple[str, list[str]]:
@@ -161,12 +166,13 @@ def _check(name: str, value: str) -> None:
         variables.read({name: value})
 
 
-def _direction(kinds: list[str], libraries: set[str]) -> str:
+def _direction(kinds: list[str], libraries: set[str]) -> Direction:
     """Santos's libraries act in connect(2), listen(2) and socket(2)."""
     if kinds != [SANTOS] or len(libraries) > 1:
-        return "both"
+        return Direction.BOTH
     (only,) = libraries
-    return {"libkeepalive": "out", "libkeepalive_listen": "in"}.get(only, "both")
+    ways = {"libkeepalive": Direction.OUT, "libkeepalive_listen": Direction.IN}
+    return ways.get(only, Direction.BOTH)
 
 
 def _proposal(place: Place, wanted: Wanted, given: Environment) -> Proposal:
@@ -180,20 +186,17 @@ def _proposal(place: Place, wanted: Wanted, given: Environment) -> Proposal:
     suffix = ".user" if place.kind == "user_unit" else ""  # with which no unit's name ends
     read = [*given.loaded, *(one for one in given.values.values() if _is_ours(one, given))]
     where = ", ".join(dict.fromkeys(str(one.lines) for one in read))
-    lines = [
-        f"# In place of {' and '.join(_kinds(given))}: {where}" if where else "# Without either",
-        f"select: [{{{place.kind}: {_quoted(name)}}}]",
-        f"keepalive: {wanted.keepalive}",
-        *([f"direction: {wanted.direction}"] if wanted.direction != "both" else []),
-        *(["log: sockets"] if wanted.log else []),
-    ]
-    return Proposal(
-        SYSTEM.drop_ins[0] / f"{stem}{suffix}.yaml", "".join(f"{line}\n" for line in lines)
+    comment = f"In place of {' and '.join(_kinds(given))}: {where}" if where else "Without either"
+    file = SYSTEM.drop_ins[0] / f"{stem}{suffix}.yaml"
+    source = Source(str(file), 1)
+    policy = Policy(
+        file.stem,
+        (Selector(place.kind, name, source),),
+        Rules(Options(wanted.keepalive), direction=wanted.direction),
+        source,
+        log=wanted.log,
     )
-
-
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9/][A-Za-z0-9/_.@-]*", name) else json.dumps(name)
+    return Proposal(file, writer.text(policy, comment, wanted.options))
 
 
 def _is_ours(one: Assignment, given: Environment) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,9 +17,9 @@ from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.plan.state import FORMER_MAX, Cgroup
-from kabpf.policy import files, options, parser, user_limits
+from kabpf.policy import files, options, parser, user_limits, writer
 from kabpf.policy.files import Snapshot
-from kabpf.policy.model import Policy, options_json
+from kabpf.policy.model import Mode, Options, Policy, Rules, Selector, Until, options_json
 from kabpf.policy.options import Draft
 from kabpf.policy.parser import RUNTIME, PolicyFile
 from kabpf.policy.yaml import Node, Source
@@ -67,18 +66,20 @@ def drop_in(request: Request, parsed: list[PolicyFile]) -> bytes:
         raise CallError.of_service("InvalidParameter", parameter="mode")
     takes_defaults = given.get("defaults", True) and keepalive == "on"
     defaults = parser.defaults_of(parsed) if takes_defaults else options.NOTHING
-    if numbers := _numbers(words, defaults):
-        keepalive = "{" + ", ".join(f"{key}: {text}" for key, text in numbers.items()) + "}"
-    path = json.dumps(request.cgroup.path, ensure_ascii=False)
-    return (
-        f"# Written for uid {request.uid}; kabpfctl detach removes it.\n"
-        f"select: [{{cgroup: {path}}}]\n"
-        f"keepalive: {keepalive}\n"
-        f"mode: {given.get('mode', 'fill')}\n"
-        f"existing: {str(given.get('existing', True)).lower()}\n"
-        f"until: {{cgroup: {path}, id: {request.cgroup.id}}}\n"
-        f"owner: {request.uid}\n"
-    ).encode()
+    found = _numbers(words, defaults) if keepalive == "on" else Options(keepalive=False)
+    file = dropins.owned_file(request.uid, request.cgroup.id)
+    source = Source(str(file), 1)
+    policy = Policy(
+        file.stem,
+        (Selector("cgroup", request.cgroup.path, source),),
+        Rules(found, Mode(given.get("mode", "fill"))),
+        source,
+        existing=given.get("existing", True),
+        until=Until(request.cgroup.path, request.cgroup.id),
+        owner=request.uid,
+    )
+    comment = f"Written for uid {request.uid}; kabpfctl detach removes it."
+    return writer.text(policy, comment).encode()
 
 
 def get_info(_: Request) -> Mapping[str, Any]:
@@ -198,9 +199,10 @@ def _in_force(tree: CgroupTree, request: Request) -> Iterator[tuple[Dataplane, _
         time.sleep(0.1)  # for kabpfd, which is told of changes
 
 
-def _numbers(words: Mapping[str, str], defaults: Draft) -> dict[str, str]:
-    """The options that words and defaults come to. Raises CallError for what users may not ask for,
-    ranges for one: with a range in force, each setsockopt(2) of the machine is looked at."""
+def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
+    """The options that words and defaults come to, without ranges and SYN retries: with the one in
+    force each setsockopt(2) of the machine is looked at, with the other each connection. Raises
+    CallError for words that users may not ask for."""
     for key, word in words.items():
         try:
             options.check(key, word)
@@ -213,15 +215,7 @@ def _numbers(words: Mapping[str, str], defaults: Draft) -> dict[str, str]:
         found, _ = options.finish(options.over(draft, defaults), "the request")
     except PolicyError as error:
         raise refused(str(error).removeprefix(":0: ")) from None
-    found = options.without_ranges(found)
-    values = {
-        "idle": (found.idle_s, "s"),
-        "interval": (found.interval_s, "s"),
-        "probes": (found.probes, ""),
-        "user_timeout": (found.user_timeout_ms, "ms"),
-        "jitter": (found.jitter_percent, "%"),
-    }
-    return {key: f"{value}{unit}" for key, (value, unit) in values.items() if value}
+    return replace(options.without_ranges(found), syn_retries=None)
 
 
 def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:

@@ -27,7 +27,7 @@ def test_attach_writes_a_runtime_drop_in(cgroup, kabpfctl):
     (name,) = _files(RUNTIME)
     assert (RUNTIME / name).read_text() == (
         "# Written by kabpfctl attach; kabpfctl detach removes it.\n"
-        f'select: [{{cgroup: "{path_of(cgroup)}"}}]\n'
+        f"select: [{{cgroup: {path_of(cgroup)}}}]\n"
         "keepalive: {idle: 1m, user_timeout: off}\n"
     )
     assert _files(PERSISTENT) == []

@@ -113,6 +113,15 @@ def test_environment_file_of_a_unit(look: Look, value: str, expected: str) -> No
     assert proposed(found)["db.service.yaml"][1] == expected
 
 
+def test_name_of_a_file_writes_no_line(look: Look) -> None:
+    """A newline in the name of a file that is read makes no further line of the policy."""
+    name = "etc/env.d/a\nmode: enforce\n#.env"
+    found = look({UNIT: f"EnvironmentFile=/etc/env.d/*\n{DONTDIE}", name: THREE.replace(" ", "\n")})
+    assert proposed(found)["db.service.yaml"] == ["select: [{unit: db.service}]", OPTIONS]
+    (proposal,) = found.policies
+    assert "a\\nmode: enforce\\n#.env:1" in proposal.text.splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("libraries", "variables", "expected"),
     [

@@ -1,0 +1,138 @@
+"""Policies as the text of drop-ins: what commands write, and what they propose to write."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from kabpf.errors import RefusedError
+from kabpf.policy.files import FILE_SIZE_MAX
+from kabpf.policy.model import (
+    Destination,
+    Direction,
+    Mode,
+    Options,
+    Policy,
+    Range,
+    Selector,
+    Until,
+)
+
+COMMENT_MAX = 1000  # characters
+
+_PLAIN = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/_.@%-]*")
+_NONE = {"user_timeout": "off", "jitter": "0%"}  # without which a destination has the policy's
+_UNTIL = re.compile(r'^until: \{cgroup: ("[^\n]*"), id: ([0-9]+)\}$', re.MULTILINE)
+
+
+def text(policy: Policy, comment: str, words: Mapping[str, str] | None = None) -> str:
+    """The text of a drop-in that makes this policy, below a comment, which stays one line.
+
+    `words` are options as somebody has spelled them, to be written so in place of the numbers of
+    the policy's own; those of destinations are always numbers. Options that the policy lacks come
+    from the defaults of other files, unless it ends with a cgroup. Raises RefusedError where a name
+    can't be written, or where the file would be too large to be read.
+    """
+    content = "".join(f"{line}\n" for line in _lines(policy, comment, words))
+    if (size := len(content.encode())) > FILE_SIZE_MAX:
+        raise RefusedError(
+            f"policy {policy.name} makes {size} bytes", hint=f"expected at most {FILE_SIZE_MAX}"
+        )
+    return content
+
+
+def until_of(text: str) -> Until | None:
+    """What the policy of a drop-in ends with, if any version of this wrote the text: without the
+    parser, which takes longer. Raises ValueError where something else wrote it."""
+    match = _UNTIL.search(text)
+    return Until(json.loads(match[1]), int(match[2])) if match else None
+
+
+def _lines(policy: Policy, comment: str, words: Mapping[str, str] | None) -> Iterator[str]:
+    """Keys are left out where they say what holds without them."""
+    rules = policy.rules
+    yield f"# {_one_line(comment)}"
+    yield f"select: [{', '.join(map(_selector, policy.selectors))}]"
+    yield f"keepalive: {_keepalive(rules.options, words)}"
+    if rules.mode != Mode.FILL:
+        yield f"mode: {rules.mode}"
+    if rules.direction != Direction.BOTH:
+        yield f"direction: {rules.direction}"
+    if rules.destinations:
+        yield "destinations:"
+        yield from map(_destination, rules.destinations)
+    if not rules.loopback:
+        yield "loopback: false"
+    if not policy.existing:
+        yield "existing: false"
+    if policy.log:
+        yield "log: sockets"
+    if policy.until:
+        # As _UNTIL finds it.
+        yield f"until: {{cgroup: {_quoted(policy.until.path)}, id: {policy.until.id}}}"
+    if policy.owner is not None:
+        yield f"owner: {policy.owner}"
+
+
+def _one_line(comment: str) -> str:
+    shown = comment if comment.isprintable() else ascii(comment)[1:-1]
+    return shown if len(shown) <= COMMENT_MAX else f"{shown[:COMMENT_MAX]}..."
+
+
+def _selector(selector: Selector) -> str:
+    return _mapping({selector.kind: _word(selector.text)})
+
+
+def _keepalive(options: Options, words: Mapping[str, str] | None) -> str:
+    if not options.keepalive:
+        return "off"
+    given = _spelled(options) if words is None else words
+    return _mapping({key: _word(word) for key, word in given.items()}) if given else "on"
+
+
+def _destination(destination: Destination) -> str:
+    keys = {"to": _quoted(destination.to)}
+    if destination.ports:
+        keys["ports"] = str(list(destination.ports))
+    if destination.options.keepalive:
+        keys |= _spelled(destination.options)
+        keys |= {key: word for key, word in _NONE.items() if key not in keys}
+    else:
+        keys["keepalive"] = "off"
+    return f"  - {_mapping(keys)}"
+
+
+def _spelled(options: Options) -> dict[str, str]:
+    """The options that are given, with their units."""
+    spelled = {
+        "idle": _range(options.idle_s, "s"),
+        "interval": _range(options.interval_s, "s"),
+        "probes": _range(options.probes, ""),
+        "user_timeout": _range(options.user_timeout_ms, "ms"),
+        "jitter": f"{options.jitter_percent}%" if options.jitter_percent else "",
+        "syn_retries": str(options.syn_retries or ""),
+    }
+    return {key: text for key, text in spelled.items() if text}
+
+
+def _range(found: Range | None, unit: str) -> str:
+    if found is None:
+        return ""
+    low, high = found
+    return f"{low}{unit}" if low == high else f"{low}{unit}..{high}{unit}"
+
+
+def _mapping(keys: Mapping[str, str]) -> str:
+    return f"{{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}"
+
+
+def _word(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    if not text.isprintable():  # of all that a policy has, only the path of a cgroup may be so
+        raise RefusedError(f"cgroup {text!r}", hint="expected a path that can be printed")
+    # As it is: YAML knows no escape in two halves, as JSON has for what is beyond 16 bits.
+    return json.dumps(text, ensure_ascii=False)
