@@ -17,6 +17,7 @@ from kabpf import __version__
 from kabpf.errors import KabpfError, PolicyError
 from kabpf.kernel.capabilities import require_root
 from kabpf.policy import options
+from kabpf.policy.model import ON_COMMAND_LINE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,15 +173,6 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-_METAVARS = {"idle": "TIME", "interval": "TIME", "probes": "N", "user_timeout": "TIME"}
-_HELP = {
-    "idle": "silence before the first probe: 60, 90s, 5m, 1h",
-    "interval": "time between probes",
-    "probes": "unanswered probes before the connection is given up",
-    "user_timeout": "limit for unacknowledged data: a time, auto or off",
-}
-
-
 def _add_run(commands: Any) -> None:
     alone = _command(
         commands,
@@ -208,8 +200,9 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    for key in _HELP:
-        parser.add_argument(_flag(key), type=_option(key), metavar=_METAVARS[key], help=_HELP[key])
+    for row in ON_COMMAND_LINE:
+        flag = "--" + row.key.replace("_", "-")
+        parser.add_argument(flag, type=_option(row.key), metavar=row.metavar, help=row.help)
 
 
 def _command(
@@ -268,10 +261,6 @@ def _name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("nothing, expected the name of a policy")
     return text
-
-
-def _flag(key: str) -> str:
-    return "--" + key.replace("_", "-")
 
 
 def _option(key: str) -> Callable[[str], str]:

@@ -12,13 +12,13 @@ from typing import Any
 from kabpf.apply.reconcile import Resolution
 from kabpf.kernel.dataplane import Counters
 from kabpf.plan.state import Record
-from kabpf.policy.model import Direction, Options, Policy, Range
+from kabpf.policy.model import ON_SOCKETS, OPTIONS, Direction, Options, Policy, Range
 
 # Rich takes 1 ms a row.
 _RICH_ROWS = 300
 _NARROW = 12  # characters; a column of such cells is not folded
 
-OPTION_HEADS = ("IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT")
+OPTION_HEADS = tuple(row.name.upper().replace(" ", "-") for row in ON_SOCKETS)
 COUNTER_HEADS = (
     "NEW",
     "LISTENERS",
@@ -73,29 +73,24 @@ def cell(value: int | Range | None, unit: str) -> str:
     return f"{high}{unit}" if low == high else f"{low}{unit}..{high}{unit}"
 
 
-def option_cells(options: Options) -> tuple[str, str, str, str]:
+def option_cells(options: Options) -> tuple[str, ...]:
     """One cell for each of OPTION_HEADS."""
     if not options.keepalive:
-        return ("off",) * 4
-    return (
-        cell(options.idle_s, "s"),
-        cell(options.interval_s, "s"),
-        cell(options.probes, ""),
-        cell(options.user_timeout_ms, "ms"),
-    )
+        return ("off",) * len(OPTION_HEADS)
+    return tuple(cell(getattr(options, row.field), row.unit) for row in ON_SOCKETS)
 
 
 def options_text(options: Options) -> str:
     """Options as a person would say them."""
     if not options.keepalive:
         return "keepalive off"
-    cells = zip(OPTION_HEADS, option_cells(options), strict=True)
-    words = [f"{head.lower().replace('-', ' ')} {cell}" for head, cell in cells if cell != "-"]
+    cells = zip(ON_SOCKETS, option_cells(options), strict=True)
+    words = [f"{row.name} {cell}" for row, cell in cells if cell != "-"]
     return ", ".join(["keepalive on", *words, *_rarer(options)])
 
 
 def more_cell(record: Record) -> str:
-    """What a policy says beyond the four options; - is nothing."""
+    """What a policy says beyond OPTION_HEADS; - is nothing."""
     words = list(_rarer(record.options))
     if record.direction != Direction.BOTH:
         words.append(f"only {record.direction}")
@@ -123,10 +118,9 @@ def conditions_json(found: Record) -> dict[str, Any]:
 
 
 def _rarer(options: Options) -> Iterator[str]:
-    if options.jitter_percent:
-        yield f"jitter {options.jitter_percent}%"
-    if options.syn_retries:
-        yield f"SYN retries {options.syn_retries}"
+    for row in OPTIONS:
+        if not row.on_sockets and (value := getattr(options, row.field)):
+            yield f"{row.name} {cell(value, row.unit)}"
 
 
 def counter_cells(counters: Counters) -> tuple[str, ...]:

@@ -15,13 +15,11 @@ from kabpf.kernel import cgroups, mountinfo
 from kabpf.kernel.capabilities import require_root
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files, model, writer
-from kabpf.policy.model import Options, Policy, Rules, Selector
+from kabpf.policy.model import ON_COMMAND_LINE, Options, Policy, Rules, Selector
 from kabpf.policy.parser import RUNTIME
 from kabpf.policy.yaml import Source
 from kabpf.requests import client
 from kabpf.runtime.locks import locked
-
-OPTION_KEYS = ("idle", "interval", "probes", "user_timeout")
 
 
 def attach(arguments: argparse.Namespace) -> int:
@@ -29,7 +27,8 @@ def attach(arguments: argparse.Namespace) -> int:
     if arguments.persist:
         require_root("attach --persist")
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    options = {key: getattr(arguments, key) for key in OPTION_KEYS if getattr(arguments, key)}
+    given = {row.key: getattr(arguments, row.key) for row in ON_COMMAND_LINE}
+    options = {key: word for key, word in given.items() if word}
     if os.geteuid() == 0:
         result = _attach(arguments, tree, options)
     else:

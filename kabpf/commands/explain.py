@@ -18,7 +18,7 @@ from kabpf.plan.automaton import Automaton
 from kabpf.plan.patterns import Naming
 from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
-from kabpf.policy.model import Policy, Selector, options_json
+from kabpf.policy.model import OPTIONS, Policy, Selector, options_json
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,11 @@ def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
     }
 
 
-_OPTIONS = {
-    "idle": "idle_s",
-    "interval": "interval_s",
-    "probes": "probes",
-    "user_timeout": "user_timeout_ms",
-    "jitter": "jitter_percent",
-    "syn_retries": "syn_retries",
-}
-
-
 def _values(policy: Policy) -> dict[str, Any]:
     """What the policy gives, by key; what it leaves alone is left out."""
     rules = policy.rules
     options = options_json(rules.options)
-    given = {key: options[name] for key, name in _OPTIONS.items() if options[name]}
+    given = {row.key: options[row.field] for row in OPTIONS if options[row.field]}
     return {
         "mode": str(rules.mode),
         "direction": str(rules.direction),
@@ -199,13 +189,10 @@ def _lines(found: Reason, in_force: bool | None) -> Iterator[str]:
 def _texts(policy: Policy) -> dict[str, str]:
     rules = policy.rules
     texts = {key: str(value).lower() for key, value in _values(policy).items()}
-    cells = output.option_cells(rules.options)
-    for key, cell in zip(_OPTIONS, cells, strict=False):
-        if key in texts:
-            texts[key] = cell
+    for row in OPTIONS:
+        if row.key in texts:
+            texts[row.key] = output.cell(getattr(rules.options, row.field), row.unit)
     texts["keepalive"] = "on" if rules.options.keepalive else "off"
-    if "jitter" in texts:
-        texts["jitter"] += "%"
     return texts
 
 

@@ -29,12 +29,11 @@ from kabpf.migration.variables import Asked
 from kabpf.plan.state import Cgroup
 from kabpf.policy import files, options
 from kabpf.policy.model import Options, Policy, Rules, Selector, Until
+from kabpf.policy.options import COMMAND_KEYS, TIMERS
 from kabpf.policy.yaml import Node, Source
 from kabpf.runtime import pidlock
 from kabpf.runtime.locks import RUN, locked
 from kabpf.systemd import scopes
-
-OPTION_KEYS = ("idle", "interval", "probes", "user_timeout", "preset")
 
 
 def run(arguments: argparse.Namespace) -> NoReturn:
@@ -84,13 +83,13 @@ def _why_unlogged() -> str | None:
 
 def wanted(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
     """What the command line asks for, and else the environment. Raises PolicyError."""
-    given = {key: getattr(arguments, key) for key in OPTION_KEYS if getattr(arguments, key)}
+    given = {key: getattr(arguments, key) for key in COMMAND_KEYS if getattr(arguments, key)}
     for key in given if arguments.policy or arguments.off else ():
         flag, other = key.replace("_", "-"), "policy" if arguments.policy else "off"
         arguments.refuse(f"argument --{flag}: not allowed with argument --{other}")
     asked = variables.read(environ, _decided(arguments, given))
     texts = {**asked.options, **given}
-    missing = [key for key in ("idle", "interval", "probes") if key not in texts]
+    missing = [key for key in TIMERS if key not in texts]
     if texts.get("user_timeout") == "auto" and "preset" not in texts and missing:
         raise PolicyError(
             f"--user-timeout: auto without {', '.join(missing)},"
@@ -104,7 +103,7 @@ def _decided(arguments: argparse.Namespace, given: Collection[str]) -> set[str]:
     if arguments.policy or arguments.off:
         return {*variables.VARIABLES} - {"debug"}
     decided = {"keepalive", *given} if given else set()
-    return decided | ({"idle", "interval", "probes"} if "preset" in given else set())
+    return decided | ({*TIMERS} if "preset" in given else set())
 
 
 def _rules(asked: Asked) -> Rules:

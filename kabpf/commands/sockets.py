@@ -14,6 +14,7 @@ from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.dataplane import PINS
 from kabpf.observe import sockets as tcp
+from kabpf.policy.model import ON_SOCKETS
 
 
 def sockets(arguments: argparse.Namespace) -> int:
@@ -64,10 +65,7 @@ def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
         "remote": one.remote._asdict(),
         "state": one.state,
         "keepalive": one.keepalive,
-        "idle_s": one.idle_s,
-        "interval_s": one.interval_s,
-        "probes": one.probes,
-        "user_timeout_ms": one.user_timeout_ms,
+        **{row.field: getattr(one, row.field) for row in ON_SOCKETS},
         "next_probe_ms": one.next_probe_ms,
         "set_by": one.set_by,
         "policy": one.policy,
@@ -77,16 +75,14 @@ def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
 
 def _socket_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
     unknown = one.idle_s is None
+    values = [(row, getattr(one, row.field)) for row in ON_SOCKETS]
     return (
         output.shown(one.unit or one.cgroup or "(removed)"),
         str(one.local),
         str(one.remote),
         one.state,
         {None: "-", True: "on", False: "off"}[one.keepalive],
-        output.cell(one.idle_s, "s"),
-        output.cell(one.interval_s, "s"),
-        output.cell(one.probes, ""),
-        output.cell(one.user_timeout_ms, "ms") if unknown or one.user_timeout_ms else "off",
+        *((value == 0 and row.none) or output.cell(value, row.unit) for row, value in values),
         "-" if one.next_probe_ms is None else f"{one.next_probe_ms / 1000:.1f}s",
         "-" if unknown else output.shown(_setters(one, sources)),
     )

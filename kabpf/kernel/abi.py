@@ -7,10 +7,10 @@ import functools
 import os
 import struct
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kabpf.plan.state import BirthEntry, Entry, Record
-from kabpf.policy.model import Direction, Mode, Options, Range
+from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
 LAYOUT = 3
 POLICIES = 4096
@@ -291,15 +291,11 @@ def read_policy_id(raw: bytes) -> int:
 
 def options(options: Options) -> COptions:
     """Options as the kernel has them."""
-    return COptions(
-        options.keepalive,
-        options.jitter_percent,
-        _range(options.idle_s),
-        _range(options.interval_s),
-        _range(options.probes),
-        _range(options.user_timeout_ms),
-        options.syn_retries or 0,
-    )
+    given = COptions(keepalive=options.keepalive)
+    for row in OPTIONS:
+        if value := getattr(options, row.field):
+            setattr(given, row.field, CRange(*value) if row.is_range else value)
+    return given
 
 
 def policy(record: Record) -> bytes:
@@ -331,21 +327,12 @@ def read_policy(raw: bytes) -> Record:
     )
 
 
-def _range(found: Range | None) -> CRange:
-    return CRange(*(found or (0, 0)))
-
-
 def _read_options(found: COptions) -> Options:
-    return Options(
-        bool(found.keepalive),
-        _read_range(found.idle_s),
-        _read_range(found.interval_s),
-        _read_range(found.probes),
-        _read_range(found.user_timeout_ms),
-        found.jitter_percent,
-        found.syn_retries or None,
-    )
-
-
-def _read_range(found: CRange) -> Range | None:
-    return Range(found.low, found.high) if found.high else None
+    given: dict[str, Any] = {}
+    for row in OPTIONS:
+        value = getattr(found, row.field)
+        if row.is_range:
+            value = Range(value.low, value.high) if value.high else None
+        if value:  # 0 is none
+            given[row.field] = value
+    return Options(bool(found.keepalive), **given)

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from kabpf.errors import PolicyError, collected
-from kabpf.policy.options import PROBES_MAX, SECONDS_MAX, USER_TIMEOUT_MS_MAX
+from kabpf.policy.model import BY_KEY
+from kabpf.policy.options import TIMERS
 
 # By what they give; each in the order of the libraries above.
 VARIABLES = {
@@ -23,12 +24,6 @@ VARIABLES = {
     "once": ("DD_EVAL_ENVIRONMENT_ONCE",),
 }
 
-_LIMITS = {
-    "idle": (SECONDS_MAX, " seconds"),
-    "interval": (SECONDS_MAX, " seconds"),
-    "probes": (PROBES_MAX, ""),
-    "user_timeout": (USER_TIMEOUT_MS_MAX, " ms"),
-}
 _DERIVED = "-1"  # the user timeout that is idle + interval * probes
 
 
@@ -71,7 +66,7 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked
             " policy with destinations where the sockets of one process are to differ"
         )
     if keepalive and found.get("user_timeout") == "auto":
-        timers = [key for key in ("idle", "interval", "probes") if key not in (*found, *decided)]
+        timers = [key for key in TIMERS if key not in (*found, *decided)]
         if timers:
             findings.append(
                 f"TCP_USER_TIMEOUT: {_DERIVED} without {', '.join(timers)},"
@@ -84,20 +79,20 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked
 
 def _value(name: str, key: str, text: str) -> str:
     """What a variable gives, as policy files spell it."""
-    if key not in _LIMITS:
+    if key not in BY_KEY:
         # libkeepalive compares in any case.
         words = {"off": "off", "on": "on"} if name == "KEEPALIVE" else {"0": "off", "1": "on"}
         if text.lower() not in words:
             raise PolicyError(f"{name}: {_shown(text)}, expected {' or '.join(words)}")
         return words[text.lower()]
-    limit, unit = _LIMITS[key]
+    row = BY_KEY[key]
     if key == "user_timeout" and text == _DERIVED:
         return "auto"
     if not re.fullmatch(r"[0-9]{1,10}", text):
-        raise PolicyError(f"{name}: {_shown(text)}, expected a number, 1 to {limit}{unit}")
+        raise PolicyError(f"{name}: {_shown(text)}, expected a number, {row.limits}")
     number = int(text)
-    if not 1 <= number <= limit:
-        raise PolicyError(f"{name}: {text} is not in 1 to {limit}{unit}")
+    if not row.low <= number <= row.high:
+        raise PolicyError(f"{name}: {text} is not in {row.limits}")
     return f"{number}ms" if key == "user_timeout" else str(number)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import errno
 import functools
+import operator
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from kabpf.kernel.dataplane import Dataplane
 from kabpf.observe import sockets
 from kabpf.observe.buffers import Reports
 from kabpf.observe.sockets import Address
+from kabpf.policy.model import ON_SOCKETS
 from kabpf.runtime.locks import RUN
 
 KINDS = ("set", "retrofitted", "left", "failed", "swallowed", "limited", "died")
@@ -111,8 +113,7 @@ class Event(NamedTuple):
     def options(self) -> dict[str, Option]:
         """By name, as in `sockets.SET`."""
         report = self.report
-        numbers = (report.idle_s, report.interval_s, report.probes, report.user_timeout_ms)
-        return _options(report.outcomes, report.keepalive, numbers)
+        return _options(report.outcomes, report.keepalive, _numbers(report))
 
     @property
     def call(self) -> Call | None:
@@ -149,11 +150,9 @@ class Event(NamedTuple):
 
 _NAMES = {  # of options, with their units
     "keepalive": ("keepalive", ""),
-    "idle_s": ("idle", "s"),
-    "interval_s": ("interval", "s"),
-    "probes": ("probes", ""),
-    "user_timeout_ms": ("user timeout", "ms"),
+    **{row.field: (row.name, row.unit) for row in ON_SOCKETS},
 }
+_numbers = operator.itemgetter(*(Report._fields.index(row.field) for row in ON_SOCKETS))
 
 
 @dataclass(frozen=True)

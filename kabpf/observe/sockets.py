@@ -20,6 +20,7 @@ from kabpf.kernel.abi import NEVER
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.kernel.namespaces import network_namespaces
+from kabpf.policy.model import ON_SOCKETS
 
 # include/net/tcp_states.h in the kernel.
 STATES = (
@@ -34,7 +35,7 @@ LISTED = sum(
 FAMILIES = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
 
 SETTERS = ("system", "application", "policy", "former policy")  # KABPF_BY_ in kabpf.h
-SET = ("idle_s", "interval_s", "probes", "user_timeout_ms", "keepalive")  # in the order of `by`
+SET = (*(row.field for row in ON_SOCKETS), "keepalive")  # in the order of `by`
 
 # Units that have a cgroup (systemd.unit(5)).
 UNIT = re.compile(r".+\.(service|socket|scope|slice|mount|swap)", re.DOTALL)

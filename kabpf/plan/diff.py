@@ -15,10 +15,9 @@ from kabpf.plan.state import (
     Plan,
     Record,
     Resolved,
-    numbers,
     record,
 )
-from kabpf.policy.model import Policy
+from kabpf.policy.model import Policy, ranges
 
 
 class TooManyError(Exception):
@@ -184,8 +183,5 @@ def _replaces(record: Record, former: Record) -> bool:
         record.is_plain
         and record.options.keepalive
         and not former.digest
-        and all(
-            given or not before
-            for given, before in zip(numbers(record.options), numbers(former.options), strict=True)
-        )
+        and ranges(former.options).keys() <= ranges(record.options).keys()
     )

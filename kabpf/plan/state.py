@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kabpf.plan.automaton import UNKNOWN, Birth
-from kabpf.policy.model import Destination, Direction, Mode, Options, Policy, Range, Rules
+from kabpf.policy.model import Destination, Direction, Mode, Options, Policy, Rules, ranges
 
 FORMER_MAX = 4  # KABPF_FORMER in kabpf.h
 
@@ -169,16 +169,12 @@ def record(policy: Policy) -> Record:
     )
 
 
-def numbers(options: Options) -> tuple[Range | None, ...]:
-    return (options.idle_s, options.interval_s, options.probes, options.user_timeout_ms)
-
-
 def _every_option(rules: Rules) -> list[Options]:
     return [rules.options, *(destination.options for destination in rules.destinations)]
 
 
 def has_range(options: Options) -> bool:
-    return any(each.low != each.high for each in numbers(options) if each)
+    return any(each.low != each.high for each in ranges(options).values())
 
 
 def _digest(destinations: tuple[Destination, ...]) -> int:

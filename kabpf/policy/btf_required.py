@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from kabpf.errors import PolicyError
-from kabpf.policy.model import Mode, Options, Policy, Range
+from kabpf.policy.model import Mode, Options, Policy, Range, ranges
 from kabpf.policy.yaml import Source
 
 
@@ -36,25 +36,19 @@ def _findings(policy: Policy) -> Iterator[str]:
         yield _text(_line(policy, "existing"), "existing: true", expected)
     if policy.log:
         yield _text(_line(policy, "log"), "log: sockets", "log: off")
-    own = dict(_ranges(policy.rules.options))
+    own = _ranges(policy.rules.options)
     for key, found in own.items():
         if not (key in policy.origins and policy.origins[key].note):  # derived from another one
             yield _text(_line(policy, key), f"{key}: the range {found}", "one value")
     for destination in policy.rules.destinations:
-        for key, found in _ranges(destination.options):
+        for key, found in _ranges(destination.options).items():
             if found != own.get(key):
                 what = f"{key}: the range {found} to {destination.to}"
                 yield _text(policy.source, what, "one value")
 
 
-def _ranges(options: Options) -> Iterator[tuple[str, Range]]:
-    given = {
-        "idle": options.idle_s,
-        "interval": options.interval_s,
-        "probes": options.probes,
-        "user_timeout": options.user_timeout_ms,
-    }
-    return ((key, found) for key, found in given.items() if found and found.low != found.high)
+def _ranges(options: Options) -> dict[str, Range]:
+    return {key: found for key, found in ranges(options).items() if found.low != found.high}
 
 
 def _line(policy: Policy, key: str) -> Source:

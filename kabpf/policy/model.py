@@ -32,9 +32,8 @@ class Range(NamedTuple):
 class Options:
     """What a socket gets, in the kernel's units; None leaves an option as it is on the socket.
 
-    With `keepalive` False nothing is set at all. Limits: idle and interval 1 to 32767 s, probes 1
-    to 127, user timeout 1 to 2147483647 ms, SYN retries 1 to 127 (tcp(7)). With jitter, 0 to 50 %,
-    idle is spread from that much below its value up to the value.
+    With `keepalive` False nothing is set at all. OPTIONS has the limits. With jitter, idle is
+    spread from that much below its value up to the value.
     """
 
     keepalive: bool = True
@@ -44,6 +43,82 @@ class Options:
     user_timeout_ms: Range | None = None
     jitter_percent: int = 0
     syn_retries: int | None = None
+
+
+class OptionRow(NamedTuple):
+    """An option: what it is called, what it may be, and where it may stand. A new one is a row, a
+    field of Options and of the parser's Draft, one of kabpf.h, and a line where it is set."""
+
+    key: str  # in policy files; with dashes a flag of commands
+    field: str  # of Options, in kabpf.h and in JSON
+    name: str  # in tables and texts
+    unit: str  # "s", "ms", "%", or "" for a plain number
+    low: int  # in that unit, as is `high`
+    high: int
+    expected: str  # what may stand in a policy file, for errors
+    socket_option: str = ""  # that the programs set; jitter only changes what idle is set to
+    is_range: bool = False  # may be a range, and is a Range in Options
+    on_sockets: bool = False  # sockets and events show it, and tables in a column of its own
+    for_users: bool = False  # users may have it, by their requests or by the defaults
+    none: str = ""  # in a destination: none, where its policy has one
+    metavar: str = ""
+    help: str = ""  # of the flag of `attach` and `run`; without it these and requests have none
+
+    @property
+    def limits(self) -> str:
+        """As errors say them."""
+        if self.unit == "%":
+            return f"{self.low}% to {self.high}%"
+        return f"{self.low} to {self.high}" + {"s": " seconds", "ms": " ms"}.get(self.unit, "")
+
+
+# The limits are the kernel's (net/ipv4/tcp.c: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL,
+# MAX_TCP_KEEPCNT, MAX_TCP_SYNCNT); it answers EINVAL outside them. A user timeout is an int of
+# milliseconds. Those on sockets are first, in the order of `enum option` in bpf/options.h.
+OPTIONS = (
+    OptionRow(
+        "idle", "idle_s", "idle", "s", 1, 32767,
+        "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)", "TCP_KEEPIDLE",
+        is_range=True, on_sockets=True, for_users=True,
+        metavar="TIME", help="silence before the first probe: 60, 90s, 5m, 1h",
+    ),
+    OptionRow(
+        "interval", "interval_s", "interval", "s", 1, 32767,
+        "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)", "TCP_KEEPINTVL",
+        is_range=True, on_sockets=True, for_users=True,
+        metavar="TIME", help="time between probes",
+    ),
+    OptionRow(
+        "probes", "probes", "probes", "", 1, 127,
+        "a number, 1 to 127, or a range (3..9)", "TCP_KEEPCNT",
+        is_range=True, on_sockets=True, for_users=True,
+        metavar="N", help="unanswered probes before the connection is given up",
+    ),
+    OptionRow(
+        "user_timeout", "user_timeout_ms", "user timeout", "ms", 1, 2**31 - 1,
+        "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off", "TCP_USER_TIMEOUT",
+        is_range=True, on_sockets=True, for_users=True, none="off",
+        metavar="TIME", help="limit for unacknowledged data: a time, auto or off",
+    ),
+    OptionRow(
+        "jitter", "jitter_percent", "jitter", "%", 0, 50,
+        "a percentage, 0% to 50%", for_users=True, none="0%",
+    ),
+    OptionRow(
+        "syn_retries", "syn_retries", "SYN retries", "", 1, 127,
+        "a number, 1 to 127", "TCP_SYNCNT",
+    ),
+)  # fmt: skip
+BY_KEY = {row.key: row for row in OPTIONS}
+IN_RANGES = tuple(row for row in OPTIONS if row.is_range)
+ON_SOCKETS = tuple(row for row in OPTIONS if row.on_sockets)
+ON_COMMAND_LINE = tuple(row for row in OPTIONS if row.help)
+
+
+def ranges(options: Options) -> dict[str, Range]:
+    """Those of the options that may be ranges and are given, by key."""
+    found = ((row.key, getattr(options, row.field)) for row in IN_RANGES)
+    return {key: value for key, value in found if value}
 
 
 @dataclass(frozen=True)
@@ -147,20 +222,11 @@ def options_json(options: Options) -> dict[str, Any]:
 
 def options_of(found: Mapping[str, Any]) -> Options:
     """What `options_json` made."""
-
-    def bounds(name: str) -> Range | None:
-        value = found[name]
-        return Range(*value) if isinstance(value, list) else value and Range.exactly(value)
-
-    return Options(
-        found["keepalive"],
-        bounds("idle_s"),
-        bounds("interval_s"),
-        bounds("probes"),
-        bounds("user_timeout_ms"),
-        found["jitter_percent"],
-        found["syn_retries"],
-    )
+    values = {row.field: found[row.field] for row in OPTIONS}
+    for row in IN_RANGES:
+        if value := values[row.field]:
+            values[row.field] = Range(*value) if isinstance(value, list) else Range.exactly(value)
+    return Options(found["keepalive"], **values)
 
 
 def network_text(network: IPv4Network | IPv6Network) -> str:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from kabpf.errors import PolicyError
-from kabpf.policy.model import Options, Origin, Range
+from kabpf.policy.model import (
+    BY_KEY,
+    ON_COMMAND_LINE,
+    OPTIONS,
+    OptionRow,
+    Options,
+    Origin,
+    Range,
+    ranges,
+)
 from kabpf.policy.presets import Preset, presets
 from kabpf.policy.yaml import Node, Source
 
-KEYS = ("idle", "interval", "probes", "user_timeout", "jitter", "syn_retries", "preset")
-
-# The kernel's limits (net/ipv4/tcp.c: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL, MAX_TCP_KEEPCNT,
-# MAX_TCP_SYNCNT); it answers EINVAL outside them. A user timeout is an int of milliseconds.
-SECONDS_MAX = 32767
-PROBES_MAX = 127
-SYN_RETRIES_MAX = 127
-USER_TIMEOUT_MS_MAX = 2**31 - 1
-JITTER_MAX = 50  # percent
+KEYS = (*BY_KEY, "preset")
+COMMAND_KEYS = (*(row.key for row in ON_COMMAND_LINE), "preset")  # of `run` and of requests
+TIMERS = ("idle", "interval", "probes")  # that a preset has, and that `auto` is computed from
 
 T = TypeVar("T")
 
@@ -63,24 +66,15 @@ class Contradiction(NamedTuple):
 def read(keys: Mapping[str, Node], note: str = "") -> Draft:
     """The options among `keys`; the note goes before those of presets."""
     preset = _preset(keys["preset"]) if "preset" in keys else None
-
-    def given(key: str, value: Callable[[Node], T]) -> Given[T] | None:
-        return Given(value(keys[key]), keys[key], note) if key in keys else None
-
-    def derived(key: str, value: Callable[[Preset], int]) -> Given[Range] | None:
-        if preset is None:
-            return None
-        return Given(Range.exactly(value(preset)), keys["preset"], _joined(note, preset.why(key)))
-
-    return Draft(
-        given("idle", _seconds) or derived("idle", lambda preset: preset.idle_s),
-        given("interval", _seconds) or derived("interval", lambda preset: preset.interval_s),
-        given("probes", _probes) or derived("probes", lambda preset: preset.probes),
-        given("user_timeout", _user_timeout),
-        given("jitter", _jitter),
-        given("syn_retries", _syn_retries),
-        Given(preset, keys["preset"], note) if preset else None,
-    )
+    found: dict[str, Given[Any]] = {}
+    for row in OPTIONS:
+        if row.key in keys:
+            found[row.key] = Given(_read(row, keys[row.key]), keys[row.key], note)
+        elif preset and row.key in TIMERS:
+            value = Range.exactly(getattr(preset, row.field))
+            why = _joined(note, preset.why(row.key))
+            found[row.key] = Given(value, keys["preset"], why)
+    return Draft(**found, preset=Given(preset, keys["preset"], note) if preset else None)
 
 
 def over(stronger: Draft, weaker: Draft) -> Draft:
@@ -95,21 +89,12 @@ def over(stronger: Draft, weaker: Draft) -> Draft:
 def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
     """Options of a complete draft, and by key where they come from. Raises PolicyError where
     `user_timeout: auto` has nothing to be computed from."""
-    options = Options(
-        True,
-        _value(draft.idle),
-        _value(draft.interval),
-        _value(draft.probes),
-        None,
-        _value(draft.jitter) or 0,
-        _value(draft.syn_retries),
-    )
-    given = {key: getattr(draft, key) for key in KEYS if key != "preset"}
-    origins = {key: Origin(each.node.source, each.note) for key, each in given.items() if each}
-    if draft.user_timeout is None or draft.user_timeout.value == "off":
+    given = [(row, found) for row in OPTIONS if (found := getattr(draft, row.key))]
+    origins = {row.key: Origin(each.node.source, each.note) for row, each in given}
+    numbers = {row.field: each.value for row, each in given if each.value not in _WORDS}
+    options = Options(True, **numbers)
+    if draft.user_timeout is None or draft.user_timeout.value != "auto":
         return options, origins
-    if isinstance(draft.user_timeout.value, Range):
-        return replace(options, user_timeout_ms=draft.user_timeout.value), origins
     timeout, sum_ = _auto(options, draft.user_timeout.node, whose)
     source, note = origins["user_timeout"]
     origins["user_timeout"] = Origin(source, _joined(note, f"auto: {sum_}"))
@@ -118,17 +103,10 @@ def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
 
 def without_ranges(options: Options) -> Options:
     """With the upper bound in the place of each range, which is what an unset option gets."""
-
-    def upper(value: Range | None) -> Range | None:
-        return Range.exactly(value.high) if value else None
-
-    return replace(
-        options,
-        idle_s=upper(options.idle_s),
-        interval_s=upper(options.interval_s),
-        probes=upper(options.probes),
-        user_timeout_ms=upper(options.user_timeout_ms),
-    )
+    upper: dict[str, Any] = {
+        BY_KEY[key].field: Range.exactly(found.high) for key, found in ranges(options).items()
+    }
+    return replace(options, **upper)
 
 
 def contradictions(draft: Draft, options: Options) -> Iterator[Contradiction]:
@@ -176,17 +154,15 @@ def _auto(options: Options, node: Node, whose: str) -> tuple[int, str]:
     tcp(7)), and the sum."""
     idle, interval, probes = options.idle_s, options.interval_s, options.probes
     if idle is None or interval is None or probes is None:
-        names = {"idle": idle, "interval": interval, "probes": probes}
-        missing = ", ".join(name for name, value in names.items() if value is None)
+        missing = ", ".join(key for key in TIMERS if getattr(options, BY_KEY[key].field) is None)
         raise node.error(
             f"auto without {missing} in {whose} or in defaults,"
             " expected all of idle, interval and probes"
         )
     milliseconds = (idle.high + interval.high * probes.high) * 1000
-    if milliseconds > USER_TIMEOUT_MS_MAX:
-        raise node.error(
-            f"auto makes {milliseconds} ms in {whose}, expected at most {USER_TIMEOUT_MS_MAX}"
-        )
+    limit = BY_KEY["user_timeout"].high
+    if milliseconds > limit:
+        raise node.error(f"auto makes {milliseconds} ms in {whose}, expected at most {limit}")
     return milliseconds, f"{idle.high} s + {interval.high} s * {probes.high}"
 
 
@@ -202,82 +178,42 @@ def _preset(node: Node) -> Preset:
     return known[name]
 
 
-_DIGITS = "[0-9]{1,99}"  # of thousands Python refuses to make a number
-_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "": 1000}
+_WORDS = ("auto", "off")  # in place of a user timeout
+_NUMBER = r"([0-9]{1,99})([a-z%]*)"  # of thousands of digits Python refuses to make a number
+_TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SUFFIXES = {  # by the unit of an option: what a number may end with, and how many units that is
+    "s": _TIMES,
+    "ms": {"ms": 1, **{suffix: seconds * 1000 for suffix, seconds in _TIMES.items()}},
+    "%": {"%": 1},
+    "": {"": 1},
+}
 
 
-def _milliseconds(text: str) -> int | None:
-    match = re.fullmatch(rf"({_DIGITS})(ms|s|m|h|d|)", text)
-    return int(match[1]) * _UNITS_MS[match[2]] if match else None
-
-
-def _seconds(node: Node) -> Range:
-    def seconds(text: str) -> int | None:
-        value = None if text.endswith("ms") else _milliseconds(text)
-        return None if value is None else value // 1000
-
-    expected = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
-    return _range(node, expected, seconds, SECONDS_MAX, " seconds")
-
-
-def _probes(node: Node) -> Range:
-    return _range(node, f"a number, 1 to {PROBES_MAX}, or a range (3..9)", _number, PROBES_MAX)
-
-
-def _user_timeout(node: Node) -> Range | str:
-    expected = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
-    word = node.word(expected)
-    if word in ("auto", "off"):
+def _read(row: OptionRow, node: Node) -> Range | int | str:
+    """A value in the row's unit, or one of _WORDS."""
+    word = node.word(row.expected)
+    if row.key == "user_timeout" and word in _WORDS:
         return word
-    return _range(node, expected, _milliseconds, USER_TIMEOUT_MS_MAX, " ms")
-
-
-def _jitter(node: Node) -> int:
-    expected = f"a percentage, 0% to {JITTER_MAX}%"
-    word = node.word(expected)
-    percent = _number(word.removesuffix("%"))
-    if percent is None or not word.endswith("%"):
-        raise node.expected(expected)
-    if percent > JITTER_MAX:
-        raise node.error(f"{node} is not in 0% to {JITTER_MAX}%")
-    return percent
-
-
-def _syn_retries(node: Node) -> int:
-    expected = f"a number, 1 to {SYN_RETRIES_MAX}"
-    value = _number(node.word(expected))
-    if value is None:
-        raise node.expected(expected)
-    if not 1 <= value <= SYN_RETRIES_MAX:
-        raise node.error(f"{node} is not in 1 to {SYN_RETRIES_MAX}")
-    return value
-
-
-def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(_DIGITS, text) else None
-
-
-def _range(
-    node: Node, expected: str, number: Callable[[str], int | None], limit: int, unit: str = ""
-) -> Range:
-    word = node.word(expected)
-    low, dots, high = word.partition("..")
+    low, dots, high = word.partition("..") if row.is_range else (word, "", "")
     numbers: list[int] = []
     for text in (low, high) if dots else (low,):
-        value = number(text)
+        value = _number(text, row.unit)
         if value is None:
-            raise node.expected(expected)
-        if not 1 <= value <= limit:
+            raise node.expected(row.expected)
+        if not row.low <= value <= row.high:
             bound = replace(node, value=text)
-            raise node.error(f"{bound} is not in 1 to {limit}{unit}")
+            raise node.error(f"{bound} is not in {row.limits}")
         numbers.append(value)
     if numbers[0] > numbers[-1]:
         raise node.expected(f"the lower bound first ({high}..{low})")
-    return Range(numbers[0], numbers[-1])
+    return Range(numbers[0], numbers[-1]) if row.is_range else numbers[0]
 
 
-def _value(given: Given[T] | None) -> T | None:
-    return given.value if given else None
+def _number(text: str, unit: str) -> int | None:
+    match = re.fullmatch(_NUMBER, text)
+    if match is None or match[2] not in _SUFFIXES[unit]:
+        return None
+    return int(match[1]) * _SUFFIXES[unit][match[2]]
 
 
 def _joined(*notes: str) -> str:

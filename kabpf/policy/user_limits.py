@@ -6,18 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kabpf.policy import options
-from kabpf.policy.model import Policy, Range
+from kabpf.policy.model import BY_KEY, IN_RANGES, Policy, Range, ranges
 from kabpf.policy.yaml import Node
 
-# The fields of Options by key.
-KEYS = {
-    "idle": "idle_s",
-    "interval": "interval_s",
-    "probes": "probes",
-    "user_timeout": "user_timeout_ms",
-}
+KEYS = tuple(row.key for row in IN_RANGES if row.for_users)
 EXPECTED = "on, off, or bounds (idle: 10s..2h)"
-_UNITS = {"idle": " s", "interval": " s", "probes": "", "user_timeout": " ms"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ def read(node: Node) -> Users:
         if node.word(EXPECTED) not in ("on", "off"):
             raise node.expected(EXPECTED)
         return Users(node.value == "on", source=source)
-    keys = node.mapping(tuple(KEYS))
+    keys = node.mapping(KEYS)
     draft = options.read(keys)
     bounds: dict[str, Range] = {}
     for key in keys:
@@ -57,8 +50,10 @@ def denial(policy: Policy, users: Users) -> str:
         return ""
     if not users.allowed:
         return f"users may not attach policies ({users.source})"
+    given = ranges(policy.rules.options)
     for key, bounds in users.bounds.items():
-        value: Range | None = getattr(policy.rules.options, KEYS[key])
+        value = given.get(key)
         if value and (value.low < bounds.low or value.high > bounds.high):
-            return f"{key}: {value}{_UNITS[key]} is not in {bounds}{_UNITS[key]} ({users.source})"
+            unit = f" {BY_KEY[key].unit}".rstrip()
+            return f"{key}: {value}{unit} is not in {bounds}{unit} ({users.source})"
     return ""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from kabpf.errors import RefusedError
 from kabpf.policy.files import FILE_SIZE_MAX
 from kabpf.policy.model import (
+    OPTIONS,
     Destination,
     Direction,
     Mode,
@@ -22,7 +23,6 @@ from kabpf.policy.model import (
 COMMENT_MAX = 1000  # characters
 
 _PLAIN = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/_.@%-]*")
-_NONE = {"user_timeout": "off", "jitter": "0%"}  # without which a destination has the policy's
 _UNTIL = re.compile(r'^until: \{cgroup: ("[^\n]*"), id: ([0-9]+)\}$', re.MULTILINE)
 
 
@@ -97,7 +97,7 @@ def _destination(destination: Destination) -> str:
         keys["ports"] = str(list(destination.ports))
     if destination.options.keepalive:
         keys |= _spelled(destination.options)
-        keys |= {key: word for key, word in _NONE.items() if key not in keys}
+        keys |= {row.key: row.none for row in OPTIONS if row.none and row.key not in keys}
     else:
         keys["keepalive"] = "off"
     return f"  - {_mapping(keys)}"
@@ -105,21 +105,15 @@ def _destination(destination: Destination) -> str:
 
 def _spelled(options: Options) -> dict[str, str]:
     """The options that are given, with their units."""
-    spelled = {
-        "idle": _range(options.idle_s, "s"),
-        "interval": _range(options.interval_s, "s"),
-        "probes": _range(options.probes, ""),
-        "user_timeout": _range(options.user_timeout_ms, "ms"),
-        "jitter": f"{options.jitter_percent}%" if options.jitter_percent else "",
-        "syn_retries": str(options.syn_retries or ""),
+    return {
+        row.key: _number(value, row.unit)
+        for row in OPTIONS
+        if (value := getattr(options, row.field))
     }
-    return {key: text for key, text in spelled.items() if text}
 
 
-def _range(found: Range | None, unit: str) -> str:
-    if found is None:
-        return ""
-    low, high = found
+def _number(value: Range | int, unit: str) -> str:
+    low, high = (value, value) if isinstance(value, int) else value
     return f"{low}{unit}" if low == high else f"{low}{unit}..{high}{unit}"
 
 

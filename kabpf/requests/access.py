@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from kabpf.plan.state import Cgroup
-from kabpf.policy import user_limits
+from kabpf.policy.options import COMMAND_KEYS
 from kabpf.requests import varlink
 from kabpf.requests.cgroup_path import opened
 from kabpf.requests.interface import INTERFACE, INTERFACES, denied
@@ -75,7 +75,7 @@ _EVERYBODY = frozenset(Who)
 _OWNERS = frozenset({Who.ROOT, Who.OWNER})
 _ATTACH = {
     "cgroup": str,
-    **dict.fromkeys(("keepalive", *user_limits.KEYS, "preset", "mode"), str),
+    **dict.fromkeys(("keepalive", *COMMAND_KEYS, "mode"), str),
     **dict.fromkeys(("defaults", "existing"), bool),
 }
 TABLE: Mapping[str, Rule] = {

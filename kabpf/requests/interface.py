@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from kabpf.policy.options import COMMAND_KEYS
 from kabpf.requests import varlink
 from kabpf.requests.varlink import CallError
 
 INTERFACE = "io.kabpf"
+_OPTIONS = "\n".join(f"  {key}: ?string," for key in COMMAND_KEYS)
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 # TCP keepalive by policy, for cgroups that belong to the caller.
 interface io.kabpf
 
@@ -21,11 +23,7 @@ interface io.kabpf
 method Attach(
   cgroup: string,
   keepalive: ?(on, off),
-  idle: ?string,
-  interval: ?string,
-  probes: ?string,
-  user_timeout: ?string,
-  preset: ?string,
+{_OPTIONS}
   defaults: ?bool,
   mode: ?(fill, override),
   existing: ?bool

@@ -19,7 +19,7 @@ from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.plan.state import FORMER_MAX, Cgroup
 from kabpf.policy import files, options, parser, user_limits, writer
 from kabpf.policy.files import Snapshot
-from kabpf.policy.model import Mode, Options, Policy, Rules, Selector, Until, options_json
+from kabpf.policy.model import OPTIONS, Mode, Options, Policy, Rules, Selector, Until, options_json
 from kabpf.policy.options import Draft
 from kabpf.policy.parser import RUNTIME, PolicyFile
 from kabpf.policy.yaml import Node, Source
@@ -58,7 +58,7 @@ def drop_in(request: Request, parsed: list[PolicyFile]) -> bytes:
     """The drop-in that a request asks for. It has numbers alone: it can't become wrong by what is
     written elsewhere later, and nobody's words get into a file of root's."""
     given = request.parameters
-    words = {key: given[key] for key in options.KEYS if key in given}
+    words = {key: given[key] for key in options.COMMAND_KEYS if key in given}
     keepalive = given.get("keepalive", "on")
     if keepalive not in ("on", "off") or (keepalive == "off" and words):
         raise CallError.of_service("InvalidParameter", parameter="keepalive")
@@ -215,7 +215,8 @@ def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
         found, _ = options.finish(options.over(draft, defaults), "the request")
     except PolicyError as error:
         raise refused(str(error).removeprefix(":0: ")) from None
-    return replace(options.without_ranges(found), syn_retries=None)
+    not_theirs: dict[str, Any] = {row.field: None for row in OPTIONS if not row.for_users}
+    return replace(options.without_ranges(found), **not_theirs)
 
 
 def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:

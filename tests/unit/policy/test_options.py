@@ -3,15 +3,76 @@ warned of."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import socket
+import sys
+from pathlib import Path
+
 import pytest
 
 from kabpf.errors import PolicyError
 from kabpf.policy import options, parser
-from kabpf.policy.model import Options, Origin, Policy, Range, warnings
+from kabpf.policy.model import (
+    ON_COMMAND_LINE,
+    ON_SOCKETS,
+    OPTIONS,
+    OptionRow,
+    Options,
+    Origin,
+    Policy,
+    Range,
+    options_json,
+    options_of,
+    warnings,
+)
 from kabpf.policy.yaml import Source
 
 FILE = "a.service.yaml"
+SOCKET_OPTIONS = [row for row in OPTIONS if row.socket_option]
 NLB = Options(True, Range(175, 175), Range(29, 29), Range(5, 5))
+
+
+def test_every_option_has_a_row() -> None:
+    """The table, the options of a policy and those of a draft have the same names in one order."""
+    fields = [each.name for each in dataclasses.fields(Options)]
+    assert ["keepalive", *(row.field for row in OPTIONS)] == fields
+    drafts = [each.name for each in dataclasses.fields(options.Draft)]
+    assert [*(row.key for row in OPTIONS), "preset"] == drafts
+
+
+def test_rows_agree_with_themselves() -> None:
+    """A range has a Range's field; errors name the limits that hold; what commands take, a user may
+    ask for."""
+    for row in OPTIONS:
+        whole = Options(**{row.field: Range(row.low, row.high) if row.is_range else row.high})
+        assert options_of(options_json(whole)) == whole
+        assert ("Range" in Options.__annotations__[row.field]) == row.is_range
+        assert row.unit in ("s", "ms") or row.limits in row.expected
+    assert [row for row in (*ON_COMMAND_LINE, *ON_SOCKETS) if not row.for_users] == []
+
+
+def test_rows_are_in_the_order_of_the_programs() -> None:
+    """What sockets and reports have by place is in the order of the programs' enum."""
+    text = "".join(path.read_text() for path in (Path(__file__).parents[3] / "bpf").glob("*.h"))
+    (places,) = re.findall(r"enum option \{(.*?)\}", text, re.DOTALL)
+    assert re.findall(r"\w+", places.lower())[: len(ON_SOCKETS)] == [row.key for row in ON_SOCKETS]
+    assert [row.key for row in SOCKET_OPTIONS if row.socket_option not in text] == []
+
+
+@pytest.mark.parametrize("row", SOCKET_OPTIONS, ids=lambda row: row.key)
+def test_limits_are_those_of_the_kernel(row: OptionRow) -> None:
+    """The kernel takes both limits, and nothing beyond; 0 is none where files can say so."""
+    option = getattr(socket, row.socket_option)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        for value in (row.low, row.high):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+            assert connection.getsockopt(socket.IPPROTO_TCP, option) == value
+        for value in (row.low - 1, row.high + 1):
+            if value or not row.none:
+                beyond = (value & 0xFFFFFFFF).to_bytes(4, sys.byteorder)
+                with pytest.raises(OSError, match="Invalid argument"):
+                    connection.setsockopt(socket.IPPROTO_TCP, option, beyond)
 
 
 @pytest.mark.parametrize(
