@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from harness import BIN, PINS, UNTOUCHED, WITHOUT_SYS_ADMIN, options_of_new, path_of
-from kabpf.layout import CTotals
 
-from kabpf import dataplane
+from kabpf.kernel import dataplane
+from kabpf.kernel.abi import CTotals
 
 RUNTIME, PERSISTENT = Path("/run/kabpf/policy.d"), Path("/etc/kabpf/policy.d")
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}

@@ -33,9 +33,9 @@ UNIT = "db-one@x.service"
 OURS = f"""
 import json
 from pathlib import Path
-from kabpf.preloads import find
-from kabpf.unit_files import Services
-from kabpf.units import DIRECTORIES
+from kabpf.migration.preloads import find
+from kabpf.systemd.unit_files import Services
+from kabpf.systemd.units import DIRECTORIES
 (found,) = (given for place, _, given in find(Path("/")) if place.name == "{UNIT}")
 files = Services([Path(directory) for directory in DIRECTORIES["unit"]]).files("{UNIT}")
 values = {{name: one.value for name, one in found.values.items()}}
