@@ -7,8 +7,7 @@ import os
 import socket
 import sys
 
-from kabpf import cli
-from kabpf.faults import _fault
+from kabpf import cli, faults
 
 channel = socket.socket(fileno=os.dup(0))
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -25,7 +24,7 @@ while True:
         channel.detach()
         os.environ.clear()
         os.environ.update(environment)
-        _fault = environment.get("KABPF_FAULT")
+        faults._fault = environment.get("KABPF_FAULT")
         os.chdir(directory)
         sys.argv = ["kabpfctl", *arguments]
         sys.exit(cli.main())
