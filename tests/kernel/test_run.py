@@ -29,6 +29,8 @@ KABPFCTL = str(BIN / "kabpfctl")
 TRANSIENT = Path("/run/kabpf/transient.d")
 DEADLINE_S = 20
 
+others = set()  # what left() had before the test: of commands on a machine where kabpf is used
+
 
 def _idle(seconds):
     return UNTOUCHED | {"keepalive": 1, "idle": seconds}
@@ -48,6 +50,8 @@ def no_systemd(own_mounts):
 @pytest.fixture(autouse=True)
 def nothing_left_of_runs(nothing_left):
     """Fails the test whose commands leave a cgroup, a drop-in or a process."""
+    others.clear()
+    others.update(left())
     yield
     wait_until(lambda: not left(), "the end of everything", DEADLINE_S)
 
@@ -56,7 +60,7 @@ def left():
     """What there is of kabpfctl run: cgroups, files, watchers."""
     cgroups = [name for _, names, _ in os.walk(cgroup_root()) for name in names if "-run-" in name]
     files = list(TRANSIENT.iterdir()) if TRANSIENT.exists() else []
-    return [*cgroups, *files, *watchers()]
+    return [one for one in (*cgroups, *files, *watchers()) if one not in others]
 
 
 def watchers():
@@ -66,7 +70,7 @@ def watchers():
 
 def _found(command):
     found = subprocess.run(["pgrep", "-f", command], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+    return [pid for pid in map(int, found.stdout.split()) if pid not in others]
 
 
 class Runner(Peer):
