@@ -15,7 +15,7 @@ from machine import POLICY, Machine, Sockets, cgroup, in_force, policy_files, ti
 
 from kabpf.kernel import abi, dataplane
 from kabpf.kernel.libbpf import maps
-from kabpf.plan.state import Entry
+from kabpf.plan.state import CgroupEntry
 
 CONNECTIONS = 100_000
 REPEATS = 3
@@ -52,7 +52,7 @@ class Cgroup:
         with self._map() as entries:
             entries.update(self._key, abi.entry(entry))
 
-    def _read(self) -> Entry:
+    def _read(self) -> CgroupEntry:
         with self._map() as entries:
             return abi.read_entry(entries.look_up(self._key) or b"")
 

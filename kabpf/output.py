@@ -11,7 +11,7 @@ from typing import Any
 
 from kabpf.apply.reconcile import Resolution
 from kabpf.kernel.dataplane import Counters
-from kabpf.plan.state import Record
+from kabpf.plan.state import PolicyRecord
 from kabpf.policy.model import ON_SOCKETS, OPTIONS, Direction, Options, Policy, Range
 
 # Rich takes 1 ms a row.
@@ -89,7 +89,7 @@ def options_text(options: Options) -> str:
     return ", ".join(["keepalive on", *words, *_rarer(options)])
 
 
-def more_cell(record: Record) -> str:
+def more_cell(record: PolicyRecord) -> str:
     """What a policy says beyond OPTION_HEADS; - is nothing."""
     words = list(_rarer(record.options))
     if record.direction != Direction.BOTH:
@@ -105,7 +105,7 @@ def more_cell(record: Record) -> str:
     return ", ".join(words) or "-"
 
 
-def conditions_json(found: Record) -> dict[str, Any]:
+def conditions_json(found: PolicyRecord) -> dict[str, Any]:
     """What a policy says beyond its options."""
     return {
         "mode": str(found.mode),

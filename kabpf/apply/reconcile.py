@@ -16,7 +16,7 @@ from kabpf.kernel.loading import Loader
 from kabpf.plan import diff
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.resolve import resolve, resolve_one, with_attachments
-from kabpf.plan.state import Actual, Cgroup, Changes, Entry, Needs, Plan, Record, record
+from kabpf.plan.state import Actual, Cgroup, CgroupEntry, Changes, Needs, Plan, PolicyRecord, record
 from kabpf.policy import btf_required
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Policy
@@ -36,7 +36,7 @@ class Resolution:
     cgroups: dict[int, Cgroup]
     plan: Plan
     actual: Actual
-    wanted: dict[int, Record]  # what the policies make, by policy id
+    wanted: dict[int, PolicyRecord]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
 
 
@@ -127,7 +127,7 @@ def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, st
         Changes(
             {id: record(policy)},
             needs if needs != present else None,
-            cgroups={cgroup.id: Entry(entry.state, id)},
+            cgroups={cgroup.id: CgroupEntry(entry.state, id)},
         )
     )
     notes.keep_added(*stamps, policy, RUN)
@@ -222,7 +222,7 @@ def _look(
         visits = visits and loaded.updates_open_sockets
         if loaded.needs_pins_per_cgroup:
             desired = with_attachments(desired, cgroups)
-    wanted: dict[int, Record] = {}
+    wanted: dict[int, PolicyRecord] = {}
     try:
         wanted = diff.number(policies, actual.records, abi.POLICIES)
         changes = diff.diff(desired, actual, wanted, visits=visits)

@@ -110,7 +110,7 @@ def _rules(asked: Asked) -> Rules:
     if not asked.keepalive:
         return Rules(Options(keepalive=False))
     source = Source("run", 0)
-    draft = options.read({key: Node(text, key, source) for key, text in asked.options.items()})
+    draft = options.parse({key: Node(text, key, source) for key, text in asked.options.items()})
     try:
         return Rules(options.finish(draft, "this command")[0])
     except PolicyError as error:

@@ -29,7 +29,7 @@ from kabpf.kernel.loading import Loader
 from kabpf.policy import btf_required, files
 from kabpf.policy.model import Policy, warnings
 from kabpf.runtime import pidlock
-from kabpf.systemd.units import DIRECTORIES, look
+from kabpf.systemd.units import DIRECTORIES, unit_names
 
 PINNED = {
     Loader.BCC: set(bcc.PINNED),
@@ -50,7 +50,7 @@ class Here:
 
     @cached_property
     def machine(self) -> Machine:
-        return machine.look()
+        return machine.facts()
 
     @cached_property
     def tree(self) -> CgroupTree:
@@ -126,7 +126,7 @@ def _selectors(here: Here) -> Findings:
         for id, cgroup in resolution.cgroups.items()
     }
     covered = sum(1 for name in has.values() if name)
-    files_of_units = {kind: look(where) for kind, where in DIRECTORIES.items()}
+    files_of_units = {kind: unit_names(where) for kind, where in DIRECTORIES.items()}
     yield from policy_checks.selectors(here.read[0], has, files_of_units)
     yield ok(f"{covered} of {output.count(len(has), 'cgroup')} covered")
 
@@ -292,7 +292,7 @@ def _units(_: Here) -> Findings:
 
 def _neighbours(here: Here) -> Findings:
     """Programs of others on our hooks."""
-    yield from other_programs.findings(other_programs.look(here.tree, PINS), here.tree)
+    yield from other_programs.findings(other_programs.programs_on_hooks(here.tree, PINS), here.tree)
 
 
 def _of_machine(check: machine_checks.Check) -> Check:

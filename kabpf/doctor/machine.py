@@ -60,7 +60,7 @@ class Machine:
     sysctls: Mapping[str, str]
 
 
-def look() -> Machine:
+def facts() -> Machine:
     """The facts of this machine, as this process sees it; changes nothing."""
     release = os.uname().release
     has_btf = loading.BTF.exists()

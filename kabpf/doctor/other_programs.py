@@ -67,7 +67,7 @@ class Attached:
     ours: set[int]
 
 
-def look(tree: CgroupTree, pins: Path) -> list[Attached]:
+def programs_on_hooks(tree: CgroupTree, pins: Path) -> list[Attached]:
     """What is attached to the hooks, at the root of the tree and in the cgroups below."""
     below: list[dict[int, list[str]]] = [{} for _ in HOOKS]
     for cgroup in tree.cgroups()[1 : CGROUPS_MAX + 1]:

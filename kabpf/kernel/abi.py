@@ -9,7 +9,7 @@ import struct
 import sys
 from typing import Any, NamedTuple
 
-from kabpf.plan.state import BirthEntry, Entry, Record
+from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
 LAYOUT = 3
@@ -268,7 +268,7 @@ def _read_name(raw: bytes) -> str:
     return os.fsdecode(raw.rstrip(b"\0"))
 
 
-def entry(entry: Entry) -> bytes:
+def entry(entry: CgroupEntry) -> bytes:
     """A value of kabpf_cgroups."""
     was = (ctypes.c_uint32 * FORMER)(*entry.was)
     return bytes(CCgroup(entry.state, entry.policy_id, entry.owed, was))
@@ -278,10 +278,10 @@ _POLICY_ID = struct.Struct("=I")
 _CGROUP = struct.Struct(f"=QII{FORMER}I")
 
 
-def read_entry(raw: bytes) -> Entry:
+def read_entry(raw: bytes) -> CgroupEntry:
     """The entry in a value of kabpf_cgroups."""
     state, policy_id, owed, *was = _CGROUP.unpack(raw)
-    return Entry(state, policy_id, bool(owed), tuple(filter(None, was)))
+    return CgroupEntry(state, policy_id, bool(owed), tuple(filter(None, was)))
 
 
 def read_policy_id(raw: bytes) -> int:
@@ -298,7 +298,7 @@ def options(options: Options) -> COptions:
     return given
 
 
-def policy(record: Record) -> bytes:
+def policy(record: PolicyRecord) -> bytes:
     """A value of kabpf_policies."""
     flags = DIRECTIONS[record.direction]
     flags |= LOOPBACK if record.loopback else 0
@@ -312,10 +312,10 @@ def policy(record: Record) -> bytes:
     return bytes(CPolicy(options(record.options), mode, flags, record.digest, record.name.encode()))
 
 
-def read_policy(raw: bytes) -> Record:
+def read_policy(raw: bytes) -> PolicyRecord:
     """The record in a value of kabpf_policies, without its destinations."""
     found = CPolicy.from_buffer_copy(raw)
-    return Record(
+    return PolicyRecord(
         found.name.decode(),
         _read_options(found.options),
         next(mode for mode, number in MODES.items() if number == found.mode),

@@ -36,7 +36,7 @@ from kabpf.kernel.abi import (
 )
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.libbpf import buffers, links, maps, programs
-from kabpf.plan.state import Actual, Changes, Entry, Needs, Record
+from kabpf.plan.state import Actual, CgroupEntry, Changes, Needs, PolicyRecord
 from kabpf.policy import destinations
 from kabpf.policy.model import Policy
 
@@ -178,7 +178,7 @@ class Dataplane:
             self.needs(),
         )
 
-    def records(self) -> dict[int, Record]:
+    def records(self) -> dict[int, PolicyRecord]:
         """The policies that are in the kernel, by their ids."""
         return {
             abi.number(key): abi.read_policy(value)
@@ -191,7 +191,7 @@ class Dataplane:
         entries = ((abi.number(key), value) for key, value in self._policies.items())
         return next((id for id, value in entries if id and not value[CPolicy.name.offset]), None)
 
-    def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
+    def entries(self, ids: Iterable[int]) -> dict[int, CgroupEntry]:
         """What the kernel has for these cgroups; those that are gone are left out."""
         found = {id: self._cgroups.look_up(abi.key(id, 8)) for id in ids}
         return {id: abi.read_entry(value) for id, value in found.items() if value}
@@ -269,7 +269,7 @@ class Dataplane:
             if changes.stale_records:
                 self._forget_destinations(changes.stale_records)
 
-    def correct(self, entries: dict[int, Entry]) -> None:
+    def correct(self, entries: dict[int, CgroupEntry]) -> None:
         """Write the entries of cgroups that are there still."""
         for id, entry in entries.items():
             self._cgroups.replace(abi.key(id, 8), abi.entry(entry))
@@ -356,7 +356,7 @@ class Dataplane:
             fault_point("unlink kabpf_setsockopt")
             link.unlink(missing_ok=True)
 
-    def _write_records(self, records: dict[int, Record]) -> None:
+    def _write_records(self, records: dict[int, PolicyRecord]) -> None:
         if not records:
             return
         self._forget_destinations(records)
@@ -368,7 +368,7 @@ class Dataplane:
             self._write_destinations(id, record)
             self._policies.update(abi.key(id), abi.policy(record))
 
-    def _write_destinations(self, id: int, record: Record) -> None:
+    def _write_destinations(self, id: int, record: PolicyRecord) -> None:
         table = destinations.table(record.destinations)
         for network, node in table.nodes.items():
             address = (ctypes.c_uint8 * 16)(*network.network_address.packed)

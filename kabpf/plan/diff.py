@@ -9,11 +9,11 @@ from kabpf.plan.state import (
     FORMER_MAX,
     Actual,
     BirthEntry,
+    CgroupEntry,
     Changes,
-    Entry,
     Needs,
     Plan,
-    Record,
+    PolicyRecord,
     Resolved,
     record,
 )
@@ -24,7 +24,9 @@ class TooManyError(Exception):
     """More policies than the kernel's table has slots."""
 
 
-def number(policies: Iterable[Policy], records: dict[int, Record], limit: int) -> dict[int, Record]:
+def number(
+    policies: Iterable[Policy], records: dict[int, PolicyRecord], limit: int
+) -> dict[int, PolicyRecord]:
     """The record of each policy under an id below `limit`: the one it has, or a free one.
 
     Raises TooManyError where there are not enough.
@@ -37,7 +39,9 @@ def number(policies: Iterable[Policy], records: dict[int, Record], limit: int) -
         raise TooManyError from None
 
 
-def diff(plan: Plan, actual: Actual, wanted: dict[int, Record], *, visits: bool = True) -> Changes:
+def diff(
+    plan: Plan, actual: Actual, wanted: dict[int, PolicyRecord], *, visits: bool = True
+) -> Changes:
     """What brings `actual` to `plan`, whose records are `wanted`; without `visits` open
     sockets stay owed.
 
@@ -106,12 +110,12 @@ def forget_former(actual: Actual) -> Changes:
 def changed_entries(
     plan: Plan,
     desired: Mapping[int, Resolved],
-    now: Mapping[int, Entry],
-    records: Mapping[int, Record],
+    now: Mapping[int, CgroupEntry],
+    records: Mapping[int, PolicyRecord],
     ids: Mapping[str, int],
     *,
     new: bool = False,
-) -> dict[int, Entry]:
+) -> dict[int, CgroupEntry]:
     """The entries that differ from what is wanted, as they should be; `ids` are the policies' by
     name, `records` all that are in the kernel.
 
@@ -129,13 +133,15 @@ def changed_entries(
         else:
             record = records.get(policy_id)
             owed = record is not None and record.acts and (new or record.existing)
-            entry = Entry(state, policy_id, owed, _former(before, records))
+            entry = CgroupEntry(state, policy_id, owed, _former(before, records))
         if entry != before:
             changed[id] = entry
     return changed
 
 
-def settled(entries: Mapping[int, Entry], records: Mapping[int, Record]) -> dict[int, Entry]:
+def settled(
+    entries: Mapping[int, CgroupEntry], records: Mapping[int, PolicyRecord]
+) -> dict[int, CgroupEntry]:
     """The entries after their open sockets were visited: a former policy is forgotten once no
     socket can have a value from it."""
     return {
@@ -149,7 +155,7 @@ def settled(entries: Mapping[int, Entry], records: Mapping[int, Record]) -> dict
     }
 
 
-def policy_ids(wanted: Mapping[int, Record]) -> dict[str, int]:
+def policy_ids(wanted: Mapping[int, PolicyRecord]) -> dict[str, int]:
     """The ids of these records by their policies' names."""
     return {record.name: id for id, record in wanted.items()}
 
@@ -158,7 +164,9 @@ def _id(ids: Mapping[str, int], policy: Policy | None) -> int:
     return ids[policy.name] if policy else 0
 
 
-def _unused(actual: Actual, entries: Iterable[Entry], wanted: Iterable[int]) -> tuple[int, ...]:
+def _unused(
+    actual: Actual, entries: Iterable[CgroupEntry], wanted: Iterable[int]
+) -> tuple[int, ...]:
     """The records that no birth, none of these entries, and nothing wanted refers to."""
     used = {id for entry in entries for id in (entry.policy_id, *entry.was)}
     used |= {birth.policy_id for birth in actual.births.values()}
@@ -169,7 +177,7 @@ def _birth_entry(birth: Birth, ids: Mapping[str, int]) -> BirthEntry:
     return BirthEntry(birth.state, _id(ids, birth.policy), birth.ask, birth.strength)
 
 
-def _former(before: Entry | None, records: Mapping[int, Record]) -> tuple[int, ...]:
+def _former(before: CgroupEntry | None, records: Mapping[int, PolicyRecord]) -> tuple[int, ...]:
     if before is None:
         return ()
     # A policy that comes back is its own former one.
@@ -177,7 +185,7 @@ def _former(before: Entry | None, records: Mapping[int, Record]) -> tuple[int, .
     return tuple(id for id in ids if id and records[id].acts)[:FORMER_MAX]
 
 
-def _replaces(record: Record, former: Record) -> bool:
+def _replaces(record: PolicyRecord, former: PolicyRecord) -> bool:
     """Whether every value that `former` may have set is another one's after a visit by `record`."""
     return (
         record.is_plain

@@ -25,7 +25,7 @@ class Cgroup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Record:
+class PolicyRecord:
     """A policy as the kernel has it. It never changes: other options make another record.
 
     What it says of destinations is told apart by a digest, 0 for none, because the kernel's tables
@@ -60,7 +60,7 @@ class Resolved(NamedTuple):
     policy: Policy | None
 
 
-class Entry(NamedTuple):
+class CgroupEntry(NamedTuple):
     """What the kernel has for a cgroup, as kabpf_cgroup in kabpf.h says; 0 is no policy."""
 
     state: int
@@ -126,9 +126,9 @@ class Plan:
 class Actual:
     """What is in the kernel."""
 
-    records: dict[int, Record] = field(default_factory=dict)
+    records: dict[int, PolicyRecord] = field(default_factory=dict)
     births: dict[Step, BirthEntry] = field(default_factory=dict)
-    cgroups: dict[int, Entry] = field(default_factory=dict)
+    cgroups: dict[int, CgroupEntry] = field(default_factory=dict)
     needs: Needs = field(default_factory=Needs)
     attachments: dict[int, bool | None] = field(default_factory=dict)  # None: one half of it
 
@@ -138,11 +138,11 @@ class Changes:
     """What to write, in this order: what is new comes before whatever refers to it, and what is
     stale goes when nothing refers to it any more."""
 
-    records: dict[int, Record] = field(default_factory=dict)
+    records: dict[int, PolicyRecord] = field(default_factory=dict)
     needs: Needs | None = None
     births: dict[Step, BirthEntry] = field(default_factory=dict)
-    cgroups: dict[int, Entry] = field(default_factory=dict)
-    retrofits: dict[int, Entry] = field(default_factory=dict)  # as they are once it is done
+    cgroups: dict[int, CgroupEntry] = field(default_factory=dict)
+    retrofits: dict[int, CgroupEntry] = field(default_factory=dict)  # as they are once it is done
     attachments: dict[int, bool] = field(default_factory=dict)
     stale_attachments: tuple[int, ...] = ()
     stale_births: tuple[Step, ...] = ()
@@ -153,10 +153,10 @@ class Changes:
         return self.needs is not None or any(vars(self).values())
 
 
-def record(policy: Policy) -> Record:
+def record(policy: Policy) -> PolicyRecord:
     """The record that a policy makes."""
     rules = policy.rules
-    return Record(
+    return PolicyRecord(
         policy.name,
         rules.options,
         rules.mode,

@@ -63,7 +63,7 @@ class Contradiction(NamedTuple):
         return self.node.at(self.what.format(whose=whose))
 
 
-def read(keys: Mapping[str, Node], note: str = "") -> Draft:
+def parse(keys: Mapping[str, Node], note: str = "") -> Draft:
     """The options among `keys`; the note goes before those of presets."""
     preset = _preset(keys["preset"]) if "preset" in keys else None
     found: dict[str, Given[Any]] = {}
@@ -144,7 +144,7 @@ def contradictions(draft: Draft, options: Options) -> Iterator[Contradiction]:
 def check(key: str, text: str) -> None:
     """Raise PolicyError, which names the value alone, unless it is one of this option."""
     try:
-        read({key: Node(text, key, Source("", 0))})
+        parse({key: Node(text, key, Source("", 0))})
     except PolicyError as error:
         raise PolicyError(str(error).removeprefix(f":0: {key}: ")) from None
 

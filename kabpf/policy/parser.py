@@ -82,7 +82,7 @@ class PolicyFile:
 def parse(content: bytes, path: str) -> PolicyFile:
     """Check the text of one file. `path` names it in messages, and a policy without a name."""
     try:
-        root = yaml.read(content.decode(), path)
+        root = yaml.parse(content.decode(), path)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise PolicyError(f"{path}:{line}: not UTF-8, expected UTF-8 text") from None
@@ -102,12 +102,12 @@ def parse(content: bytes, path: str) -> PolicyFile:
         return PolicyFile(options.NOTHING, (policy,))
     defaults = options.NOTHING
     if "defaults" in top:
-        defaults = options.read(top["defaults"].mapping(options.KEYS), "defaults")
+        defaults = options.parse(top["defaults"].mapping(options.KEYS), "defaults")
     named = top["policies"].named("names with their policies") if "policies" in top else {}
     return PolicyFile(
         defaults,
         tuple(_policy(node, _name(node, name), ()) for name, node in named.items()),
-        user_limits.read(top["users"]) if "users" in top else None,
+        user_limits.parse(top["users"]) if "users" in top else None,
     )
 
 
@@ -199,7 +199,7 @@ def _policy(
     keys = node.mapping(known)
     if "keepalive" not in keys:
         raise node.error(f"no keepalive, expected {KEEPALIVE}")
-    selected = selectors.read(keys["select"]) if "select" in keys else fallback
+    selected = selectors.parse(keys["select"]) if "select" in keys else fallback
     if not selected:
         raise node.error(
             "no select, expected a list of selectors or a file named after a unit"
@@ -208,7 +208,7 @@ def _policy(
     draft = options.NOTHING
     if isinstance(keys["keepalive"].value, dict):
         on = True
-        draft = options.read(keys["keepalive"].mapping(options.KEYS))
+        draft = options.parse(keys["keepalive"].mapping(options.KEYS))
     else:
         on = _choice(keys, "keepalive", ("on", "off"), KEEPALIVE) == "on"
     rules = Rules(
@@ -280,7 +280,7 @@ def _destination(node: Node) -> DestinationDraft:
         _network(keys["to"]),
         _ports(keys["ports"]) if "ports" in keys else (),
         _choice(keys, "keepalive", ("on", "off")) == "on",
-        options.read(given),
+        options.parse(given),
     )
 
 

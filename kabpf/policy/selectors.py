@@ -16,7 +16,7 @@ UNIT_TYPES = (
 )  # fmt: skip
 
 
-def read(node: Node) -> tuple[Selector, ...]:
+def parse(node: Node) -> tuple[Selector, ...]:
     """The selectors of a list."""
     items = node.items("a list such as [{unit: nginx.service}]")
     return tuple(_selector(item) for item in items)

@@ -26,7 +26,7 @@ class Users:
 ANY = Users()
 
 
-def read(node: Node) -> Users:
+def parse(node: Node) -> Users:
     """What stands under `users`."""
     source = str(node.source)
     if not isinstance(node.value, dict):
@@ -34,7 +34,7 @@ def read(node: Node) -> Users:
             raise node.expected(EXPECTED)
         return Users(node.value == "on", source=source)
     keys = node.mapping(KEYS)
-    draft = options.read(keys)
+    draft = options.parse(keys)
     bounds: dict[str, Range] = {}
     for key in keys:
         value = getattr(draft, key).value

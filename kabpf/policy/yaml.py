@@ -92,7 +92,7 @@ class Node:
         return self.value
 
 
-def read(text: str, path: str) -> Node | None:
+def parse(text: str, path: str) -> Node | None:
     """The document of `text`, or None if it is empty; `path` names it in messages."""
     return _Tree(text, path).build()
 

@@ -210,7 +210,7 @@ def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
             raise CallError.of_service("InvalidParameter", parameter=key) from None
         if ".." in word:
             raise CallError.of_service("InvalidParameter", parameter=key)
-    draft = options.read({key: Node(word, key, Source("", 0)) for key, word in words.items()})
+    draft = options.parse({key: Node(word, key, Source("", 0)) for key, word in words.items()})
     try:
         found, _ = options.finish(options.over(draft, defaults), "the request")
     except PolicyError as error:

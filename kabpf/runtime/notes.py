@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kabpf.kernel import abi
-from kabpf.plan.state import FORMER_MAX, Actual, Changes, Entry, Record
+from kabpf.plan.state import FORMER_MAX, Actual, CgroupEntry, Changes, PolicyRecord
 from kabpf.policy.model import Policy
 
 FORMER, APPLIED = "former.json", "applied.json"
@@ -123,16 +123,16 @@ def _policy_id(text: str) -> int:
     return id
 
 
-def _record(raw: str) -> Record:
+def _record(raw: str) -> PolicyRecord:
     record = abi.read_policy(bytes.fromhex(raw))
     if not record.name:
         raise ValueError("a record without a name")
     return record
 
 
-def _former(was: list[int], records: dict[int, Record]) -> Entry:
+def _former(was: list[int], records: dict[int, PolicyRecord]) -> CgroupEntry:
     known = [int(id) for id in was if id in records]
-    return Entry(0, 0, False, tuple(known[:FORMER_MAX]))
+    return CgroupEntry(0, 0, False, tuple(known[:FORMER_MAX]))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kabpf.policy.yaml import Source
-from kabpf.systemd.units import look
+from kabpf.systemd.units import unit_names
 
 SERVICE = ".service"
 SIZE_MAX = 1 << 20
@@ -74,7 +74,7 @@ class Services:
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = directories
-        self._real = look(directories)
+        self._real = unit_names(directories)
 
     def names(self) -> list[str]:
         """Services, templates, instances, and beginnings of names (`foo-.service`), that have a

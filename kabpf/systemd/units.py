@@ -35,7 +35,7 @@ DIRECTORIES = {
 }
 
 
-def look(directories: Iterable[str | Path]) -> dict[str, str]:
+def unit_names(directories: Iterable[str | Path]) -> dict[str, str]:
     """The names of the units in these directories, the strongest first, with the names that they
     really have: a link is an alias, or with /dev/null a mask."""
     found: dict[str, str] = {}

@@ -299,5 +299,5 @@ def test_retries_as_time(retries: str, seconds: int | None) -> None:
 
 def test_this_machine_is_looked_at_without_failing() -> None:
     """Whatever is missing here, every check has its findings."""
-    here = machine.look()
+    here = machine.facts()
     assert all(list(check(here)) for check in machine_checks.CHECKS.values())

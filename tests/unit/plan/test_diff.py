@@ -17,7 +17,17 @@ from plans import BIRTHS, POLICIES, Files, Policies, policies_of, read, spelled,
 from kabpf.plan import diff
 from kabpf.plan.automaton import ANYWHERE, UNKNOWN, Automaton
 from kabpf.plan.resolve import resolve
-from kabpf.plan.state import Actual, BirthEntry, Cgroup, Changes, Entry, Needs, Plan, Record, record
+from kabpf.plan.state import (
+    Actual,
+    BirthEntry,
+    Cgroup,
+    CgroupEntry,
+    Changes,
+    Needs,
+    Plan,
+    PolicyRecord,
+    record,
+)
 from kabpf.policy import files, parser
 from kabpf.policy.files import Directories
 from kabpf.policy.model import Options, Range
@@ -44,7 +54,7 @@ def test_first_plan_is_written_once() -> None:
         {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b", "/c"]), Actual()
     )
     changes = diff.diff(desired, Actual(), wanted)
-    assert changes.records == {1: Record("a", idle(5))}
+    assert changes.records == {1: PolicyRecord("a", idle(5))}
     assert changes.births.keys() == desired.births.keys()
     assert changes.cgroups.keys() == desired.cgroups.keys()
     assert [changes.cgroups[id].policy_id for id in (1, 2, 3, 4)] == [0, 1, 1, 0]
@@ -59,7 +69,7 @@ def test_no_changes_are_false() -> None:
     """Changes are true if anything is to be written, whatever it is."""
     assert not Changes()
     assert Changes(stale_records=(1,))
-    assert Changes(retrofits={1: Entry(1, 1)})
+    assert Changes(retrofits={1: CgroupEntry(1, 1)})
     assert Changes(needs=Needs())
 
 
@@ -69,7 +79,7 @@ def test_changed_options_are_owed_to_open_sockets() -> None:
     before = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b"]))
     desired, wanted = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a/b"]), before)
     changes = diff.diff(desired, before, wanted)
-    assert changes.records == {2: Record("a", idle(6))}
+    assert changes.records == {2: PolicyRecord("a", idle(6))}
     assert policies_and_debts(changes.cgroups) == {2: (2, (1,), True), 3: (2, (1,), True)}
     assert changes.retrofits == settled(changes.cgroups)
     assert changes.stale_records == ()
@@ -89,7 +99,7 @@ def test_lifted_policy_is_remembered_for_its_sockets(off: bool) -> None:
     actual = reconciled(actual, {"a": ({"cgroup": "/a"}, "off")} if off else {}, tree(["/a"]))
     lifted = actual.cgroups[2]
     assert (bool(lifted.policy_id), lifted.was, lifted.owed) == (off, (1,), False)
-    assert actual.records[1] == Record("a", idle(5))
+    assert actual.records[1] == PolicyRecord("a", idle(5))
     desired, wanted = planned({"b": ({"cgroup": "/a"}, {"idle": 7})}, tree(["/a"]), actual)
     changes = diff.diff(desired, actual, wanted)
     assert changes.cgroups[2].was == (1,)
@@ -192,7 +202,7 @@ def test_existing_says_nothing_about_younger_cgroups() -> None:
     was born under it are visited."""
     one = {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5}, "existing": "false"}
     desired, wanted = planned_policies({"a": one}, tree(["/a"]))
-    born = {2: Entry(desired.cgroups[2].state, 0)}
+    born = {2: CgroupEntry(desired.cgroups[2].state, 0)}
     for new in (False, True):
         changed = diff.changed_entries(
             desired, {2: desired.cgroups[2]}, born, wanted, diff.policy_ids(wanted), new=new
@@ -262,8 +272,8 @@ def test_interrupted_apply_is_completed_first() -> None:
     """Entries that still owe their sockets a visit come before any other change, as they are: they
     name the policies between which the sockets are."""
     actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a", "/b"]))
-    owed = Entry(actual.cgroups[2].state, 1, True, (9,))
-    former = {9: Record("was", idle(4))}
+    owed = CgroupEntry(actual.cgroups[2].state, 1, True, (9,))
+    former = {9: PolicyRecord("was", idle(4))}
     actual = replace(actual, records=actual.records | former, cgroups=actual.cgroups | {2: owed})
     desired, wanted = planned({"b": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
     assert diff.diff(desired, actual, wanted) == Changes(retrofits=settled({2: owed}))
@@ -306,7 +316,7 @@ def test_unrelated_unit_changes_only_its_own_births() -> None:
         step: BirthEntry(ANYWHERE, 3, False, desired.births[step].strength)
         for step in ((ANYWHERE, "x.service"), (ANYWHERE, "x.socket"))
     }
-    records = {3: Record("x", idle(7))}
+    records = {3: PolicyRecord("x", idle(7))}
     assert diff.diff(desired, actual, wanted) == Changes(records=records, births=births)
 
 
@@ -326,7 +336,7 @@ def test_unrelated_path_changes_only_its_ancestors() -> None:
 
 def test_number_keeps_ids_and_fills_gaps() -> None:
     """A record keeps its id, whatever its selectors; a new one gets a free id; 0 is none's."""
-    a, b, c = (Record(name, Options()) for name in "abc")
+    a, b, c = (PolicyRecord(name, Options()) for name in "abc")
     policies = policies_of({"c": ({"cgroup": "/"}, "on"), "a": ({"cgroup": "/new"}, "on")})
     assert diff.number(policies, {1: b, 3: a}, POLICIES) == {2: c, 3: a}
 
@@ -346,7 +356,7 @@ def test_too_many_policies_are_an_error() -> None:
     with pytest.raises(diff.TooManyError):
         diff.number(policies, {}, 3)
     with pytest.raises(diff.TooManyError):
-        diff.number(policies, {2: Record("old", Options())}, 4)
+        diff.number(policies, {2: PolicyRecord("old", Options())}, 4)
 
 
 def test_state_without_room_is_written_as_unknown() -> None:
@@ -429,10 +439,10 @@ def bear(actual: Actual, cgroups: list[Cgroup], seed: int) -> None:
     policy_id = found.policy_id if found and found.policy_id else above.policy_id
     id = 100 + len(cgroups)
     cgroups.append(Cgroup(id, parent.id, path))
-    actual.cgroups[id] = Entry(state, policy_id)
+    actual.cgroups[id] = CgroupEntry(state, policy_id)
 
 
-def settled(entries: dict[int, Entry]) -> dict[int, Entry]:
+def settled(entries: dict[int, CgroupEntry]) -> dict[int, CgroupEntry]:
     """Entries whose sockets were visited, with nothing left of a former policy."""
     return {id: entry._replace(owed=False, was=()) for id, entry in entries.items()}
 
@@ -441,7 +451,9 @@ def idle(seconds: int) -> Options:
     return Options(idle_s=Range.exactly(seconds))
 
 
-def policies_and_debts(entries: dict[int, Entry]) -> dict[int, tuple[int, tuple[int, ...], bool]]:
+def policies_and_debts(
+    entries: dict[int, CgroupEntry],
+) -> dict[int, tuple[int, tuple[int, ...], bool]]:
     return {id: (entry.policy_id, entry.was, entry.owed) for id, entry in entries.items()}
 
 
@@ -476,7 +488,9 @@ def reconciled(actual: Actual, named: Files, cgroups: list[Cgroup]) -> Actual:
     return brought(actual, spelled(named), cgroups)
 
 
-def planned(named: Files, cgroups: list[Cgroup], actual: Actual) -> tuple[Plan, dict[int, Record]]:
+def planned(
+    named: Files, cgroups: list[Cgroup], actual: Actual
+) -> tuple[Plan, dict[int, PolicyRecord]]:
     return planned_policies(spelled(named), cgroups, actual)
 
 
@@ -491,7 +505,7 @@ def brought(actual: Actual, named: Policies, cgroups: list[Cgroup]) -> Actual:
 
 def planned_policies(
     named: Policies, cgroups: list[Cgroup], actual: Actual | None = None
-) -> tuple[Plan, dict[int, Record]]:
+) -> tuple[Plan, dict[int, PolicyRecord]]:
     policies = read(named)
     desired = resolve(policies, Automaton(policies), cgroups, BIRTHS)
     return desired, diff.number(policies, actual.records if actual else {}, POLICIES)

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from kabpf.kernel import abi
-from kabpf.plan.state import FORMER_MAX, Actual, Changes, Entry, Record
+from kabpf.plan.state import FORMER_MAX, Actual, CgroupEntry, Changes, PolicyRecord
 from kabpf.policy.model import Options, Range
 from kabpf.runtime import notes
 from kabpf.runtime.notes import APPLIED, FORMER, Applied
 
 
 def _record(name, idle):
-    return Record(name, Options(idle_s=Range(idle, idle)))
+    return PolicyRecord(name, Options(idle_s=Range(idle, idle)))
 
 
 RECORDS = {id: _record(f"p{id}", 60 + id) for id in range(1, 7)}
@@ -21,23 +21,27 @@ EVERYTHING = range(1, 1000)
 
 def test_former_policies_are_read_back(tmp_path):
     """Each cgroup has its policy and the former ones of it, the latest first."""
-    actual = Actual(records=RECORDS, cgroups={7: Entry(3, 2, False, (1,)), 8: Entry(3, 0)})
+    actual = Actual(
+        records=RECORDS, cgroups={7: CgroupEntry(3, 2, False, (1,)), 8: CgroupEntry(3, 0)}
+    )
     notes.keep_former(actual, tmp_path)
     kept = notes.former(EVERYTHING, tmp_path)
     assert kept.records == {1: RECORDS[1], 2: RECORDS[2]}
-    assert kept.cgroups == {7: Entry(0, 0, False, (2, 1))}
+    assert kept.cgroups == {7: CgroupEntry(0, 0, False, (2, 1))}
 
 
 def test_former_policies_of_cgroups_that_are_gone_are_left_out(tmp_path):
     """Only cgroups that are there have entries."""
-    notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 2), 8: Entry(3, 2)}), tmp_path)
-    assert notes.former({8}, tmp_path).cgroups == {8: Entry(0, 0, False, (2,))}
+    notes.keep_former(
+        Actual(records=RECORDS, cgroups={7: CgroupEntry(3, 2), 8: CgroupEntry(3, 2)}), tmp_path
+    )
+    assert notes.former({8}, tmp_path).cgroups == {8: CgroupEntry(0, 0, False, (2,))}
 
 
 def test_no_more_former_policies_are_kept_than_the_kernel_has_room_for(tmp_path):
     """A cgroup's policy and as many former ones are more by one: the oldest goes."""
     was = tuple(range(1, FORMER_MAX + 1))
-    notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 6, False, was)}), tmp_path)
+    notes.keep_former(Actual(records=RECORDS, cgroups={7: CgroupEntry(3, 6, False, was)}), tmp_path)
     (entry,) = notes.former(EVERYTHING, tmp_path).cgroups.values()
     assert entry.was == (6, *was[:-1])
     assert abi.read_entry(abi.entry(entry)) == entry
@@ -45,7 +49,7 @@ def test_no_more_former_policies_are_kept_than_the_kernel_has_room_for(tmp_path)
 
 def test_what_was_forgotten_is_not_read_back(tmp_path):
     """Once the kernel has it again the file is gone, and it may be gone before."""
-    notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 2)}), tmp_path)
+    notes.keep_former(Actual(records=RECORDS, cgroups={7: CgroupEntry(3, 2)}), tmp_path)
     notes.forget_former(tmp_path)
     notes.forget_former(tmp_path)
     assert notes.former(EVERYTHING, tmp_path) == Changes()
@@ -149,7 +153,7 @@ def test_damaged_notes_of_what_was_applied_count_as_none(tmp_path, content):
 def test_directory_in_the_place_of_a_note_is_none(tmp_path, name):
     """What can't be read or replaced is left alone."""
     (tmp_path / name).mkdir()
-    notes.keep_former(Actual(records=RECORDS, cgroups={7: Entry(3, 2)}), tmp_path)
+    notes.keep_former(Actual(records=RECORDS, cgroups={7: CgroupEntry(3, 2)}), tmp_path)
     notes.keep_applied(Applied("stamp", False, {}), tmp_path)
     notes.forget_former(tmp_path)
     assert notes.former(EVERYTHING, tmp_path) == Changes()

@@ -18,7 +18,7 @@ def test_unit_files_with_their_real_names(tmp_path: Path) -> None:
     (strong / "mysql.service").symlink_to(weak / "mariadb.service")
     (strong / "old.service").symlink_to("/dev/null")
     (strong / "nginx.service.d").mkdir()
-    assert units.look((strong, weak, tmp_path / "none")) == {
+    assert units.unit_names((strong, weak, tmp_path / "none")) == {
         "mariadb.service": "mariadb.service",
         "mysql.service": "mariadb.service",
         "nginx.service": "nginx.service",
