@@ -11,6 +11,7 @@ from kabpf.apply import retrofit
 from kabpf.errors import RefusedError, UnvisitedError
 from kabpf.kernel import abi, loading
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.crash_recovery import complete
 from kabpf.kernel.dataplane import PINS, Born, Dataplane
 from kabpf.kernel.loading import Loader
 from kabpf.plan import diff
@@ -73,7 +74,7 @@ def open_or_load(
 
 def lift(tree: CgroupTree, run: Path = RUN) -> None:
     """Take everything out of the kernel; sockets keep their options. The caller holds the lock."""
-    loading.complete(PINS)
+    complete(PINS)
     with suppress(RefusedError), Dataplane(PINS, tree, any_build=True) as loaded:
         notes.keep_former(loaded.actual(), run)
     loading.lift(PINS)

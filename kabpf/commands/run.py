@@ -23,6 +23,7 @@ from kabpf.errors import CommandError, PolicyError, RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.crash_recovery import is_interrupted
 from kabpf.kernel.dataplane import PINS
 from kabpf.migration import variables
 from kabpf.migration.variables import Asked
@@ -218,7 +219,7 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None
 
 def _added(tree: CgroupTree, cgroup: Cgroup, policy: Policy, before: str) -> bool:
     """Put it in force without a look at anything else; False where that is not enough."""
-    if loading.is_interrupted(PINS):
+    if is_interrupted(PINS):
         return False
     try:
         loaded = loading.open_if_loaded(PINS, tree)

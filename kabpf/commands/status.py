@@ -11,6 +11,7 @@ from typing import Any
 from kabpf import output
 from kabpf.apply.drift import compare
 from kabpf.kernel import cgroups, dataplane, loading, mountinfo
+from kabpf.kernel.crash_recovery import is_interrupted
 from kabpf.kernel.loading import Loader
 from kabpf.plan.state import Needs
 from kabpf.policy.model import options_json
@@ -35,7 +36,7 @@ def status(arguments: argparse.Namespace) -> int:
     pid = pidlock.running()
     result: dict[str, Any] = {
         "loaded": loaded is not None,
-        "interrupted": loading.is_interrupted(dataplane.PINS),
+        "interrupted": is_interrupted(dataplane.PINS),
         "cgroup2": str(tree.mount),
         "pins": str(dataplane.PINS),
         "loader": str(loading.loader(dataplane.PINS)),

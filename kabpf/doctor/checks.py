@@ -23,6 +23,7 @@ from kabpf.doctor.machine import Machine
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnsupportedError
 from kabpf.kernel import abi, bcc, cgroups, dataplane, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.crash_recovery import is_interrupted
 from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.kernel.libbpf import links
 from kabpf.kernel.loading import Loader
@@ -142,7 +143,7 @@ def _fallbacks(here: Here) -> Findings:
 
 def _pins(here: Here) -> Findings:
     """Whether the data plane is in force and whole."""
-    if loading.is_interrupted(PINS):
+    if is_interrupted(PINS):
         yield warning(f"an interrupted command left pins beside {PINS}", "kabpfctl apply")
     if not PINS.exists():
         if files.paths(files.SYSTEM):

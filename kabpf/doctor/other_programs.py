@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from kabpf.doctor.findings import Findings, error, listed, note, ok, warning
 from kabpf.errors import RefusedError
-from kabpf.kernel import loading
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.crash_recovery import directories
 from kabpf.kernel.dataplane import (
     SETSOCKOPT,
     SETSOCKOPT_PROGRAM,
@@ -148,7 +148,7 @@ def _others(found: Attached, tree: CgroupTree) -> Findings:
 
 def _ours(hook: _Hook, pins: Path) -> set[int]:
     found = set()
-    for directory in loading.directories(pins):
+    for directory in directories(pins):
         with contextlib.suppress(RefusedError):
             found.add(links.link_program(str(directory / hook.pin)))
         with contextlib.suppress(RefusedError):

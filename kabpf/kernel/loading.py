@@ -1,12 +1,6 @@
 """Puts the data plane into the kernel, replaces it by another version's, and takes it out.
 
-All state is in the pins below one directory of a BPF file system. The directory appears complete,
-and so it disappears; a process that dies meanwhile leaves the old state or the new, and what the
-next one has to do can be seen:
-
-    kabpf        in force
-    kabpf-new    being built; in force from the moment in which the link works with its maps
-    kabpf-old    on its way out
+It is built and pinned beside what is there, and published by a rename (crash_recovery).
 """
 
 from __future__ import annotations
@@ -25,6 +19,16 @@ from kabpf.kernel import abi, bcc, capabilities, dataplane, syscalls
 from kabpf.kernel.abi import LAYOUT, CConstants, CTotals
 from kabpf.kernel.bcc import Fallback
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.crash_recovery import (
+    WRITABLE,
+    complete,
+    is_in_force,
+    lifted_of,
+    publish,
+    rename,
+    staging_of,
+    unpin,
+)
 from kabpf.kernel.dataplane import (
     CHANNELS,
     MAPS,
@@ -39,8 +43,6 @@ from kabpf.kernel.libbpf import buffers, library, links, objects
 from kabpf.kernel.mountinfo import own_mounts
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-
-WRITABLE = "expected a BPF file system that can be written to"
 
 
 class Loader(StrEnum):
@@ -112,69 +114,13 @@ def kind(pins: Path) -> type[Dataplane]:
     return _KINDS[loader(pins)]
 
 
-def complete(pins: Path) -> None:
-    """Complete what a process that died had begun. The caller holds the lock."""
-    staging = _staging(pins)
-    if staging.exists() and _is_in_force(staging):
-        _publish(pins)
-    for leftover in (staging, _lifted(pins)):
-        _unpin(leftover)
-
-
-def is_interrupted(pins: Path) -> bool:
-    """Whether a process died while it loaded or lifted, and left pins that may be in force."""
-    return _staging(pins).exists() or _lifted(pins).exists()
-
-
 def lift(pins: Path) -> None:
     """Detach and unpin everything that `complete` has left; sockets keep their options. The caller
     holds the lock."""
     if pins.exists():
         fault_point("rename the pins")
-        _rename(pins, _lifted(pins))
-        _unpin(_lifted(pins))
-
-
-def directories(pins: Path) -> tuple[Path, ...]:
-    """Where pins may be: in force, being built, and on their way out."""
-    return pins, _staging(pins), _lifted(pins)
-
-
-def _staging(pins: Path) -> Path:
-    return pins.with_name(f"{pins.name}-new")
-
-
-def _lifted(pins: Path) -> Path:
-    return pins.with_name(f"{pins.name}-old")
-
-
-def _unpin(directory: Path) -> None:
-    if not directory.exists():
-        return
-    try:
-        for path in directory.iterdir():
-            fault_point("unpin")
-            path.unlink()
-        path = directory
-        fault_point("remove the pins' directory")
-        path.rmdir()
-    except OSError as error:
-        hint = "expected pins of kabpf alone"
-        raise RefusedError(f"remove {path}", error.errno or 0, hint) from None
-
-
-def _rename(pins: Path, other: Path) -> None:
-    try:
-        os.rename(pins, other)
-    except OSError as error:
-        raise RefusedError(f"rename {pins}", error.errno or 0, WRITABLE) from None
-
-
-def _is_in_force(staging: Path) -> bool:
-    try:
-        return dataplane.is_linked(staging)
-    except RefusedError:
-        return False
+        rename(pins, lifted_of(pins))
+        unpin(lifted_of(pins))
 
 
 def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
@@ -185,7 +131,7 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
         _require_btf()
     _require_capabilities()
     _require_own(_KINDS[loader])
-    staging = _staging(pins)
+    staging = staging_of(pins)
     fault_point("make the pins' directory")
     try:
         staging.mkdir(mode=0o700)
@@ -199,15 +145,15 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
                 _load_into(staging, programs)
                 _attach(pins, tree, programs, fill)
     except KabpfError:
-        if not _is_in_force(staging):
-            _unpin(staging)
+        if not is_in_force(staging):
+            unpin(staging)
         raise
-    _publish(pins)
+    publish(pins)
 
 
 def _load_fallback(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     """What is there goes on working beside it until it is published."""
-    staging = _staging(pins)
+    staging = staging_of(pins)
     try:
         bcc.load(staging)
     except RefusedError as error:
@@ -246,7 +192,7 @@ def _load_into(staging: Path, programs: objects.Object) -> None:
 
 
 def _attach(pins: Path, tree: CgroupTree, programs: objects.Object, fill: Fill) -> None:
-    staging, program = _staging(pins), programs.descriptor(SOCK_OPS)
+    staging, program = staging_of(pins), programs.descriptor(SOCK_OPS)
     link = str(staging / SOCK_OPS)
     with Dataplane(staging, tree) as fresh:
         exchanges = _is_attached(pins, fresh)
@@ -274,20 +220,6 @@ def _has_our_layout(pins: Path, tree: CgroupTree) -> bool:
     except RefusedError:
         return False
     return True
-
-
-def _publish(pins: Path) -> None:
-    staging, lifted = _staging(pins), _lifted(pins)
-    if pins.exists():
-        if syscalls.exchange(str(staging), str(pins)):
-            _unpin(staging)
-            return
-        _unpin(lifted)
-        fault_point("rename the old pins")
-        _rename(pins, lifted)
-    fault_point("rename the new pins")
-    _rename(staging, pins)
-    _unpin(lifted)
 
 
 def _require_bpffs(directory: Path) -> None:

@@ -19,7 +19,7 @@ from kabpf.kernel.abi import CEvent, Report
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.observe import sockets
-from kabpf.observe.buffers import Reports
+from kabpf.observe.reports import Reports
 from kabpf.observe.sockets import Address
 from kabpf.policy.model import ON_SOCKETS
 from kabpf.runtime.locks import RUN

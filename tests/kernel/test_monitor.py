@@ -29,7 +29,7 @@ from kabpf.commands.monitor import LOOK_S
 from kabpf.kernel import abi, dataplane
 from kabpf.kernel.abi import CPolicy
 from kabpf.kernel.libbpf import maps
-from kabpf.observe.buffers import PROCESSOR_BYTES
+from kabpf.observe.reports import PROCESSOR_BYTES
 
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # asm-generic/socket.h, linux/socket.h
 NAME = os.path.basename(sys.executable)[:15]  # of a peer's process
