@@ -1,5 +1,6 @@
 """The Debian package: installed, upgraded, removed, purged by apt."""
 
+import os
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from machine import COVERED, KEEPALIVE, postgresql
 from outside import connections
 
 PACKAGE = "/root/kabpf.deb"
+MODULES = "/usr/lib/python3/dist-packages/kabpf"
 EXAMPLES = "/usr/share/doc/kabpf/examples"
 NEW_ONLY = f"select: [{{unit: app.service}}, {{unit: db.service}}]\n{KEEPALIVE}existing: false\n"
 
@@ -42,6 +44,35 @@ def test_upgrade_uncovers_no_connection(machine, copied, traffic):
     assert machine.show("kabpf.service", "MainPID") not in ("0", pid)
     assert seen == [COVERED, COVERED]
     assert machine.objects() == before
+
+
+@pytest.mark.alone
+@without_kabpf
+@pytest.mark.skipif("KABPF_FORMER_DEB" not in os.environ, reason="no KABPF_FORMER_DEB is named")
+def test_upgrade_from_another_version_uncovers_no_connection(machine, copied, traffic):
+    """While a former package is replaced, each new connection has its options at once. Of the
+    former one nothing stays: no program, no pin, and no module."""
+    shutil.copy(os.environ["KABPF_FORMER_DEB"], machine.root / "root/former.deb")
+    machine.run("apt-get", "install", "--yes", "/root/former.deb")
+    machine.drop_in("apps.yaml", NEW_ONLY)
+    before = machine.objects()
+    with traffic() as seen:
+        machine.run("apt-get", "install", "--yes", "--reinstall", "--allow-downgrades", PACKAGE)
+    assert seen == [COVERED, COVERED]
+    wait_until(lambda: not _of_both(before, machine.objects()), "the end of the former programs")
+    assert {os.path.dirname(pin) for pin in machine.pins()} <= {"/sys/fs/bpf", "/sys/fs/bpf/kabpf"}
+    modules = set(machine.run("find", MODULES, "-name", "*.py*").split())
+    listed = set(machine.run("dpkg", "--listfiles", "kabpf").split())
+    sources = {
+        path.replace("__pycache__/", "").split(".cpython")[0].removesuffix(".py") + ".py"
+        for path in modules
+    }
+    assert sources <= listed
+
+
+def _of_both(before, after):
+    """Programs and maps that were there and are there still; a link is handed on."""
+    return [id for kind in ("prog", "map") for id in before[kind].keys() & after[kind].keys()]
 
 
 def test_upgrade_keeps_what_was_stopped_stopped(machine, copied):
