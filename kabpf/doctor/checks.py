@@ -159,7 +159,9 @@ def _pins(here: Here) -> Findings:
             f"rm -r {PINS} && kabpfctl apply",
         )
     names, expected = set(os.listdir(PINS)), PINNED[loading.loader(PINS)]
-    if strange := sorted(names - expected - {dataplane.SETSOCKOPT, *bcc.pinned_links(PINS)}):
+    strange = sorted(names - expected - {dataplane.SETSOCKOPT, *bcc.pinned_links(PINS)})
+    # Those of another version are in force under the names that it gave them.
+    if strange and not _is_another_versions():
         where = [str(PINS / name) for name in strange]
         yield warning(f"not kabpf's: {listed(where)}", f"rm -r {where[0]}")
     try:

@@ -124,9 +124,9 @@ def test_damaged_pins_are_told(applied, doctor, kabpfctl, damage):
             os.chown(PINS, 0, -1)
 
 
-@pytest.mark.parametrize("kind", ["rebuilt", "relaid"])
+@pytest.mark.parametrize("kind", ["rebuilt", "relaid", "renamed"])
 def test_another_version_is_told(cgroup, write_policy, version, doctor, kind):
-    """Pins of another version are not taken for damaged ones."""
+    """Pins of another version are taken neither for damaged ones nor for somebody else's."""
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
     version(kind).kabpfctl("apply")
     text = f"{PINS} comes from another version of kabpf, and stays in force"
