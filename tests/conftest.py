@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,13 +84,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     reasons: dict[str, Counter[str]] = {}
     for report in terminalreporter.stats.get("skipped", []):
         tier = getattr(report, "tier", "unit")
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = re.sub(r"(\S+) is not installed$", r"\g<0>; try: scripts/apt install \1", said)
         reasons.setdefault(tier, Counter())[reason.removeprefix("Skipped: ")] += 1
     if not reasons:
         return
     terminalreporter.section("not run", blue=True)
     for tier, counts in reasons.items():
-        said = "; ".join(
+        said = " / ".join(
             f"{reason} ({count})" if len(counts) > 1 else reason
             for reason, count in counts.most_common()
         )

@@ -29,7 +29,7 @@ import pytest
 
 @pytest.mark.parametrize("n", range(3))
 def test_lacking(n):
-    pytest.skip("there is no foo" if n else "there is no bar; try: make bar")
+    pytest.skip("there is no foo" if n else "bar is not installed")
 """
 
 BROKEN = """
@@ -97,9 +97,8 @@ def test_summary_says_what_was_not_run_and_why(run, workers):
     """One line a tier, the most frequent reason first."""
     done = run("unit/test_a.py", SKIPS, *workers)
     assert done.returncode == 0
-    assert (
-        "\nunit: 3 tests: there is no foo (2); there is no bar; try: make bar (1)\n" in done.stdout
-    )
+    missing = "bar is not installed; try: scripts/apt install bar"
+    assert f"\nunit: 3 tests: there is no foo (2) / {missing} (1)\n" in done.stdout
 
 
 @WORKERS
