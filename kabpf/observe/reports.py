@@ -11,14 +11,14 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import abi, capabilities, dataplane
 from kabpf.kernel.libbpf import buffers, maps
-from kabpf.runtime.locks import monitor_lock, open_lock
+from kabpf.runtime.locks import locked, monitor_lock, open_lock
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # Memory for what waits: for one processor, and for all together, as long as each has a little.
@@ -102,7 +102,7 @@ class Reports:
         return abi.number(self._readers.look_up(abi.key(entry)) or bytes(8))
 
     def _say(self, *, is_here: bool) -> None:
-        with _locked(self._run):
+        with locked(self._run, "monitor.lock"):
             bits = bytearray(self._read(0).to_bytes(8, sys.byteorder))
             bits[self._place] = is_here
             self._readers.update(abi.key(0), bytes(bits))
@@ -124,16 +124,6 @@ def _locked_place(run: Path, place: int) -> int:
         os.close(lock)
         raise
     return lock
-
-
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    lock = open_lock(run, "monitor.lock")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _size() -> int:

@@ -14,9 +14,10 @@ RUN = Path("/run/kabpf")
 
 
 @contextmanager
-def locked(run: Path = RUN) -> Iterator[None]:
-    """Hold the lock under which the kernel's state and the runtime drop-ins are changed."""
-    descriptor = open_lock(run, "lock")
+def locked(run: Path = RUN, name: str = "lock") -> Iterator[None]:
+    """Hold a lock: "lock" is that under which the kernel's state and the drop-ins of commands
+    change."""
+    descriptor = open_lock(run, name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
