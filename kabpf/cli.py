@@ -68,9 +68,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         _add_run(commands)
         return parser
 
-    attach = _command(
-        commands, "attach", _late("attach", "attach"), "put a policy in force on one cgroup"
-    )
+    attach = _command(commands, "attach", "put a policy in force on one cgroup")
     attach.set_defaults(needs_root=False)
     attach.add_argument("--cgroup", required=True, metavar="PATH", help="the cgroup's directory")
     _add_options(attach)
@@ -82,9 +80,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     )
     _add_loader(attach)
 
-    detach = _command(
-        commands, "detach", _late("detach", "detach"), "undo attach; sockets keep their options"
-    )
+    detach = _command(commands, "detach", "undo attach; sockets keep their options")
     detach.set_defaults(needs_root=False)
     which = detach.add_mutually_exclusive_group(required=True)
     which.add_argument("--cgroup", metavar="PATH", help="the cgroup's directory")
@@ -93,48 +89,29 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     )
 
     _add_run(commands)
-    apply = _command(commands, "apply", _late("apply", "apply"), "put the policy files in force")
+    apply = _command(commands, "apply", "put the policy files in force")
     _add_loader(apply)
-    check = _command(
-        commands, "check", _late("check", "check"), "check policy files; needs no root"
-    )
+    check = _command(commands, "check", "check policy files; needs no root")
     check.set_defaults(needs_root=False)
     _add_loader(check)
     check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
-    _command(
-        commands,
-        "plan",
-        _late("plan", "plan"),
-        "show which cgroup gets what, and what apply would do",
-    )
-    _command(
-        commands, "status", _late("status", "status"), "show what is in force, and what it did"
-    )
+    _command(commands, "plan", "show which cgroup gets what, and what apply would do")
+    _command(commands, "status", "show what is in force, and what it did")
 
-    why = _command(
-        commands, "explain", _late("explain", "explain"), "say where a cgroup's policy comes from"
-    )
+    why = _command(commands, "explain", "say where a cgroup's policy comes from")
     why.set_defaults(needs_root=False)
     why.add_argument("what", metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process")
-    presets = _command(
-        commands, "presets", _late("presets", "presets"), "list middleboxes and what fits them"
-    )
+    presets = _command(commands, "presets", "list middleboxes and what fits them")
     presets.set_defaults(needs_root=False)
 
     _command(
         commands,
         "import",
-        _late("import_", "import_"),
         "look where libkeepalive and libdontdie are preloaded, print the policies that do the same"
         " and what to remove; changes nothing",
     )
 
-    sockets = _command(
-        commands,
-        "sockets",
-        _late("sockets", "sockets"),
-        "list TCP sockets, to root with their options",
-    )
+    sockets = _command(commands, "sockets", "list TCP sockets, to root with their options")
     sockets.set_defaults(needs_root=False)
     sockets.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
     sockets.add_argument("--unit", metavar="NAME", help="only of this unit; * stands for any text")
@@ -144,10 +121,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     )
 
     watch = _command(
-        commands,
-        "monitor",
-        _late("monitor", "monitor"),
-        "print what happens to sockets, a line each, as it happens",
+        commands, "monitor", "print what happens to sockets, a line each, as it happens"
     )
     watch.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
     watch.add_argument(
@@ -165,7 +139,6 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     look = _command(
         commands,
         "doctor",
-        _late("doctor", "doctor"),
         "look at everything that kabpf relies on, say what is odd and what to do; changes nothing;"
         " exit status 1 where something is an error",
     )
@@ -174,13 +147,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
 
 
 def _add_run(commands: Any) -> None:
-    alone = _command(
-        commands,
-        "run",
-        _late("run", "run"),
-        "run one command under a policy of its own",
-        json=False,
-    )
+    alone = _command(commands, "run", "run one command under a policy of its own", json=False)
     alone.set_defaults(needs_root=False, refuse=alone.error)
     _add_options(alone)
     instead = alone.add_mutually_exclusive_group()
@@ -206,19 +173,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    purpose: str,
-    *,
-    json: bool = True,
+    commands: Any, name: str, purpose: str, *, json: bool = True
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=purpose, description=purpose, allow_abbrev=False
     )
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run, needs_root=True)
+    parser.set_defaults(run=_late(name), needs_root=True)
     return parser
 
 
@@ -231,12 +193,13 @@ def _add_loader(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _late(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    """A function whose module is imported when it is called: to import all of them takes longer
-    than most commands."""
+def _late(command: str) -> Callable[[argparse.Namespace], int]:
+    """A command's function, in the module of its name, which is imported when it is called: to
+    import all of them takes longer than most commands."""
+    name = f"{command}_" if command == "import" else command  # a keyword of Python's
 
     def call(arguments: argparse.Namespace) -> int:
-        return int(getattr(import_module(f"kabpf.commands.{module}"), function)(arguments))
+        return int(getattr(import_module(f"kabpf.commands.{name}"), name)(arguments))
 
     return call
 
