@@ -72,7 +72,7 @@ def pytest_runtest_makereport(
     first = vars(call.excinfo.value).setdefault("failed_in", item.nodeid)
     if first == item.nodeid:
         return
-    reason = f"the set-up failed already, of {first}: {_first_line(call.excinfo.value)}"
+    reason = f"a set-up failed, see {first}: {_first_line(call.excinfo.value)}"
     report.longrepr = reason
     if not set(REQUIRED) & {*_tiers(item)}:
         report.outcome = "skipped"
@@ -95,7 +95,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{reason} ({count})" if len(counts) > 1 else reason
             for reason, count in counts.most_common()
         )
-        terminalreporter.write_line(f"{tier}: {counts.total()} tests: {said}")
+        number = counts.total()
+        terminalreporter.write_line(f"{tier}: {number} test{'s' * (number != 1)}: {said}")
     if required := ",".join(tier for tier in reasons if tier in TIERS):
         terminalreporter.write_line(f"KABPF_REQUIRE={required} makes these failures")
 

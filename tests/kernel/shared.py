@@ -56,18 +56,19 @@ def of_this_run(factory: pytest.TempPathFactory) -> Path:
 def once(place: Path, make: Callable[[], str]) -> str:
     """What the first of several workers makes, or why it could not; `place` is a file's name.
 
-    Fails the test with the reason, the others' with its first line."""
+    Fails the test with the reason, the others' with its first line, which tests/conftest.py then
+    takes for a failure that was reported."""
     with open(place.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         failure = place.with_suffix(".failure")
         if failure.exists():
-            pytest.fail(failure.read_text(), pytrace=False)
+            again = pytest.fail.Exception(failure.read_text(), pytrace=False)
+            vars(again)["failed_in"] = "another worker's"
+            raise again
         if not place.exists():
             try:
-                made = make()
+                place.write_text(make())
             except Exception as error:
-                reason = str(error)
-                failure.write_text(reason.partition("\n")[0])
-                pytest.fail(reason, pytrace=False)
-            place.write_text(made)
+                failure.write_text(str(error).partition("\n")[0])
+                raise pytest.fail.Exception(str(error), pytrace=False) from None
         return place.read_text()

@@ -116,7 +116,7 @@ def test_set_up_that_failed_is_one_failure(run):
     assert done.returncode == 1
     assert done.stdout.count("and much more\n") == 1
     assert "3 skipped, 1 error" in done.stdout
-    said = "the set-up failed already, of tests/test_a.py::test_depends[0]: no foo"
+    said = "a set-up failed, see tests/test_a.py::test_depends[0]: no foo"
     assert f"\nunit: 3 tests: {said}\n" in done.stdout
 
 
@@ -127,7 +127,7 @@ def test_what_depends_on_a_set_up_fails_where_it_is_required(run):
     done = run("system/test_a.py", text, required="system")
     assert done.returncode == 1
     assert "4 errors" in done.stdout
-    assert done.stdout.count("\nthe set-up failed already, of tests/system/test_a.py") == 3
+    assert done.stdout.count("\na set-up failed, see tests/system/test_a.py") == 3
     assert done.stdout.count("and much more\n") == 1
 
 

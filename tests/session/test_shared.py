@@ -111,12 +111,14 @@ def test_set_up_that_failed_is_not_tried_again(tmp_path: Path) -> None:
         tries.append(1)
         raise RuntimeError("apt: no foo\nand much more")
 
-    reasons = []
+    failures = []
     for _ in range(3):
         with pytest.raises(pytest.fail.Exception) as failed:
             shared.once(tmp_path / "package", make)
-        reasons.append(str(failed.value))
-    assert reasons == ["apt: no foo\nand much more", "apt: no foo", "apt: no foo"]
+        failures.append(failed.value)
+    reasons = ["apt: no foo\nand much more", "apt: no foo", "apt: no foo"]
+    assert list(map(str, failures)) == reasons
+    assert [hasattr(one, "failed_in") for one in failures] == [False, True, True]
     assert len(tries) == 1
 
 
