@@ -11,8 +11,8 @@ from kabpf.policy.yaml import Source
 
 def require(policies: Iterable[Policy]) -> None:
     """Raise PolicyError with all that the bcc loader can't do."""
-    if found := findings(policies):
-        raise PolicyError(*found)
+    if problems := findings(policies):
+        raise PolicyError(*problems)
 
 
 def findings(policies: Iterable[Policy]) -> list[str]:
@@ -37,18 +37,18 @@ def _findings(policy: Policy) -> Iterator[str]:
     if policy.log:
         yield _text(_line(policy, "log"), "log: sockets", "log: off")
     own = _ranges(policy.rules.options)
-    for key, found in own.items():
+    for key, value in own.items():
         if not (key in policy.origins and policy.origins[key].note):  # derived from another one
-            yield _text(_line(policy, key), f"{key}: the range {found}", "one value")
+            yield _text(_line(policy, key), f"{key}: the range {value}", "one value")
     for destination in policy.rules.destinations:
-        for key, found in _ranges(destination.options).items():
-            if found != own.get(key):
-                what = f"{key}: the range {found} to {destination.to}"
+        for key, value in _ranges(destination.options).items():
+            if value != own.get(key):
+                what = f"{key}: the range {value} to {destination.to}"
                 yield _text(policy.source, what, "one value")
 
 
 def _ranges(options: Options) -> dict[str, Range]:
-    return {key: found for key, found in ranges(options).items() if found.low != found.high}
+    return {key: value for key, value in ranges(options).items() if value.low != value.high}
 
 
 def _line(policy: Policy, key: str) -> Source:

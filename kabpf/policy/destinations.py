@@ -51,8 +51,8 @@ def _shorter(
 ) -> dict[int, Options]:
     """A copy of the rows of the longest prefix around `network`."""
     for length in range(network.prefixlen - 1, -1, -1):
-        if found := rows.get(_key(network, length)):
-            return dict(found)
+        if outer := rows.get(_key(network, length)):
+            return dict(outer)
     return {}
 
 

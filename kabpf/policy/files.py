@@ -41,15 +41,15 @@ Cache = dict[Path, tuple[tuple[int, ...], PolicyFile]]
 
 
 class Snapshot(NamedTuple):
-    """Policies, and the stamp of the files that they come from. The stamp is older than the look at
-    the files: one that changes meanwhile is seen by another stamp."""
+    """Policies, and the stamp of their files, which was taken before these were read: one that
+    changes meanwhile makes another stamp."""
 
     stamp: str
     policies: tuple[Policy, ...]
 
 
 def snapshot(directories: Directories, cache: Cache | None = None) -> Snapshot:
-    """`load`, and the `stamp` that was taken before. Raises PolicyError."""
+    """What `load` reads, and the `stamp` that was taken before. Raises PolicyError."""
     taken = stamp(directories)
     return Snapshot(taken, load(directories, cache))
 
@@ -118,7 +118,7 @@ def _strongest(directories: Directories) -> list[Path]:
 
 
 def read(path: Path) -> PolicyFile:
-    """Read one file, whoever owns it."""
+    """Read one file, whoever owns it. Raises PolicyError."""
     with _opened(path) as descriptor:
         return parse(_content(path, descriptor), str(path))
 
@@ -174,7 +174,8 @@ def _unreadable(path: Path, error: OSError) -> PolicyError:
 
 
 def entries(directory: Path) -> list[Path]:
-    """What a directory holds; nothing where it is missing."""
+    """What a directory holds; nothing where it is missing. Raises PolicyError where it can't be
+    read."""
     try:
         return [directory / name for name in os.listdir(directory)]
     except FileNotFoundError:

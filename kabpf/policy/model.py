@@ -22,6 +22,7 @@ class Range(NamedTuple):
 
     @classmethod
     def exactly(cls, value: int) -> Range:
+        """The range of one value."""
         return cls(value, value)
 
     def __str__(self) -> str:
@@ -66,7 +67,7 @@ class OptionRow(NamedTuple):
 
     @property
     def limits(self) -> str:
-        """As errors say them."""
+        """The bounds as errors say them."""
         if self.unit == "%":
             return f"{self.low}% to {self.high}%"
         return f"{self.low} to {self.high}" + {"s": " seconds", "ms": " ms"}.get(self.unit, "")
@@ -117,8 +118,8 @@ ON_COMMAND_LINE = tuple(row for row in OPTIONS if row.help)
 
 def ranges(options: Options) -> dict[str, Range]:
     """Those of the options that may be ranges and are given, by key."""
-    found = ((row.key, getattr(options, row.field)) for row in IN_RANGES)
-    return {key: value for key, value in found if value}
+    given = ((row.key, getattr(options, row.field)) for row in IN_RANGES)
+    return {key: value for key, value in given if value}
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class Selector:
 
     @property
     def is_glob(self) -> bool:
+        """Whether more than one name may fit the text."""
         return GLOB.search(self.text) is not None
 
 
@@ -220,13 +222,13 @@ def options_json(options: Options) -> dict[str, Any]:
     }
 
 
-def options_of(found: Mapping[str, Any]) -> Options:
-    """What `options_json` made."""
-    values = {row.field: found[row.field] for row in OPTIONS}
+def options_of(fields: Mapping[str, Any]) -> Options:
+    """The options that `options_json` made these fields of."""
+    values = {row.field: fields[row.field] for row in OPTIONS}
     for row in IN_RANGES:
         if value := values[row.field]:
             values[row.field] = Range(*value) if isinstance(value, list) else Range.exactly(value)
-    return Options(found["keepalive"], **values)
+    return Options(fields["keepalive"], **values)
 
 
 def network_text(network: IPv4Network | IPv6Network) -> str:

@@ -60,21 +60,23 @@ class Contradiction(NamedTuple):
     what: str
 
     def text(self, whose: str) -> str:
+        """As a warning says it: `file:line: key: what, what was expected`."""
         return self.node.at(self.what.format(whose=whose))
 
 
 def parse(keys: Mapping[str, Node], note: str = "") -> Draft:
-    """The options among `keys`; the note goes before those of presets."""
+    """The options among `keys`, with their notes; `note` goes before those of presets. Raises
+    PolicyError."""
     preset = _preset(keys["preset"]) if "preset" in keys else None
-    found: dict[str, Given[Any]] = {}
+    given: dict[str, Given[Any]] = {}
     for row in OPTIONS:
         if row.key in keys:
-            found[row.key] = Given(_read(row, keys[row.key]), keys[row.key], note)
+            given[row.key] = Given(_parse_value(row, keys[row.key]), keys[row.key], note)
         elif preset and row.key in TIMERS:
             value = Range.exactly(getattr(preset, row.field))
             why = _joined(note, preset.why(row.key))
-            found[row.key] = Given(value, keys["preset"], why)
-    return Draft(**found, preset=Given(preset, keys["preset"], note) if preset else None)
+            given[row.key] = Given(value, keys["preset"], why)
+    return Draft(**given, preset=Given(preset, keys["preset"], note) if preset else None)
 
 
 def over(stronger: Draft, weaker: Draft) -> Draft:
@@ -89,7 +91,7 @@ def over(stronger: Draft, weaker: Draft) -> Draft:
 def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
     """Options of a complete draft, and by key where they come from. Raises PolicyError where
     `user_timeout: auto` has nothing to be computed from."""
-    given = [(row, found) for row in OPTIONS if (found := getattr(draft, row.key))]
+    given = [(row, each) for row in OPTIONS if (each := getattr(draft, row.key))]
     origins = {row.key: Origin(each.node.source, each.note) for row, each in given}
     numbers = {row.field: each.value for row, each in given if each.value not in _WORDS}
     options = Options(True, **numbers)
@@ -102,9 +104,10 @@ def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
 
 
 def without_ranges(options: Options) -> Options:
-    """With the upper bound in the place of each range, which is what an unset option gets."""
+    """The options with the upper bound in the place of each range, which is what an unset option
+    gets."""
     upper: dict[str, Any] = {
-        BY_KEY[key].field: Range.exactly(found.high) for key, found in ranges(options).items()
+        BY_KEY[key].field: Range.exactly(value.high) for key, value in ranges(options).items()
     }
     return replace(options, **upper)
 
@@ -189,7 +192,7 @@ _SUFFIXES = {  # by the unit of an option: what a number may end with, and how m
 }
 
 
-def _read(row: OptionRow, node: Node) -> Range | int | str:
+def _parse_value(row: OptionRow, node: Node) -> Range | int | str:
     """A value in the row's unit, or one of _WORDS."""
     word = node.word(row.expected)
     if row.key == "user_timeout" and word in _WORDS:

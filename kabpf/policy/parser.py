@@ -80,7 +80,8 @@ class PolicyFile:
 
 
 def parse(content: bytes, path: str) -> PolicyFile:
-    """Check the text of one file. `path` names it in messages, and a policy without a name."""
+    """What the text of one file says; `path` names it in messages, and a policy without a name.
+    Raises PolicyError."""
     try:
         root = yaml.parse(content.decode(), path)
     except UnicodeDecodeError as error:
@@ -167,8 +168,8 @@ def _finished(draft: PolicyDraft, defaults: Draft) -> Policy:
     filled = draft.options if policy.until else options.over(draft.options, defaults)
     contradictions: list[options.Contradiction] = []
     if own.keepalive:
-        own, found = options.finish(filled, whose)
-        origins = {**origins, **found}
+        own, option_origins = options.finish(filled, whose)
+        origins = {**origins, **option_origins}
         contradictions = list(options.contradictions(filled, own))
     warnings = [each.text(whose) for each in contradictions]
     destinations: list[Destination] = []
@@ -194,12 +195,12 @@ def _name(node: Node, name: str) -> str:
 
 
 def _policy(
-    node: Node, name: str, fallback: tuple[Selector, ...], known: tuple[str, ...] = POLICY_KEYS
+    node: Node, name: str, own_unit: tuple[Selector, ...], known: tuple[str, ...] = POLICY_KEYS
 ) -> PolicyDraft:
     keys = node.mapping(known)
     if "keepalive" not in keys:
         raise node.error(f"no keepalive, expected {KEEPALIVE}")
-    selected = selectors.parse(keys["select"]) if "select" in keys else fallback
+    selected = selectors.parse(keys["select"]) if "select" in keys else own_unit
     if not selected:
         raise node.error(
             "no select, expected a list of selectors or a file named after a unit"
@@ -301,7 +302,7 @@ def _network(node: Node) -> IPv6Network:
 
 
 def _ports(node: Node) -> tuple[int, ...]:
-    found: set[int] = set()
+    ports: set[int] = set()
     for item in node.items("a list of ports, as [5432]"):
         expected = "a port, 1 to 65535"
         word = item.word(expected)
@@ -310,7 +311,7 @@ def _ports(node: Node) -> tuple[int, ...]:
         port = int(word)
         if not 1 <= port <= 65535:
             raise item.error(f"{item} is not in 1 to 65535")
-        if port in found:
+        if port in ports:
             raise item.error(f"{item} is given twice, expected each port once")
-        found.add(port)
-    return tuple(sorted(found))
+        ports.add(port)
+    return tuple(sorted(ports))

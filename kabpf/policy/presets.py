@@ -21,14 +21,17 @@ class Preset:
 
     @property
     def idle_s(self) -> int:
+        """Half of the time-out, at most the kernel's own."""
         return min(self.timeout_s // 2, IDLE_MAX_S)
 
     @property
     def interval_s(self) -> int:
+        """A twelfth of the time-out, at most the kernel's own."""
         return min(self.timeout_s // 12, INTERVAL_MAX_S)
 
     @property
     def probes(self) -> int:
+        """Unanswered probes before the connection is given up."""
         return 5
 
     def why(self, option: str) -> str:

@@ -37,7 +37,7 @@ class Node:
     source: Source
 
     def error(self, what: str) -> PolicyError:
-        """`what` with the place before it."""
+        """An error that says `what`, with the place before it."""
         return PolicyError(self.at(what))
 
     def at(self, what: str) -> str:
@@ -73,8 +73,8 @@ class Node:
 
     def mapping(self, known: tuple[str, ...]) -> dict[str, Node]:
         """The values of a mapping whose keys are all `known`."""
-        found = self.named(f"keys ({', '.join(known)})")
-        for key, value in found.items():
+        values = self.named(f"keys ({', '.join(known)})")
+        for key, value in values.items():
             if key not in known:
                 import difflib  # here, because it takes 3 ms
 
@@ -83,7 +83,7 @@ class Node:
                 raise value.error(
                     f"unknown key, {f'did you mean {close[0]}?' if close else expected}"
                 )
-        return found
+        return values
 
     def named(self, expected: str) -> dict[str, Node]:
         """The values of a mapping of any keys."""
