@@ -16,7 +16,7 @@ from kabpf.runtime.locks import RUN
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found."""
+    """What the policy files say, and whether it is in force."""
 
     sources: dict[str, str]  # file and line by the policy's name
     applied: bool
@@ -26,7 +26,8 @@ class Comparison:
 
 
 def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
-    """From the note of the last reconcile, or where the files are others now, by looking."""
+    """Compare the two: by the note of the last reconcile, or by resolving the files where they have
+    changed since."""
     applied = notes.read_applied(RUN)
     if loaded and applied and applied.stamp == files.stamp(files.SYSTEM):
         return Comparison(applied.sources, not applied.refused, applied.asks, [], applied.refused)

@@ -28,16 +28,16 @@ ATTACHED = "zz-attach-"
 def winner(policies: tuple[Policy, ...], file: Path, cgroup: Cgroup, tree: CgroupTree) -> Policy:
     """The policy of a cgroup, which is that of the drop-in `file`. Raises RefusedError where it has
     another one, or is gone."""
-    found = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
-    if found is None:
+    resolved = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
+    if resolved is None:
         raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
-    if found.policy is None or found.policy.source.path != str(file):
-        other = found.policy.source if found.policy else "a mask"
+    if resolved.policy is None or resolved.policy.source.path != str(file):
+        other = resolved.policy.source if resolved.policy else "a mask"
         raise RefusedError(
             f"{cgroup.path} has its policy from {other}, which is stronger",
             hint="expected no other file to name this path",
         )
-    return found.policy
+    return resolved.policy
 
 
 def attach(policy: Policy, snapshot: Snapshot, loaded: Dataplane) -> int | None:
@@ -74,7 +74,7 @@ def owned_name(uid: int | str, cgroup_id: int | str) -> str:
 
 
 def owned_file(uid: int, cgroup_id: int) -> Path:
-    """The drop-in that has it."""
+    """The drop-in of a user's policy for a cgroup."""
     return RUNTIME / f"{owned_name(uid, cgroup_id)}.yaml"
 
 
@@ -98,9 +98,10 @@ def written(file: Path, content: bytes | None) -> Iterator[None]:
         raise
 
 
-def _retrofitted(loaded: Dataplane, wanted: Policy) -> int:
+def _retrofitted(loaded: Dataplane, policy: Policy) -> int:
     """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
-    ids = [id for id, found in loaded.records().items() if found == record(wanted)]
+    own = record(policy)
+    ids = [id for id, each in loaded.records().items() if each == own]
     return sum(counters.retrofitted for counters in loaded.counters(ids).values())
 
 

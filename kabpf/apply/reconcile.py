@@ -31,13 +31,13 @@ PASSES_MAX = 50
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a look at policies, tree and kernel gave."""
+    """What policies, tree and kernel come to: the plan, and what there is to do for it."""
 
     automaton: Automaton
     cgroups: dict[int, Cgroup]
     plan: Plan
     actual: Actual
-    wanted: dict[int, PolicyRecord]  # what the policies make, by policy id
+    desired: dict[int, PolicyRecord]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
 
 
@@ -152,7 +152,7 @@ def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | 
     """What `reconcile` would do first; changes nothing. Raises PolicyError as that does."""
     if loaded:
         loaded.require_supported(policies)
-    return _look(policies, Automaton(policies), tree, loaded)
+    return _resolution(policies, Automaton(policies), tree, loaded)
 
 
 def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
@@ -173,10 +173,10 @@ def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
             above = last.plan.cgroups[inside.parent_id]
             last.plan.cgroups[inside.id] = resolve_one(last.automaton, inside, above)
     now = loaded.entries(fresh)
-    wanted = {id: last.plan.cgroups[id] for id in now}
-    records = last.actual.records | last.wanted
-    ids = diff.policy_ids(last.wanted)
-    changed = diff.changed_entries(last.plan, wanted, now, records, ids, new=True)
+    resolved = {id: last.plan.cgroups[id] for id in now}
+    records = last.actual.records | last.desired
+    ids = diff.policy_ids(last.desired)
+    changed = diff.changed_entries(last.plan, resolved, now, records, ids, new=True)
     loaded.correct(changed)
     owed = {id: entry for id, entry in changed.items() if entry.owed}
     done = diff.settled(owed, records)
@@ -198,14 +198,14 @@ def _passes(
     each one's changes before it asks for the next."""
     automaton = Automaton(policies)
     for _ in range(PASSES_MAX):
-        resolution = _look(policies, automaton, loaded.tree, loaded, visits=visits)
+        resolution = _resolution(policies, automaton, loaded.tree, loaded, visits=visits)
         yield resolution
         if not resolution.changes:
             return
     raise RefusedError("reconcile", hint="cgroups come and go faster than they can be resolved")
 
 
-def _look(
+def _resolution(
     policies: tuple[Policy, ...],
     automaton: Automaton,
     tree: CgroupTree,
@@ -217,30 +217,30 @@ def _look(
     # that is gone.
     actual = loaded.actual() if loaded else Actual()
     cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups()}
-    desired = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
+    plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
     if loaded:
-        _settle_differences(loaded, actual, cgroups, desired)
+        _settle_differences(loaded, actual, cgroups, plan)
         visits = visits and loaded.updates_open_sockets
         if loaded.needs_pins_per_cgroup:
-            desired = with_attachments(desired, cgroups)
-    wanted: dict[int, PolicyRecord] = {}
+            plan = with_attachments(plan, cgroups)
+    desired: dict[int, PolicyRecord] = {}
     try:
-        wanted = diff.number(policies, actual.records, abi.POLICIES)
-        changes = diff.diff(desired, actual, wanted, visits=visits)
+        desired = diff.number(policies, actual.records, abi.POLICIES)
+        changes = diff.diff(plan, actual, desired, visits=visits)
     except diff.TooManyError:
         changes = diff.forget_former(actual)
         if not changes.stale_records:
             raise RefusedError(
                 "too many policies", hint=f"expected at most {abi.POLICIES - 1} in force"
             ) from None
-    return Resolution(automaton, cgroups, desired, actual, wanted, changes)
+    return Resolution(automaton, cgroups, plan, actual, desired, changes)
 
 
 def _settle_differences(
     loaded: Dataplane,
     actual: Actual,
     cgroups: dict[int, Cgroup],
-    desired: Plan,
+    plan: Plan,
 ) -> None:
     """Take cgroups that were born or removed between the looks at map and tree for what they are
     now, so that a machine where they come and go all the time is reconciled all the same."""
@@ -253,4 +253,4 @@ def _settle_differences(
         if id in now:
             actual.cgroups[id] = now[id]
         elif not loaded.tree.has(cgroups[id]):
-            del cgroups[id], desired.cgroups[id]
+            del cgroups[id], plan.cgroups[id]

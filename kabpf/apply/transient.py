@@ -131,13 +131,13 @@ def remove(tree: CgroupTree, cgroup: Cgroup) -> None:
 def standing() -> dict[Path, Ending]:
     """The drop-ins of policies that end with a cgroup. Only what commands have written is looked
     for, which spares the parser; what is wrong is said when the policy is loaded."""
-    found = {}
+    endings = {}
     for file in (*files.entries(RUNTIME), *files.entries(TRANSIENT)):
         with contextlib.suppress(OSError, ValueError):
             text = file.read_text() if files.has_policy_name(file) else ""
             if until := writer.until_of(text):
-                found[file] = Ending(until, is_of_user="\nowner: " in text)
-    return found
+                endings[file] = Ending(until, is_of_user="\nowner: " in text)
+    return endings
 
 
 def is_over(ending: Ending, tree: CgroupTree) -> bool:

@@ -57,13 +57,13 @@ class _Globs:
     def apart(self) -> Iterator[list[_Position]]:
         """The positions that go together, because their globs are the same."""
         apart: dict[str, list[_Position]] = {}
-        for found in self._by_ends.values():
-            for glob, position in found:
+        for globs in self._by_ends.values():
+            for glob, position in globs:
                 apart.setdefault(glob, []).append(position)
         yield from apart.values()
 
     def matching(self, name: str) -> list[_Position]:
-        found = []
+        positions = []
         for start, end in self._lengths:
             ends = name[:start], name[len(name) - end :]
             for glob, position in self._by_ends.get(ends, ()):
@@ -72,8 +72,8 @@ class _Globs:
                 else:
                     matches = bool(compiled(glob).match(name))
                 if matches:
-                    found.append(position)
-        return found
+                    positions.append(position)
+        return positions
 
 
 class _Arrival(NamedTuple):

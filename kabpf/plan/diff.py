@@ -34,26 +34,26 @@ def number(
     present = {record: id for id, record in records.items()}
     free = (id for id in range(1, limit) if id not in records)
     try:
-        return {present.get(wanted) or next(free): wanted for wanted in map(record, policies)}
+        return {present.get(each) or next(free): each for each in map(record, policies)}
     except StopIteration:
         raise TooManyError from None
 
 
 def diff(
-    plan: Plan, actual: Actual, wanted: dict[int, PolicyRecord], *, visits: bool = True
+    plan: Plan, actual: Actual, desired: dict[int, PolicyRecord], *, visits: bool = True
 ) -> Changes:
-    """What brings `actual` to `plan`, whose records are `wanted`; without `visits` open
-    sockets stay owed.
+    """What brings `actual` to `plan`, whose policies have the records `desired`; without `visits`
+    open sockets stay owed.
 
     Stale births and records are left alone as long as anything else is to be written: a cgroup that
     is born meanwhile may still need them. So apply, read again and diff until nothing is left.
     """
-    records = {id: record for id, record in wanted.items() if id not in actual.records}
+    records = {id: record for id, record in desired.items() if id not in actual.records}
     known = actual.records | records
     owed = {id: entry for id, entry in actual.cgroups.items() if entry.owed}
     if owed and visits:  # what an interrupted apply left
         return Changes(retrofits=settled(owed, known))
-    ids = policy_ids(wanted)
+    ids = policy_ids(desired)
     births = {
         step: entry
         for step, birth in plan.births.items()
@@ -85,18 +85,18 @@ def diff(
         needs=plan.needs if plan.needs != actual.needs else None,
         stale_cgroups=stale_cgroups,
         stale_births=stale_births,
-        stale_records=_unused(actual, actual.cgroups.values(), wanted),
+        stale_records=_unused(actual, actual.cgroups.values(), desired),
     )
 
 
 def _attachments(plan: Plan, actual: Actual, *, stale: bool) -> dict[int, bool]:
     """Those to write, the ones that are there first: of two nested ones the outer learns of it
     before the inner is there. As long as stale ones are there, all count as nested."""
-    wanted = plan.attachments
+    desired = plan.attachments
     if stale:
         there = (id for id, nested in actual.attachments.items() if nested is not None)
-        wanted = dict.fromkeys((*there, *plan.attachments), True)
-    written = {id: nested for id, nested in wanted.items() if actual.attachments.get(id) != nested}
+        desired = dict.fromkeys((*there, *plan.attachments), True)
+    written = {id: nested for id, nested in desired.items() if actual.attachments.get(id) != nested}
     return dict(sorted(written.items(), key=lambda item: item[0] not in actual.attachments))
 
 
@@ -109,22 +109,22 @@ def forget_former(actual: Actual) -> Changes:
 
 def changed_entries(
     plan: Plan,
-    desired: Mapping[int, Resolved],
+    cgroups: Mapping[int, Resolved],
     now: Mapping[int, CgroupEntry],
     records: Mapping[int, PolicyRecord],
     ids: Mapping[str, int],
     *,
     new: bool = False,
 ) -> dict[int, CgroupEntry]:
-    """The entries that differ from what is wanted, as they should be; `ids` are the policies' by
-    name, `records` all that are in the kernel.
+    """The entries that differ from what `cgroups` should have, as they should be; `ids` are the
+    policies' by name, `records` all that are in the kernel.
 
     A state that the plan's births had no room for is UNKNOWN, so that user space is asked about
     births below. With `new` the cgroups are younger than their policies, whose `existing` says
     nothing about them then.
     """
     changed = {}
-    for id, resolved in desired.items():
+    for id, resolved in cgroups.items():
         state = resolved.state if (resolved.state, "") in plan.births else UNKNOWN
         policy_id = _id(ids, resolved.policy)
         before = now.get(id)
@@ -155,9 +155,9 @@ def settled(
     }
 
 
-def policy_ids(wanted: Mapping[int, PolicyRecord]) -> dict[str, int]:
+def policy_ids(records: Mapping[int, PolicyRecord]) -> dict[str, int]:
     """The ids of these records by their policies' names."""
-    return {record.name: id for id, record in wanted.items()}
+    return {record.name: id for id, record in records.items()}
 
 
 def _id(ids: Mapping[str, int], policy: Policy | None) -> int:
@@ -165,12 +165,12 @@ def _id(ids: Mapping[str, int], policy: Policy | None) -> int:
 
 
 def _unused(
-    actual: Actual, entries: Iterable[CgroupEntry], wanted: Iterable[int]
+    actual: Actual, entries: Iterable[CgroupEntry], desired: Iterable[int]
 ) -> tuple[int, ...]:
-    """The records that no birth, none of these entries, and nothing wanted refers to."""
+    """The records that no birth, none of these entries, and no policy (`desired`) refers to."""
     used = {id for entry in entries for id in (entry.policy_id, *entry.was)}
     used |= {birth.policy_id for birth in actual.births.values()}
-    return tuple(actual.records.keys() - used - set(wanted))
+    return tuple(actual.records.keys() - used - set(desired))
 
 
 def _birth_entry(birth: Birth, ids: Mapping[str, int]) -> BirthEntry:

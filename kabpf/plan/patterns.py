@@ -44,6 +44,8 @@ class Rank(NamedTuple):
 
 @dataclass(frozen=True)
 class Pattern:
+    """The names of a cgroup path, from the root, as a selector has them; each may be a glob."""
+
     names: tuple[str, ...]
     rank: Rank
     policy: Policy
@@ -51,6 +53,7 @@ class Pattern:
 
 @functools.lru_cache(maxsize=4096)
 def compiled(glob: str) -> re.Pattern[str]:
+    """A glob within a name as a regular expression."""
     return re.compile(fnmatch.translate(glob))
 
 
@@ -70,12 +73,12 @@ class Naming:
         """The selectors that name the cgroup at `path`, in the order they were read."""
         names = tuple(path.split("/")[1:]) if path != "/" else ()
         tried = (*self._by_last.get(path.rpartition("/")[2], ()), *self._by_last.get(None, ()))
-        found = {
+        named = {
             order: (policy, selector)
             for order, pattern, policy, selector in tried
             if _matches(pattern, names)
         }
-        return [found[order] for order in sorted(found)]
+        return [named[order] for order in sorted(named)]
 
 
 def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:
@@ -87,6 +90,7 @@ def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:
 
 
 def rank_of(pattern: Pattern) -> Rank:
+    """The rank, for max() over patterns."""
     return pattern.rank
 
 
@@ -95,20 +99,20 @@ def patterns_of(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]
     cgroup systemd creates the listener, and a template that of an Accept=yes (systemd.socket(5)).
     """
     text = selector.text
-    found = GLOB.search(text)
-    prefix = found.start() if found else len(text)
+    glob = GLOB.search(text)
+    prefix = glob.start() if glob else len(text)
     if selector.kind == "cgroup":
         names = tuple(text.split("/")[1:]) if text != "/" else ()
         if names[-1:] == (ANY_DEPTH,):
             names += ("*",)  # everything inside, not the directory itself
-        yield Kind.GLOB if found else Kind.PATH, prefix, names
+        yield Kind.GLOB if glob else Kind.PATH, prefix, names
         return
     above = USER_MANAGERS if selector.kind == "user_unit" else ()
     kind = Kind.USER_UNIT if selector.kind == "user_unit" else Kind.UNIT
-    yield Kind.GLOB if found else kind, prefix, (*above, ANY_DEPTH, _escaped(text))
+    yield Kind.GLOB if glob else kind, prefix, (*above, ANY_DEPTH, _escaped(text))
     if text.endswith(".service"):
         socket = text.removesuffix("service") + "socket"
-        yield Kind.GLOB if found else Kind.SOCKET, prefix, (*above, ANY_DEPTH, _escaped(socket))
+        yield Kind.GLOB if glob else Kind.SOCKET, prefix, (*above, ANY_DEPTH, _escaped(socket))
     if text.endswith(INSTANCES):
         socket = text.removesuffix(INSTANCES) + ".socket"
         kind = Kind.GLOB if GLOB.search(socket) else Kind.SOCKET

@@ -28,9 +28,9 @@ def resolve(
 
 
 def with_attachments(plan: Plan, cgroups: Mapping[int, Cgroup]) -> Plan:
-    """The same for a data plane that sees no birth, and is attached to each cgroup that has another
+    """The plan for a data plane that sees no birth, and is attached to each cgroup that has another
     policy than its parent: what is below inherits the attachment."""
-    own = {id for id, found in plan.cgroups.items() if _has_its_own(plan, cgroups[id], found)}
+    own = {id for id, resolved in plan.cgroups.items() if _has_its_own(plan, cgroups[id], resolved)}
     nested: set[int] = set()
     for id in own:
         if above := own.intersection(_above(cgroups, id)):
@@ -38,9 +38,9 @@ def with_attachments(plan: Plan, cgroups: Mapping[int, Cgroup]) -> Plan:
     return replace(plan, births={}, attachments={id: id in nested for id in own})
 
 
-def _has_its_own(plan: Plan, cgroup: Cgroup, found: Resolved) -> bool:
+def _has_its_own(plan: Plan, cgroup: Cgroup, resolved: Resolved) -> bool:
     above = plan.cgroups.get(cgroup.parent_id)
-    return found.policy is not None and (above is None or found.policy is not above.policy)
+    return resolved.policy is not None and (above is None or resolved.policy is not above.policy)
 
 
 def _above(cgroups: Mapping[int, Cgroup], id: int) -> Iterator[int]:

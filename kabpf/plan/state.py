@@ -21,6 +21,7 @@ class Cgroup(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The last name of the path; "" of the root."""
         return self.path.rpartition("/")[2]
 
 
@@ -174,6 +175,7 @@ def _every_option(rules: Rules) -> list[Options]:
 
 
 def has_range(options: Options) -> bool:
+    """Whether an option has bounds that differ."""
     return any(each.low != each.high for each in ranges(options).values())
 
 

@@ -68,13 +68,13 @@ def former(cgroups: Container[int], run: Path) -> Changes:
 
 
 def forget_former(run: Path) -> None:
-    """The kernel has it again."""
+    """Forget which former policies were kept: the kernel has them again."""
     with contextlib.suppress(OSError):
         (run / FORMER).unlink()
 
 
 def forget_applied(run: Path) -> None:
-    """A new data plane has nothing of it yet."""
+    """Forget what was applied: a new data plane has nothing of it yet."""
     with contextlib.suppress(OSError):
         (run / APPLIED).unlink()
 
@@ -138,9 +138,9 @@ def _former(was: list[int], records: dict[int, PolicyRecord]) -> CgroupEntry:
 def _read(file: Path) -> dict[str, Any]:
     """What a file holds, or nothing where it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(file.read_text())
-        if isinstance(found, dict):
-            return found
+        content = json.loads(file.read_text())
+        if isinstance(content, dict):
+            return content
     return {}
 
 

@@ -25,8 +25,8 @@ def running(run: Path = RUN, lock: str = "kabpfd.lock") -> int | None:
     """The process id of the daemon, or None. Raises RefusedError where that is not to be known."""
     try:
         with open(run / lock, "rb") as file:
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
+            query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, query))
     except FileNotFoundError:
         return None
     except OSError as error:  # root of a user namespace

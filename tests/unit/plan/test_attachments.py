@@ -20,8 +20,8 @@ NAMED = st.frozensets(st.sampled_from(PATHS))
 def planned(paths):
     """The plan of policies of their own for these cgroups."""
     policies = policies_of({path: ({"cgroup": path}, {"idle": 60}) for path in sorted(paths)})
-    desired = resolve(policies, Automaton(policies), TREE, BIRTHS)
-    return with_attachments(desired, BY_ID)
+    plan = resolve(policies, Automaton(policies), TREE, BIRTHS)
+    return with_attachments(plan, BY_ID)
 
 
 def attached(paths):
@@ -42,12 +42,12 @@ def test_births_are_not_wanted():
     assert not planned(PATHS).asks
 
 
-def steps(desired: Plan, actual: Actual):
+def steps(plan: Plan, actual: Actual):
     """The attachments after each step of bringing the kernel to a plan."""
     attachments = dict(actual.attachments)
     for _ in range(10):
-        wanted = diff.number(desired.policies, actual.records, POLICIES)
-        changes = diff.diff(desired, actual, wanted, visits=False)
+        desired = diff.number(plan.policies, actual.records, POLICIES)
+        changes = diff.diff(plan, actual, desired, visits=False)
         for id, nested in changes.attachments.items():
             attachments[id] = nested
             yield dict(attachments)
@@ -62,7 +62,7 @@ def steps(desired: Plan, actual: Actual):
         )
         if not changes:
             break
-    assert attachments == desired.attachments
+    assert attachments == plan.attachments
 
 
 @settings(deadline=2000, database=None)

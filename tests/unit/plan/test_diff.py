@@ -50,19 +50,17 @@ def test_plan_of_a_tree_is_the_one_that_was_written_down(case: Path) -> None:
 
 def test_first_plan_is_written_once() -> None:
     """From an empty kernel one apply brings everything, and nothing is left to do then."""
-    desired, wanted = planned(
-        {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b", "/c"]), Actual()
-    )
-    changes = diff.diff(desired, Actual(), wanted)
+    plan, desired = planned({"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b", "/c"]), Actual())
+    changes = diff.diff(plan, Actual(), desired)
     assert changes.records == {1: PolicyRecord("a", idle(5))}
-    assert changes.births.keys() == desired.births.keys()
-    assert changes.cgroups.keys() == desired.cgroups.keys()
+    assert changes.births.keys() == plan.births.keys()
+    assert changes.cgroups.keys() == plan.cgroups.keys()
     assert [changes.cgroups[id].policy_id for id in (1, 2, 3, 4)] == [0, 1, 1, 0]
     assert changes.retrofits == settled({id: changes.cgroups[id] for id in (2, 3)})
     assert all(changes.cgroups[id].owed and not changes.cgroups[id].was for id in (2, 3))
     actual = applied(Actual(), changes)
     assert not any(entry.owed for entry in actual.cgroups.values())
-    assert not diff.diff(desired, actual, wanted)
+    assert not diff.diff(plan, actual, desired)
 
 
 def test_no_changes_are_false() -> None:
@@ -77,8 +75,8 @@ def test_changed_options_are_owed_to_open_sockets() -> None:
     """With other options a policy is another record under another id; the cgroups move there,
     remember the old one until their sockets were visited, and only then it goes."""
     before = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b"]))
-    desired, wanted = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a/b"]), before)
-    changes = diff.diff(desired, before, wanted)
+    plan, desired = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a/b"]), before)
+    changes = diff.diff(plan, before, desired)
     assert changes.records == {2: PolicyRecord("a", idle(6))}
     assert policies_and_debts(changes.cgroups) == {2: (2, (1,), True), 3: (2, (1,), True)}
     assert changes.retrofits == settled(changes.cgroups)
@@ -87,7 +85,7 @@ def test_changed_options_are_owed_to_open_sockets() -> None:
     assert policies_and_debts(between.cgroups) == {
         1: (0, (), False), 2: (2, (), False), 3: (2, (), False),
     }  # fmt: skip
-    assert diff.diff(desired, between, wanted) == Changes(stale_records=(1,))
+    assert diff.diff(plan, between, desired) == Changes(stale_records=(1,))
 
 
 @pytest.mark.parametrize("off", [True, False])
@@ -100,8 +98,8 @@ def test_lifted_policy_is_remembered_for_its_sockets(off: bool) -> None:
     lifted = actual.cgroups[2]
     assert (bool(lifted.policy_id), lifted.was, lifted.owed) == (off, (1,), False)
     assert actual.records[1] == PolicyRecord("a", idle(5))
-    desired, wanted = planned({"b": ({"cgroup": "/a"}, {"idle": 7})}, tree(["/a"]), actual)
-    changes = diff.diff(desired, actual, wanted)
+    plan, desired = planned({"b": ({"cgroup": "/a"}, {"idle": 7})}, tree(["/a"]), actual)
+    changes = diff.diff(plan, actual, desired)
     assert changes.cgroups[2].was == (1,)
     assert changes.cgroups[2].owed
     again = reconciled(actual, one, tree(["/a"]))
@@ -157,8 +155,8 @@ def test_existing_is_made_up_for_when_it_is_said_later() -> None:
     one = {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5}}
     actual = brought(Actual(), {"a": one | {"existing": "false"}}, tree(["/a"]))
     assert not actual.cgroups[2].owed
-    desired, wanted = planned_policies({"a": one}, tree(["/a"]), actual)
-    assert diff.diff(desired, actual, wanted).cgroups[2].owed
+    plan, desired = planned_policies({"a": one}, tree(["/a"]), actual)
+    assert diff.diff(plan, actual, desired).cgroups[2].owed
 
 
 def test_former_policies_make_room_for_new_ones() -> None:
@@ -186,13 +184,13 @@ def test_births_that_have_no_room_beside_the_old_ones_come_after_them() -> None:
     old = {f"o{n}": ({"unit": f"o{n}.service"}, {"idle": 5}) for n in range(10)}
     new = {f"n{n}": ({"unit": f"n{n}.service"}, {"idle": 5}) for n in range(10)}
     actual = reconciled(Actual(), old, tree([]))
-    desired, wanted = planned(new, tree([]), actual)
-    desired = replace(desired, births_max=30)
-    changes = diff.diff(desired, actual, wanted)
+    plan, desired = planned(new, tree([]), actual)
+    plan = replace(plan, births_max=30)
+    changes = diff.diff(plan, actual, desired)
     assert changes == Changes(stale_births=changes.stale_births)
     assert len(changes.stale_births) == 20
     after = diff.diff(
-        desired, replace(actual, births=without(actual.births, changes.stale_births)), wanted
+        plan, replace(actual, births=without(actual.births, changes.stale_births)), desired
     )
     assert len(after.births) == 20
 
@@ -201,11 +199,11 @@ def test_existing_says_nothing_about_younger_cgroups() -> None:
     """`existing: false` leaves sockets alone that are older than the policy; those of a cgroup that
     was born under it are visited."""
     one = {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5}, "existing": "false"}
-    desired, wanted = planned_policies({"a": one}, tree(["/a"]))
-    born = {2: CgroupEntry(desired.cgroups[2].state, 0)}
+    plan, desired = planned_policies({"a": one}, tree(["/a"]))
+    born = {2: CgroupEntry(plan.cgroups[2].state, 0)}
     for new in (False, True):
         changed = diff.changed_entries(
-            desired, {2: desired.cgroups[2]}, born, wanted, diff.policy_ids(wanted), new=new
+            plan, {2: plan.cgroups[2]}, born, desired, diff.policy_ids(desired), new=new
         )
         assert changed[2].owed == new
 
@@ -229,13 +227,13 @@ def test_existing_says_nothing_about_younger_cgroups() -> None:
 def test_needs_come_first_and_go_last(rules: dict[str, object], needs: Needs) -> None:
     """What a policy needs is on before any cgroup has it, and off when none has it any more."""
     cgroups = tree(["/a"])
-    desired, wanted = planned_policies({"a": {"select": [{"cgroup": "/a"}]} | rules}, cgroups)
-    changes = diff.diff(desired, Actual(), wanted)
+    plan, desired = planned_policies({"a": {"select": [{"cgroup": "/a"}]} | rules}, cgroups)
+    changes = diff.diff(plan, Actual(), desired)
     assert changes.needs == (needs if any(needs) else None)
     actual = brought(Actual(), {"a": {"select": [{"cgroup": "/a"}]} | rules}, cgroups)
     assert actual.needs == needs
-    desired, wanted = planned_policies({}, cgroups)
-    changes = diff.diff(desired, actual, wanted)
+    plan, desired = planned_policies({}, cgroups)
+    changes = diff.diff(plan, actual, desired)
     assert (changes.needs, bool(changes.cgroups)) == (None, True)
     assert brought(actual, {}, cgroups).needs == Needs()
 
@@ -243,19 +241,19 @@ def test_needs_come_first_and_go_last(rules: dict[str, object], needs: Needs) ->
 def test_visits_may_be_left_for_later() -> None:
     """Without visits everything else is written, and open sockets stay owed."""
     cgroups = tree(["/a"])
-    desired, wanted = planned({"a": ({"cgroup": "/a"}, {"idle": 5})}, cgroups, Actual())
-    actual = applied(Actual(), diff.diff(desired, Actual(), wanted, visits=False))
+    plan, desired = planned({"a": ({"cgroup": "/a"}, {"idle": 5})}, cgroups, Actual())
+    actual = applied(Actual(), diff.diff(plan, Actual(), desired, visits=False))
     assert actual.cgroups[2].owed
-    assert not diff.diff(desired, actual, wanted, visits=False)
-    assert diff.diff(desired, actual, wanted).retrofits.keys() == {2}
+    assert not diff.diff(plan, actual, desired, visits=False)
+    assert diff.diff(plan, actual, desired).retrofits.keys() == {2}
 
 
 def test_cgroup_without_an_entry_is_owed_its_sockets() -> None:
     """A cgroup that the kernel does not know yet may have sockets already."""
     policies = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), policies, tree(["/a"]))
-    desired, wanted = planned(policies, tree(["/a", "/a/b", "/c"]), actual)
-    changes = diff.diff(desired, actual, wanted)
+    plan, desired = planned(policies, tree(["/a", "/a/b", "/c"]), actual)
+    changes = diff.diff(plan, actual, desired)
     assert policies_and_debts(changes.cgroups) == {3: (1, (), True), 4: (0, (), False)}
     assert changes.retrofits.keys() == {3}
 
@@ -264,8 +262,8 @@ def test_entry_of_a_removed_cgroup_goes() -> None:
     """What the tree does not have any more is deleted, and that is all."""
     policies = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), policies, tree(["/a", "/b"]))
-    desired, wanted = planned(policies, tree(["/a"]), actual)
-    assert diff.diff(desired, actual, wanted) == Changes(stale_cgroups=(3,))
+    plan, desired = planned(policies, tree(["/a"]), actual)
+    assert diff.diff(plan, actual, desired) == Changes(stale_cgroups=(3,))
 
 
 def test_interrupted_apply_is_completed_first() -> None:
@@ -275,16 +273,16 @@ def test_interrupted_apply_is_completed_first() -> None:
     owed = CgroupEntry(actual.cgroups[2].state, 1, True, (9,))
     former = {9: PolicyRecord("was", idle(4))}
     actual = replace(actual, records=actual.records | former, cgroups=actual.cgroups | {2: owed})
-    desired, wanted = planned({"b": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
-    assert diff.diff(desired, actual, wanted) == Changes(retrofits=settled({2: owed}))
+    plan, desired = planned({"b": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
+    assert diff.diff(plan, actual, desired) == Changes(retrofits=settled({2: owed}))
 
 
 def test_state_alone_is_written_without_a_visit() -> None:
     """Where other selectors change how far a cgroup's path has matched, its sockets are left."""
     one = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), one, tree(["/a"]))
-    desired, wanted = planned(one | {"b": ({"cgroup": "/a/b"}, {"idle": 6})}, tree(["/a"]), actual)
-    changes = diff.diff(desired, actual, wanted)
+    plan, desired = planned(one | {"b": ({"cgroup": "/a/b"}, {"idle": 6})}, tree(["/a"]), actual)
+    changes = diff.diff(plan, actual, desired)
     assert changes.cgroups.keys() == {1, 2}
     assert changes.retrofits == {}
     assert changes.cgroups[2]._replace(state=0) == actual.cgroups[2]._replace(state=0)
@@ -294,16 +292,16 @@ def test_stale_births_and_records_wait_for_everything_else() -> None:
     """Old births go when nothing new is to be written, and old records when no birth leads to them:
     a cgroup born meanwhile may need them."""
     before = reconciled(Actual(), {"a": ({"unit": "a.service"}, {"idle": 5})}, tree(["/b"]))
-    desired, wanted = planned({"b": ({"unit": "b.service"}, {"idle": 6})}, tree(["/b"]), before)
-    changes = diff.diff(desired, before, wanted)
+    plan, desired = planned({"b": ({"unit": "b.service"}, {"idle": 6})}, tree(["/b"]), before)
+    changes = diff.diff(plan, before, desired)
     assert (changes.stale_births, changes.stale_records) == ((), ())
     before = applied(before, changes)
-    changes = diff.diff(desired, before, wanted)
+    changes = diff.diff(plan, before, desired)
     stale = {(ANYWHERE, "a.service"), (ANYWHERE, "a.socket")}
     assert changes == Changes(stale_births=changes.stale_births)
     assert set(changes.stale_births) == stale
     before = applied(before, changes)
-    assert diff.diff(desired, before, wanted) == Changes(stale_records=(1,))
+    assert diff.diff(plan, before, desired) == Changes(stale_records=(1,))
 
 
 def test_unrelated_unit_changes_only_its_own_births() -> None:
@@ -311,13 +309,13 @@ def test_unrelated_unit_changes_only_its_own_births() -> None:
     one = {"a": ({"cgroup": "/a/b"}, {"idle": 5}), "u": ({"unit": "u.service"}, {"idle": 6})}
     actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
     more = one | {"x": ({"unit": "x.service"}, {"idle": 7})}
-    desired, wanted = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
+    plan, desired = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
     births = {
-        step: BirthEntry(ANYWHERE, 3, False, desired.births[step].strength)
+        step: BirthEntry(ANYWHERE, 3, False, plan.births[step].strength)
         for step in ((ANYWHERE, "x.service"), (ANYWHERE, "x.socket"))
     }
     records = {3: PolicyRecord("x", idle(7))}
-    assert diff.diff(desired, actual, wanted) == Changes(records=records, births=births)
+    assert diff.diff(plan, actual, desired) == Changes(records=records, births=births)
 
 
 def test_unrelated_path_changes_only_its_ancestors() -> None:
@@ -325,8 +323,8 @@ def test_unrelated_path_changes_only_its_ancestors() -> None:
     one = {"a": ({"cgroup": "/a/b"}, {"idle": 5}), "u": ({"unit": "u.service"}, {"idle": 6})}
     actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
     more = one | {"x": ({"cgroup": "/d/x/y"}, {"idle": 7})}
-    desired, wanted = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
-    changes = diff.diff(desired, actual, wanted)
+    plan, desired = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
+    changes = diff.diff(plan, actual, desired)
     by_path = {cgroup.path: cgroup.id for cgroup in tree(["/a/b/c", "/d/u.service"])}
     assert changes.cgroups.keys() == {by_path["/"], by_path["/d"]}
     assert {state for state, _ in changes.births}.isdisjoint(
@@ -345,8 +343,8 @@ def test_id_of_a_retired_policy_is_not_given_away() -> None:
     """An id is taken as long as the kernel has its record, because sockets may have its options."""
     actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a"]))
     actual = reconciled(actual, {}, tree(["/a"]))
-    _, wanted = planned({"b": ({"cgroup": "/b"}, {"idle": 6})}, tree(["/a"]), actual)
-    assert list(wanted) == [2]
+    _, desired = planned({"b": ({"cgroup": "/b"}, {"idle": 6})}, tree(["/a"]), actual)
+    assert list(desired) == [2]
 
 
 def test_too_many_policies_are_an_error() -> None:
@@ -363,21 +361,21 @@ def test_state_without_room_is_written_as_unknown() -> None:
     """A cgroup whose state the kernel's table does not hold gets UNKNOWN, so that births below it
     are asked about."""
     policies = policies_of({"a": ({"unit": "a.service"}, "on"), "b": ({"cgroup": "/b/c"}, "on")})
-    desired = resolve(policies, Automaton(policies), tree(["/b"]), 6)
-    entries = diff.diff(desired, Actual(), diff.number(policies, {}, POLICIES)).cgroups
-    assert {state for state, _ in desired.births} == {ANYWHERE, desired.cgroups[1].state}
-    assert entries[1].state == desired.cgroups[1].state
-    assert entries[2].state == UNKNOWN != desired.cgroups[2].state
+    plan = resolve(policies, Automaton(policies), tree(["/b"]), 6)
+    entries = diff.diff(plan, Actual(), diff.number(policies, {}, POLICIES)).cgroups
+    assert {state for state, _ in plan.births} == {ANYWHERE, plan.cgroups[1].state}
+    assert entries[1].state == plan.cgroups[1].state
+    assert entries[2].state == UNKNOWN != plan.cgroups[2].state
 
 
 def test_state_that_a_glob_leads_to_is_known() -> None:
     """Once user space has resolved a cgroup that a glob names, the kernel knows what is born in it;
     but not where several globs name it together."""
     policies = policies_of({"a": ({"cgroup": "/a*/**"}, "on"), "b": ({"cgroup": "/*b/x/**"}, "on")})
-    desired = resolve(policies, Automaton(policies), tree(["/ac/d", "/ab/x"]), BIRTHS)
-    entries = diff.diff(desired, Actual(), diff.number(policies, {}, POLICIES)).cgroups
-    assert [entries[id].state for id in (2, 3)] == [desired.cgroups[id].state for id in (2, 3)]
-    assert entries[4].state == UNKNOWN != desired.cgroups[4].state
+    plan = resolve(policies, Automaton(policies), tree(["/ac/d", "/ab/x"]), BIRTHS)
+    entries = diff.diff(plan, Actual(), diff.number(policies, {}, POLICIES)).cgroups
+    assert [entries[id].state for id in (2, 3)] == [plan.cgroups[id].state for id in (2, 3)]
+    assert entries[4].state == UNKNOWN != plan.cgroups[4].state
 
 
 PATHS = ("/", "/a", "/b", "/a/b", "/a/*", "/a/**", "/**/b", "/a*")
@@ -406,8 +404,8 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
             del actual.cgroups[id]  # kabpf_cgroup_rmdir
         born = iter(seeds)
         for _ in range(10):
-            desired, wanted = planned(named, cgroups, actual)
-            changes = diff.diff(desired, actual, wanted)
+            plan, desired = planned(named, cgroups, actual)
+            changes = diff.diff(plan, actual, desired)
             if not changes:
                 break
             if (seed := next(born, None)) is not None:
@@ -415,15 +413,15 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
             actual = applied(actual, changes)
         assert not changes
         for cgroup in cgroups:
-            entry, resolved = actual.cgroups[cgroup.id], desired.cgroups[cgroup.id]
+            entry, resolved = actual.cgroups[cgroup.id], plan.cgroups[cgroup.id]
             has = actual.records.get(entry.policy_id)
             assert (entry.state, has) == (
                 resolved.state,
                 record(resolved.policy) if resolved.policy else None,
             )
-        stale = actual.records.keys() - wanted.keys()
+        stale = actual.records.keys() - desired.keys()
         assert stale <= {id for entry in actual.cgroups.values() for id in entry.was}
-        assert actual.births.keys() == desired.births.keys()
+        assert actual.births.keys() == plan.births.keys()
 
 
 def bear(actual: Actual, cgroups: list[Cgroup], seed: int) -> None:
@@ -497,9 +495,9 @@ def planned(
 def brought(actual: Actual, named: Policies, cgroups: list[Cgroup]) -> Actual:
     """The kernel after it was brought to policies that are spelled in full."""
     for _ in range(10):
-        desired, wanted = planned_policies(named, cgroups, actual)
-        actual = applied(actual, diff.diff(desired, actual, wanted))
-    assert not diff.diff(desired, actual, wanted)
+        plan, desired = planned_policies(named, cgroups, actual)
+        actual = applied(actual, diff.diff(plan, actual, desired))
+    assert not diff.diff(plan, actual, desired)
     return actual
 
 
@@ -507,5 +505,5 @@ def planned_policies(
     named: Policies, cgroups: list[Cgroup], actual: Actual | None = None
 ) -> tuple[Plan, dict[int, PolicyRecord]]:
     policies = read(named)
-    desired = resolve(policies, Automaton(policies), cgroups, BIRTHS)
-    return desired, diff.number(policies, actual.records if actual else {}, POLICIES)
+    plan = resolve(policies, Automaton(policies), cgroups, BIRTHS)
+    return plan, diff.number(policies, actual.records if actual else {}, POLICIES)
