@@ -314,25 +314,25 @@ def policy(record: PolicyRecord) -> bytes:
 
 def read_policy(raw: bytes) -> PolicyRecord:
     """The record in a value of kabpf_policies, without its destinations."""
-    found = CPolicy.from_buffer_copy(raw)
+    value = CPolicy.from_buffer_copy(raw)
     return PolicyRecord(
-        found.name.decode(),
-        _read_options(found.options),
-        next(mode for mode, number in MODES.items() if number == found.mode),
-        next(way for way, bits in DIRECTIONS.items() if bits == found.flags & (OUT | IN)),
-        bool(found.flags & LOOPBACK),
-        bool(found.flags & EXISTING),
-        bool(found.flags & LOG),
-        found.destinations,
+        value.name.decode(),
+        _read_options(value.options),
+        next(mode for mode, number in MODES.items() if number == value.mode),
+        next(way for way, bits in DIRECTIONS.items() if bits == value.flags & (OUT | IN)),
+        bool(value.flags & LOOPBACK),
+        bool(value.flags & EXISTING),
+        bool(value.flags & LOG),
+        value.destinations,
     )
 
 
-def _read_options(found: COptions) -> Options:
+def _read_options(raw: COptions) -> Options:
     given: dict[str, Any] = {}
     for row in OPTIONS:
-        value = getattr(found, row.field)
+        value = getattr(raw, row.field)
         if row.is_range:
             value = Range(value.low, value.high) if value.high else None
         if value:  # 0 is none
             given[row.field] = value
-    return Options(bool(found.keepalive), **given)
+    return Options(bool(raw.keepalive), **given)

@@ -77,7 +77,7 @@ def digest() -> int:
     return int.from_bytes(digest.digest(), sys.byteorder)
 
 
-class Fallback(Dataplane):
+class BccDataplane(Dataplane):
     """An open data plane whose programs bcc compiled. A context manager, as Dataplane is.
 
     It reaches new sockets of cgroups that policies name by their paths, and what is below. A cgroup
@@ -182,7 +182,7 @@ class Fallback(Dataplane):
 
 
 def compiled() -> dict[str, bytes]:
-    """The programs, as bcc_compile.programs() gives them, which raises what it raises."""
+    """The instructions of the programs, by name. Raises what bcc_compile.programs() raises."""
     return bcc_compile.programs(_MAPS, digest())
 
 
@@ -219,7 +219,7 @@ def load(pins: Path) -> None:
 
 
 def _with_descriptors(instructions: bytes, maps: tuple[int, ...]) -> bytes:
-    """The instructions with the maps' descriptors in the place of their places."""
+    """The instructions with each map's descriptor in the place of its index."""
     placed = bytearray(instructions)
     for start in range(0, len(placed), _INSTRUCTION.size):
         code, registers, offset, place = _INSTRUCTION.unpack_from(placed, start)
@@ -231,12 +231,12 @@ def _with_descriptors(instructions: bytes, maps: tuple[int, ...]) -> bytes:
 
 def pinned_links(pins: Path) -> dict[str, int]:
     """The pins of links to cgroups, and the cgroups' ids."""
-    found = {}
+    cgroup_ids = {}
     for pin in os.listdir(pins):
         program, _, number = pin.rpartition("-")
         if number.isdecimal() and program in (hook.program for hook in _HOOKS):
-            found[pin] = int(number)
-    return found
+            cgroup_ids[pin] = int(number)
+    return cgroup_ids
 
 
 def is_at(pins: Path) -> bool:

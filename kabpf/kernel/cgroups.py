@@ -42,13 +42,13 @@ class CgroupTree:
 
     def below(self, cgroup: Cgroup) -> list[Cgroup]:
         """The cgroups inside `cgroup`, parents before their children."""
-        found: list[Cgroup] = []
+        inside: list[Cgroup] = []
         waiting = [cgroup]
         while waiting:
             children = self._children(waiting.pop())
-            found += children
+            inside += children
             waiting += children
-        return found
+        return inside
 
     def path(self, path: str) -> str:
         """The cgroup path of a directory below the mount; another absolute path is taken for one
@@ -88,7 +88,7 @@ class CgroupTree:
 
     def processes(self, paths: Iterable[str]) -> set[int]:
         """The processes in exactly the cgroups at these paths, seen from this pid namespace."""
-        found: set[int] = set()
+        processes: set[int] = set()
         for path in paths:
             # In a threaded cgroup cgroup.procs can't be read (EOPNOTSUPP); its threads can.
             for name in ("cgroup.procs", "cgroup.threads"):
@@ -96,9 +96,9 @@ class CgroupTree:
                     text = Path(self.directory(path), name).read_text()
                 except OSError:
                     continue
-                found.update(int(word) for word in text.split())
+                processes.update(int(word) for word in text.split())
                 break
-        return found - {0}
+        return processes - {0}
 
     def has(self, cgroup: Cgroup) -> bool:
         """Whether the cgroup is there still."""
@@ -138,7 +138,7 @@ def path_of_process(pid: str) -> str:
     except OSError as error:
         raise RefusedError(f"process {pid}", error.errno or 0, "expected one that runs") from None
     # The line of the cgroup2 tree (cgroups(7)); in a cgroup namespace it may lead outside by "..".
-    found = re.search(r"^0::(/.*?)( \(deleted\))?$", text, re.MULTILINE)
-    if not found or "/.." in found[1]:
+    match = re.search(r"^0::(/.*?)( \(deleted\))?$", text, re.MULTILINE)
+    if not match or "/.." in match[1]:
         raise RefusedError(f"process {pid} is outside of this cgroup2 tree", hint="expected inside")
-    return found[1]
+    return match[1]

@@ -46,7 +46,7 @@ def staging_of(pins: Path) -> Path:
 
 
 def lifted_of(pins: Path) -> Path:
-    """Where one goes that was pinned there."""
+    """Where a data plane goes that was pinned at `pins`, on its way out."""
     return pins.with_name(f"{pins.name}-old")
 
 

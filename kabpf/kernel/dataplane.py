@@ -150,8 +150,8 @@ class Dataplane:
             self._networks = opened("kabpf_networks")
             self._ports = opened("kabpf_ports")
             self._failures = opened("kabpf_failures")
-            found = self._read_totals()
-            if found.layout != abi.LAYOUT or (found.build != self.build() and not any_build):
+            totals = self._read_totals()
+            if totals.layout != abi.LAYOUT or (totals.build != self.build() and not any_build):
                 raise RefusedError(
                     f"{pins} comes from another version of kabpf",
                     hint="expected this one: kabpfctl apply",
@@ -193,8 +193,8 @@ class Dataplane:
 
     def entries(self, ids: Iterable[int]) -> dict[int, CgroupEntry]:
         """What the kernel has for these cgroups; those that are gone are left out."""
-        found = {id: self._cgroups.look_up(abi.key(id, 8)) for id in ids}
-        return {id: abi.read_entry(value) for id, value in found.items() if value}
+        values = {id: self._cgroups.look_up(abi.key(id, 8)) for id in ids}
+        return {id: abi.read_entry(value) for id, value in values.items() if value}
 
     def policy_name(self, id: int) -> str | None:
         """The name of the policy that has this id now, or None."""
@@ -281,12 +281,12 @@ class Dataplane:
             failure = CFailure.from_buffer_copy(key)
             name = errno.errorcode.get(failure.error, str(failure.error))
             failed.setdefault(failure.policy_id, {})[name] = abi.number(value)
-        found = {}
+        counters = {}
         for id in policy_ids:
             raw = CCounters.from_buffer_copy(
                 self._counters.look_up(abi.key(id)) or bytes(CCounters())
             )
-            found[id] = Counters(
+            counters[id] = Counters(
                 raw.established,
                 raw.listening,
                 raw.retrofitted,
@@ -296,10 +296,10 @@ class Dataplane:
                 raw.died,
                 failed.get(id, {}),
             )
-        return found
+        return counters
 
     def totals(self) -> Totals:
-        """What was lost since the data plane was loaded."""
+        """What went wrong since the data plane was loaded."""
         raw = self._read_totals()
         return Totals(raw.events_dropped, raw.unrecorded)
 

@@ -17,7 +17,7 @@ from kabpf.errors import KabpfError, RefusedError, UnsupportedError
 from kabpf.faults import fault_point
 from kabpf.kernel import abi, bcc, capabilities, dataplane, syscalls
 from kabpf.kernel.abi import LAYOUT, CConstants, CTotals
-from kabpf.kernel.bcc import Fallback
+from kabpf.kernel.bcc import BccDataplane
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.crash_recovery import (
     WRITABLE,
@@ -53,7 +53,7 @@ class Loader(StrEnum):
     BCC = "bcc"
 
 
-_KINDS = {Loader.LIBBPF: Dataplane, Loader.BCC: Fallback}
+_KINDS = {Loader.LIBBPF: Dataplane, Loader.BCC: BccDataplane}
 
 
 class Fill(Protocol):
@@ -104,13 +104,13 @@ def open_if_loaded(pins: Path, tree: CgroupTree) -> Dataplane | None:
 
 @contextlib.contextmanager
 def opened(pins: Path, tree: CgroupTree) -> Iterator[Dataplane | None]:
-    """`open_if_loaded`, closed at the block's end."""
+    """The data plane that `open_if_loaded` opens, or None; it is closed at the block's end."""
     with open_if_loaded(pins, tree) or contextlib.nullcontext() as loaded:
         yield loaded
 
 
 def kind(pins: Path) -> type[Dataplane]:
-    """What is pinned at `pins`, or would be."""
+    """The class of the data plane that is pinned at `pins`, or would be loaded there."""
     return _KINDS[loader(pins)]
 
 
@@ -139,7 +139,7 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
         raise RefusedError(f"make {staging}", error.errno or 0, WRITABLE) from None
     try:
         if loader == Loader.BCC:
-            _load_fallback(pins, tree, fill)
+            _load_by_bcc(pins, tree, fill)
         else:
             with objects.Object(str(OBJECT)) as programs:
                 _load_into(staging, programs)
@@ -151,7 +151,7 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
     publish(pins)
 
 
-def _load_fallback(pins: Path, tree: CgroupTree, fill: Fill) -> None:
+def _load_by_bcc(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     """What is there goes on working beside it until it is published."""
     staging = staging_of(pins)
     try:
@@ -159,9 +159,9 @@ def _load_fallback(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     except RefusedError as error:
         require_system_call(error)
         raise _explained(error) if error.__cause__ else error from None
-    _mark(staging, Fallback.build())
+    _mark(staging, BccDataplane.build())
     takes_over = pins.exists()
-    with Fallback(staging, tree) as fresh:
+    with BccDataplane(staging, tree) as fresh:
         if takes_over and _has_our_layout(pins, tree):
             fresh.copy_from(pins)
         fill(fresh, takes_over=takes_over)
@@ -277,7 +277,7 @@ def _explained(error: RefusedError) -> RefusedError:
 
 
 def require_system_call(error: RefusedError) -> None:
-    """Say what a bpf(2) that was refused to root means."""
+    """Raise UnsupportedError, which says what it means, where root was refused bpf(2)."""
     if error.error == errno.EPERM:
         raise UnsupportedError(
             "the kernel refuses bpf(2) to root, expected a container whose system call filter"
@@ -286,7 +286,8 @@ def require_system_call(error: RefusedError) -> None:
 
 
 def missing_features() -> list[str]:
-    """What the kernel's BTF lacks of what the programs need."""
+    """What the kernel's BTF lacks of what the programs need. Raises RefusedError where it can't be
+    read."""
     struct, function = 4, 12  # BTF_KIND_STRUCT, BTF_KIND_FUNC
     # Since Linux kernel commit 3cee6fb8e69e ("bpf: tcp: Support bpf_(get|set)sockopt in bpf tcp
     # iter") (in v5.15) this function is there.

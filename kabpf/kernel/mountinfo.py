@@ -20,29 +20,33 @@ class Mount:
 
 def mounts(mountinfo: str) -> list[Mount]:
     """The mounts of a mountinfo text, in its order."""
-    found = []
+    mounted = []
     # The kernel escapes space, tab, newline and backslash alone (mangle() in fs/proc_namespace.c):
     # a name may hold what Python takes for the end of a line or of a word.
     for line in filter(None, mountinfo.split("\n")):
         before, _, after = line.partition(" - ")
         words = before.split(" ")
         device = os.makedev(*map(int, words[2].split(":")))
-        found.append(Mount(device, _unescaped(words[3]), _unescaped(words[4]), after.split(" ")[0]))
-    return found
+        mounted.append(
+            Mount(device, _unescaped(words[3]), _unescaped(words[4]), after.split(" ")[0])
+        )
+    return mounted
 
 
 def own_mounts() -> list[Mount]:
-    """The mounts of this process that kabpf works with, but for those hidden by a later one."""
+    """The mounts of cgroup2 trees and of BPF file systems among `visible_mounts`."""
     return [mount for mount in visible_mounts() if mount.type in ("cgroup2", "bpf")]
 
 
 def visible_mounts() -> list[Mount]:
-    """The same, and those of cgroup v1."""
+    """The mounts of cgroup trees, also of v1, and of BPF file systems, but for those hidden by a
+    later one."""
     types = ("cgroup", "cgroup2", "bpf")
     return [mount for mount in all_mounts() if mount.type in types and _is_on_top(mount)]
 
 
 def all_mounts() -> list[Mount]:
+    """Every mount of this process's namespace, hidden ones included."""
     return mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 

@@ -92,4 +92,5 @@ def _setns(descriptor: int) -> None:
 
 @functools.cache
 def libc() -> ctypes.CDLL:
+    """The C library, which keeps errno for ctypes.get_errno()."""
     return ctypes.CDLL(None, use_errno=True)

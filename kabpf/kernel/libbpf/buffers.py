@@ -57,7 +57,7 @@ class RingBuffer:
         return int(libbpf().ring_buffer__epoll_fd(self._handle))
 
     def descriptors(self) -> list[int]:
-        """The same, as PerfBuffers has them."""
+        """The descriptor as a list, for those who listen to PerfBuffers as well."""
         return [self.fileno()]
 
     def consume(self) -> None:
@@ -117,8 +117,8 @@ class PerfBuffers:
         os.close(self._map)
 
     def descriptors(self) -> list[int]:
-        """One for each processor, which is readable once after events came. So an epoll of them
-        would not do for another one: the first look at it takes the news away (perf_poll() in
+        """One for each processor, which is readable once after events came. They must not be nested
+        in another epoll: the first poll consumes the readiness (perf_poll() in
         kernel/events/core.c)."""
         library = libbpf()
         count = library.perf_buffer__buffer_cnt(self._handle)

@@ -1,4 +1,4 @@
-"""libbpf.so.1 by ctypes: its prototypes, its errors, and what each of its users needs.
+"""libbpf.so.1 by ctypes: its prototypes, its errors, and calls that have no module of their own.
 
 libbpf answers with NULL and errno, or with a negative errno (its 1.0 conventions); here every
 failure is a RefusedError that names the step. The prototypes are those of libbpf 1.1.
@@ -85,6 +85,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
 
 @contextmanager
 def pinned(path: str) -> Iterator[int]:
+    """The descriptor of what is pinned at `path`."""
     descriptor = checked(f"open {path}", libbpf().bpf_obj_get(path.encode()))
     try:
         yield descriptor
@@ -99,6 +100,7 @@ def pin(descriptor: int, path: str) -> None:
 
 
 def object_info(descriptor: int, info: ctypes.Structure, path: str) -> None:
+    """Fill in what the kernel says of a map, a program or a link; `path` names it in errors."""
     size = U32(ctypes.sizeof(info))
     error = libbpf().bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(size))
     checked(f"look at {path}", error)
@@ -114,8 +116,8 @@ def probe() -> None:
 
 def version() -> str:
     """libbpf's version, as 1.1."""
-    found: bytes = libbpf().libbpf_version_string()
-    return found.decode().removeprefix("v")
+    raw: bytes = libbpf().libbpf_version_string()
+    return raw.decode().removeprefix("v")
 
 
 def missing_from_btf(kinds: dict[str, int]) -> list[str]:
@@ -134,6 +136,7 @@ def missing_from_btf(kinds: dict[str, int]) -> list[str]:
 
 @functools.cache
 def libbpf() -> ctypes.CDLL:
+    """The library. Raises UnsupportedError where it is not installed."""
     try:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError:
@@ -169,12 +172,14 @@ def logged() -> Iterator[list[str]]:
 
 
 def checked(step: str, result: int) -> int:
+    """The result of a call. Raises RefusedError where it is a negative errno."""
     if result < 0:
         raise RefusedError(step, -result)
     return result
 
 
 def pointer(step: str, result: int | None) -> int:
+    """The pointer that a call gave. Raises RefusedError, with errno, where it is NULL."""
     if not result:
         raise RefusedError(step, ctypes.get_errno())
     return result

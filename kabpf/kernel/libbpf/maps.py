@@ -21,7 +21,7 @@ BATCH = 4096
 
 
 class MapDefinition(NamedTuple):
-    """What a map is made by."""
+    """What a map is made with: its type, the bytes of a key and of a value, room, flags."""
 
     kind: int  # enum bpf_map_type
     key_size: int
@@ -93,15 +93,15 @@ class Map:
 
     def all_keys(self) -> list[bytes]:
         """Every key, for a map whose entries can't be read in batches: a trie, on older kernels."""
-        found: list[bytes] = []
+        keys: list[bytes] = []
         following = ctypes.create_string_buffer(self._key_size)
         while True:
-            previous = found[-1] if found else None
+            previous = keys[-1] if keys else None
             error = libbpf().bpf_map_get_next_key(self.descriptor, previous, following)
             if error == -errno.ENOENT:
-                return found
+                return keys
             self._check("read", error)
-            found.append(following.raw)
+            keys.append(following.raw)
 
     def update(self, key: bytes, value: bytes) -> None:
         """Write an entry, whether there is one or not."""
