@@ -59,13 +59,13 @@ def monitor(arguments: argparse.Namespace) -> int:
     """Print events until a signal comes, or standard output is closed."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     cgroup = None if arguments.cgroup is None else tree.path(arguments.cgroup)
-    wanted = Filter(cgroup, arguments.unit, arguments.policy)
+    selection = Filter(cgroup, arguments.unit, arguments.policy)
     if arguments.event:
-        wanted = Filter(cgroup, arguments.unit, arguments.policy, frozenset(arguments.event))
+        selection = Filter(cgroup, arguments.unit, arguments.policy, frozenset(arguments.event))
     heeded = (number for number in _ENDS if signal.getsignal(number) != signal.SIG_IGN)  # nohup(1)
     former = {number: signal.signal(number, _end) for number in heeded}
     try:
-        _follow(tree, wanted, as_json if arguments.json else text)
+        _follow(tree, selection, as_json if arguments.json else text)
     except _Ended:
         pass
     finally:
@@ -84,7 +84,7 @@ def _end_again(_number: int, _frame: object) -> None:
     pass
 
 
-def _follow(tree: CgroupTree, wanted: Filter, line: Line) -> None:
+def _follow(tree: CgroupTree, selection: Filter, line: Line) -> None:
     """Also what is loaded later, and what takes another's place."""
     is_told = has_heads = was_heard = False
     while True:
@@ -106,9 +106,9 @@ def _follow(tree: CgroupTree, wanted: Filter, line: Line) -> None:
                 if time.monotonic() >= due:
                     due = time.monotonic() + LOOK_S
                 _wait_for(heard)
-                _print(_read(heard), wanted, line)
+                _print(_read(heard), selection, line)
             for _ in range(2):  # what came meanwhile, or is too young for the first look
-                _print(_read(heard), wanted, line)
+                _print(_read(heard), selection, line)
 
 
 @contextlib.contextmanager
@@ -136,8 +136,8 @@ def _wait_for(heard: Monitor | None) -> None:
         poll.register(descriptor, select.POLLIN)
     poll.register(1, 0)
     is_waiting = heard is not None and heard.is_waiting
-    for descriptor, what in poll.poll(0 if is_waiting else LOOK_S * 1000):
-        if descriptor == 1 and what & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
+    for descriptor, events in poll.poll(0 if is_waiting else LOOK_S * 1000):
+        if descriptor == 1 and events & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
             raise _Ended
 
 
@@ -150,8 +150,8 @@ def _read(heard: Monitor) -> list[Event | Lost]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
 
 
-def _print(events: Iterable[Event | Lost], wanted: Filter, line: Line) -> None:
-    lines = (line(event) for event in events if isinstance(event, Lost) or wanted(event))
+def _print(events: Iterable[Event | Lost], selection: Filter, line: Line) -> None:
+    lines = (line(event) for event in events if isinstance(event, Lost) or selection(event))
     while piece := "".join(itertools.islice(lines, LINES)):
         _write(piece)
 
@@ -180,7 +180,7 @@ def text(event: Event | Lost) -> str:
     return _line(
         [
             clock,
-            event.what,
+            event.kind,
             output.shown(event.unit or event.cgroup or "(removed)"),
             str(event.pid or "-"),
             output.shown(event.command or "-"),
@@ -202,7 +202,7 @@ def as_json(event: Event | Lost) -> str:
         return json.dumps({"time": moment, "event": "lost", "count": event.count}) + "\n"
     result = {
         "time": moment,
-        "event": event.what,
+        "event": event.kind,
         "cgroup": event.cgroup,
         "cgroup_id": event.report.cgroup_id,
         "unit": event.unit,
@@ -215,7 +215,7 @@ def as_json(event: Event | Lost) -> str:
         "remote": _end_json(event.remote),
         "policy": event.policy,
         "setsockopt": event.call and event.call._asdict(),
-        "death": event.death and event.death._asdict(),
+        "death": event.timeout and event.timeout._asdict(),
     }
     options = _options_json(tuple(event.options.items()))
     return f'{json.dumps(result)[:-1]}, "options": {options}}}\n'

@@ -47,8 +47,8 @@ class Option(NamedTuple):
     outcome: str | None
 
 
-class Death(NamedTuple):
-    """How a connection ended."""
+class Timeout(NamedTuple):
+    """How a connection timed out: by keepalive, by the user timeout, or by the kernel's retries."""
 
     reason: str  # one of REASONS
     error: str  # as the application reads it: ETIMEDOUT, or what ICMP had said
@@ -72,9 +72,9 @@ class Event(NamedTuple):
     policy: str | None
 
     @property
-    def what(self) -> str:
+    def kind(self) -> str:
         """One of KINDS."""
-        return _what(self.report.what, self.report.outcomes)
+        return _kind(self.report.what, self.report.outcomes)
 
     @property
     def unit(self) -> str | None:
@@ -83,6 +83,7 @@ class Event(NamedTuple):
 
     @property
     def pid(self) -> int | None:
+        """The process that the kernel worked for, where it is known."""
         return self.report.pid or None
 
     @property
@@ -99,14 +100,17 @@ class Event(NamedTuple):
 
     @property
     def family(self) -> str:
+        """ipv4, ipv6, or another one's number."""
         return sockets.FAMILIES.get(self.report.family, str(self.report.family))
 
     @property
     def local(self) -> Address:
+        """The end on this machine."""
         return Address(_text(self.report.local), self.report.local_port)
 
     @property
     def remote(self) -> Address:
+        """The other end; of a listener none."""
         return Address(_text(self.report.remote), self.report.remote_port)
 
     @property
@@ -117,18 +121,20 @@ class Event(NamedTuple):
 
     @property
     def call(self) -> Call | None:
+        """The setsockopt(2) that the event is about."""
         if self.report.what not in (abi.SWALLOWED, abi.LIMITED):
             return None
         option, asked = sockets.SET[self.report.option], self.report.asked
         return Call(option, bool(asked) if option == "keepalive" else asked)
 
     @property
-    def death(self) -> Death | None:
+    def timeout(self) -> Timeout | None:
+        """How the connection ended, where that is the event."""
         if self.report.what != abi.DIED:
             return None
         report = self.report
         reason, error = REASONS[report.reason], _errno(report.error)
-        return Death(reason, error, report.silent_ms, report.sent)
+        return Timeout(reason, error, report.silent_ms, report.sent)
 
     @property
     def option_texts(self) -> dict[str, str]:
@@ -138,13 +144,13 @@ class Event(NamedTuple):
 
     @property
     def details(self) -> str:
-        """A call or a death as a person would say it."""
+        """The call or the timeout as a person would say it; "" where the event is neither."""
         if call := self.call:
             name, unit = _NAMES[call.option]
             return f"setsockopt of {name} {_option_text(Option(call.asked, None), unit)}"
-        if death := self.death:
-            silent = f"silent for {death.silent_ms / 1000:.1f}s"
-            return f"{death.reason}: {silent}, {death.sent} unanswered, {death.error}"
+        if timeout := self.timeout:
+            silent = f"silent for {timeout.silent_ms / 1000:.1f}s"
+            return f"{timeout.reason}: {silent}, {timeout.sent} unanswered, {timeout.error}"
         return ""
 
 
@@ -172,12 +178,12 @@ class Filter:
     policy: str | None = None
     events: frozenset[str] = frozenset(KINDS)
 
-    def __call__(self, found: Event) -> bool:
+    def __call__(self, event: Event) -> bool:
         """Whether an event is asked for."""
         return (
-            (self.policy is None or found.policy == self.policy)
-            and sockets.is_inside(found.cgroup, self.cgroup, self.unit)
-            and found.what in self.events
+            (self.policy is None or event.policy == self.policy)
+            and sockets.is_inside(event.cgroup, self.cgroup, self.unit)
+            and event.kind in self.events
         )
 
 
@@ -309,22 +315,22 @@ class _Paths:
     def __init__(self, tree: CgroupTree) -> None:
         self._tree = tree
         self._paths: dict[int, str | None] = {}
-        self._look()
+        self._read_tree()
 
     def born(self, id: int, parent_id: int, name: str) -> None:
         if parent := self._paths.get(parent_id):
             self._paths[id] = f"{parent.rstrip('/')}/{name}"
         if len(self._paths) > PATHS_MAX:
             self._paths.clear()
-            self._look()
+            self._read_tree()
 
     def find(self, id: int) -> str | None:
         if id not in self._paths:  # its birth was lost
-            self._look()
+            self._read_tree()
             self._paths.setdefault(id, None)
         return self._paths[id]
 
-    def _look(self) -> None:
+    def _read_tree(self) -> None:
         self._paths.update((cgroup.id, cgroup.path) for cgroup in self._tree.cgroups())
 
 
@@ -332,7 +338,7 @@ _text = functools.lru_cache(maxsize=4096)(sockets.text)
 
 
 @functools.lru_cache(maxsize=1024)
-def _what(what: int, outcomes: int) -> str:
+def _kind(what: int, outcomes: int) -> str:
     if what == abi.DIED:
         return "died"
     if what in (abi.SWALLOWED, abi.LIMITED):
@@ -357,8 +363,8 @@ def _options(outcomes: int, keepalive: int, numbers: tuple[int, ...]) -> dict[st
 
 @functools.lru_cache(maxsize=4096)
 def _option_texts(*options: Option) -> dict[str, str]:
-    found = dict(zip(sockets.SET, options, strict=True))
-    return {name: _option_text(found[option], unit) for option, (name, unit) in _NAMES.items()}
+    by_field = dict(zip(sockets.SET, options, strict=True))
+    return {name: _option_text(by_field[option], unit) for option, (name, unit) in _NAMES.items()}
 
 
 def _option_text(option: Option, unit: str) -> str:

@@ -41,6 +41,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
+        """Close the socket; the journal keeps what was written."""
         self._channel.close()
 
     def write(self, event: Event | Lost) -> None:
@@ -96,12 +97,12 @@ def _lost_fields(count: int) -> dict[str, str]:
 
 
 def _fields(event: Event) -> dict[str, str]:
-    found: dict[str, object] = {
+    fields: dict[str, object] = {
         "MESSAGE": message(event),
-        "PRIORITY": _PRIORITIES.get(event.what, INFO),
+        "PRIORITY": _PRIORITIES.get(event.kind, INFO),
         "SYSLOG_IDENTIFIER": "kabpfd",
         "OBJECT_SYSTEMD_UNIT": _unit(event),  # for journalctl --unit
-        "KABPF_EVENT": event.what,
+        "KABPF_EVENT": event.kind,
         "KABPF_POLICY": event.policy,
         "KABPF_CGROUP": event.cgroup,
         "KABPF_UNIT": event.unit,
@@ -112,18 +113,18 @@ def _fields(event: Event) -> dict[str, str]:
         "KABPF_REMOTE": event.remote,
     }
     for name, option in event.options.items():
-        found[f"KABPF_{name.upper()}"] = None if option.value is None else int(option.value)
-        found[f"KABPF_{name.upper()}_OUTCOME"] = option.outcome
+        fields[f"KABPF_{name.upper()}"] = None if option.value is None else int(option.value)
+        fields[f"KABPF_{name.upper()}_OUTCOME"] = option.outcome
     if call := event.call:
-        found |= {"KABPF_OPTION": call.option, "KABPF_ASKED": int(call.asked)}
-    if death := event.death:
-        found |= {
-            "KABPF_REASON": death.reason,
-            "KABPF_ERROR": death.error,
-            "KABPF_SILENT_MS": death.silent_ms,
-            "KABPF_UNANSWERED": death.sent,
+        fields |= {"KABPF_OPTION": call.option, "KABPF_ASKED": int(call.asked)}
+    if timeout := event.timeout:
+        fields |= {
+            "KABPF_REASON": timeout.reason,
+            "KABPF_ERROR": timeout.error,
+            "KABPF_SILENT_MS": timeout.silent_ms,
+            "KABPF_UNANSWERED": timeout.sent,
         }
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: str(value) for name, value in fields.items() if value is not None}
 
 
 def _unit(event: Event) -> str | None:
@@ -146,6 +147,6 @@ def message(event: Event) -> str:
         f"{name} {text}" for name, text in event.option_texts.items() if text != "-"
     )
     where = event.unit or event.cgroup or "a removed cgroup"
-    text = f"{event.what}: {ends} of {where}{who}, policy {event.policy}"
+    text = f"{event.kind}: {ends} of {where}{who}, policy {event.policy}"
     text += f": {event.details or options}"
     return text if text.isprintable() else ascii(text)[1:-1]

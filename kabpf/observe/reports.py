@@ -26,7 +26,7 @@ PROCESSOR_BYTES = 2 * 1024 * 1024
 PROCESSOR_BYTES_MIN = 64 * 1024
 BYTES_MAX = 16 * 1024 * 1024
 
-# A program that found the place empty a moment ago may say so still.
+# A BPF program that just saw the place empty may still clear its flag.
 SETTLE_S = 0.02
 
 

@@ -95,12 +95,12 @@ class Filter:
     policy: str | None = None
     without_keepalive: bool = False
 
-    def __call__(self, found: Socket) -> bool:
+    def __call__(self, candidate: Socket) -> bool:
         """Whether a socket is asked for."""
         return (
-            is_inside(found.cgroup, self.cgroup, self.unit)
-            and (self.policy is None or found.policy == self.policy)
-            and (not self.without_keepalive or found.keepalive is False)
+            is_inside(candidate.cgroup, self.cgroup, self.unit)
+            and (self.policy is None or candidate.policy == self.policy)
+            and (not self.without_keepalive or candidate.keepalive is False)
         )
 
 

@@ -38,7 +38,7 @@ DIRECTORIES = {
 def unit_names(directories: Iterable[str | Path]) -> dict[str, str]:
     """The names of the units in these directories, the strongest first, with the names that they
     really have: a link is an alias, or with /dev/null a mask."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for directory in directories:
         try:
             entries = [entry for entry in os.scandir(directory) if not entry.is_dir()]
@@ -47,5 +47,5 @@ def unit_names(directories: Iterable[str | Path]) -> dict[str, str]:
         for entry in entries:
             target = os.path.realpath(entry.path) if entry.is_symlink() else entry.name
             real = "" if target == os.devnull else os.path.basename(target)
-            found.setdefault(entry.name, real)
-    return found
+            names.setdefault(entry.name, real)
+    return names

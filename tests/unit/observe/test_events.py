@@ -62,10 +62,10 @@ def event(*, cgroup: str | None = UNIT, policy: str | None = "web", **members: A
         (DIED, 0, "died"),
     ],
 )
-def test_event_is_named_by_the_gravest_outcome(what: int, found: int, expected: str) -> None:
+def test_kind_of_event_is_the_gravest_outcome(what: int, found: int, expected: str) -> None:
     """A socket on which anything was refused has failed; one on which anything was set is set; left
     is one that keeps all its own."""
-    assert event(what=what, outcomes=found).what == expected
+    assert event(what=what, outcomes=found).kind == expected
 
 
 def test_options_have_value_and_outcome() -> None:
