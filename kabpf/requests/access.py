@@ -21,7 +21,7 @@ from kabpf.requests.peercred import Peer
 from kabpf.requests.varlink import Call, CallError
 
 
-class Who(StrEnum):
+class Role(StrEnum):
     """What a caller is to the cgroup that a call names; to none, STRANGER or ROOT."""
 
     ROOT = "root"
@@ -34,7 +34,7 @@ class Who(StrEnum):
 class Rule:
     """Who may call a method, what its parameters are, and what does it."""
 
-    callers: frozenset[Who]
+    callers: frozenset[Role]
     handle: Callable[[Request], Mapping[str, Any]]
     types: Mapping[str, type]
     required: tuple[str, ...]
@@ -42,13 +42,13 @@ class Rule:
 
 def allowed(call: Call, peer: Peer) -> Request:
     """The call as a request. Raises CallError unless it is one of TABLE, well-formed, and allowed
-    to who asks."""
+    to the caller."""
     if call.interface not in INTERFACES:
         raise CallError.of_service("InterfaceNotFound", interface=call.interface)
     if call.method not in TABLE:
         raise CallError.of_service("MethodNotFound", method=call.method)
     rule = TABLE[call.method]
-    if not peer.is_full and Who.OUTSIDER not in rule.callers:
+    if not peer.is_full and Role.OUTSIDER not in rule.callers:
         raise CallError.of_service("PermissionDenied")
     if call.upgrade:
         raise CallError.of_service("MethodNotImplemented", method=call.method)
@@ -56,23 +56,23 @@ def allowed(call: Call, peer: Peer) -> Request:
     cgroup, owner = NOWHERE, None
     if "cgroup" in rule.types:
         cgroup, owner = opened(parameters["cgroup"], peer.uid)
-    if who(peer, owner) not in rule.callers:
+    if role(peer, owner) not in rule.callers:
         raise denied(f"{cgroup.path} belongs to uid {owner}, expected uid {peer.uid}")
     return Request(peer.uid, cgroup, parameters)
 
 
-def who(peer: Peer, owner: int | None) -> Who:
-    """What somebody is to a cgroup with this owner, or to none."""
+def role(peer: Peer, owner: int | None) -> Role:
+    """What a caller is to a cgroup with this owner, or to none."""
     if not peer.is_full:
-        return Who.OUTSIDER
+        return Role.OUTSIDER
     if peer.uid == 0:
-        return Who.ROOT
-    return Who.OWNER if peer.uid == owner else Who.STRANGER
+        return Role.ROOT
+    return Role.OWNER if peer.uid == owner else Role.STRANGER
 
 
 NOWHERE = Cgroup(0, 0, "")
-_EVERYBODY = frozenset(Who)
-_OWNERS = frozenset({Who.ROOT, Who.OWNER})
+_EVERYBODY = frozenset(Role)
+_OWNERS = frozenset({Role.ROOT, Role.OWNER})
 _ATTACH = {
     "cgroup": str,
     **dict.fromkeys(("keepalive", *COMMAND_KEYS, "mode"), str),

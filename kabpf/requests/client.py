@@ -1,4 +1,4 @@
-"""What users ask kabpf-request for, which root does itself: policies for cgroups of their own."""
+"""The client of kabpf-request, for users: policies for cgroups of their own; root needs none."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def attach(
     `mode` is fill or override. Returns, when it is in force, what `kabpfctl attach --json` prints.
     Raises RefusedError.
     """
-    asked = {
+    parameters = {
         "cgroup": cgroup,
         **options,
         "defaults": defaults,
         "mode": mode,
         "existing": existing,
     }
-    return _call("Attach", asked | ({"keepalive": "off"} if off else {}), address)
+    return _call("Attach", parameters | ({"keepalive": "off"} if off else {}), address)
 
 
 def detach(cgroup: str, *, address: Path = SOCKET) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _call(method: str, parameters: Mapping[str, Any], address: Path) -> dict[str
         time.sleep(random.uniform(pause_s / 2, pause_s))
         pause_s = min(2 * pause_s, PAUSE_MAX_S)
     try:
-        return dict(varlink.read_reply(answer))
+        return dict(varlink.parse_reply(answer))
     except varlink.CallError as error:
         raise RefusedError(_said(error)) from None
     except varlink.MessageError as error:
@@ -102,7 +102,7 @@ def _answer(message: bytes, address: Path) -> bytes | None:
 
 
 def _said(error: varlink.CallError) -> str:
-    """What an error means to who asked."""
+    """What an error means to the caller."""
     reason = error.parameters.get("reason")
     if isinstance(reason, str):
         return reason

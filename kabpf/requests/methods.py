@@ -1,4 +1,4 @@
-"""What users may ask of kabpf: policies for cgroups of their own."""
+"""The methods of io.kabpf, for callers who may: policies for cgroups of their own."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from kabpf.runtime.locks import RUN, locked
 SETTLE_S = 5  # for changes of an administrator to be applied
 POLICIES_MAX = 64  # of a user
 ALL_POLICIES_MAX = 1024  # of all users, a quarter of what the kernel has room for
-# In the kernel, with the former ones that cgroups remember: without a bound, who attaches and
-# detaches one cgroup after the other would have those of everybody forgotten.
+# In the kernel, with the former ones that cgroups remember: without a bound, a user who attaches
+# and detaches one cgroup after the other would have those of everybody forgotten.
 RECORDS_MAX = POLICIES_MAX * (1 + FORMER_MAX)
 ALL_RECORDS_MAX = 2 * ALL_POLICIES_MAX
 
@@ -66,13 +66,13 @@ def drop_in(request: Request, parsed: list[PolicyFile]) -> bytes:
         raise CallError.of_service("InvalidParameter", parameter="mode")
     takes_defaults = given.get("defaults", True) and keepalive == "on"
     defaults = parser.defaults_of(parsed) if takes_defaults else options.NOTHING
-    found = _numbers(words, defaults) if keepalive == "on" else Options(keepalive=False)
+    numbers = _numbers(words, defaults) if keepalive == "on" else Options(keepalive=False)
     file = dropins.owned_file(request.uid, request.cgroup.id)
     source = Source(str(file), 1)
     policy = Policy(
         file.stem,
         (Selector("cgroup", request.cgroup.path, source),),
-        Rules(found, Mode(given.get("mode", "fill"))),
+        Rules(numbers, Mode(given.get("mode", "fill"))),
         source,
         existing=given.get("existing", True),
         until=Until(request.cgroup.path, request.cgroup.id),
@@ -83,6 +83,7 @@ def drop_in(request: Request, parsed: list[PolicyFile]) -> bytes:
 
 
 def get_info(_: Request) -> Mapping[str, Any]:
+    """Which service this is, and its interfaces."""
     return {
         "vendor": "The kabpf authors",
         "product": "kabpf",
@@ -93,6 +94,7 @@ def get_info(_: Request) -> Mapping[str, Any]:
 
 
 def get_description(request: Request) -> Mapping[str, Any]:
+    """The description of one of INTERFACES. Raises CallError for another."""
     name = request.parameters["interface"]
     if name not in INTERFACES:
         raise CallError.of_service("InterfaceNotFound", interface=name)
@@ -100,11 +102,15 @@ def get_description(request: Request) -> Mapping[str, Any]:
 
 
 def attach(request: Request) -> Mapping[str, Any]:
+    """Put the policy in force that the request asks for, in place of one that it had put there.
+
+    Returns when it is in force. Raises CallError and KabpfError, and then the files are as before.
+    """
     tree = cgroups.find_tree(mountinfo.own_mounts())
     file = dropins.owned_file(request.uid, request.cgroup.id)
     with _in_force(tree, request) as (loaded, reading):
         policies = reading.read().policies
-        parsed = [found for path, (_, found) in reading.cache.items() if path != file]
+        parsed = [policy_file for path, (_, policy_file) in reading.cache.items() if path != file]
         content = drop_in(request, parsed)
         _check_bounds(content, file, parsed)
         alive, over = _others(policies, tree, request.cgroup.id)
@@ -130,6 +136,7 @@ def attach(request: Request) -> Mapping[str, Any]:
 
 
 def detach(request: Request) -> Mapping[str, Any]:
+    """Undo `attach`. Raises CallError, as where nothing is attached, and KabpfError."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     with _in_force(tree, request) as (loaded, reading):
         removed = dropins.owned(request.cgroup.id)
@@ -161,10 +168,10 @@ class _Reading:
         return files.stamp(files.SYSTEM, self.own) == self.others
 
     def read(self) -> Snapshot:
-        found = files.snapshot(files.SYSTEM, self.cache)
+        snapshot = files.snapshot(files.SYSTEM, self.cache)
         if not self.is_current():
             raise refused(NOT_APPLIED)
-        return found
+        return snapshot
 
 
 @contextlib.contextmanager
@@ -212,11 +219,11 @@ def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
             raise CallError.of_service("InvalidParameter", parameter=key)
     draft = options.parse({key: Node(word, key, Source("", 0)) for key, word in words.items()})
     try:
-        found, _ = options.finish(options.over(draft, defaults), "the request")
+        numbers, _ = options.finish(options.over(draft, defaults), "the request")
     except PolicyError as error:
         raise refused(str(error).removeprefix(":0: ")) from None
     not_theirs: dict[str, Any] = {row.field: None for row in OPTIONS if not row.for_users}
-    return replace(options.without_ranges(found), **not_theirs)
+    return replace(options.without_ranges(numbers), **not_theirs)
 
 
 def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:

@@ -45,7 +45,7 @@ def serve(descriptor: int, say: Callable[[str], None]) -> None:
             for _ in range(CALLS_MAX):
                 if (message := channel.receive()) is None:
                     return
-                call = varlink.read_call(message)
+                call = varlink.parse_call(message)
                 answer = _answer(call, peer, say)
                 if not call.oneway:
                     channel.send(answer)
@@ -79,7 +79,7 @@ def _answer(call: Call, peer: Peer, say: Callable[[str], None]) -> bytes:
     try:
         try:
             request = allowed(call, peer)
-            found = TABLE[call.method].handle(request)
+            parameters = TABLE[call.method].handle(request)
         except PolicyError:
             raise refused(NOT_APPLIED) from None  # users may not read them
         except KabpfError as error:
@@ -88,4 +88,4 @@ def _answer(call: Call, peer: Peer, say: Callable[[str], None]) -> bytes:
         return varlink.error(error)
     if call.interface == INTERFACE:
         say(f"uid {peer.uid}: {call.method} {request.cgroup.path}")
-    return varlink.reply(found)
+    return varlink.reply(parameters)

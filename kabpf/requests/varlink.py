@@ -81,29 +81,30 @@ class Call:
 
     @property
     def interface(self) -> str:
+        """The method's name up to its last dot."""
         return self.method.rpartition(".")[0]
 
 
-def read_call(message: bytes) -> Call:
+def parse_call(message: bytes) -> Call:
     """The call of a message, which comes without its NUL. Raises MessageError."""
-    found = _read(message, _CALL_KEYS)
-    method = found.get("method", "")
+    fields = _parse(message, _CALL_KEYS)
+    method = fields.get("method", "")
     if not re.fullmatch(_NAME, method):
         raise MessageError("no name of a method")
-    if found.get("upgrade") and (found.get("oneway") or found.get("more")):
+    if fields.get("upgrade") and (fields.get("oneway") or fields.get("more")):
         raise MessageError("upgrade beside oneway or more")
-    if found.get("oneway") and found.get("more"):
+    if fields.get("oneway") and fields.get("more"):
         raise MessageError("oneway beside more")
-    return Call(**found)
+    return Call(**fields)
 
 
-def read_reply(message: bytes) -> Mapping[str, Any]:
+def parse_reply(message: bytes) -> Mapping[str, Any]:
     """The parameters of a reply, which comes without its NUL. Raises CallError for an error, and
     MessageError."""
-    found = _read(message, _REPLY_KEYS)
-    parameters: Mapping[str, Any] = found.get("parameters", {})
-    if "error" in found:
-        raise CallError(found["error"], **parameters)
+    fields = _parse(message, _REPLY_KEYS)
+    parameters: Mapping[str, Any] = fields.get("parameters", {})
+    if "error" in fields:
+        raise CallError(fields["error"], **parameters)
     return parameters
 
 
@@ -141,26 +142,26 @@ def _message(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode() + b"\0"
 
 
-def _read(message: bytes, types: Mapping[str, type]) -> dict[str, Any]:
+def _parse(message: bytes, types: Mapping[str, type]) -> dict[str, Any]:
     """A message's fields that are not null."""
     if len(message) > MESSAGE_MAX:
         raise MessageError(f"{len(message)} bytes, expected at most {MESSAGE_MAX}")
     try:
         text = message.decode()
         _check_depth(text)
-        found = json.loads(
+        content = json.loads(
             text,
             object_pairs_hook=_pairs,
             parse_int=_integer,
             parse_float=_refused,
             parse_constant=_refused,
         )
-        _check_texts(found)
+        _check_texts(content)
     except (ValueError, RecursionError) as problem:
         raise MessageError(str(problem)) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise MessageError("not an object")
-    given = {key: value for key, value in found.items() if value is not None}
+    given = {key: value for key, value in content.items() if value is not None}
     for key, value in given.items():
         if type(value) is not types.get(key):
             raise MessageError(
@@ -179,10 +180,10 @@ def _check_depth(text: str) -> None:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
         raise MessageError("a key twice in one object")
-    return found
+    return content
 
 
 def _integer(digits: str) -> int:

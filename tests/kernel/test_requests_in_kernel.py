@@ -26,7 +26,7 @@ from harness import (
 )
 
 from kabpf.requests import varlink
-from kabpf.requests.access import TABLE, Who
+from kabpf.requests.access import TABLE, Role
 from kabpf.requests.methods import POLICIES_MAX
 from kabpf.requests.server import CALLS_MAX, CONNECTIONS_MAX
 
@@ -135,10 +135,10 @@ def own(make_cgroup) -> Path:
 
 
 CALLERS = {
-    Who.ROOT: (0, ()),
-    Who.OWNER: (OWNER, ()),
-    Who.STRANGER: (STRANGER, ()),
-    Who.OUTSIDER: (OWNER, IN_ANOTHER_NAMESPACE),
+    Role.ROOT: (0, ()),
+    Role.OWNER: (OWNER, ()),
+    Role.STRANGER: (STRANGER, ()),
+    Role.OUTSIDER: (OWNER, IN_ANOTHER_NAMESPACE),
     "root of another user namespace": (0, IN_ANOTHER_NAMESPACE),
     "root without capabilities": (0, WITHOUT_NET_ADMIN),
 }
@@ -150,8 +150,8 @@ def test_every_call_is_answered_as_the_table_says(caller, ask, own):
     root of another user namespace, and by a root whose rights were taken away."""
     uid, starter = CALLERS[caller]
     given = {"interface": "io.kabpf", "cgroup": path_of(own)}
-    who = caller if isinstance(caller, Who) else Who.OUTSIDER
-    denied = "PermissionDenied" if who == Who.OUTSIDER else "Denied"
+    role = caller if isinstance(caller, Role) else Role.OUTSIDER
+    denied = "PermissionDenied" if role == Role.OUTSIDER else "Denied"
     calls = [
         varlink.call(method, {name: given[name] for name in rule.required})
         for method, rule in TABLE.items()
@@ -159,7 +159,7 @@ def test_every_call_is_answered_as_the_table_says(caller, ask, own):
     answers = ask(uid, *calls, starter=starter)
     found = {method: error([answer]) for method, answer in zip(TABLE, answers, strict=True)}
     assert found == {
-        method: "" if who in rule.callers else denied for method, rule in TABLE.items()
+        method: "" if role in rule.callers else denied for method, rule in TABLE.items()
     }
     assert list(RUNTIME.glob("user-*")) == []  # as Detach comes after Attach
 

@@ -23,7 +23,7 @@ from kabpf.policy import parser
 from kabpf.policy.model import Mode, Policy
 from kabpf.policy.parser import PolicyFile
 from kabpf.requests import access, methods, varlink
-from kabpf.requests.access import TABLE, Who
+from kabpf.requests.access import TABLE, Role
 from kabpf.requests.interface import INTERFACES
 from kabpf.requests.methods import Request
 from kabpf.requests.peercred import Peer
@@ -38,7 +38,7 @@ FUZZ = settings(
 SOMEBODY = 4_242_424  # owns nothing on this machine
 OWN = Cgroup(7, 0, '/user.slice/it"s\\own')
 FILE = "/run/kabpf/policy.d/user-4242424-7.yaml"
-EVERYBODY = {Who.ROOT, Who.OWNER, Who.STRANGER, Who.OUTSIDER}
+EVERYBODY = {Role.ROOT, Role.OWNER, Role.STRANGER, Role.OUTSIDER}
 PUBLIC = {"org.varlink.service.GetInfo", "org.varlink.service.GetInterfaceDescription"}
 
 
@@ -47,8 +47,8 @@ def test_table_says_who_may_call_what() -> None:
     found = {method: set(rule.callers) for method, rule in TABLE.items()}
     assert found == {
         **dict.fromkeys(PUBLIC, EVERYBODY),
-        "io.kabpf.Attach": {Who.ROOT, Who.OWNER},
-        "io.kabpf.Detach": {Who.ROOT, Who.OWNER},
+        "io.kabpf.Attach": {Role.ROOT, Role.OWNER},
+        "io.kabpf.Detach": {Role.ROOT, Role.OWNER},
     }
 
 
@@ -70,23 +70,23 @@ def unfolded(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("peer", "owner", "who"),
+    ("peer", "owner", "role"),
     [
-        (Peer(0, True), 0, Who.ROOT),
-        (Peer(0, True), 1000, Who.ROOT),
-        (Peer(0, True), None, Who.ROOT),
-        (Peer(1000, True), 1000, Who.OWNER),
-        (Peer(1000, True), 0, Who.STRANGER),
-        (Peer(1000, True), 1001, Who.STRANGER),
-        (Peer(1000, True), None, Who.STRANGER),
-        (Peer(0, False), 0, Who.OUTSIDER),
-        (Peer(1000, False), 1000, Who.OUTSIDER),
-        (Peer(65534, False), 65534, Who.OUTSIDER),
+        (Peer(0, True), 0, Role.ROOT),
+        (Peer(0, True), 1000, Role.ROOT),
+        (Peer(0, True), None, Role.ROOT),
+        (Peer(1000, True), 1000, Role.OWNER),
+        (Peer(1000, True), 0, Role.STRANGER),
+        (Peer(1000, True), 1001, Role.STRANGER),
+        (Peer(1000, True), None, Role.STRANGER),
+        (Peer(0, False), 0, Role.OUTSIDER),
+        (Peer(1000, False), 1000, Role.OUTSIDER),
+        (Peer(65534, False), 65534, Role.OUTSIDER),
     ],
 )
-def test_caller_is_judged_by_uid_and_namespace(peer: Peer, owner: int | None, who: Who) -> None:
+def test_caller_is_judged_by_uid_and_namespace(peer: Peer, owner: int | None, role: Role) -> None:
     """The owner is who has the directory's uid; nobody counts from another user namespace."""
-    assert access.who(peer, owner) == who
+    assert access.role(peer, owner) == role
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_any_parameters_make_a_policy_for_that_cgroup_or_none(seed: int) -> None
 def answered(message: bytes, peer: Peer) -> Call | None:
     """The call, if it is one and is allowed."""
     try:
-        call = varlink.read_call(message)
+        call = varlink.parse_call(message)
         access.allowed(call, peer)
     except (varlink.MessageError, CallError, RefusedError):
         return None

@@ -36,9 +36,9 @@ DEEP = '{"method": "io.kabpf.Ping", "parameters": {"a": %s}}'
         ("\n" + DEEP % '"\U0001f600"' + "\t", Call(PING, {"a": "\U0001f600"})),
     ],
 )
-def test_call_is_read(text: str, call: Call) -> None:
+def test_call_is_parsed(text: str, call: Call) -> None:
     """A call has a method, and may have parameters and the three flags of the protocol."""
-    assert varlink.read_call(text.encode()) == call
+    assert varlink.parse_call(text.encode()) == call
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_call_is_read(text: str, call: Call) -> None:
 def test_what_is_no_call_is_refused(message: bytes) -> None:
     """Whatever is wrong with a message, it is one error, and nothing is made of it."""
     with pytest.raises(MessageError):
-        varlink.read_call(message)
+        varlink.parse_call(message)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_time_for_a_message_is_bounded(message: bytes) -> None:
     """What makes a search begin anew at each byte is refused in some milliseconds all the same."""
     start = time.process_time()
     with pytest.raises(MessageError):
-        varlink.read_call(message)
+        varlink.parse_call(message)
     assert time.process_time() - start < 1
 
 
@@ -117,11 +117,11 @@ def test_messages_end_in_nul_and_are_read_again() -> None:
     sent = varlink.call(PING, {"a": "\0\n\U0001f600"})
     assert sent.count(b"\0") == 1
     assert sent.endswith(b"}\0")
-    assert varlink.read_call(sent[:-1]) == Call(PING, {"a": "\0\n\U0001f600"})
-    assert varlink.read_reply(varlink.reply({"b": 1})[:-1]) == {"b": 1}
+    assert varlink.parse_call(sent[:-1]) == Call(PING, {"a": "\0\n\U0001f600"})
+    assert varlink.parse_reply(varlink.reply({"b": 1})[:-1]) == {"b": 1}
 
 
-def test_error_is_raised_where_it_is_read() -> None:
+def test_error_is_raised_where_it_is_parsed() -> None:
     """An error goes over the wire by its name and its parameters."""
     failed = CallError.of_service("InvalidParameter", parameter="idle")
     message = varlink.error(failed)
@@ -130,7 +130,7 @@ def test_error_is_raised_where_it_is_read() -> None:
         "parameters": {"parameter": "idle"},
     }
     with pytest.raises(CallError) as raised:
-        varlink.read_reply(message[:-1])
+        varlink.parse_reply(message[:-1])
     assert (raised.value.name, raised.value.parameters) == (failed.name, {"parameter": "idle"})
 
 
