@@ -17,12 +17,15 @@ def doctor(arguments: argparse.Namespace) -> int:
         (name, finding) for name, check in CHECKS.items() for finding in carried_out(check, here)
     ]
     if arguments.json:
-        result = [{"check": name, **vars(finding)} for name, finding in findings]
+        result = [
+            {"check": name, "grade": each.grade, "found": each.text, "advice": each.advice}
+            for name, each in findings
+        ]
         print(json.dumps(result, indent=2))
     else:
         rows: list[tuple[str, ...]] = []
         for name, finding in findings:
-            rows.append((finding.grade, name, output.shown(finding.found)))
+            rows.append((finding.grade, name, output.shown(finding.text)))
             if finding.advice:
                 rows.append(("", "", f"  {output.shown(finding.advice)}"))
         output.print_table(("GRADE", "CHECK", "FOUND, AND WHAT TO DO"), rows)

@@ -51,23 +51,37 @@ class Here:
 
     @cached_property
     def machine(self) -> Machine:
+        """The facts of this machine."""
         return machine.facts()
 
     @cached_property
     def tree(self) -> CgroupTree:
+        """The cgroup2 tree."""
         return cgroups.find_tree(mountinfo.own_mounts())
 
-    @cached_property
-    def read(self) -> tuple[tuple[Policy, ...], files.Cache]:
-        cache: files.Cache = {}
-        return files.load(files.SYSTEM, cache), cache
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """What the policy files say. Raises PolicyError, as does `parsed`."""
+        return self._loaded[0]
+
+    @property
+    def parsed(self) -> files.Cache:
+        """The policy files, each by itself."""
+        return self._loaded[1]
 
     @cached_property
     def resolution(self) -> Resolution:
-        return reconcile.preview(self.read[0], self.tree, None)
+        """What the policies come to in a kernel that has nothing yet."""
+        return reconcile.preview(self.policies, self.tree, None)
 
     def dataplane(self) -> AbstractContextManager[Dataplane | None]:
+        """The data plane that is pinned, or None, while a block runs."""
         return loading.opened(PINS, self.tree)
+
+    @cached_property
+    def _loaded(self) -> tuple[tuple[Policy, ...], files.Cache]:
+        cache: files.Cache = {}
+        return files.load(files.SYSTEM, cache), cache
 
 
 class Check(NamedTuple):
@@ -97,7 +111,7 @@ def carried_out(check: Check, here: Here) -> Findings:
 def _policy_files(here: Here) -> Findings:
     """What kabpfctl check says."""
     try:
-        policies, cache = here.read
+        policies, parsed = here.policies, here.parsed
     except PolicyError as problem:
         for text in problem.findings:
             closed = text.endswith(os.strerror(errno.EACCES)) and not here.machine.is_root
@@ -109,26 +123,26 @@ def _policy_files(here: Here) -> Findings:
         for text in btf_required.findings(policies):
             yield error(text, "kabpfctl check")
     count = output.count(len(policies), "policy", "policies")
-    yield ok(f"{count} in {output.count(len(cache), 'file')}")
+    yield ok(f"{count} in {output.count(len(parsed), 'file')}")
 
 
 def _names(here: Here) -> Findings:
     """Which files count, and which policies."""
     yield from policy_checks.ignored(files.SYSTEM)
     yield from policy_checks.replaced(files.SYSTEM)
-    yield from policy_checks.namesakes({path: file for path, (_, file) in here.read[1].items()})
+    yield from policy_checks.namesakes({path: file for path, (_, file) in here.parsed.items()})
 
 
 def _selectors(here: Here) -> Findings:
     """What the policies select, of what is there."""
     resolution = here.resolution
     has = {
-        cgroup: found.policy.name if (found := resolution.plan.cgroups[id]).policy else None
+        cgroup: resolved.policy.name if (resolved := resolution.plan.cgroups[id]).policy else None
         for id, cgroup in resolution.cgroups.items()
     }
     covered = sum(1 for name in has.values() if name)
     files_of_units = {kind: unit_names(where) for kind, where in DIRECTORIES.items()}
-    yield from policy_checks.selectors(here.read[0], has, files_of_units)
+    yield from policy_checks.selectors(here.policies, has, files_of_units)
     yield ok(f"{covered} of {output.count(len(has), 'cgroup')} covered")
 
 
@@ -137,7 +151,7 @@ def _fallbacks(here: Here) -> Findings:
     idle = here.machine.sysctls["net.ipv4.tcp_keepalive_time"]
     retries_s = machine_checks.retries_s(here.machine)
     yield from policy_checks.fallbacks(
-        here.read[0], int(idle) if idle.isdecimal() else None, retries_s
+        here.policies, int(idle) if idle.isdecimal() else None, retries_s
     )
 
 
@@ -198,10 +212,10 @@ def _damage(tree: CgroupTree, missing: list[str], problem: RefusedError) -> Find
 def _is_another_versions() -> bool:
     try:
         with dataplane.open_map(PINS, "kabpf_totals") as totals:
-            found = totals.look_up(abi.key(0))
+            raw = totals.look_up(abi.key(0))
     except RefusedError:
         return False
-    return found is not None and abi.CTotals.from_buffer_copy(found).build != (
+    return raw is not None and abi.CTotals.from_buffer_copy(raw).build != (
         loading.kind(PINS).build()
     )
 
@@ -227,17 +241,17 @@ def _in_force(here: Here) -> Findings:
     if loaded is None:
         return
     with loaded:
-        found = compare(here.tree, loaded)
-        if found.applied and not loaded.sees_births:
-            again = reconcile.preview(here.read[0], here.tree, loaded)
+        comparison = compare(here.tree, loaded)
+        if comparison.applied and not loaded.sees_births:
+            again = reconcile.preview(here.policies, here.tree, loaded)
             if unattached := again.changes.attachments:
                 paths = [again.cgroups[id].path for id in unattached]
                 yield warning(f"made since the last apply: {listed(paths)}", "kabpfctl apply")
-    if found.refused:
-        yield error(f"the kernel refused: {found.refused}", "kabpfctl apply")
-    elif found.applied:
+    if comparison.refused:
+        yield error(f"the kernel refused: {comparison.refused}", "kabpfctl apply")
+    elif comparison.applied:
         yield ok("the policy files as they are now")
-    elif not found.errors:
+    elif not comparison.errors:
         yield warning("the policy files are not in force as they are now", "kabpfctl apply")
 
 
@@ -283,8 +297,8 @@ def _daemon(here: Here) -> Findings:
 
 def _unit_of(pid: int) -> str:
     with contextlib.suppress(OSError):
-        found = re.search(r"^0::.*/(.+)$", Path(f"/proc/{pid}/cgroup").read_text(), re.MULTILINE)
-        return found[1] if found else ""
+        match = re.search(r"^0::.*/(.+)$", Path(f"/proc/{pid}/cgroup").read_text(), re.MULTILINE)
+        return match[1] if match else ""
     return ""
 
 

@@ -24,7 +24,7 @@ class Finding:
     """One thing that a check found; the advice is a command or a file to open, or nothing."""
 
     grade: Grade
-    found: str
+    text: str
     advice: str = ""
 
 

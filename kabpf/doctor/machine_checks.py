@@ -56,8 +56,8 @@ def _config_text(machine: Machine) -> str:
 
 def lockdown(machine: Machine) -> Findings:
     """The kernel_lockdown(7) mode: from confidentiality on, no program may read kernel memory."""
-    found = re.search(r"\[(\w+)\]", machine.lockdown)
-    mode = found[1] if found else "none"
+    match = re.search(r"\[(\w+)\]", machine.lockdown)
+    mode = match[1] if match else "none"
     if mode == "confidentiality":
         yield error(
             "the kernel is locked down to confidentiality, and refuses the programs",

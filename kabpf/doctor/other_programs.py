@@ -75,44 +75,44 @@ def programs_on_hooks(tree: CgroupTree, pins: Path) -> list[Attached]:
             contextlib.suppress(FileNotFoundError),
             opened_directory(Path(tree.directory(cgroup.path))) as directory,
         ):
-            for hook, found in zip(HOOKS, below, strict=True):
+            for hook, paths in zip(HOOKS, below, strict=True):
                 for id in links.programs(directory, hook.kind)[0]:
-                    found.setdefault(id, []).append(cgroup.path)
+                    paths.setdefault(id, []).append(cgroup.path)
     with opened_directory(tree.mount) as root:
         return [
             Attached(
                 hook,
                 *links.programs(root, hook.kind),
                 links.programs(root, hook.kind, effective=True)[0],
-                found,
+                paths,
                 _ours(hook, pins),
             )
-            for hook, found in zip(HOOKS, below, strict=True)
+            for hook, paths in zip(HOOKS, below, strict=True)
         ]
 
 
-def findings(found: list[Attached], tree: CgroupTree) -> Findings:
+def findings(attached: list[Attached], tree: CgroupTree) -> Findings:
     """Who is there beside kabpf, and what comes of it."""
     if len(tree.cgroups()) > CGROUPS_MAX + 1:
         yield note(f"only {CGROUPS_MAX} cgroups are looked at", "bpftool cgroup tree")
-    others = [each for one in found for each in (*_refused(one, tree), *_others(one, tree))]
+    others = [each for one in attached for each in (*_refused(one, tree), *_others(one, tree))]
     yield from others or [ok("no program of others")]
 
 
-def _refused(found: Attached, tree: CgroupTree) -> Findings:
+def _refused(attached: Attached, tree: CgroupTree) -> Findings:
     """Who keeps the kernel from attaching ours: BPF_F_ALLOW_MULTI is missing (bpf(2))."""
-    hook = found.hook.name
-    if found.ours & set(found.own):
+    hook = attached.hook.name
+    if attached.ours & set(attached.own):
         return
-    if found.own and not found.takes_more:
-        names = listed([_name(id) for id in found.own])
+    if attached.own and not attached.takes_more:
+        names = listed([_name(id) for id in attached.own])
         yield error(
             f"{hook}: {names} at {tree.mount} is attached without BPF_F_ALLOW_MULTI, so that the"
             " kernel refuses kabpf's (EPERM)",
             f"attach it with that flag, or: bpftool cgroup detach {tree.mount}"
-            f" {hook} id {found.own[0]}",
+            f" {hook} id {attached.own[0]}",
         )
-    elif above := Counter(found.order) - Counter(found.own):
+    elif above := Counter(attached.order) - Counter(attached.own):
         names = listed([_name(id) for id in above])
         yield warning(
             f"{hook}: {names} of a cgroup above may keep the kernel from attaching kabpf's (EPERM)",
@@ -120,24 +120,24 @@ def _refused(found: Attached, tree: CgroupTree) -> Findings:
         )
 
 
-def _others(found: Attached, tree: CgroupTree) -> Findings:
-    hook = found.hook.name
-    ours = [place for place, id in enumerate(found.order) if id in found.ours]
-    is_below = bool(found.ours & found.below.keys())  # of the bcc loader
-    for place, id in enumerate(found.order if ours or found.takes_more else ()):
-        if id in found.ours:
+def _others(attached: Attached, tree: CgroupTree) -> Findings:
+    hook = attached.hook.name
+    ours = [place for place, id in enumerate(attached.order) if id in attached.ours]
+    is_below = bool(attached.ours & attached.below.keys())  # of the bcc loader
+    for place, id in enumerate(attached.order if ours or attached.takes_more else ()):
+        if id in attached.ours:
             continue
-        where = tree.mount if id in found.own else "a cgroup above"
+        where = tree.mount if id in attached.own else "a cgroup above"
         show = f"bpftool prog show id {id}"
         if _is_of_kabpf(id):
             yield warning(f"{hook}: {_name(id)} of another kabpf at {where}", show)
         elif place > ours[-1] if ours else is_below:
-            effect = found.hook.effect
+            effect = attached.hook.effect
             yield warning(f"{hook}: {_name(id)} at {where} runs after kabpf's, and {effect}", show)
         else:
             yield note(f"{hook}: {_name(id)} at {where} runs before kabpf's", show)
-    for id, paths in found.below.items():
-        if id in found.ours:
+    for id, paths in attached.below.items():
+        if id in attached.ours:
             continue
         whose = " of another kabpf" if _is_of_kabpf(id) else ""
         yield note(
@@ -147,13 +147,13 @@ def _others(found: Attached, tree: CgroupTree) -> Findings:
 
 
 def _ours(hook: _Hook, pins: Path) -> set[int]:
-    found = set()
+    ids = set()
     for directory in directories(pins):
         with contextlib.suppress(RefusedError):
-            found.add(links.link_program(str(directory / hook.pin)))
+            ids.add(links.link_program(str(directory / hook.pin)))
         with contextlib.suppress(RefusedError):
-            found.add(programs.program_id(str(directory / hook.program)))
-    return found
+            ids.add(programs.program_id(str(directory / hook.program)))
+    return ids
 
 
 def _name(id: int) -> str:

@@ -20,7 +20,7 @@ from kabpf.policy.model import Policy, Selector
 from kabpf.policy.parser import PolicyFile
 from kabpf.policy.presets import presets
 
-# By the kind of selector: the names of unit files, and the units that they are (`units.look`).
+# By the kind of selector: the names of unit files, and the units that they are (`unit_names`).
 UnitFiles = Mapping[str, Mapping[str, str]]
 
 MADE_BY_PROGRAMS = (".scope", ".slice")  # units that need no file
@@ -62,10 +62,10 @@ def ignored(directories: Directories) -> Findings:
                 yield note(f"{path} is not read, because of its name", f"rm {path}")
 
 
-def namesakes(read: dict[Path, PolicyFile]) -> Findings:
+def namesakes(parsed: dict[Path, PolicyFile]) -> Findings:
     """Policies that do not count because a later one has their name."""
     last: dict[str, Policy] = {}
-    for file in read.values():
+    for file in parsed.values():
         for draft in file.policies:
             policy = draft.policy
             if policy.name in last:
@@ -180,8 +180,8 @@ def _near(name: str, candidates: list[str]) -> str | None:
     stem, type_ = os.path.splitext(name)
     stems = {os.path.splitext(each)[0] for each in candidates if os.path.splitext(each)[1] == type_}
     longer = sorted(each for each in stems if each.startswith(f"{stem}-"))
-    found = difflib.get_close_matches(stem, stems, 1, NEAR) or longer
-    return f"{found[0]}{type_}" if found else None
+    nearest = difflib.get_close_matches(stem, stems, 1, NEAR) or longer
+    return f"{nearest[0]}{type_}" if nearest else None
 
 
 def fallbacks(policies: tuple[Policy, ...], idle_s: int | None, retries_s: int | None) -> Findings:

@@ -133,7 +133,7 @@ def selected(policies: tuple[Policy, ...], **winners: str) -> list[Finding]:
     )
     place = f"{policies[0].source.path}:"
     return [
-        Finding(each.grade, each.found.replace(place, ""), each.advice.replace(place[:-1], "FILE"))
+        Finding(each.grade, each.text.replace(place, ""), each.advice.replace(place[:-1], "FILE"))
         for each in found
     ]
 
@@ -294,7 +294,7 @@ def test_policy_that_leaves_its_times_to_the_system_is_told(tmp_path: Path) -> N
     made = combine([files.read(file)])
     idle, timeout = policy_checks.fallbacks(made, 7200, 925)
     assert (idle.grade, idle.advice) == ("warning", f"open {file}, see kabpfctl presets")
-    assert idle.found.startswith(
+    assert idle.text.startswith(
         "no idle in on: the first probe comes after 7200 s (net.ipv4.tcp_keepalive_time), too late"
     )
     assert timeout == note(
