@@ -82,9 +82,9 @@ def parser(command: str = "") -> argparse.ArgumentParser:
 
     detach = _command(commands, "detach", "undo attach; sockets keep their options")
     detach.set_defaults(needs_root=False)
-    which = detach.add_mutually_exclusive_group(required=True)
-    which.add_argument("--cgroup", metavar="PATH", help="the cgroup's directory")
-    which.add_argument(
+    scope = detach.add_mutually_exclusive_group(required=True)
+    scope.add_argument("--cgroup", metavar="PATH", help="the cgroup's directory")
+    scope.add_argument(
         "--all", action="store_true", help="undo every attach and take kabpf out of the kernel"
     )
 
@@ -98,9 +98,11 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     _command(commands, "plan", "show which cgroup gets what, and what apply would do")
     _command(commands, "status", "show what is in force, and what it did")
 
-    why = _command(commands, "explain", "say where a cgroup's policy comes from")
-    why.set_defaults(needs_root=False)
-    why.add_argument("what", metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process")
+    explain = _command(commands, "explain", "say where a cgroup's policy comes from")
+    explain.set_defaults(needs_root=False)
+    explain.add_argument(
+        "what", metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process"
+    )
     presets = _command(commands, "presets", "list middleboxes and what fits them")
     presets.set_defaults(needs_root=False)
 
@@ -120,15 +122,15 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         "--without-keepalive", action="store_true", help="only where keepalive is off"
     )
 
-    watch = _command(
+    monitor = _command(
         commands, "monitor", "print what happens to sockets, a line each, as it happens"
     )
-    watch.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
-    watch.add_argument(
+    monitor.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
+    monitor.add_argument(
         "--unit", type=_unit, metavar="NAME", help="only of this unit; * stands for any text"
     )
-    watch.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
-    watch.add_argument(
+    monitor.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
+    monitor.add_argument(
         "--event",
         action="append",
         type=_event,
@@ -136,21 +138,21 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         help="only of this kind; may be given more than once",
     )
 
-    look = _command(
+    doctor = _command(
         commands,
         "doctor",
         "look at everything that kabpf relies on, say what is odd and what to do; changes nothing;"
         " exit status 1 where something is an error",
     )
-    look.set_defaults(needs_root=False)
+    doctor.set_defaults(needs_root=False)
     return parser
 
 
 def _add_run(commands: Any) -> None:
-    alone = _command(commands, "run", "run one command under a policy of its own", json=False)
-    alone.set_defaults(needs_root=False, refuse=alone.error)
-    _add_options(alone)
-    instead = alone.add_mutually_exclusive_group()
+    run = _command(commands, "run", "run one command under a policy of its own", json=False)
+    run.set_defaults(needs_root=False, refuse=run.error)
+    _add_options(run)
+    instead = run.add_mutually_exclusive_group()
     instead.add_argument(
         "--preset",
         type=_option("preset"),
@@ -161,7 +163,7 @@ def _add_run(commands: Any) -> None:
         "--policy", type=_name, metavar="NAME", help="as a policy of the files says it"
     )
     instead.add_argument("--off", action="store_true", help="no keepalive by any policy")
-    alone.add_argument(
+    run.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments"
     )
 

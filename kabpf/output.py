@@ -1,4 +1,4 @@
-"""How kabpfctl says things: tables, cells, counts, JSON, and names that are safe to show."""
+"""How kabpfctl says things: tables, cells, counts, JSON, names made safe to show."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ def more_cell(record: PolicyRecord) -> str:
     return ", ".join(words) or "-"
 
 
-def conditions_json(found: PolicyRecord) -> dict[str, Any]:
+def conditions_json(record: PolicyRecord) -> dict[str, Any]:
     """What a policy says beyond its options."""
     return {
-        "mode": str(found.mode),
-        "direction": str(found.direction),
-        "loopback": found.loopback,
-        "existing": found.existing,
-        "log": "sockets" if found.log else "off",
-        "destinations": found.digest != 0,
+        "mode": str(record.mode),
+        "direction": str(record.direction),
+        "loopback": record.loopback,
+        "existing": record.existing,
+        "log": "sockets" if record.log else "off",
+        "destinations": record.digest != 0,
     }
 
 
@@ -143,16 +143,16 @@ def covered(resolution: Resolution) -> list[tuple[str, Policy]]:
     paths = resolution.cgroups
     return sorted(
         (
-            (paths[id].path, found.policy)
-            for id, found in resolution.plan.cgroups.items()
-            if found.policy
+            (paths[id].path, resolved.policy)
+            for id, resolved in resolution.plan.cgroups.items()
+            if resolved.policy
         ),
         key=lambda item: item[0],
     )
 
 
 def changes_json(resolution: Resolution) -> dict[str, int]:
-    """How many of what apply wrote, or would write."""
+    """What apply wrote, or would write, in numbers."""
     changes = resolution.changes
     return {
         "policies": len(changes.records),
@@ -163,7 +163,7 @@ def changes_json(resolution: Resolution) -> dict[str, int]:
 
 
 def changes_text(resolution: Resolution) -> str:
-    """The same for a person."""
+    """What apply wrote, or would write, as a person would say it."""
     changes = resolution.changes
     counts = (
         (len(changes.records), "policy", "policies"),

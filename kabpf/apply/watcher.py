@@ -15,6 +15,7 @@ import sys
 
 
 def main(cgroup: str, drop_in: str, run: str, *command: str) -> None:
+    """Wait, and become the command unless somebody else has tidied up."""
     descriptor = os.open(f"{run}/lock", os.O_RDWR | os.O_CLOEXEC)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     os.close(descriptor)

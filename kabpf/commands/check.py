@@ -46,12 +46,12 @@ def check(arguments: argparse.Namespace) -> int:
 def _checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -> dict[str, Any]:
     result: dict[str, Any] = {"file": name, "policies": [], "errors": [], "warnings": []}
     try:
-        found = read()
+        policies = read()
         if loader == Loader.BCC:
-            btf_required.require(found)
+            btf_required.require(policies)
     except PolicyError as error:
         return result | {"errors": list(error.findings)}
-    return result | {"policies": [each.name for each in found], "warnings": warnings(found)}
+    return result | {"policies": [each.name for each in policies], "warnings": warnings(policies)}
 
 
 def _read_alone(path: Path) -> tuple[Policy, ...]:

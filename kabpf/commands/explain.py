@@ -1,4 +1,4 @@
-"""Why a cgroup has the policy that it has: the selector, those it beats, and each option's line."""
+"""kabpfctl explain: the selector that gives a cgroup its policy, and the line of each option."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def _decided(policies: tuple[Policy, ...], path: str) -> tuple[str, Policy | Non
     owned = {where: each for where, each in ending if each.owner is not None}
     automaton = Automaton(policies)
     birth = automaton.root
-    found, here = ("/", birth.policy), ""
+    decided, here = ("/", birth.policy), ""
     for name in filter(None, path.split("/")):
         here = f"{here}/{name}"
         birth = automaton.step(birth.state, name)
         if own := bound.get(here) or birth.policy or owned.get(here):
-            found = (here, own)
-    return found
+            decided = (here, own)
+    return decided
 
 
 def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
@@ -81,16 +81,16 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
         return [tree.find(cgroups.path_of_process(what))]
     if "/" in what:
         return [tree.find(what)]
-    found = [
+    named = [
         cgroup
         for cgroup in tree.cgroups()
         if fnmatch.fnmatchcase(cgroup.name, what) or cgroup.name == f"_{what}"
     ]
-    if not found:
+    if not named:
         raise RefusedError(
             f"no cgroup is named {what}", hint="expected a running unit, a cgroup path or a PID"
         )
-    return found
+    return named
 
 
 def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
@@ -123,21 +123,21 @@ def _values(policy: Policy) -> dict[str, Any]:
     }
 
 
-def as_json(found: Reason, in_force: bool | None) -> dict[str, Any]:
-    """A reason for programs; `in_force` None is unknown."""
-    policy, selector = found.policy, found.selector
-    result: dict[str, Any] = {"cgroup": found.cgroup.path, "policy": None, "in_force": in_force}
+def as_json(why: Reason, in_force: bool | None) -> dict[str, Any]:
+    """A reason as JSON; `in_force` None is unknown."""
+    policy, selector = why.policy, why.selector
+    result: dict[str, Any] = {"cgroup": why.cgroup.path, "policy": None, "in_force": in_force}
     if policy is None or selector is None:
         return result
     origins = {key: policy.origins.get(key) for key in _values(policy)}
     return result | {
         "policy": policy.name,
         "source": str(policy.source),
-        "decided_at": found.decided_at,
+        "decided_at": why.decided_at,
         "selector": {selector.kind: selector.text, "source": str(selector.source)},
         "beaten": [
             {"policy": other.name, each.kind: each.text, "source": str(each.source)}
-            for other, each in found.beaten
+            for other, each in why.beaten
         ],
         "values": {
             key: {
@@ -158,20 +158,20 @@ def as_json(found: Reason, in_force: bool | None) -> dict[str, Any]:
     }
 
 
-def lines(found: Reason, in_force: bool | None) -> list[str]:
-    """A reason for people; `in_force` None is unknown."""
-    return list(_lines(found, in_force))
+def lines(why: Reason, in_force: bool | None) -> list[str]:
+    """A reason as lines for a person; `in_force` None is unknown."""
+    return list(_lines(why, in_force))
 
 
-def _lines(found: Reason, in_force: bool | None) -> Iterator[str]:
-    policy, selector = found.policy, found.selector
-    yield output.shown(found.cgroup.path)
+def _lines(why: Reason, in_force: bool | None) -> Iterator[str]:
+    policy, selector = why.policy, why.selector
+    yield output.shown(why.cgroup.path)
     if policy is None or selector is None:
         yield "  no policy: nothing names it, nor a cgroup above it"
         return
     yield f"  policy {output.shown(policy.name)}, {policy.source}"
-    yield f"  because {_named(selector)} names {_where(found)}"
-    for other, each in found.beaten:
+    yield f"  because {_named(selector)} names {_where(why)}"
+    for other, each in why.beaten:
         yield f"    stronger than {_named(each)} of policy {output.shown(other.name)}"
     if in_force is False:
         yield "  not in force as it is now; kabpfctl apply does it"
@@ -200,7 +200,7 @@ def _named(selector: Selector) -> str:
     return f"{selector.kind.replace('_', ' ')} {output.shown(selector.text)} ({selector.source})"
 
 
-def _where(found: Reason) -> str:
-    if found.decided_at == found.cgroup.path:
+def _where(why: Reason) -> str:
+    if why.decided_at == why.cgroup.path:
         return "it"
-    return f"{output.shown(found.decided_at)}, which it is in"
+    return f"{output.shown(why.decided_at)}, which it is in"

@@ -23,25 +23,25 @@ def plan(arguments: argparse.Namespace) -> int:
         "cgroups": [
             {
                 "cgroup": path,
-                "policy": found.name,
-                "source": str(found.source),
-                "options": options_json(found.rules.options),
-                **output.conditions_json(record(found)),
+                "policy": policy.name,
+                "source": str(policy.source),
+                "options": options_json(policy.rules.options),
+                **output.conditions_json(record(policy)),
             }
-            for path, found in covered
+            for path, policy in covered
         ],
         "changes": output.changes_json(resolution),
     }
     rows = [
         (
             output.shown(path),
-            found.name,
-            str(found.rules.mode),
-            *output.option_cells(found.rules.options),
-            output.more_cell(record(found)),
-            str(found.source),
+            policy.name,
+            str(policy.rules.mode),
+            *output.option_cells(policy.rules.options),
+            output.more_cell(record(policy)),
+            str(policy.source),
         )
-        for path, found in covered
+        for path, policy in covered
     ]
     heads = ("CGROUP", "POLICY", "MODE", *output.OPTION_HEADS, "MORE", "FROM")
     table = output.table(heads, rows) if rows else ""

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> NoReturn:
     if not words:
         arguments.refuse("no command, expected one")
     program = find(words[0])
-    asked = wanted(arguments, os.environ)
+    asked = requested(arguments, os.environ)
     name = transient.new_name()
     if os.geteuid() == 0:
         tree = cgroups.find_tree(mountinfo.own_mounts())
@@ -82,7 +82,7 @@ def _why_unlogged() -> str | None:
     return None if pidlock.running() else "kabpfd does not run, expected it to"
 
 
-def wanted(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
+def requested(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
     """What the command line asks for, and else the environment. Raises PolicyError."""
     given = {key: getattr(arguments, key) for key in COMMAND_KEYS if getattr(arguments, key)}
     for key in given if arguments.policy or arguments.off else ():
@@ -130,11 +130,13 @@ def _named(name: str) -> Policy:
 def find(command: str) -> str:
     """The file that execvp(3) would execute. Raises CommandError."""
     directories = [""] if "/" in command else os.get_exec_path()
-    found = [os.path.join(directory, command) for directory in directories if command]
-    for path in found:
+    candidates = [os.path.join(directory, command) for directory in directories if command]
+    for path in candidates:
         if os.access(path, os.X_OK) and not os.path.isdir(path):
             return path
-    raise CommandError(command, errno.EACCES if any(map(os.path.exists, found)) else errno.ENOENT)
+    raise CommandError(
+        command, errno.EACCES if any(map(os.path.exists, candidates)) else errno.ENOENT
+    )
 
 
 @contextlib.contextmanager
@@ -256,7 +258,7 @@ def _restore_locale() -> None:
     LC_CTYPE (PEP 538)."""
     with contextlib.suppress(OSError):
         first = Path("/proc/self/environ").read_bytes()  # what this process was started with
-        if found := re.search(rb"(?:\A|\0)LC_CTYPE=([^\0]*)", first):
-            os.putenv(b"LC_CTYPE", found[1])
+        if match := re.search(rb"(?:\A|\0)LC_CTYPE=([^\0]*)", first):
+            os.putenv(b"LC_CTYPE", match[1])
         else:
             os.unsetenv(b"LC_CTYPE")

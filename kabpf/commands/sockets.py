@@ -22,18 +22,19 @@ def sockets(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(mountinfo.own_mounts())
     is_root = os.geteuid() == 0
     cgroup = None if arguments.cgroup is None else tree.find(arguments.cgroup).path
-    wanted = tcp.Filter(cgroup, arguments.unit, arguments.policy, arguments.without_keepalive)
+    selection = tcp.Filter(cgroup, arguments.unit, arguments.policy, arguments.without_keepalive)
     with loading.opened(PINS, tree) if is_root else contextlib.nullcontext() as opened:
         loaded = opened if opened and opened.lists_sockets else None
         names = {id: record.name for id, record in loaded.records().items()} if loaded else {}
-        if wanted.policy is not None and wanted.policy not in names.values():
+        if selection.policy is not None and selection.policy not in names.values():
             raise RefusedError(
-                f"policy {wanted.policy} is not in force" if is_root else "--policy: not root",
+                f"policy {selection.policy} is not in force" if is_root else "--policy: not root",
                 hint="expected one that kabpfctl status shows" if is_root else "expected root",
             )
-        found = tcp.from_dataplane(loaded, names) if loaded else tcp.from_inet_diag(tree)
+        all_sockets = tcp.from_dataplane(loaded, names) if loaded else tcp.from_inet_diag(tree)
         listed = sorted(
-            filter(wanted, found), key=lambda one: (one.cgroup or "", one.local, one.remote)
+            filter(selection, all_sockets),
+            key=lambda one: (one.cgroup or "", one.local, one.remote),
         )
         sources = compare(tree, loaded).sources if loaded else {}
     if not loaded:
@@ -91,7 +92,7 @@ def _socket_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
 def _setters(one: tcp.Socket, sources: dict[str, str]) -> str:
     words = []
     for setter in ("policy", "former policy", "application"):
-        options = [option for option, found in one.set_by.items() if found == setter]
+        options = [option for option, by in one.set_by.items() if by == setter]
         names = ", ".join(option.removesuffix("_ms").removesuffix("_s") for option in options)
         if options and setter == "policy":
             words.append(f"{one.policy} ({sources.get(one.policy or '', 'no file any more')})")

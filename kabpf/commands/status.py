@@ -22,7 +22,7 @@ def status(arguments: argparse.Namespace) -> int:
     """Show what is in force, and what it did."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     with loading.opened(dataplane.PINS, tree) as loaded:
-        found = compare(tree, loaded)
+        comparison = compare(tree, loaded)
         records = loaded.records() if loaded else {}
         used: Counter[int] = loaded.usage() if loaded else Counter()
         counters = loaded.counters(records) if loaded else {}
@@ -31,7 +31,7 @@ def status(arguments: argparse.Namespace) -> int:
     in_force = sorted(
         (record.name, id, record)
         for id, record in records.items()
-        if used[id] or record.name in found.sources
+        if used[id] or record.name in comparison.sources
     )
     pid = pidlock.running()
     result: dict[str, Any] = {
@@ -43,13 +43,13 @@ def status(arguments: argparse.Namespace) -> int:
         "kernel": {"release": os.uname().release, "btf": loading.BTF.exists()},
         "watched": needs._asdict(),
         "daemon": pid,
-        "new_cgroups_wait": found.asks and not pid,
+        "new_cgroups_wait": comparison.asks and not pid,
         "policy_files": {
-            "policies": len(found.sources),
-            "errors": found.errors,
-            "applied": found.applied,
+            "policies": len(comparison.sources),
+            "errors": comparison.errors,
+            "applied": comparison.applied,
         },
-        "refused": found.refused,
+        "refused": comparison.refused,
         "totals": {
             "asked_in_vain": totals.events_dropped,
             "unrecorded": totals.unrecorded,
@@ -63,7 +63,7 @@ def status(arguments: argparse.Namespace) -> int:
                 "options": options_json(record.options),
                 "cgroups": used[id],
                 "counters": vars(counters[id]),
-                "source": found.sources.get(name),
+                "source": comparison.sources.get(name),
             }
             for name, id, record in in_force
         ]
@@ -78,7 +78,7 @@ def status(arguments: argparse.Namespace) -> int:
                 *output.option_cells(record.options),
                 output.more_cell(record),
                 *output.counter_cells(counters[id]),
-                found.sources.get(name, "no file any more"),
+                comparison.sources.get(name, "no file any more"),
             )
             for name, id, record in in_force
         ]
