@@ -2,9 +2,9 @@
 
     watcher.py CGROUP DROP_IN RUN COMMAND...
 
-CGROUP is its directory, and DROP_IN its policy file. RUN is the directory of the locks: RUN/lock is
-held by who makes the cgroup, until a process is in it; RUN/prune.lock by the command. There is one
-watcher for each cgroup: it imports nothing of kabpf, to stay small.
+CGROUP is its directory, and DROP_IN its policy file. RUN is the directory of the locks: the process
+that makes the cgroup holds RUN/lock until a process is in it, and the command RUN/prune.lock. There
+is one watcher for each cgroup: it imports nothing of kabpf, to stay small.
 """
 
 import contextlib

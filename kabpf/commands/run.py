@@ -236,7 +236,7 @@ def _added(tree: CgroupTree, cgroup: Cgroup, policy: Policy, before: str) -> boo
 def become(program: str, words: list[str], *, umask: int) -> NoReturn:
     """Execute a file with these arguments, as if this process had never been Python. Raises
     CommandError."""
-    # Python ignores them from its start; who started it can't be asked.
+    # Python ignores them from its start; what they were before can't be told.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.umask(umask)

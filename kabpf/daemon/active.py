@@ -144,7 +144,7 @@ class ActivePolicies:
             reconcile.lift(self._tree)
 
     def status(self) -> str:
-        """How it is, on one line."""
+        """What is active, and what went wrong last, on one line."""
         return status.text(self.dataplane.loaded, self.files.good, self.problem)
 
     def _prune(self) -> list[str]:

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _daemon() -> None:
-    # Signals first: who finds the daemon by its lock may send one.
+    # Signals first: a command that finds the daemon by its lock may send one.
     with Daemon(_tree()) as daemon, alone(RUN):
         daemon.run()
 

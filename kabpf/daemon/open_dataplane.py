@@ -26,14 +26,14 @@ class OpenDataplane:
         self.is_damaged = False  # the kernel does not do what it should, until one is open again
 
     def open(self, loaded: Dataplane) -> None:
-        """Have it open from now on; none is."""
+        """Take over a data plane that is open, and hear of births; none was open before."""
         self.loaded, self.is_damaged = loaded, False
         self._identity = loaded.identity()
         self._events = loaded.events(self._births.append)
         self._poll.register(self._events, select.EPOLLIN)
 
     def close(self) -> None:
-        """Have none open, if one is; what is pinned stays so."""
+        """Close the data plane, if one is open; what is pinned stays so."""
         if self._events:
             self._poll.unregister(self._events)
             self._events.close()
@@ -56,25 +56,25 @@ class OpenDataplane:
         return bool(self._births)
 
     def hear_births(self) -> bool:
-        """Hear of new ones; whether any wait."""
+        """Receive new births; whether any wait."""
         if self._events:
             self._events.consume()
         return self.has_births
 
     def take_births(self) -> list[Born]:
-        """Those that waited; they wait no more."""
+        """The births that waited; they wait no more."""
         births = self._births[:]
         self._births.clear()
         return births
 
     def forget_births(self) -> None:
-        """Have none wait, before a look at the whole tree, which finds them all; one is open."""
+        """Drop the births that wait, before the whole tree is read. A data plane is open."""
         assert self.loaded
         self.hear_births()
         self._births.clear()
         self._events_dropped = self.loaded.totals().events_dropped
 
     def has_lost_births(self) -> bool:
-        """Whether there were more than it could tell of since `forget_births`; one is open."""
+        """Whether the kernel dropped births since `forget_births`. A data plane is open."""
         assert self.loaded
         return self.loaded.totals().events_dropped != self._events_dropped

@@ -35,7 +35,8 @@ class SocketLog:
         self._open: _Listening | None = None
 
     def listen(self, *, wanted: bool) -> None:
-        """Log sockets, or don't. It has begun before a policy that wants it comes into force."""
+        """Log sockets from now on, or no more; called before a policy that wants it comes into
+        force."""
         if not wanted:
             self.close()
         elif not self._open or not self._open.monitor.is_current():

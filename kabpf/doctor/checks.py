@@ -272,7 +272,7 @@ def _limits(here: Here) -> Findings:
 
 
 def _daemon(here: Here) -> Findings:
-    """Whether kabpfd runs, and who waits for it."""
+    """Whether kabpfd runs, and what waits for it."""
     if pid := pidlock.running():
         unit = _unit_of(pid)
         name = f"process {pid}{f' of {unit}' if unit else ''}"

@@ -36,9 +36,9 @@ def btf(machine: Machine) -> Findings:
         return
     missing, boot = f"{loading.BTF} is missing", "boot a kernel with CONFIG_DEBUG_INFO_BTF"
     if machine.compiler_missing:
-        what, packages = machine.compiler_missing
+        reason, packages = machine.compiler_missing
         yield error(
-            f"{missing}{_config_text(machine)}; for the bcc loader, which does without, {what}",
+            f"{missing}{_config_text(machine)}; for the bcc loader, which does without, {reason}",
             f"{boot}, or: apt install {' '.join(packages)}",
         )
     else:

@@ -1,4 +1,4 @@
-"""Programs of others on the hooks that kabpf uses, and who has the last word.
+"""Programs of others on the hooks that kabpf uses, and which of them has the last word.
 
 Of one cgroup, its own programs run first, in the order in which they were attached, then those of
 the cgroup above it, and so on up to the root (cgroup_bpf_attach and compute_effective_progs in the
@@ -34,7 +34,7 @@ class _Hook(NamedTuple):
     kind: int  # enum bpf_attach_type
     pin: str  # of our link
     program: str  # and of its program
-    effect: str  # of who comes later
+    effect: str  # of one that runs after ours
 
 
 HOOKS = (
@@ -92,7 +92,7 @@ def programs_on_hooks(tree: CgroupTree, pins: Path) -> list[Attached]:
 
 
 def findings(attached: list[Attached], tree: CgroupTree) -> Findings:
-    """Who is there beside kabpf, and what comes of it."""
+    """The programs of others beside kabpf's, and what comes of them."""
     if len(tree.cgroups()) > CGROUPS_MAX + 1:
         yield note(f"only {CGROUPS_MAX} cgroups are looked at", "bpftool cgroup tree")
     others = [each for one in attached for each in (*_refused(one, tree), *_others(one, tree))]
@@ -100,7 +100,7 @@ def findings(attached: list[Attached], tree: CgroupTree) -> Findings:
 
 
 def _refused(attached: Attached, tree: CgroupTree) -> Findings:
-    """Who keeps the kernel from attaching ours: BPF_F_ALLOW_MULTI is missing (bpf(2))."""
+    """Programs that keep the kernel from attaching ours: BPF_F_ALLOW_MULTI is missing (bpf(2))."""
     hook = attached.hook.name
     if attached.ours & set(attached.own):
         return

@@ -1,4 +1,4 @@
-"""How kabpf's own units are."""
+"""The state of kabpf's own systemd units."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ REPORT_SIZE = _REPORT.size
 
 
 def read_report(raw: bytes) -> Report | CEvent:
-    """What a monitor is told; the kernel has lengthened it."""
+    """The report or the birth in the bytes that a monitor receives, which the kernel has padded."""
     if len(raw) >= ctypes.sizeof(CEvent):
         return CEvent.from_buffer_copy(raw)
     return Report._make(_REPORT.unpack_from(raw))

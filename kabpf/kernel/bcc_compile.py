@@ -96,12 +96,12 @@ def _compiled(maps: tuple[str, ...]) -> dict[str, bytes]:
 class Lack(NamedTuple):
     """What is missing to compile with, and the packages of Debian that have it."""
 
-    what: str
+    reason: str
     packages: tuple[str, ...]
 
     def __str__(self) -> str:
         packages = f"package{'s' if len(self.packages) > 1 else ''} {' and '.join(self.packages)}"
-        return f"{self.what}, expected the {packages}"
+        return f"{self.reason}, expected the {packages}"
 
 
 def missing() -> Lack | None:

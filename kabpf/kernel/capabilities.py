@@ -24,13 +24,13 @@ NAMESPACES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 
 
 def missing(names: tuple[str, ...], process: int | str = "self") -> list[str]:
-    """Which of these are not effective."""
+    """Those of these capabilities that a process does not have in effect."""
     status = Path(f"/proc/{process}/status").read_text(errors="replace")
     effective = int(status.partition("\nCapEff:")[2].split()[0], 16)
     return [name for name in names if not effective >> _BITS[name] & 1]
 
 
-def require_root(what: str) -> None:
-    """Raise RefusedError, which says what was to be done, unless this process is root's."""
+def require_root(command: str) -> None:
+    """Raise RefusedError, which names the command, unless this process is root's."""
     if os.geteuid() != 0:
-        raise RefusedError(f"{what}: not root", hint="expected root")
+        raise RefusedError(f"{command}: not root", hint="expected root")

@@ -1,4 +1,4 @@
-"""The cgroup2 tree as a file system: where it is, which cgroups it has, and who lives in them."""
+"""The cgroup2 tree as a file system: where it is, which cgroups it has, and which processes."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Event(NamedTuple):
 
     @property
     def options(self) -> dict[str, Option]:
-        """By name, as in `sockets.SET`."""
+        """Each option as the socket has it, by name, as in `sockets.SET`."""
         report = self.report
         return _options(report.outcomes, report.keepalive, _numbers(report))
 
@@ -229,7 +229,7 @@ class Monitor:
         self._loaded.close()
 
     def descriptors(self) -> list[int]:
-        """Of which one is readable when events have come since it was looked at last."""
+        """Descriptors, of which one is readable when events have come since the last poll."""
         return self._reports.descriptors()
 
     def is_current(self) -> bool:

@@ -142,11 +142,11 @@ def message(event: Event) -> str:
         "in": f"{event.local} <- {event.remote}",
         "listen": f"{event.local}",
     }[event.way]
-    who = f", {event.command}[{event.pid}]" if event.pid else ""
+    process = f", {event.command}[{event.pid}]" if event.pid else ""
     options = ", ".join(
         f"{name} {text}" for name, text in event.option_texts.items() if text != "-"
     )
     where = event.unit or event.cgroup or "a removed cgroup"
-    text = f"{event.kind}: {ends} of {where}{who}, policy {event.policy}"
+    text = f"{event.kind}: {ends} of {where}{process}, policy {event.policy}"
     text += f": {event.details or options}"
     return text if text.isprintable() else ascii(text)[1:-1]

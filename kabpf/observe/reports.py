@@ -58,7 +58,7 @@ class Reports:
             self._lost_before = self._read(1 + self._place)
             self._say(is_here=True)
             stack.callback(self._say, is_here=False)
-            if log:  # now who waits for it may go on
+            if log:  # so that `wait_for_log` goes on
                 stack.callback(os.close, _locked_place(run, abi.LOGGER))
             self._stack = stack.pop_all()
 
@@ -73,7 +73,7 @@ class Reports:
         self._stack.close()
 
     def descriptors(self) -> list[int]:
-        """Of which one is readable when reports have come since it was looked at last."""
+        """Descriptors, of which one is readable when reports have come since the last poll."""
         return self._buffers.descriptors()
 
     def is_heard(self) -> bool:

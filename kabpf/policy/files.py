@@ -1,4 +1,4 @@
-"""Where policy files are, which of them count, who may write them, and reading them all."""
+"""Where policy files are, which of them count, who may own them, and reading them all."""
 
 from __future__ import annotations
 

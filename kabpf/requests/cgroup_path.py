@@ -16,8 +16,9 @@ PATH_MAX = 4095  # bytes of the directory's path, as the kernel's without the NU
 
 
 def opened(path: str, uid: int) -> tuple[Cgroup, int]:
-    """The cgroup at a path, and the uid that owns its directory. Others than that, and than root,
-    are told of none that is closed to them."""
+    """The cgroup at a path, and the uid that owns its directory. Raises CallError for what is no
+    path of a cgroup, and RefusedError where there is none, or where the caller, `uid`, does not own
+    it and a directory above it is closed to them."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     names = path.split("/")[1:]
     if (

@@ -117,7 +117,7 @@ def attach(request: Request) -> Mapping[str, Any]:
         _check_count([policy.owner for policy in alive], request.uid)
         names = {record.name for record in loaded.records().values()}
         _check_records(names - {policy.name for policy in over}, request.uid)
-        # Those of who owned the cgroup before, and what kabpfd removes where it runs.
+        # Those of the cgroup's former owners, and what kabpfd removes where it runs.
         former = {*dropins.owned(request.cgroup.id), *(Path(each.source.path) for each in over)}
         with contextlib.ExitStack() as stack:
             for each in former - {file}:

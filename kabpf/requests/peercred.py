@@ -33,7 +33,7 @@ def peer(connection: socket.socket) -> Peer:
     A process of another user namespace has a uid here, too: its owner's, one of a range that was
     lent to it, or, without one, the overflow uid, which says nothing. Its namespace was made for
     it to have less than that uid has, uid 0 included, so it does not count as full. Nor does
-    a root that lacks what kabpf itself takes, nor one who is gone or is not to be seen from this
+    a root that lacks what kabpf itself takes, nor one that is gone or can't be seen from this
     pid namespace.
     """
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

@@ -22,7 +22,7 @@ _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 b
 
 
 def running(run: Path = RUN, lock: str = "kabpfd.lock") -> int | None:
-    """The process id of the daemon, or None. Raises RefusedError where that is not to be known."""
+    """The process id of the daemon, or None. Raises RefusedError where that can't be known."""
     try:
         with open(run / lock, "rb") as file:
             query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -56,7 +56,7 @@ def alone(run: Path) -> Iterator[None]:
     """Be the only daemon while the block runs, and be found by `running`."""
     descriptor = open_lock(run, "kabpfd.lock")
     try:
-        os.fchmod(descriptor, 0o600)  # whoever made it
+        os.fchmod(descriptor, 0o600)  # also of one that was there
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

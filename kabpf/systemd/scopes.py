@@ -91,7 +91,7 @@ def _start(channel: socket.socket, unit: str, description: str, slice: str) -> N
     for message in _messages(stream.read):
         if message.kind == ERROR:
             raise RefusedError(f"systemd refuses {unit}: {message.values[0]}")
-        # From the manager to everybody who is connected: id, job, unit, result.
+        # From the manager to all its clients: id, job, unit, result.
         if message.kind == SIGNAL and message.member == "JobRemoved" and unit in message.values:
             if message.values[-1] != "done":
                 raise RefusedError(f"start {unit}: {message.values[-1]}", hint="expected it to be")

@@ -57,7 +57,7 @@ class RingBuffer:
         return int(libbpf().ring_buffer__epoll_fd(self._handle))
 
     def descriptors(self) -> list[int]:
-        """The descriptor as a list, for those who listen to PerfBuffers as well."""
+        """The descriptor alone in a list: PerfBuffers has several."""
         return [self.fileno()]
 
     def consume(self) -> None:
