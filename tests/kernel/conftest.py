@@ -1,8 +1,9 @@
 """The kernel tier: real cgroups, network namespaces and sockets, read back by those who hold them.
 
-The whole session runs in a mount namespace of its own, with its own /etc/kabpf, /run/kabpf and BPF
-file system: a kabpf of the machine is neither seen nor touched, and nothing of that survives the
-session. Each test has to leave no program, map, link, pin, cgroup or process behind.
+The whole session runs in a mount and a cgroup namespace of its own, with its own /etc/kabpf,
+/run/kabpf and BPF file system: a kabpf of the machine or of another session is neither seen nor
+touched, and nothing of that survives the session. Each test has to leave no program, map, link,
+pin, cgroup or process behind.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import cgroup_namespace
 import headers
+import held as holders
 import pyroute2
 import pytest
 import shared
@@ -33,12 +36,11 @@ from harness import (
     Kabpfctl,
     Peer,
     alone,
+    beside_others,
     cgroup_root,
-    kernel_objects,
     numbers,
     path_of,
     wait_until,
-    without,
 )
 from versions import Version
 
@@ -76,8 +78,8 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_mounts() -> Iterator[None]:
-    """A mount namespace of our own for the whole session."""
+def own_mounts() -> Iterator[Path]:
+    """Namespaces of our own for the whole session; the cgroup namespace that this one left."""
     with ExitStack() as held:
         for path in ("/etc/kabpf", "/run/kabpf"):
             held.enter_context(shared.directory(Path(path)))
@@ -88,16 +90,17 @@ def own_mounts() -> Iterator[None]:
             mount(b"tmpfs", target, b"tmpfs")
         mount(b"bpf", b"/sys/fs/bpf", b"bpf")
         mount(b"proc", b"/proc", b"proc")  # a container may have a /proc/sys that can't be written
-        yield
+        yield held.enter_context(cgroup_namespace.entered())
         for target in (b"/proc", b"/etc/kabpf", b"/run/kabpf", b"/sys/fs/bpf"):
             libc.umount(target)
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(run_kabpfctl: Kabpfctl) -> Iterator[None]:
+def nothing_left(request: pytest.FixtureRequest, run_kabpfctl: Kabpfctl) -> Iterator[None]:
     """Fails the test that leaves anything of kabpf in the kernel, a pin, or a cgroup."""
-    with alone():
-        # Those of whoever had the turn before may be going still.
+    turn = alone if request.node.get_closest_marker("alone") else beside_others
+    with turn():
+        # What an earlier test left is not this one's.
         before = _objects()
         yield
         run_kabpfctl("detach", "--all").check_returncode()
@@ -111,26 +114,28 @@ def nothing_left(run_kabpfctl: Kabpfctl) -> Iterator[None]:
 
 
 def _objects() -> set[tuple[str, str]]:
-    """As bpftool and listings have it; an unpinned object goes a little after its last user."""
+    """As bpftool and listings have it; a process that ends holds its objects a little longer."""
     cgroups = (path.name for path in cgroup_root().glob("kabpf-test-*"))
     listed = {"pin": os.listdir("/sys/fs/bpf"), "cgroup": cgroups}
-    by_id = kernel_objects()
+    by_id = _held()
     return {
         *((kind, name) for kind, names in listed.items() for name in names),
         *((f"{kind} {id}", name) for kind, found in by_id.items() for id, name in found.items()),
     }
 
 
+def _held() -> dict[str, dict[int, str]]:
+    return holders.objects(cgroup_root(), Path("/sys/fs/bpf"))
+
+
 @pytest.fixture
 def own_objects(nothing_left: None) -> Callable[[], dict[str, dict[int, str]]]:
-    """What of kabpf came into the kernel since the test began; the rest is a kabpf's that is in
-    force on the machine."""
-    others = kernel_objects()
-    return lambda: without(others, kernel_objects())
+    """What of kabpf this session has in the kernel."""
+    return _held
 
 
 @pytest.fixture(scope="session")
-def lent_headers(own_mounts: None) -> Iterator[None]:
+def lent_headers(own_mounts: Path) -> Iterator[None]:
     """The kernel's headers, which bcc wants; Debian's where the machine has none of its own, as
     those are no other in what the programs take of them."""
     if not bcc_compile.missing():
@@ -218,7 +223,7 @@ def peer() -> Iterator[Callable[..., Peer]]:
 
 
 @pytest.fixture(scope="session")
-def run_kabpfctl(own_mounts: None) -> Kabpfctl:
+def run_kabpfctl(own_mounts: Path) -> Kabpfctl:
     """Runs kabpfctl."""
     return Kabpfctl(sys.executable, "-P")
 

@@ -66,53 +66,27 @@ def known_cgroups() -> set[int]:
     return {one["formatted"]["key"] for one in json.loads(subprocess.check_output(command))}
 
 
-def kernel_objects() -> dict[str, dict[int, str]]:
-    """The ids and names of kabpf's programs and maps, and its links, by kind."""
-    objects = {}
-    for kind in ("prog", "map"):
-        named = {one["id"]: one.get("name", "") for one in _listed(kind)}
-        objects[kind] = {id: name for id, name in named.items() if name.startswith("kabpf")}
-    programs = objects["prog"]
-    objects["link"] = {
-        one["id"]: programs[one["prog_id"]]
-        for one in _listed("link")
-        if one.get("prog_id") in programs
-    }
-    return objects
-
-
-def without(
-    others: dict[str, dict[int, str]], objects: dict[str, dict[int, str]]
-) -> dict[str, dict[int, str]]:
-    """Kernel objects but for others', which their ids tell."""
-    return {
-        kind: {id: name for id, name in named.items() if id not in others[kind]}
-        for kind, named in objects.items()
-    }
-
-
-def _listed(kind: str) -> list[dict[str, Any]]:
-    for _ in range(100):
-        done = subprocess.run(["bpftool", kind, "list", "--json"], capture_output=True)
-        if done.returncode == 0:  # else something went while it was listed
-            return json.loads(done.stdout or b"[]")
-    raise AssertionError(f"bpftool does not list what there is: {done.stderr!r}")
-
-
 def alone() -> AbstractContextManager[None]:
-    """Takes turns with other tests on the machine: the kernel's objects have no owner."""
+    """Takes turns with all other tests on the machine."""
     return _turn(fcntl.LOCK_EX)
 
 
 def beside_others() -> AbstractContextManager[None]:
-    """The same for a test that does not ask what is in the kernel, with others like it."""
+    """The same for a test that others like it do not disturb."""
     return _turn(fcntl.LOCK_SH)
 
 
 @contextmanager
 def _turn(kind: int) -> Iterator[None]:
-    with open(Path(tempfile.gettempdir(), "kabpf-tests.lock"), "w") as lock:
+    temporary = Path(tempfile.gettempdir())
+    with (
+        open(temporary / "kabpf-tests.queue", "w") as queue,
+        open(temporary / "kabpf-tests.lock", "w") as lock,
+    ):
+        # Who waits to be alone keeps later ones out, which would never leave the lock free.
+        fcntl.flock(queue, fcntl.LOCK_EX)
         fcntl.flock(lock, kind)
+        fcntl.flock(queue, fcntl.LOCK_UN)
         yield
 
 

@@ -68,14 +68,13 @@ def _removed(cgroup):
 
 
 def test_cgroup_of_another_hierarchy_is_not_taken_for_one_of_the_tree(
-    kabpfctl, make_cgroup, tmp_path
+    kabpfctl, make_cgroup, own_mounts, tmp_path
 ):
     """A version 1 cgroup is no birth in the cgroup2 tree, whatever its id, nor its end a death."""
-    if os.stat("/proc/self/ns/cgroup").st_ino != FIRST_CGROUP_NAMESPACE:
+    if os.stat(own_mounts).st_ino != FIRST_CGROUP_NAMESPACE:
         pytest.skip("new hierarchies are made in the machine's cgroup namespace alone")
-    subprocess.run(
-        ["mount", "-t", "cgroup", "-o", "none,name=kabpf-test", "none", tmp_path], check=True
-    )
+    mount = ["mount", "-t", "cgroup", "-o", "none,name=kabpf-test", "none", tmp_path]
+    subprocess.run(["nsenter", f"--cgroup={own_mounts}", *mount], check=True)
     try:
         kabpfctl("attach", "--cgroup", make_cgroup("some"), "--idle", 61)
         before = known_cgroups()

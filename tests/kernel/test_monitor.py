@@ -17,7 +17,6 @@ from harness import (
     BIN,
     PATIENCE,
     PINS,
-    kernel_objects,
     path_of,
     refuse_perf_events,
     set_sysctl,
@@ -470,13 +469,13 @@ def test_slow_reader_is_told_what_it_lost(cgroup, peer, policy, watch):
     assert watcher.next()["event"] == "swallowed"
 
 
-def test_monitors_hear_all_and_leave_nothing(cgroup, peer, policy, watch):
+def test_monitors_hear_all_and_leave_nothing(cgroup, peer, policy, watch, own_objects):
     """Two hear the same; when one is killed the other goes on, and the data plane talks to nobody
     who is not there."""
     policy(OPTIONS)
     _, address = peer().listener()
     client = peer(cgroup)
-    before = kernel_objects()
+    before = own_objects()
     one, two = watch(), watch()
     number = client.connection(address)
     assert one.next()["local"] == two.next()["local"] == {
@@ -489,7 +488,7 @@ def test_monitors_hear_all_and_leave_nothing(cgroup, peer, policy, watch):
     one.end()
     client.connection(address)
     assert Watcher.listeners() == 0
-    assert kernel_objects() == before
+    assert own_objects() == before
 
 
 def test_place_of_a_killed_monitor_is_taken_again(cgroup, peer, policy, watch):

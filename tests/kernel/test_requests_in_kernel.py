@@ -20,7 +20,6 @@ from harness import (
     PINS,
     PROGRAMS,
     UNTOUCHED,
-    kernel_objects,
     options_of_new,
     path_of,
 )
@@ -417,13 +416,12 @@ def test_wrong_policy_files_are_not_shown(ask, own, write_policy):
     assert list(RUNTIME.glob("user-*")) == []
 
 
-def test_user_can_not_put_kabpf_in_force(listening, own):
+def test_user_can_not_put_kabpf_in_force(listening, own, own_objects):
     """Where an administrator has lifted everything a request changes nothing."""
-    before = kernel_objects()
     answers = send(OWNER, attach(own))
     assert reason(answers).startswith("kabpf is not in force, expected an administrator")
     assert not PINS.exists()
-    assert [set(ids) - set(before[kind]) for kind, ids in kernel_objects().items()] == [set()] * 3
+    assert own_objects() == {"prog": {}, "map": {}, "link": {}}
     assert list(RUNTIME.glob("user-*")) == []
 
 

@@ -14,15 +14,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import held
 from harness import (
     PROGRAMS,
     UNTOUCHED,
     Peer,
     cgroup_root,
     entering,
-    kernel_objects,
     wait_until,
-    without,
 )
 
 # A policy of which no number is anybody's default, and what it gives an application's socket.
@@ -71,7 +70,6 @@ class Machine:
         self.console = directory.with_suffix(".console")
 
     def __enter__(self) -> Machine:
-        self._others = kernel_objects()
         with ExitStack() as stack:
             top = stack.enter_context(_cgroup())
             self.cgroups = top / "payload"
@@ -154,8 +152,8 @@ class Machine:
         return self.cgroups / self.show(unit, "ControlGroup").removeprefix("/")
 
     def objects(self) -> dict[str, dict[int, str]]:
-        """What of kabpf is in the kernel since this machine began to boot."""
-        return without(self._others, kernel_objects())
+        """What of kabpf this machine has in the kernel."""
+        return held.objects(self.cgroups.parent, self.root / "sys/fs/bpf")
 
     def pins(self) -> list[str]:
         """What is in its BPF file system, but for the kernel's own two files."""
