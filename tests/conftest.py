@@ -40,12 +40,23 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        tier = item.path.relative_to(Path(__file__).parent).parts[0]
-        if tier in TIERS:
+        if (tier := _directory(item)) in TIERS:
             item.add_marker(tier)
-            # One after the other, where others run beside them; each suite of the system tier.
+            # What has a set-up in common is on one worker: a file, a suite of the system tier.
             suite = item.callspec.params.get("suite") if hasattr(item, "callspec") else None
-            item.add_marker(pytest.mark.xdist_group(suite or tier))
+            item.add_marker(pytest.mark.xdist_group(suite or f"{tier}-{item.path.stem}"))
+    # Machines come first, as a worker that has entered the kernel tier's namespaces stays in them.
+    # What has to be alone comes last of its tier, so that others wait for it once.
+    order = {"system": 0, "kernel": 1}
+    items.sort(key=lambda item: (order.get(_directory(item), 2), _is_alone(item)))
+
+
+def _directory(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

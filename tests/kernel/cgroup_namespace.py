@@ -22,14 +22,14 @@ libc = ctypes.CDLL(None, use_errno=True)
 @contextmanager
 def entered() -> Iterator[Path]:
     """Inside, this process is in a new cgroup, which is the root of the tree that it sees, and so
-    are its children; given is the namespace that it left. It has to have a mount namespace of its own.
+    are its children; given is the namespace that it left. It takes a mount namespace of its own.
 
     All processes below that cgroup end with it."""
     point = cgroup_root()
     here = re.search(r"^0::(/.*)", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
     assert here
     name = f"kabpf-session-{os.getpid()}"
-    # Descriptors keep the tree that is here now; only who opened a file in it may leave the new one.
+    # Descriptors keep the tree that is here now; a file that is open in it lets us back.
     tree = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
     home = os.open(f"{point}{here[1]}/cgroup.procs", os.O_WRONLY)
     left = os.open("/proc/self/ns/cgroup", os.O_RDONLY)

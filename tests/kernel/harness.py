@@ -19,6 +19,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import held
+
 PROGRAMS = Path(__file__).parent / "programs"
 BIN = Path(sys.executable).parent
 PINS = Path("/sys/fs/bpf/kabpf")
@@ -51,10 +53,9 @@ def cgroup_root() -> Path:
 
 def pinned(kind: str) -> dict[str, dict[str, Any]]:
     """What bpftool lists of kabpf's pinned links ("link") or maps ("map"), by the pins' names."""
-    listed = json.loads(subprocess.check_output(["bpftool", "--json", "--bpffs", kind, "list"]))
     return {
         Path(pin).name: one
-        for one in listed
+        for one in held.listed("--bpffs", kind, "list")
         for pin in one.get("pinned", [])
         if Path(pin).parent == PINS
     }

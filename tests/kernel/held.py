@@ -1,4 +1,4 @@
-"""The kernel's objects of one kabpf, told from those of others by who holds them: these have no owner.
+"""The kernel's objects of one kabpf: they have no owner, and are told by who holds them.
 
 An object lives as long as a pin, an attachment, a descriptor or another object holds it. Those of a
 kabpf are held by its BPF file system, by cgroups of its tree and by the processes in these."""
@@ -28,19 +28,19 @@ def objects(cgroup: Path, bpffs: Path) -> dict[str, dict[int, str]]:
     held = _attached(cgroup) | _open(cgroup) | _pinned(bpffs)
     if not held:
         return {kind: {} for kind in KINDS}
-    listed = {kind: {one["id"]: one for one in _listed(kind, "list")} for kind in KINDS}
+    all = {kind: {one["id"]: one for one in listed(kind, "list")} for kind in KINDS}
     below = {os.stat(directory).st_ino for directory in _directories(cgroup)}
-    held |= {("link", id) for id, one in listed["link"].items() if one.get("cgroup_id") in below}
-    links = [one for id, one in listed["link"].items() if ("link", id) in held]
+    held |= {("link", id) for id, one in all["link"].items() if one.get("cgroup_id") in below}
+    links = [one for id, one in all["link"].items() if ("link", id) in held]
     held |= {("prog", one["prog_id"]) for one in links if "prog_id" in one}
-    programs = [one for id, one in listed["prog"].items() if ("prog", id) in held]
+    programs = [one for id, one in all["prog"].items() if ("prog", id) in held]
     held |= {("map", id) for one in programs for id in one.get("map_ids", ())}
     for link in links:
-        link["name"] = listed["prog"].get(link.get("prog_id"), {}).get("name", "")
+        link["name"] = all["prog"].get(link.get("prog_id"), {}).get("name", "")
     return {
         kind: {
             id: one["name"]
-            for id, one in listed[kind].items()
+            for id, one in all[kind].items()
             if (kind, id) in held and one.get("name", "").startswith("kabpf")
         }
         for kind in KINDS
@@ -49,7 +49,7 @@ def objects(cgroup: Path, bpffs: Path) -> dict[str, dict[int, str]]:
 
 def _attached(cgroup: Path) -> set[tuple[str, int]]:
     """By links or without, to the cgroup and those below."""
-    trees = _listed("cgroup", "tree", str(cgroup))
+    trees = listed("cgroup", "tree", str(cgroup))
     return {("prog", program["id"]) for tree in trees for program in tree["programs"]}
 
 
@@ -97,9 +97,11 @@ def _directories(cgroup: Path) -> Iterator[str]:
             yield directory
 
 
-def _listed(*command: str) -> list[dict[str, Any]]:
+def listed(*command: str) -> list[dict[str, Any]]:
+    """What bpftool lists, given what it is asked for: it fails where another session's objects go
+    meanwhile."""
     for _ in range(100):
         done = subprocess.run(["bpftool", "--json", *command], capture_output=True)
-        if done.returncode == 0:  # else something went while it was listed
+        if done.returncode == 0:
             return json.loads(done.stdout or b"[]")
     raise AssertionError(f"bpftool does not list what there is: {done.stderr!r}")

@@ -2,7 +2,6 @@
 a few lines of C can double them."""
 
 import ctypes
-import json
 import os
 import re
 import struct
@@ -21,18 +20,17 @@ INFO_SIZE, VERIFIED_INSNS = 232, 216
 
 
 @pytest.fixture
-def walked(kabpfctl):
+def walked(kabpfctl, own_objects):
     """The number of instructions walked through, by program."""
     kabpfctl("apply")
     libbpf = ctypes.CDLL("libbpf.so.1")
     numbers = {}
-    for one in json.loads(subprocess.check_output(["bpftool", "prog", "list", "--json"])):
-        if one.get("name", "").startswith("kabpf_"):
-            descriptor = libbpf.bpf_prog_get_fd_by_id(one["id"])
-            info, size = ctypes.create_string_buffer(INFO_SIZE), ctypes.c_uint32(INFO_SIZE)
-            assert libbpf.bpf_obj_get_info_by_fd(descriptor, info, ctypes.byref(size)) == 0
-            os.close(descriptor)
-            (numbers[one["name"]],) = struct.unpack_from("I", info, VERIFIED_INSNS)
+    for id, name in own_objects()["prog"].items():
+        descriptor = libbpf.bpf_prog_get_fd_by_id(id)
+        info, size = ctypes.create_string_buffer(INFO_SIZE), ctypes.c_uint32(INFO_SIZE)
+        assert libbpf.bpf_obj_get_info_by_fd(descriptor, info, ctypes.byref(size)) == 0
+        os.close(descriptor)
+        (numbers[name],) = struct.unpack_from("I", info, VERIFIED_INSNS)
     return numbers
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import held
 import pytest
 from harness import UNTOUCHED, cgroup_root, path_of, pinned
 
@@ -44,7 +45,7 @@ def test_applying_again_attaches_nothing_twice(cgroup, kabpfctl):
     shown = json.loads(
         subprocess.check_output(["bpftool", "--json", "cgroup", "show", cgroup_root()])
     )
-    links = json.loads(subprocess.check_output(["bpftool", "--json", "link", "list"]))
+    links = held.listed("link", "list")
     program = pinned("link")["kabpf_sockops"]["prog_id"]
     assert [one["id"] for one in shown].count(program) == 1
     assert [one.get("prog_id") for one in links].count(program) == 1

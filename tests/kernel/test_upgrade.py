@@ -6,9 +6,9 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 from contextlib import contextmanager
 
+import held
 import pytest
 import versions
 from harness import PINS, UNTOUCHED, options_of_new, path_of, pinned, wait_until
@@ -67,8 +67,7 @@ def _ids():
 
 def _are_gone(ids):
     for kind, gone in ids.items():
-        listed = json.loads(subprocess.check_output(["bpftool", "--json", kind, "list"]))
-        if gone & {one["id"] for one in listed}:
+        if gone & {one["id"] for one in held.listed(kind, "list")}:
             return False
     return True
 

@@ -136,7 +136,7 @@ def test_what_depends_on_a_set_up_fails_where_it_is_required(run):
     assert done.stdout.count("and much more\n") == 1
 
 
-def test_tier_stays_on_one_worker(run):
+def test_file_of_a_tier_stays_on_one_worker(run):
     """pytest-xdist heeds the groups that conftest.py makes."""
     text = f"import conftest\nconftest.TIERS['kernel'] = str\n{GROUP}"
     done = run("kernel/test_a.py", text, "-rP", "-n", "3", "--dist", "loadgroup")

@@ -23,11 +23,6 @@ from machine import Inside, Machine
 ROOT = Path(__file__).parents[2]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that have to be alone come last, so that the other suite need not wait for them."""
-    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
-
-
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     """A failure comes with the machine's journal."""

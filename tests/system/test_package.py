@@ -33,7 +33,6 @@ def _files(machine):
     return set(found) - {PACKAGE}
 
 
-@pytest.mark.alone
 def test_upgrade_uncovers_no_connection(machine, copied, traffic):
     """While the package is replaced by itself, each new connection has its options at once, and
     what is in the kernel stays the same."""
@@ -46,7 +45,6 @@ def test_upgrade_uncovers_no_connection(machine, copied, traffic):
     assert machine.objects() == before
 
 
-@pytest.mark.alone
 @without_kabpf
 @pytest.mark.skipif("KABPF_FORMER_DEB" not in os.environ, reason="no KABPF_FORMER_DEB is named")
 def test_upgrade_from_another_version_uncovers_no_connection(machine, copied, traffic):
@@ -83,7 +81,6 @@ def test_upgrade_keeps_what_was_stopped_stopped(machine, copied):
     assert machine.pins() == []
 
 
-@pytest.mark.alone
 def test_remove_lifts_every_policy_and_keeps_the_files(machine):
     """Nothing is left in the kernel, no unit runs; what the administrator wrote stays."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
@@ -96,7 +93,6 @@ def test_remove_lifts_every_policy_and_keeps_the_files(machine):
 
 
 @without_kabpf
-@pytest.mark.alone
 def test_purge_leaves_nothing(machine, copied):
     """Installed, used and purged, the package leaves no file, no pin and nothing in the kernel."""
     before = _files(machine)

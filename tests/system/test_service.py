@@ -53,7 +53,6 @@ def test_start_puts_policies_in_force(machine, service, inside):
     assert re.match(r"policies in force: 1; cgroups covered: 1 of \d+", status)
 
 
-@pytest.mark.alone
 def test_stop_leaves_nothing_in_the_kernel(machine, service, inside):
     """`systemctl stop kabpf` lifts every policy: no pin, program, map or link is left."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
@@ -84,7 +83,6 @@ def test_stop_of_a_failed_kabpf_lifts_every_policy(machine):
     assert machine.pins() == []
 
 
-@pytest.mark.alone
 def test_restart_uncovers_no_connection(machine, traffic):
     """While kabpf restarts, each new connection has its options at once, and what is in the
     kernel stays the same."""
@@ -97,7 +95,6 @@ def test_restart_uncovers_no_connection(machine, traffic):
     assert machine.objects() == before
 
 
-@pytest.mark.alone
 def test_killed_kabpfd_is_started_again_and_adopts(machine, traffic):
     """A SIGKILL uncovers no connection; systemd starts kabpfd again, which takes over what is in
     the kernel as it is."""
@@ -111,7 +108,6 @@ def test_killed_kabpfd_is_started_again_and_adopts(machine, traffic):
 
 
 @pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
-@pytest.mark.alone
 def test_systemd_reload_changes_nothing(machine, traffic, verb):
     """systemd's own reload and restart leave the policy in force and kabpfd running."""
     machine.drop_in("apps.yaml", NEW_ONLY)
@@ -148,7 +144,6 @@ def quick_watchdog(machine):
     machine.run("systemctl", "restart", "kabpf.service")
 
 
-@pytest.mark.alone
 def test_watchdog_restarts_a_kabpfd_that_hangs(machine, quick_watchdog):
     """A kabpfd that does nothing any more is killed and started again; what is in force stays."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
