@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from harness import UNTOUCHED, known_cgroups, path_of, wait_until
 
+pytestmark = pytest.mark.core
+
 # PROC_CGROUP_INIT_INO of the kernel's include/linux/proc_ns.h; others can't make a hierarchy
 # (cgroup1_root_to_use in its kernel/cgroup/cgroup-v1.c).
 FIRST_CGROUP_NAMESPACE = 0xEFFFFFFB

@@ -13,6 +13,8 @@ from harness import BIN, PINS, UNTOUCHED, WITHOUT_SYS_ADMIN, options_of_new, pat
 from kabpf.kernel import dataplane
 from kabpf.kernel.abi import CTotals
 
+pytestmark = pytest.mark.core
+
 RUNTIME, PERSISTENT = Path("/run/kabpf/policy.d"), Path("/etc/kabpf/policy.d")
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 

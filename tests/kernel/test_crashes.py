@@ -148,6 +148,7 @@ def _check_complete(world, version, policies):
     assert _pins() == ["kabpf"]
 
 
+@pytest.mark.core
 def test_killed_first_apply_is_completed(world, version):
     """Where nothing was loaded."""
     this = version("this")

@@ -44,6 +44,7 @@ def _attached(root):
     return [one["id"] for one in programs if one["name"] == "kabpf_sockops"]
 
 
+@pytest.mark.core
 def test_start_puts_the_policy_in_force_before_ready(cgroup, write_policy, kabpfd, peer):
     """When kabpfd says READY, new connections are covered and open ones have been."""
     _, address = peer().listener()
@@ -82,6 +83,7 @@ def test_lift_takes_a_policy_out_of_the_kernel(cgroup, write_policy, kabpfctl, p
     assert options_of_new(peer, cgroup) == IDLE_61
 
 
+@pytest.mark.core
 def test_killed_daemon_misses_no_connection_and_is_adopted(
     make_cgroup, cgroup, write_policy, kabpfd, peer, tmp_path
 ):
@@ -124,6 +126,7 @@ def test_daemon_that_restarts_leaves_everything_in_force(cgroup, write_policy, k
     assert _pinned_ids() == before[1]
 
 
+@pytest.mark.core
 def test_file_that_changes_just_after_a_reload_is_applied(cgroup, write_policy, kabpfd, peer):
     """A path unit is blind while the reload that it asked for runs: kabpfd looks once more."""
     file = write_policy("a.yaml", _policy(cgroup, 61))

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.core
+
 RECORD = Path(__file__).parents[1] / "matrix/instructions.yaml"
 GROWTH = 1.2
 

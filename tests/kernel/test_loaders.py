@@ -58,6 +58,7 @@ def policies(write_policy):
     return write
 
 
+@pytest.mark.core
 @BCC
 def test_loader_without_btf_is_bcc(kabpfctl, cgroup, peer):
     """Where the kernel has no BTF bcc is chosen; where it has some again, what is loaded stays."""

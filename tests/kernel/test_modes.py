@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from harness import entering, path_of, pinned, set_sysctl
 
+pytestmark = pytest.mark.core
+
 EXACT = "idle: 61s, interval: 11s, probes: 5, user_timeout: 90s"
 RANGES = "idle: 30s..5m, interval: 10s..20s, probes: 3..6, user_timeout: 30s..2m"
 MODES = ("fill", "override", "enforce")

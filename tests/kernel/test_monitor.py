@@ -134,6 +134,7 @@ SET = {
 INHERITED = {name: (value, None) for name, (value, _) in SET.items()}
 
 
+@pytest.mark.core
 def test_outgoing_connection_is_told(cgroup, peer, policy, watch):
     """With its process, its ends, its policy, and each option."""
     policy(OPTIONS)
@@ -166,6 +167,7 @@ def test_ends_of_an_ipv6_socket_are_told(cgroup, peer, policy, watch, host, told
     assert (event["local"]["address"], event["remote"]) == (told, {"address": told, "port": port})
 
 
+@pytest.mark.core
 def test_listener_and_accepted_connection_are_told(cgroup, peer, policy, watch):
     """The listener is given the options; what it accepts has them already, and nobody knows yet
     which process will take it."""

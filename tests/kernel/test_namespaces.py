@@ -10,6 +10,8 @@ import pytest
 import yaml
 from harness import BIN, PROGRAMS, UNTOUCHED, cgroup_root, entering
 
+pytestmark = pytest.mark.core
+
 INSIDE = """
 set -e
 mount --make-rprivate /

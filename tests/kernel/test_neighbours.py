@@ -7,6 +7,8 @@ import held
 import pytest
 from harness import UNTOUCHED, cgroup_root, path_of, pinned
 
+pytestmark = pytest.mark.core
+
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
 

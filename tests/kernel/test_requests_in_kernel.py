@@ -143,6 +143,7 @@ CALLERS = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("caller", CALLERS)
 def test_every_call_is_answered_as_the_table_says(caller, ask, own):
     """Each call of the table, by root, by the cgroup's owner, by another user, by the owner and
@@ -200,6 +201,7 @@ def orphaned(message: bytes) -> list[dict[str, Any]]:
         return [json.loads(client.recv(65536).removesuffix(b"\0"))]
 
 
+@pytest.mark.core
 def test_users_policy_is_in_force(ask, own, make_cgroup, peer, kabpfctl):
     """The answer comes when new sockets have the options, and open ones, in the cgroup and below;
     without the daemon, too. Detach takes the policy away again."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from harness import DROP_INS, UNTOUCHED
 
+pytestmark = pytest.mark.core
+
 IDLE_61 = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 0}
 ATTACH = ("--idle", 61, "--interval", 11, "--probes", 5)
 TCP_ULP, SOL_TLS, TLS_TX = 31, 282, 1

@@ -12,6 +12,8 @@ from contextlib import closing
 import pytest
 from harness import BIN, PATIENCE, WITHOUT_SYS_ADMIN, path_of
 
+pytestmark = pytest.mark.core
+
 SOCKET = "/run/kabpf/retrofit.socket"
 
 

@@ -161,6 +161,7 @@ def _asking(address):
     return shlex.join([sys.executable, "-I", "-S", "-c", f"import socket; {connect}; {ask}"])
 
 
+@pytest.mark.core
 @pytest.mark.loaders
 def test_command_has_the_options(runner, address):
     """The sockets of the command have what the command line says, on either side, and others what
@@ -222,6 +223,7 @@ def test_environment_that_would_be_ignored_is_an_error():
     assert not PINS.exists()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("arguments", "environment"),
     [(["--off"], {}), ([], {"KEEPALIVE": "off", "KEEPIDLE": "9"}), ([], {"DD_USE_KEEPALIVE": "0"})],

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from harness import BIN, PATIENCE, cgroup_root, path_of, set_sysctl, wait_until
 
+pytestmark = pytest.mark.core
+
 NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
 SYSTEM = dict.fromkeys(("keepalive", "idle_s", "interval_s", "probes", "user_timeout_ms"), "system")
 DROP = """

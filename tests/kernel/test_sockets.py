@@ -11,7 +11,7 @@ import pyroute2
 import pytest
 from harness import UNTOUCHED, entering, set_sysctl
 
-pytestmark = pytest.mark.loaders(way="open")
+pytestmark = [pytest.mark.core, pytest.mark.loaders(way="open")]
 
 POLICY = ("--idle", 61, "--interval", 11, "--probes", 5, "--user-timeout", "90s")
 COVERED = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 90000}

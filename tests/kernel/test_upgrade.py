@@ -116,6 +116,7 @@ def test_upgrade_and_downgrade_miss_no_connection(
     assert list(map(json.loads, seen)) == [IDLE_61]
 
 
+@pytest.mark.core
 def test_upgrade_of_the_same_layout_keeps_the_counters(cgroup, write_policy, version, peer):
     """What was counted before is counted still."""
     write_policy("a.yaml", _policy(cgroup, "{idle: 61}"))
