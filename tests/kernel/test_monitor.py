@@ -119,7 +119,7 @@ def watch():
         one.end()
 
 
-def told(event, peer):
+def process_told(event, peer):
     """The process of an event, which is the peer's where that can be told."""
     assert event["pid"] > 0
     return event["pid"] if IS_FIRST else peer.process.pid
@@ -155,7 +155,7 @@ def test_outgoing_connection_is_told(cgroup, peer, policy, watch):
     event = watcher.next()
     assert (event["event"], event["way"], event["policy"]) == ("set", "out", "a")
     assert event["cgroup"] == path_of(cgroup)
-    assert (told(event, client), event["command"]) == (client.process.pid, NAME)
+    assert (process_told(event, client), event["command"]) == (client.process.pid, NAME)
     assert event["remote"] == {"address": "127.0.0.1", "port": address[1]}
     assert event["local"] == {"address": "127.0.0.1", "port": client.local_port(number)}
     assert outcomes(event) == SET
@@ -172,7 +172,7 @@ def test_ends_of_an_ipv6_socket_are_told(cgroup, peer, policy, watch, host, told
     watcher = watch()
     client.connection([host, port], socket.AF_INET6)
     event = watcher.next()
-    assert (event["family"], told(event, client)) == ("ipv6", client.process.pid)
+    assert (event["family"], process_told(event, client)) == ("ipv6", client.process.pid)
     assert (event["local"]["address"], event["remote"]) == (told, {"address": told, "port": port})
 
 
@@ -186,7 +186,7 @@ def test_listener_and_accepted_connection_are_told(cgroup, peer, policy, watch):
     _, address = server.listener()
     peer().connection(address)
     listener, accepted = watcher.next(), watcher.next()
-    assert (listener["event"], listener["way"], told(listener, server)) == (
+    assert (listener["event"], listener["way"], process_told(listener, server)) == (
         "set", "listen", server.process.pid,
     )  # fmt: skip
     assert outcomes(listener) == SET
@@ -290,7 +290,9 @@ def test_swallowed_and_limited_calls_are_told(cgroup, peer, policy, watch):
         ("limited", {"option": "idle_s", "asked": 7200}),
         ("swallowed", {"option": "keepalive", "asked": False}),
     ]
-    assert {(told(each, client), each["way"]) for each in events} == {(client.process.pid, "out")}
+    assert {(process_told(each, client), each["way"]) for each in events} == {
+        (client.process.pid, "out")
+    }
     assert watcher.next(0.1) is None
 
 
@@ -337,7 +339,11 @@ def test_death_by_keepalive_is_told(policy, kabpfctl, connected, cut, watch, oth
     assert (death["reason"], death["error"], death["sent"]) == ("keepalive", "ETIMEDOUT", 2)
     assert 2900 <= death["silent_ms"] <= 3000 + 2000 * PATIENCE
     assert event["remote"] == {"address": "127.0.0.1", "port": 9000}
-    assert (event["policy"], event["way"], told(event, client)) == ("a", "out", client.process.pid)
+    assert (event["policy"], event["way"], process_told(event, client)) == (
+        "a",
+        "out",
+        client.process.pid,
+    )
     assert died(kabpfctl) == 1
 
 
