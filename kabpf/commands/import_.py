@@ -12,9 +12,11 @@ from typing import Any
 from kabpf import output
 from kabpf.migration.proposals import Found, look
 
+NOT_SEARCHED = "homes of users, images and file systems of containers"
+
 
 def import_(arguments: argparse.Namespace) -> int:
-    """Print what is found; 1 where something of it was not understood."""
+    """Print what is found; 1 where something of it was not understood or not read."""
     found = look(Path("/"))
     if arguments.json:
         print(json.dumps(as_json(found), indent=2))
@@ -22,9 +24,9 @@ def import_(arguments: argparse.Namespace) -> int:
         print("\n".join(map(output.shown, text(found))))
     for warning in found.left_out:
         print(f"warning: {output.shown(warning)}", file=sys.stderr)
-    for each in found.unclear:
+    for each in (*found.unclear, *found.unread):
         print(output.shown(each), file=sys.stderr)
-    return 1 if found.unclear else 0
+    return 1 if found.unclear or found.unread else 0
 
 
 def as_json(found: Found) -> dict[str, Any]:
@@ -34,13 +36,16 @@ def as_json(found: Found) -> dict[str, Any]:
         "remove": [vars(each) for each in found.remove],
         "left_out": found.left_out,
         "unclear": found.unclear,
+        "unread": found.unread,
+        "searched": found.searched,
+        "not_searched": NOT_SEARCHED,
     }
 
 
 def text(found: Found) -> Iterator[str]:
     """Lines for a person, who may copy what is indented."""
     if not (found.policies or found.remove or found.unclear):
-        yield "neither libkeepalive nor libdontdie is preloaded"
+        yield "neither libkeepalive nor libdontdie was found where import looks"
     for each in found.policies:
         yield f"write {each.file}:"
         yield from (f"    {line}" for line in each.text.splitlines())
@@ -48,3 +53,6 @@ def text(found: Found) -> Iterator[str]:
         yield "put it in force: kabpfctl apply"
     for removal in found.remove:
         yield f"remove from {removal.file}:{removal.line}: {removal.what}"
+    for what in found.searched:
+        yield f"searched: {what}"
+    yield f"not searched: {NOT_SEARCHED}"

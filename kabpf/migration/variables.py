@@ -1,6 +1,8 @@
 """The environment variables of libkeepalive, libdontdie and msantos/libkeepalive, as options.
 
-What is unset means the system's default. What those libraries would silently ignore is an error.
+What is unset, or set to nothing, means the system's default; so does a 0 of msantos/libkeepalive,
+but for the user timeout, which it turns off. Anything else that those libraries would silently
+ignore is an error.
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ VARIABLES = {
     "interval": ("KEEPINTVL", "DD_TCP_KEEPALIVE_INTVL", "TCP_KEEPINTVL"),
     "probes": ("KEEPCNT", "DD_TCP_KEEPALIVE_PROBES", "TCP_KEEPCNT"),
     "user_timeout": ("TCP_USER_TIMEOUT",),
+    "syn_retries": ("TCP_SYNCNT",),
     "debug": ("DD_DEBUG",),
     "once": ("DD_EVAL_ENVIRONMENT_ONCE",),
 }
+
+# Of msantos/libkeepalive, what no policy has.
+WITHOUT_COUNTERPART = ("TCP_NODELAY", "TCP_DEFER_ACCEPT", "TCP_MAXSEG", "TCP_WINDOW_CLAMP")
 
 _DERIVED = "-1"  # the user timeout that is idle + interval * probes
 
@@ -48,7 +54,7 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked
     for key, names in VARIABLES.items():
         if key in decided:
             continue
-        given = {name: environment[name] for name in names if name in environment}
+        given = {name: environment[name] for name in names if environment.get(name)}
         values: list[str] = []
         for name, text in given.items():
             with collected(findings):
@@ -56,7 +62,7 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked
         if len(set(values)) > 1:
             both = " and ".join(f"{name}={_shown(text)}" for name, text in given.items())
             findings.append(f"{both} contradict each other, expected one of them")
-        elif values:
+        elif values and values[0]:
             found[key] = values[0]
     keepalive = found.pop("keepalive", "on") == "on"
     debug = found.pop("debug", "off") == "on"
@@ -78,7 +84,7 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked
 
 
 def _value(name: str, key: str, text: str) -> str:
-    """What a variable gives, as policy files spell it."""
+    """What a variable gives, as policy files spell it; "" is the system's."""
     if key not in BY_KEY:
         # libkeepalive compares in any case.
         words = {"off": "off", "on": "on"} if name == "KEEPALIVE" else {"0": "off", "1": "on"}
@@ -91,6 +97,8 @@ def _value(name: str, key: str, text: str) -> str:
     if not re.fullmatch(r"[0-9]{1,10}", text):
         raise PolicyError(f"{name}: {_shown(text)}, expected a number, {row.limits}")
     number = int(text)
+    if number == 0 and name.startswith("TCP_"):
+        return "off" if key == "user_timeout" else ""
     if not row.low <= number <= row.high:
         raise PolicyError(f"{name}: {text} is not in {row.limits}")
     return f"{number}ms" if key == "user_timeout" else str(number)

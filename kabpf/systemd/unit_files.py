@@ -1,14 +1,14 @@
-"""systemd's files as they are written: which ones make a service, and what they say.
+"""systemd's files as they are written: which ones make a unit, and what they say.
 
 The rules are those of systemd.unit(5), systemd.syntax(7) and systemd.exec(5). Nothing is asked of a
-systemd that runs. Files that can't be read are taken for empty.
+systemd that runs. What is parsed may be a stranger's: no parser takes longer than in proportion to
+the text.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,32 @@ from pathlib import Path
 from kabpf.policy.yaml import Source
 from kabpf.systemd.units import unit_names
 
-SERVICE = ".service"
-SIZE_MAX = 1 << 20
+SERVICE = "service"
 
 # A word, of pieces with and without quotes.
-_WORD = re.compile(r"""\s*((?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\\.|[^\s"'\\])+)""")
-_PIECE = re.compile(r"""(\\.)|"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)'""")
+_WORD = re.compile(
+    r"""\s*+((?:"[^"\\]*+(?:\\.[^"\\]*+)*+"|'[^'\\]*+(?:\\.[^'\\]*+)*+'|\\.|[^\s"'\\]++)++)""",
+    re.DOTALL,
+)
+_PIECE = re.compile(r"""(\\.)|"((?:\\.|[^"\\])*+)"|'((?:\\.|[^'\\])*+)'""", re.DOTALL)
 # C's, as far as they are ASCII: no variable that is looked for holds others.
-_ESCAPE = re.compile(r"\\(x(?!00)[0-7][0-9A-Fa-f]|(?!000)[01][0-7]{2}|.)")
+_ESCAPE = re.compile(r"\\(x(?!00)[0-7][0-9A-Fa-f]|(?!000)[01][0-7]{2}|.)", re.DOTALL)
 _LETTERS = dict(zip("abfnrtvs", "\a\b\f\n\r\t\v ", strict=True))
 # unit_name_is_valid() in systemd's src/basic/unit-name.c, but for hidden files.
-_NAME = re.compile(r"(?!\.)[A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\-]*)?\.service")
-_CONTINUED = re.compile(r"(?<!\\)(\\\\)*\\$")
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\-]*)?\.[a-z]+")
+_NAME_BYTES_MAX = 255
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_ENDS = re.compile(r"\r\n|\n\r|[\n\r\0]")  # of lines: read_line() in src/basic/fileio.c
+
+# Of environment files: parse_env_file_internal() in src/basic/env-file.c.
+_KEY = re.compile(r"[ \t\n\r]*+(?:[#;][^\n\r]*+|([^=\n\r]*+)(=?))")
+_VALUE = re.compile(
+    r"""[ \t]*+(?:'([^']*+)(?:'|\Z)|"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\\?\Z)"""
+    r"""|((?:[^'"\s\\]|\\.|\\\Z)(?:[^\\\n\r]++|\\.)*+(?:\\\Z)?))""",
+    re.DOTALL,
+)
+_PLAIN_ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
+_QUOTED_ESCAPE = re.compile(r'\\(["\\`$\n])')
 
 
 @dataclass(frozen=True)
@@ -69,26 +82,42 @@ class Assignment:
         return f"{self.name}={self.value}" if self.name else self.value
 
 
-class Services:
-    """The services that have files in some directories, of which the first is the strongest."""
+class Units:
+    """The units of a type that have files in some directories, of which the first is the
+    strongest."""
 
-    def __init__(self, directories: Sequence[Path]) -> None:
+    def __init__(self, directories: Sequence[Path], type_: str = SERVICE) -> None:
         self._directories = directories
-        self._real = unit_names(directories)
+        self._type = type_
+        self._real = {
+            name: real
+            for name, real in unit_names(directories).items()
+            if name.endswith(f".{type_}")
+        }
+        self._folders = _drop_in_folders(directories)
 
     def names(self) -> list[str]:
-        """Services, templates, instances, and beginnings of names (`foo-.service`), that have a
-        file, drop-ins, or a link that starts them; no aliases, and nothing that is masked, hidden,
-        or no name of a unit."""
-        found = {real for name, real in self._real.items() if name.endswith(SERVICE)}
+        """Units, templates, instances, and beginnings of names (`foo-.service`), that have a file,
+        drop-ins, or a link that starts them; no aliases, and nothing that is masked, hidden, or no
+        name of a unit."""
+        end = f".{self._type}"
+        found = set(self._real.values())
         for directory in self._directories:
-            drop_ins = (path.name.removesuffix(".d") for path in directory.glob(f"?*{SERVICE}.d"))
-            instances = (path.name for path in directory.glob(f"*.wants/*@?*{SERVICE}"))
-            found.update(self._real.get(name, name) for name in (*drop_ins, *instances))
-        return sorted(filter(_NAME.fullmatch, found))
+            drop_ins = (name.removesuffix(".d") for name in self._folders[directory])
+            instances = (path.name for path in directory.glob(f"*.wants/*@?*{end}"))
+            found.update(
+                self._real.get(name, name)
+                for name in (*drop_ins, *instances)
+                if name.endswith(end) and name != end
+            )
+        return sorted(filter(is_name, found))
+
+    def has(self, name: str) -> bool:
+        """Whether it is a name of a unit, or masked."""
+        return name in self._real
 
     def files(self, name: str) -> list[Path]:
-        """The file of a service and its drop-ins, in the order in which they are read."""
+        """The file of a unit and its drop-ins, in the order in which they are read."""
         template = re.sub(r"@.*(\.\w+)$", r"@\1", name)
         paths = (directory / each for each in (name, template) for directory in self._directories)
         aliases = [alias for alias, real in self._real.items() if real == name != alias]
@@ -96,7 +125,7 @@ class Services:
         return [*([own] if own else []), *self._drop_ins([name, *aliases])]
 
     def shared(self) -> list[Path]:
-        """The drop-ins of all services together, in the order in which they are read."""
+        """The drop-ins of all units of the type together, in the order in which they are read."""
         return self._drop_ins([])
 
     def _drop_ins(self, names: list[str]) -> list[Path]:
@@ -105,19 +134,33 @@ class Services:
             for name in names
             for directory in self._directories
             for each in (name, *broader(name))
+            if f"{each}.d" in self._folders[directory]
         ]
-        folders += [directory / "service.d" for directory in self._directories]
+        folders += [directory / f"{self._type}.d" for directory in self._directories]
         return strongest(folders)
 
 
+def is_name(name: str) -> bool:
+    """Whether systemd takes it for the name of a unit."""
+    return _NAME.fullmatch(name) is not None and len(name) <= _NAME_BYTES_MAX
+
+
+def _drop_in_folders(directories: Iterable[Path]) -> dict[Path, set[str]]:
+    return {
+        directory: {path.name for path in directory.glob("?*.d") if path.is_dir()}
+        for directory in directories
+    }
+
+
 def broader(name: str) -> list[str]:
-    """The names whose drop-ins a service has as well, the nearest first: its template, and what is
+    """The names whose drop-ins a unit has as well, the nearest first: its template, and what is
     left of it before its dashes."""
     found: list[str] = []
-    prefix, at, instance = name.removesuffix(SERVICE).partition("@")
-    nearest = [f"{prefix}@{SERVICE}"] if instance else []
+    stem, _, type_ = name.rpartition(".")
+    prefix, at, instance = stem.partition("@")
+    nearest = [f"{prefix}@.{type_}"] if instance else []
     if (dash := prefix.rstrip("-").rfind("-")) > 0:
-        nearest.append(f"{prefix[: dash + 1]}{at if instance else ''}{instance}{SERVICE}")
+        nearest.append(f"{prefix[: dash + 1]}{at if instance else ''}{instance}.{type_}")
     for each in nearest:
         found += [each, *broader(each)]
     return list(dict.fromkeys(found))
@@ -133,15 +176,28 @@ def strongest(folders: Iterable[Path]) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def settings(path: Path) -> Iterator[Setting]:
+def settings(text: str, path: str) -> Iterator[Setting]:
     """What a unit file, a drop-in or a file such as system.conf says."""
     section = ""
-    for text, lines in _joined(path, " "):
-        if text.startswith("["):
-            section = text.strip("[] ")
-        elif "=" in text:
-            key, value = (part.strip() for part in text.split("=", 1))
+    for line, lines in _joined(text, path):
+        if line.startswith("["):
+            section = line.strip("[] ")
+        elif "=" in line:
+            key, value = (part.strip() for part in line.split("=", 1))
             yield Setting(section, key, value, lines)
+
+
+def in_force(found: Iterable[Setting], section: str) -> dict[str, list[Setting]]:
+    """The settings of a section by their keys; an empty one forgets those before it."""
+    lists: dict[str, list[Setting]] = {}
+    for setting in found:
+        if setting.section != section:
+            continue
+        if setting.value:
+            lists.setdefault(setting.key, []).append(setting)
+        else:
+            lists.pop(setting.key, None)
+    return lists
 
 
 def words(value: str) -> list[str]:
@@ -167,45 +223,67 @@ def assignments(words: Iterable[str], lines: Lines) -> list[Assignment]:
     return [Assignment(match[1], match[2], lines) for match in matches if match]
 
 
-def environment_file(path: Path) -> list[Assignment]:
-    """What an EnvironmentFile= assigns."""
-    found = []
-    for text, lines in _joined(path, ""):
-        if "=" not in text:
+def environment_file(text: str, path: str, limit: int | None = None) -> list[Assignment]:
+    """What an EnvironmentFile= assigns; no more than `limit` assignments of it."""
+    found: list[Assignment] = []
+    starts = [0, *(match.end() for match in _ENDS.finditer(text))]
+    position = 0
+    while position < len(text) and (limit is None or len(found) < limit):
+        key = _KEY.match(text, position)
+        assert key is not None
+        position = key.end()
+        if not key[2]:  # a comment, a blank line, or a word without a value
+            position += position < len(text)
             continue
-        name, value = (part.strip() for part in text.split("=", 1))
-        try:
-            quoted = value[:1] in ("'", '"')
-            bare = "".join(shlex.split(value)) if quoted else re.sub(r"\\(.)", r"\1", value)
-        except ValueError:  # a quotation that goes over lines, which none of these variables has
-            continue
-        found += assignments([f"{name}={bare}"], lines)
+        begin = key.start(1)
+        value = ""
+        while piece := _VALUE.match(text, position):
+            position = piece.end()
+            single, double, plain = piece.groups()
+            if plain is not None:
+                value += _PLAIN_ESCAPE.sub(lambda escape: escape[1].strip("\n"), _trimmed(plain))
+                break
+            if double is not None:
+                unescaped = _QUOTED_ESCAPE.sub(lambda escape: escape[1].strip("\n"), double)
+                value += unescaped
+            else:
+                value += single
+        first = bisect_right(starts, begin)
+        last = bisect_right(starts, max(begin, position - 1))
+        found += assignments([f"{key[1].strip()}={value}"], Lines(path, first, last))
     return found
 
 
-def _joined(path: Path, glue: str) -> Iterator[tuple[str, Lines]]:
+def _trimmed(plain: str) -> str:
+    """Without the blanks at the end, but for one that is escaped."""
+    bare = plain.rstrip(" \t")
+    return plain[: len(bare) + 1] if _is_escaped(bare) else bare
+
+
+def _is_escaped(text: str) -> bool:
+    """Whether a backslash at the end is for what comes next."""
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a file, as systemd parts them."""
+    found = _ENDS.split(text)
+    return found[:-1] if found[-1] == "" else found
+
+
+def _joined(text: str, path: str) -> Iterator[tuple[str, Lines]]:
     """The lines of a file, without comments; those that end in a backslash with the next."""
-    first, text = 0, ""
-    lines = text_of(path).splitlines()
+    first, parts = 0, []
+    lines = lines_of(text)
     for number, line in enumerate([*lines, ""], 1):  # as the last one may end in a backslash, too
-        stripped = line if text and not glue else line.lstrip()
+        stripped = line.lstrip()
         if stripped.startswith(("#", ";")):
             continue
         first = first or number
-        if _CONTINUED.search(stripped):
-            text += stripped[:-1] + glue
+        if _is_escaped(stripped):
+            parts.append(stripped[:-1])
             continue
-        if text or stripped:
-            yield text + stripped, Lines(str(path), first, min(number, len(lines)))
-        first, text = 0, ""
-
-
-def text_of(path: Path) -> str:
-    """What a file holds, or nothing where it can't be read."""
-    try:
-        with open(
-            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
-        ) as file:
-            return file.read(SIZE_MAX).decode(errors="replace").replace("\0", "")
-    except OSError:
-        return ""
+        if parts or stripped:
+            last = min(number, len(lines))
+            yield " ".join([*parts, stripped]), Lines(path, first, last)
+        first, parts = 0, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kabpf.migration import proposals
+from kabpf.migration import places, proposals, wanted
 from kabpf.policy import model, parser
 
 UNIT = "usr/lib/systemd/system/db.service"
@@ -27,15 +28,16 @@ Look = Callable[[dict[str, str]], proposals.Found]
 
 @pytest.fixture
 def look(tmp_path: Path) -> Look:
-    """Looks at a system that has these files; those of units without a section are services'."""
+    """Looks at a system that has these files and Debian's libkeepalive; those of units without a
+    section are services'."""
 
     def found(files: dict[str, str]) -> proposals.Found:
-        for name, text in files.items():
+        for name, text in {"usr/lib/libkeepalive.so": "\0KEEPIDLE\0", **files}.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             is_unit = "systemd/" in name and not text.startswith("[")
             path.write_text(f"[Service]\n{text}\n" if is_unit else f"{text}\n")
-        return proposals.look(tmp_path)
+        return proposals.look(tmp_path, proc=None)
 
     return found
 
@@ -65,6 +67,16 @@ def proposed(found: proposals.Found) -> dict[str, list[str]]:
         (f"{KEEPALIVE} KEEPALIVE=off KEEPIDLE=60", "keepalive: off"),
         (f"{DONTDIE} DD_USE_KEEPALIVE=0", "keepalive: off"),
         (f"{KEEPALIVE} {THREE}", "keepalive: on"),  # another library's variables
+        (f"{KEEPALIVE} KEEPIDLE= KEEPCNT=", "keepalive: on"),
+        (f"ExecStart=/bin/sh -c 'LD_PRELOAD=libdontdie.so {THREE} exec db'", OPTIONS),
+        (f"ExecStart=/usr/bin/env -S 'LD_PRELOAD=libdontdie.so {THREE} db'", OPTIONS),
+        (f"ExecStart=/bin/sh -c 'exec env -i LD_PRELOAD=libdontdie.so {THREE} db'", OPTIONS),
+        (f"{DONTDIE} {THREE}\nExecStart=/usr/bin/nice -n 5 /usr/bin/ionice -c3 db", OPTIONS),
+        (
+            f"Environment=A={THREE.split()[0]}\nEnvironment=LD_PRELOAD=libdontdie.so"
+            "\nExecStart=env $A DD_TCP_KEEPALIVE_INTVL=10 DD_TCP_KEEPALIVE_PROBES=${B}6 db",
+            OPTIONS,
+        ),
         (f"{DONTDIE}\nEnvironment=DD_TCP_KEEPALIVE_TIME=5\n{DONTDIE} {THREE}", OPTIONS),
         (f"ExecStart=!/usr/bin/env -u A LD_PRELOAD=libdontdie.so {THREE} db A=b", OPTIONS),
         (f"{KEEPALIVE}\nUnsetEnvironment=LD_PRELOAD=other.so KEEPALIVE", "keepalive: on"),
@@ -85,6 +97,12 @@ def test_environment_of_a_unit(look: Look, lines: str, expected: str) -> None:
         f"{DONTDIE}\nEnvironment=LD_PRELOAD=",
         f"{DONTDIE}\nUnsetEnvironment=LD_PRELOAD",
         f"# {DONTDIE}",
+        f"{DONTDIE}\nExecStart=/usr/bin/env -u LD_PRELOAD db",
+        f"{DONTDIE}\nExecStart=/usr/bin/env -i db",
+        f"{DONTDIE}\nExecStart=/usr/bin/env - db",
+        f"{DONTDIE}\nExecStart=/bin/sh -c 'unset LD_PRELOAD; exec db'",
+        f"{DONTDIE}\nExecStart=/usr/bin/sudo -u db db",
+        f"{DONTDIE}\nExecStart=/bin/su - db -c db",
         "Environment=LD_PRELOAD=libother.so LD_LIBRARY_PATH=/opt/keepalive",
         "[Socket]\nEnvironment=LD_PRELOAD=",
     ],
@@ -133,16 +151,53 @@ def test_name_of_a_file_writes_no_line(look: Look) -> None:
             "keepalive: {idle: 15, interval: 15, probes: 9, user_timeout: 90000ms, syn_retries: 3}",
             "direction: in"]),
         ("libkeepalive.so:libkeepalive_listen.so", "TCP_USER_TIMEOUT=0", [
-            "keepalive: {idle: 15, interval: 15, probes: 9}"]),
+            "keepalive: {idle: 15, interval: 15, probes: 9, user_timeout: off}"]),
+        ("libkeepalive.so", "", ["keepalive: {idle: 15, interval: 15, probes: 9,"
+            " user_timeout: auto}", "direction: out"]),
+        ("libkeepalive.so", "KEEPIDLE=60 TCP_KEEPIDLE= TCP_SYNCNT=0", ["keepalive: {idle: 15,"
+            " interval: 15, probes: 9, user_timeout: auto}", "direction: out"]),
     ],
 )  # fmt: skip
 def test_libkeepalive_of_santos(
     look: Look, libraries: str, variables: str, expected: list[str]
 ) -> None:
     """The library of that name with TCP_* variables has defaults of its own, and a direction."""
-    found = look({UNIT: f"Environment=LD_PRELOAD={libraries} {variables}"})
+    found = look({
+        "usr/lib/libkeepalive.so": "\0TCP_KEEPIDLE\0",
+        UNIT: f"Environment=LD_PRELOAD={libraries} {variables}",
+    })  # fmt: skip
     assert proposed(found)["db.service.yaml"][1:] == expected
     assert found.left_out == []
+
+
+@pytest.mark.parametrize("variables", ["", "TCP_KEEPIDLE=60", "KEEPIDLE=60"])
+def test_library_that_is_not_there(look: Look, variables: str) -> None:
+    """Whose libkeepalive it is hangs on its variables; without any, both meanings are said."""
+    found = look({UNIT: f"Environment=LD_PRELOAD=/opt/libkeepalive.so {variables}"})
+    lines = proposed(found)["db.service.yaml"][1:]
+    if variables.startswith("TCP"):
+        assert lines[1:] == ["direction: out"]
+    else:
+        assert lines == [f"keepalive: {'{idle: 60}' if variables else 'on'}"]
+    said = [each for each in found.left_out if "Debian's" in each and "M. Santos" in each]
+    assert len(said) == (variables == "")
+
+
+@pytest.mark.parametrize("name", wanted.variables.WITHOUT_COUNTERPART)
+def test_option_without_counterpart(look: Look, name: str) -> None:
+    """What M. Santos's libraries set besides ends with them, and a warning says so."""
+    found = look({UNIT: f"Environment=LD_PRELOAD=libkeepalive_socket.so {name}=10"})
+    (said,) = found.left_out
+    assert f"{UNIT}:2: {name}: no policy has a counterpart" in said
+    assert found.unclear == []
+
+
+def test_variables_of_the_other_library(look: Look) -> None:
+    """Where the library that is there is Debian's, M. Santos's variables do nothing."""
+    found = look({UNIT: f"{KEEPALIVE} TCP_KEEPIDLE=60"})
+    assert proposed(found)["db.service.yaml"][1:] == ["keepalive: on"]
+    (said,) = found.left_out
+    assert "TCP_KEEPIDLE: is for the libkeepalive of M. Santos" in said
 
 
 @pytest.mark.parametrize(
@@ -289,22 +344,173 @@ def test_line_of_a_template_is_named_once(look: Look, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "line", "why"),
     [
-        (UNIT, "ExecStart=/bin/sh -c 'LD_PRELOAD=libdontdie.so exec db'"),
-        ("etc/default/db", "export LD_PRELOAD=libdontdie.so"),
-        ("etc/init.d/db", "LD_PRELOAD=/usr/lib/libdontdie.so start-stop-daemon --start"),
-        ("etc/cron.d/job", "LD_PRELOAD=libdontdie.so"),
-        ("opt/db/start", "#!/bin/sh\nLD_PRELOAD=libdontdie.so exec db"),
+        (UNIT, "ExecStart=/usr/lib/ld.so --preload libdontdie.so db", 2, "not evaluated"),
+        (UNIT, 'ExecStart=/bin/sh -c "$$X && export LD_PRELOAD=libdontdie.so; db"', 2, "condition"),
+        ("etc/default/db", "export LD_PRELOAD=libdontdie.so", 1, "no unit or script"),
+        ("etc/cron.d/job", "LD_PRELOAD=libdontdie.so", 1, "no policy selects one of them"),
+        ("opt/db/start", "#!/bin/sh\n$X && LD_PRELOAD=libdontdie.so exec db", 2, "condition"),
+        ("opt/db/start", "#!/usr/bin/python3\nos.environ['LD_PRELOAD']='libdontdie.so'", 2,
+            "not evaluated"),
+        ("root/.bashrc", "export LD_PRELOAD=libdontdie.so", 1, "started from a shell"),
     ],
-)
-def test_what_cannot_be_evaluated_is_said(look: Look, name: str, text: str) -> None:
-    """A line that names a library in a shell, or wherever it is not understood, is an error."""
+)  # fmt: skip
+def test_what_cannot_be_evaluated_is_said(
+    look: Look, name: str, text: str, line: int, why: str
+) -> None:
+    """A line that names a library wherever it is not understood is an error, with its reason."""
     start = "usr/lib/systemd/system/start.service"
     found = look({start: "ExecStart=-/opt/db/start now", name: text})
     (said,) = found.unclear
-    line = 1 + text.count("\n") + (name == UNIT)
-    assert f"{name}:{line}: names libdontdie.so in a way that is not evaluated" in said
+    assert f"{name}:{line}: names libdontdie.so " in said
+    assert why in said
+    assert found.policies == []
+
+
+def test_part_of_a_unit(look: Look) -> None:
+    """What preloads for a unit's other commands alone is an error, and where it is the same for all
+    there is none."""
+    script = "#!/bin/sh\nLD_PRELOAD=libdontdie.so exec warm\n"
+    start = {"opt/x/start": script}
+    found = look({UNIT: "ExecStartPre=/opt/x/start\nExecStart=db", **start})
+    assert found.policies == []
+    (said,) = found.unclear
+    assert "opt/x/start:2: preloads libdontdie.so for ExecStartPre= alone" in said
+    found = look({UNIT: f"{DONTDIE}\nExecStartPre=/opt/x/start\nExecStart=db", **start})
+    assert proposed(found)["db.service.yaml"][1] == "keepalive: on"
+    assert found.unclear == []
+
+
+def test_commands_that_differ(look: Look) -> None:
+    """Two values in one unit are no policy, and both lines are named."""
+    script = "LD_PRELOAD=libdontdie.so one &\nLD_PRELOAD=libdontdie.so DD_TCP_KEEPALIVE_TIME=5 two"
+    found = look({UNIT: "ExecStart=bash /opt/start", "opt/start": script})
+    assert found.policies == []
+    assert [re.sub(".*/opt/", "", each)[:8] for each in found.unclear] == ["start:1:", "start:2:"]
+
+
+def test_value_that_only_the_shell_knows(look: Look) -> None:
+    """A number that a command gives is an error with its line, and no policy."""
+    script = "export KEEPIDLE=$(cat /run/idle)\nexport LD_PRELOAD=libkeepalive.so\nexec db"
+    found = look({UNIT: "ExecStart=sh /opt/start", "opt/start": script})
+    assert found.policies == []
+    (said,) = found.unclear
+    assert "opt/start:1: KEEPIDLE: its value is known only where it runs" in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "select"),
+    [
+        ("ExecStart=/bin/su db -c /usr/bin/db", "{unit: user-107.slice}"),
+        ("ExecStart=/usr/sbin/runuser -l db -w LD_PRELOAD -c db", "{unit: user-107.slice}"),
+        ("PAMName=login\nUser=db\nExecStart=db", "{unit: user-107.slice}"),
+        ("ExecStart=/bin/su -m nobody-knows -c db", "{unit: user.slice}"),
+        ("ExecStart=/usr/bin/podman run --rm -e LD_PRELOAD=libdontdie.so db", "--cgroups=split"),
+        ("ExecStart=docker run --name x -eLD_PRELOAD=libdontdie.so db", "system.slice/docker-"),
+        ("ExecStart=docker run --cgroup-parent=db.slice --env LD_PRELOAD=libdontdie.so db",
+            "{unit: db.slice}"),
+    ],
+)  # fmt: skip
+def test_processes_that_leave_the_unit(look: Look, lines: str, select: str) -> None:
+    """Where a unit's processes are elsewhere, an error says where, and what selects them."""
+    found = look({UNIT: f"{DONTDIE}\n{lines}", "etc/passwd": "db:x:107:107::/:/bin/sh"})
+    assert found.policies == []
+    (said,) = found.unclear
+    assert "libdontdie.so for db.service, but" in said
+    assert select in said
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        f"{DONTDIE}\nExecStart=/usr/sbin/runuser -u db -- db",
+        "ExecStart=/usr/bin/podman run --cgroups=split --env=LD_PRELOAD=libdontdie.so db",
+        f"{DONTDIE}\nExecStart=/usr/bin/setpriv --reuid 5 db",
+        f"{DONTDIE}\nExecStart=/bin/su db -c db",
+    ],
+)
+def test_processes_that_stay(look: Look, lines: str) -> None:
+    """What opens no session, and PAM without pam_systemd(8), leaves them in the unit."""
+    found = look({UNIT: lines, "etc/pam.d/su": "session required pam_unix.so"})
+    assert proposed(found)["db.service.yaml"][1] == "keepalive: on"
+    assert found.unclear == []
+
+
+def test_preload_of_a_client(look: Look) -> None:
+    """The environment of a unit does not reach the container that it starts."""
+    found = look({UNIT: f"{DONTDIE}\nExecStart=docker run -e KEEPIDLE=5 db"})
+    assert found.policies == []
+    (said,) = found.left_out
+    assert f"{UNIT}:2: preloads libdontdie.so into the client alone" in said
+
+
+def test_environment_that_pam_gives(look: Look) -> None:
+    """/etc/environment is also that of the programs whose PAM stack reads it and moves nothing."""
+    found = look({
+        "etc/environment": "export LD_PRELOAD=libkeepalive.so",
+        "etc/pam.d/cron": "session required pam_env.so\n@include common",
+        "etc/pam.d/common": "session required pam_unix.so",
+        "etc/pam.d/sshd": "auth include common\nsession required pam_env.so readenv=1\n"
+            "-session optional pam_systemd.so",
+        "etc/pam.d/atd": "auth required pam_env.so envfile=/etc/default/locale",
+        "usr/lib/systemd/system/cron.service": "ExecStart=/usr/sbin/cron -f",
+        "usr/lib/systemd/system/ssh.service": "ExecStart=/usr/sbin/sshd -D",
+        "usr/lib/systemd/system/atd.service": "ExecStart=/usr/sbin/atd -f",
+    })  # fmt: skip
+    assert {*proposed(found)} == {"user.slice.yaml", "cron.service.yaml"}
+
+
+def test_generated_unit(look: Look, tmp_path: Path) -> None:
+    """What a generator wrote is named by the file that a person edits."""
+    quadlet = "etc/containers/systemd/web.container"
+    found = look({
+        quadlet: "[Container]\nImage=x\nEnvironment=LD_PRELOAD=libdontdie.so",
+        "run/systemd/generator/web.service": f"[Unit]\nSourcePath=/{quadlet}\n[Service]\n"
+            "ExecStart=/usr/bin/podman run --cgroups=split --env LD_PRELOAD=libdontdie.so x",
+        "etc/init.d/old": "#!/bin/sh\nLD_PRELOAD=libdontdie.so oldd",
+        "run/systemd/generator.late/old.service": "[Unit]\nSourcePath=/etc/init.d/old\n[Service]\n"
+            "ExecStart=/etc/init.d/old start",
+        "etc/other": "x\nLD_PRELOAD=libdontdie.so\n",
+        "run/systemd/generator/other.service": "[Unit]\nSourcePath=/etc/other\n[Service]\n"
+            "Environment=LD_PRELOAD=libdontdie.so",
+    })  # fmt: skip
+    assert {*proposed(found)} == {"web.service.yaml", "old.service.yaml", "other.service.yaml"}
+    assert [f"{each.file}:{each.line}" for each in found.remove] == [
+        f"{tmp_path}/{quadlet}:3", f"{tmp_path}/etc/init.d/old:2", f"{tmp_path}/etc/other:2",
+    ]  # fmt: skip
+    assert found.unclear == []
+
+
+def test_other_types_of_units(look: Look) -> None:
+    """Mounts, swaps and sockets have environments and commands of their own."""
+    found = look({
+        "etc/systemd/system/a.mount": "[Mount]\nEnvironment=LD_PRELOAD=libdontdie.so",
+        "etc/systemd/system/b.swap": "[Swap]\nEnvironment=LD_PRELOAD=libdontdie.so",
+        "etc/systemd/system/c.socket": "[Socket]\nExecStartPre=env LD_PRELOAD=libdontdie.so x",
+        "etc/systemd/system/d.socket": "[Socket]\nListenStream=1",
+    })  # fmt: skip
+    assert {*proposed(found)} == {"a.mount.yaml", "b.swap.yaml"}
+    (said,) = found.unclear
+    assert "c.socket:2: preloads libdontdie.so for ExecStartPre= alone" in said
+
+
+def test_library_of_another_name(look: Look) -> None:
+    """What is preloaded is looked into, whatever its name is."""
+    found = look({
+        "opt/ka.so": "\0DD_TCP_KEEPALIVE_TIME\0",
+        UNIT: 'Environment="LD_PRELOAD=/usr/lib/other.so /opt/ka.so" DD_TCP_KEEPALIVE_TIME=60',
+    })  # fmt: skip
+    assert proposed(found)["db.service.yaml"][1] == "keepalive: {idle: 60}"
+    assert found.remove[0].what.startswith("/opt/ka.so of LD_PRELOAD=")
+
+
+def test_it_says_what_it_searched(look: Look) -> None:
+    """Each kind of place is named with how much of it there was."""
+    found = look({UNIT: "", "etc/cron.d/x": "", "etc/default/x": "A=1"})
+    text = "\n".join(found.searched)
+    assert "1 units of systemd" in text
+    assert all(kind.what in text for kind in places.KINDS)
 
 
 TOKENS = (
@@ -330,7 +536,7 @@ def test_any_files_make_right_policies(
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"[Service]\n{text}" if "systemd" in name else text)
-    names = {policy.name for policy in read(proposals.look(root))}
+    names = {policy.name for policy in read(proposals.look(root, proc=None))}
     assert names <= {"everything", "db.service"}
 
 
@@ -341,7 +547,8 @@ def kabpfctl(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         'for d in /etc /usr/lib/systemd; do mount --bind "$0/$d" $d; done;'
         ' mount -t tmpfs tmpfs /run; exec "$@"'
     )
-    apart = ["unshare", "--mount", "sh", "-c", script, str(tmp_path)]
+    apart = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", script]
+    apart.append(str(tmp_path))
     for name in ("etc", "usr/lib/systemd"):
         (tmp_path / name).mkdir(parents=True)
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
@@ -361,7 +568,7 @@ def test_import_says_what_to_do(
     warning."""
     look({DROP_IN: f"{KEEPALIVE} KEEPIDLE=60 KEEPCNT=0"})
     done = kabpfctl()
-    assert (done.returncode, done.stdout) == (
+    assert (done.returncode, done.stdout.partition("searched: ")[0]) == (
         0,
         f"""write /etc/kabpf/policy.d/db.service.yaml:
     # In place of libkeepalive: /{DROP_IN}:2
@@ -385,7 +592,10 @@ def test_import_prints_json(
     look({"etc/ld.so.preload": "libdontdie.so", "etc/profile": "LD_PRELOAD=libdontdie.so ssh"})
     done = kabpfctl("--json")
     said = done.stderr.rstrip("\n")
-    assert (done.returncode, json.loads(done.stdout)) == (
+    printed = json.loads(done.stdout)
+    assert "processes" in printed.pop("searched")[-1]
+    assert "homes" in printed.pop("not_searched")
+    assert (done.returncode, printed) == (
         1,
         {
             "policies": [
@@ -398,6 +608,7 @@ def test_import_prints_json(
             "remove": [{"file": "/etc/ld.so.preload", "line": 1, "what": "libdontdie.so"}],
             "left_out": [],
             "unclear": [said],
+            "unread": [],
         },
     )
     assert said.startswith("/etc/profile:1: names libdontdie.so ")
@@ -406,8 +617,12 @@ def test_import_prints_json(
 def test_import_that_finds_nothing(
     kabpfctl: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """It says so, with status 0."""
+    """It says so, and where it looked, with status 0."""
     done = kabpfctl()
-    assert (done.returncode, done.stdout, done.stderr) == (
-        0, "neither libkeepalive nor libdontdie is preloaded\n", "",
+    first, *rest = done.stdout.splitlines()
+    assert (done.returncode, first, done.stderr) == (
+        0, "neither libkeepalive nor libdontdie was found where import looks", "",
     )  # fmt: skip
+    assert [line.partition(": ")[0] for line in rest] == ["searched"] * (len(rest) - 1) + [
+        "not searched"
+    ]
