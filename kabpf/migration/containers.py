@@ -51,8 +51,7 @@ def _quadlet(files: Files, path: Path) -> tuple[str, Quadlet]:
     environment: dict[str, Assignment] = {}
     seen: list[Assignment] = []
     for setting in lists.get("EnvironmentFile", []):
-        name = setting.value if setting.value.startswith("/") else f"{path.parent}/{setting.value}"
-        values = container_environment_file(files, name, "/")
+        values = container_environment_file(files, setting.value, files.name(path.parent))
         environment |= values
         seen += values.values()
     for setting in lists.get("Environment", []):

@@ -46,6 +46,10 @@ class Files:
         """Where an absolute path is below the root; `..` does not lead out of it."""
         return self.root / os.path.normpath(f"/{path}").lstrip("/")
 
+    def name(self, path: Path) -> str:
+        """The absolute path of a file as its own machine has it."""
+        return f"/{path.relative_to(self.root)}"
+
     def text(self, path: Path) -> str:
         """What a file holds; bytes that are no UTF-8 are os.fsdecode()'s, NULs are left out."""
         name = str(path)

@@ -243,8 +243,9 @@ class Search:
                 parent = next((each for each in broader(name) if each in names), shared.name)
                 found = self._unit(units.files(name), name, base, quadlets, by_pam)
                 if name in scripts:
-                    script = str(scripts[name])
-                    command = Command([script, "start"], base.values, Lines(script, 1, 1))
+                    script = self.files.name(scripts[name])
+                    lines = Lines(str(scripts[name]), 1, 1)
+                    command = Command([script, "start"], base.values, lines)
                     self.paths[scripts[name]] = None
                     found.main = self._start(command, found)
                 yield Place(kind, name), Place(kind, parent), found

@@ -3,6 +3,7 @@ remove then."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -300,7 +301,7 @@ class _Judgement:
             paths = [path for each in kind.patterns for path in search.files.matching(each)]
             number = 0
             for path in paths:
-                if str(path) not in done and not path.is_dir():
+                if str(path) not in done and not os.path.isdir(path):
                     done.add(str(path))
                     self._scan(path, kind.why)
                     number += 1

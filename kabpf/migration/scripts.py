@@ -6,6 +6,7 @@ executed. What hangs on anything else is a doubt, and no value is taken from the
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from kabpf.systemd.unit_files import Assignment, Lines
 
 UNKNOWN = "\0"  # in a value: what only the shell knows when it runs; no variable can hold it
 DEPTH_MAX = 40
+STEPS_MAX = 50_000  # of one script; a step is about a word
 WORDS_MAX = 4096  # of a command
 VALUE_MAX = 1 << 17  # bytes of a string that execve(2) takes: MAX_ARG_STRLEN
 
@@ -106,6 +108,7 @@ class _Shell:
         self._functions: dict[str, tuple[Sequence[Token], Lines]] = {}
         self._exports_all = False
         self._depth = 0
+        self._left = STEPS_MAX
         self._path = ""
         self.outcome = Outcome()
 
@@ -135,7 +138,8 @@ class _Shell:
             raise _StopError(f"nested more than {DEPTH_MAX} times")
 
     def spend(self, steps: int) -> None:
-        if not self._files.spend(steps):
+        self._left -= steps
+        if self._left < 0 or not self._files.spend(steps):
             raise _StopError("too long to be followed")
 
     def state(self) -> tuple[object, ...]:
@@ -268,7 +272,7 @@ class _Shell:
     def _set(self, words: list[str]) -> None:
         if words[:1] == ["--"]:
             self._arguments = words[1:]
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for word, following in zip(words, [*words[1:], ""], strict=False):
             if (re.fullmatch("[-+][a-z]*a[a-z]*", word)) or (
                 word in ("-o", "+o") and following == "allexport"
             ):
@@ -360,7 +364,7 @@ class _Shell:
             return None if result is None else not result
         if len(words) == 2 and words[0] in ("-e", "-f", "-r", "-s", "-x", "-d"):
             path = self._files.inside(self._absolute(words[1]))
-            return path.is_dir() if words[0] == "-d" else path.exists()
+            return os.path.isdir(path) if words[0] == "-d" else os.path.exists(path)
         if len(words) == 2 and words[0] in ("-n", "-z"):
             return bool(words[1]) == (words[0] == "-n")
         if len(words) == 3 and words[1] in ("=", "==", "!="):

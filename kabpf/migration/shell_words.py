@@ -82,6 +82,22 @@ def _read(text: str, first: int) -> Sequence[Token]:
 _kept = lru_cache(maxsize=16)(_read)
 
 
+def _merged(parts: Iterator[Part]) -> tuple[Part, ...]:
+    """Parts without those that only the end of a line has parted."""
+    found: list[Part] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if (
+            isinstance(part, Text)
+            and isinstance(last, Text)
+            and not (part.is_quoted or last.is_quoted)
+        ):
+            found[-1] = Text(last.text + part.text, False)
+        else:
+            found.append(part)
+    return tuple(found)
+
+
 class _Reader:
     """A position in a text."""
 
@@ -120,7 +136,7 @@ class _Reader:
                 yield Token(operator, (), first, first)
                 is_redirected = False
                 continue
-            parts = tuple(self._word())
+            parts = _merged(self._word())
             if is_redirected:
                 is_redirected = False
                 continue

@@ -5,6 +5,7 @@ All that one of them starts shares its cgroup, so that no policy selects one of 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -99,8 +100,9 @@ def _supervisord(files: Files, commands: Commands) -> Supervisor:
         for section in _sections(files, path):
             if section.name == "include" and "files" in section.options:
                 for pattern in section.options["files"][0].split():
-                    absolute = pattern if pattern.startswith("/") else f"{path.parent}/{pattern}"
-                    patterns.append(absolute.removeprefix(str(files.root).rstrip("/")))
+                    if not pattern.startswith("/"):
+                        pattern = f"{files.name(path.parent)}/{pattern}"
+                    patterns.append(pattern)
     paths = dict.fromkeys(path for each in patterns for path in files.matching(each))
     found.paths = [*paths]
     sections = [each for path in paths for each in _sections(files, path)]
@@ -200,24 +202,20 @@ def _runit(files: Files, commands: Commands) -> Supervisor:
     found = Supervisor("runit", ("runsvdir", "runsvdir-start", "runit", "svscan", "s6-svscan"))
     done: set[str] = set()
     for path in (path for each in RUNIT for path in files.matching(each)):
-        real = str(path.resolve())
+        real = os.path.realpath(path)
         if real in done:
             continue
         done.add(real)
-        found.paths += [path, *files.matching(f"{_below(files, path.parent)}/env/*")]
+        found.paths += [path, *files.matching(f"{files.name(path.parent)}/env/*")]
         given = [
             Assignment(
                 each.name, files.text(each).split("\n")[0].rstrip(" \t"), Lines(str(each), 1, 1)
             )
-            for each in files.matching(f"{_below(files, path.parent)}/env/*")
+            for each in files.matching(f"{files.name(path.parent)}/env/*")
         ]
         uses = re.search(r"\b(?:chpst|envdir|s6-envdir)\b[^\n]*\benv\b", files.text(path))
         used = given if uses else []
         environment = {one.name: one for one in used}
-        command = Command([_below(files, path)], environment, Lines(str(path), 1, 1))
+        command = Command([files.name(path)], environment, Lines(str(path), 1, 1))
         found.jobs.append(_job(path.parent.name, command, commands, used))
     return found
-
-
-def _below(files: Files, path: Path) -> str:
-    return "/" + str(path.relative_to(files.root))

@@ -7,6 +7,7 @@ the text.
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -121,7 +122,7 @@ class Units:
         template = re.sub(r"@.*(\.\w+)$", r"@\1", name)
         paths = (directory / each for each in (name, template) for directory in self._directories)
         aliases = [alias for alias, real in self._real.items() if real == name != alias]
-        own = next((path for path in paths if path.is_file()), None)
+        own = next((path for path in paths if _is_file(path)), None)
         return [*([own] if own else []), *self._drop_ins([name, *aliases])]
 
     def shared(self) -> list[Path]:
@@ -140,6 +141,11 @@ class Units:
         return strongest(folders)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether it is there and no directory; what can't be read is said where it is."""
+    return os.path.exists(path) and not os.path.isdir(path)
+
+
 def is_name(name: str) -> bool:
     """Whether systemd takes it for the name of a unit."""
     return _NAME.fullmatch(name) is not None and len(name) <= _NAME_BYTES_MAX
@@ -147,7 +153,7 @@ def is_name(name: str) -> bool:
 
 def _drop_in_folders(directories: Iterable[Path]) -> dict[Path, set[str]]:
     return {
-        directory: {path.name for path in directory.glob("?*.d") if path.is_dir()}
+        directory: {path.name for path in directory.glob("?*.d") if os.path.isdir(path)}
         for directory in directories
     }
 

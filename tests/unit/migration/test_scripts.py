@@ -1,0 +1,121 @@
+"""Shell scripts: what they start, against a shell."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kabpf.migration.files import Files
+from kabpf.migration.scripts import UNKNOWN, Command, follow
+from kabpf.systemd.unit_files import Lines
+
+WATCHED = frozenset(["A", "B"])
+PROGRAM = "/usr/bin/printenv"
+
+
+def started(text: str, root: Path, *arguments: str) -> Iterator[str]:
+    """What a script starts of PROGRAM: the watched variables of each."""
+    found: list[Command] = []
+    command = Command(list(arguments), {}, Lines("unit", 1, 1))
+    follow(text, Lines("script", 1, 1), command, Files(root), found.append, WATCHED)
+    for each in found:
+        if each.words[0] == PROGRAM:
+            given = {name: one.value for name, one in each.environment.items() if name in WATCHED}
+            yield "".join(f"{name}={given[name]}\n" for name in sorted(given))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A=1 B=2 {}",
+        "A=1\nB=2 {}\n{}",
+        "export A=1; B=2; {}; export B; {}",
+        "export A=1 B='x y'\n{} # A=2\nunset A; {}",
+        'X=5; export A="$X-${X}-${Y:-d}-${X:+e}-${Y+f}" B=$X\\ y; {}',
+        "A=1; A=$A$A; export A; {}",
+        "export A=1; (export A=2; {}); {}",
+        "export A=1; { export A=2; {}; }; {}",
+        "set -a; A=1; set +a; B=2; {}",
+        "if [ -d / ]; then export A=1; else export A=2; fi; {}",
+        "if [ x = y ]; then export A=1; elif test -n x; then export A=2; fi; {}",
+        "[ -e /none ] && export A=1; [ -e /none ] || export B=1; {}",
+        "f() { export A=$1; }\nf 7\n{}",
+        "f () {\n  A=$1 {}\n}\nf 7; f 8",
+        "function_like=1; export A=$function_like; {}",
+        'case "$1" in start) export A=1;; stop) export A=2;; *) export A=3;; esac; {}',
+        'case "$1" in\n  (sta*|x)\n    export A=1\n    ;;\n  *) export A=3\nesac\n{}',
+        "export A=1; exec {}; export A=2; {}",
+        "export A=1; eval 'export B=2'; {}",
+        "cat <<E >/dev/null\nexport A=1\nE\n{}\nexport B=1; {}",
+        "cat <<-'E' >/dev/null\n\texport A=1\n\tE\nexport B=1; {}",
+        "export A=1 2>/dev/null >&2; {} | cat",
+        "while true; do export A=1; {}; break; done",
+        "export A=`echo 1`x; unset A; export B=1; {}",
+        "export A=$(echo ')' '(' \"$(echo 1)\"); A=1; {}",
+        "! false && export A=1; {}",
+        "shift; export A=$1; {}",
+        "set -- x y; export A=$2; {}",
+        "export A=1\nexport A\\\n=2\n{}",
+        "A='it'\"'\"'s' {}",
+        "command {} ; A=1 command {}",
+    ],
+)
+def test_script_starts_what_a_shell_starts(text: str, tmp_path: Path) -> None:
+    """The environments of what is started, one after the other, are those under sh(1)."""
+    script = text.replace("{}", PROGRAM)
+    ours = list(started(script, Path("/"), "start", "second"))
+    counted = tmp_path / "printenv"
+    counted.write_text('#!/bin/sh\n[ "${A+x}" ] && echo "A=$A"; [ "${B+x}" ] && echo "B=$B"; :\n')
+    counted.chmod(0o755)
+    run = script.replace(PROGRAM, str(counted))
+    done = subprocess.run(
+        ["/bin/sh", "-c", run, "sh", "start", "second"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+        timeout=10,
+    )
+    assert "".join(ours) == done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A=$(x) {}", "A=$UNSET {}", "A=`x`; export A; {}", "$X && B=1; export A=$?; {}"],
+)
+def test_what_only_the_shell_knows(text: str, tmp_path: Path) -> None:
+    """A value that hangs on what runs is marked."""
+    (found,) = started(text.replace("{}", PROGRAM), tmp_path)
+    assert UNKNOWN in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 5000 + "x",
+        "if true; then\n" * 5000,
+        "echo " + "${A:-" * 5000,
+        "f() { f; f; }; f",
+        "X=aaaa\n" + "X=$X$X\n" * 60 + "eval $X\n" * 60,
+        "true; " * 200_000,
+        "cat <<E\n" * 20_000,
+        "A=$((((" * 20_000,
+        "`" * 100_001,
+        "\\" * 1_000_000,
+        "'" * 100_001,
+        "case x in\n" * 1000 + "esac; )",
+        "A=(" * 1000,
+        "x " * 100_000,
+        ". /script\n" * 100,
+        "[[ x && " * 1000,
+        f"[ -f /{'a' * 5000} ] || . /{'a' * 5000}; cd {'a/' * 5000}; . x; [ -d x ]",
+        ")) }} fi done esac then ;; ;& | && || & ! !",
+    ],
+    ids=range(18),
+)
+def test_any_script_ends(text: str, tmp_path: Path) -> None:
+    """What is endless, or nested without end, is followed up to a bound, which is noted."""
+    (tmp_path / "script").write_text(text)
+    list(started(text, tmp_path))
