@@ -31,7 +31,7 @@ def test_unit_gets_what_its_library_gave(
     unit = tmp_path / "etc/systemd/system/preloaded-by.service"
     unit.parent.mkdir(parents=True)
     unit.write_text(f"[Service]\nEnvironment={environment}\n")
-    (found,) = proposals.look(tmp_path).policies
+    (found,) = proposals.look(tmp_path, proc=None).policies
     file = write_policy(found.file.name, found.text)
     kabpfctl("check", file)
     kabpfctl("apply")

@@ -25,7 +25,8 @@ FILES = {
     "/etc/default/db-x": (
         "# one\nKEEPIDLE=\"60\"\nexport NO=1\n TRAILING = a b  \nSINGLE='$x \\'\nJOINED=1\\\n2\n"
         'BACKSLASH=a\\\\b\\c\nTWO="x" y\nCOMMENTED=1 # 2\n  # no\n;NO=1\n'
-        'RETURN=1\r\nEMPTY=\nINNER=a"b"c\nSPREAD=1\\\n  2\nENDS=1\\'
+        'RETURN=1\r\nEMPTY=\nINNER=a"b"c\nSPREAD=1\\\n  2\n'
+        "LINES=\"a\nb\\\nc\\d\\$\" 'e\\f'  g  \nBLANK=a\\  \nHALVES='x'y\"z\"\nENDS=1\\"
     ),
 }
 UNIT = "db-one@x.service"
@@ -33,12 +34,16 @@ UNIT = "db-one@x.service"
 OURS = f"""
 import json
 from pathlib import Path
-from kabpf.migration.preloads import find
-from kabpf.systemd.unit_files import Services
+from kabpf.migration.files import Files
+from kabpf.migration.preloads import Search
+from kabpf.migration.wanted import WATCHED
+from kabpf.systemd.unit_files import Units
 from kabpf.systemd.units import DIRECTORIES
-(found,) = (given for place, _, given in find(Path("/")) if place.name == "{UNIT}")
-files = Services([Path(directory) for directory in DIRECTORIES["unit"]]).files("{UNIT}")
-values = {{name: one.value for name, one in found.values.items()}}
+search = Search(Files(Path("/")), WATCHED)
+(found,) = (given for place, _, given in search.find() if place.name == "{UNIT}")
+(started,) = found.main
+files = Units([Path(directory) for directory in DIRECTORIES["unit"]]).files("{UNIT}")
+values = {{name: one.value for name, one in started.environment.items()}}
 print(json.dumps([list(map(str, files)), values]))
 """
 
