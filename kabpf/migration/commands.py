@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from kabpf.migration import env_command, scripts
@@ -59,6 +60,10 @@ _SU_TAKES = (
     "--whitelist-environment", "-u", "--user",
 )  # fmt: skip
 _SUDO_TAKES = ("-u", "-g", "-h", "-p", "-C", "-r", "-t", "-T", "-U", "-R", "-D")
+_COMPOSERS = ("docker-compose", "podman-compose")
+_INTERPRETER = re.compile(
+    r"(?:python|perl|ruby|node|nodejs|php|lua|tclsh|expect|csh|tcsh|fish)[0-9.]*"
+)
 # Of docker-run(1) and podman-run(1): the options without an argument.
 _CONTAINER_FLAGS = frozenset((
     "-d", "--detach", "-i", "--interactive", "-t", "--tty", "-it", "-ti", "-dit", "-id", "-dt",
@@ -97,6 +102,7 @@ class Commands:
     watched: frozenset[str]
     seen: list[Assignment] = field(default_factory=list)
     doubts: list[tuple[Lines, str]] = field(default_factory=list)
+    by_pam: Environment = field(default_factory=dict)  # of /etc/environment
     clients: list[Assignment] = field(default_factory=list)  # what reaches no container
     paths: dict[Path, None] = field(default_factory=dict)  # of scripts
 
@@ -142,6 +148,9 @@ class Commands:
             )
         elif program in ("docker", "podman") and "run" in words[1:3]:
             yield self._container(command, program)
+        elif program in _COMPOSERS or (program in ("docker", "podman") and "compose" in words[1:2]):
+            self._note_compose_files(command)
+            yield Started(program, command.environment, command.lines, elsewhere=elsewhere)
         elif program in _RUNNERS:
             takes, own = _RUNNERS[program]
             rest = [*_after_options(words[1:], takes.split())][own:]
@@ -156,6 +165,10 @@ class Commands:
     ) -> Iterator[Started]:
         """A program that is none of those known: a script, or the end."""
         name = command.words[0]
+        if _INTERPRETER.fullmatch(name.rpartition("/")[2]):
+            script = next((word for word in command.words[1:] if word[:1] != "-"), "")
+            if script and UNKNOWN not in script:
+                self.paths[self.files.inside(_absolute(script, command.directory))] = None
         if "/" in name and UNKNOWN not in name:
             path = self.files.inside(_absolute(name, command.directory))
             if text := self.files.script(path):
@@ -282,6 +295,8 @@ class Commands:
             environment = {name: one for name, one in environment.items() if name in kept}
         service = f"{program}-l" if "-l" in options else program
         elsewhere = None
+        if not stays and self.by_pam and self.pam.reads_environment(service):
+            environment |= self.by_pam
         if not stays and self.pam.moves(service):
             elsewhere = session_of(self.files, user, f"{program} opens a session with PAM")
         changed = replace(command, environment=environment)
@@ -297,6 +312,14 @@ class Commands:
             )
         else:
             yield Started(program, environment, command.lines, command.is_part, elsewhere)
+
+    def _note_compose_files(self, command: Command) -> None:
+        """The files that `docker compose` reads, to be looked through."""
+        words = command.words
+        given = [following for word, following in pairwise(words) if word in ("-f", "--file")]
+        for pattern in given or ("docker-compose*.y*ml", "compose*.y*ml", ".env"):
+            found = self.files.matching(_absolute(pattern, command.directory))
+            self.paths.update(dict.fromkeys(found))
 
     def _container(self, command: Command, engine: str) -> Started:
         """docker-run(1), podman-run(1): the engine makes the container's cgroup, and the container

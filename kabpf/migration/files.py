@@ -15,6 +15,7 @@ from pathlib import Path
 BYTES_MAX = 1 << 20  # of a file
 KEPT_MAX = 1 << 16  # of a file that is not read again for who else asks for it
 TOTAL_MAX = 24 << 20  # of all files
+MATCHED_BYTES_MAX = 1 << 20  # of the files of a pattern that stands in a file
 MATCHES_MAX = 1000  # files of a pattern
 ENTRIES_MAX = 20_000  # names that a pattern looks at
 SECONDS_MAX = 20
@@ -60,12 +61,17 @@ class Files:
             self._texts[name] = text
         return text
 
-    def size(self, path: Path) -> int:
-        """The size of a file in bytes, as far as it says so."""
-        try:
-            return os.stat(path).st_size
-        except (OSError, ValueError):
-            return 0
+    def some(self, pattern: str) -> list[Path]:
+        """The files that a pattern names in a file that is read, up to a size of all together."""
+        found: list[Path] = []
+        left = MATCHED_BYTES_MAX
+        for path in self.matching(pattern):
+            left -= _size(path)
+            if left < 0 and found:
+                self.refuse(path, f"{MATCHED_BYTES_MAX} bytes of {pattern} were read before")
+            else:
+                found.append(path)
+        return found
 
     def script(self, path: Path) -> str:
         """The text of a program that an interpreter reads; of any other nothing."""
@@ -181,6 +187,13 @@ def _read(descriptor: int, size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return 0
 
 
 def _device(path: str) -> int:

@@ -129,6 +129,7 @@ KINDS = (
             "/etc/systemd/system-environment-generators/*",
             "/usr/lib/systemd/user-environment-generators/*",
             "/etc/systemd/user-environment-generators/*", "/etc/systemd/*.conf",
+            "/root/.config/systemd/user/*", "/root/.config/systemd/user/*.d/*",
             "/etc/systemd/system-generators/*", "/usr/lib/systemd/system-sleep/*",
             "/usr/lib/systemd/system-shutdown/*",
         ),

@@ -28,7 +28,6 @@ COMMANDS = (
 SEEN_MAX = 100  # assignments of one file that are named
 COMMAND_MAX = 1 << 16  # characters
 ASSIGNMENTS_MAX = 5000  # of one file
-MATCHED_BYTES_MAX = 1 << 20  # of the files of one EnvironmentFile=
 GENERATORS = ("run/systemd/generator", "run/systemd/generator.early", "run/systemd/generator.late")
 INIT_SCRIPTS = ("/etc/init.d", "/etc/rc.d/init.d")
 
@@ -116,6 +115,7 @@ class Search:
         self._understand(sessions.seen)
         yield SESSIONS, EVERYTHING, self._plain(sessions)
         by_pam = self._by_pam(sessions)
+        self.commands.by_pam = self.assigned(self.files.inside(ENVIRONMENT)).values
         quadlets = dict(containers.quadlets(self.files))
         for kind, outer, around in (
             ("unit", EVERYTHING, Base()),
@@ -124,8 +124,6 @@ class Search:
             base = self._manager(kind, around)
             inside = {name: one for (where, name), one in quadlets.items() if where == kind}
             yield from self._units(kind, outer, base, inside, by_pam if kind == "unit" else {})
-        for path in self.commands.paths:
-            self.paths[path] = None
 
     def assigned(self, path: Path) -> _Assignments:
         """What an environment file assigns."""
@@ -300,6 +298,11 @@ class Search:
             environment = {
                 name: one for name, one in environment.items() if not gone & {name, str(one)}
             }
+        names = lists.get("PAMName", [])
+        if names and self.pam.reads_environment(names[-1].value):
+            file = self.assigned(self.files.inside(ENVIRONMENT))
+            environment |= file.values
+            given.seen += file.seen
         self._understand(given.seen)
         where = next((each.lines for each in found), Lines(str(unit), 1, 1))
         if quadlet := quadlets.get(unit):
@@ -354,15 +357,7 @@ class Search:
         """The files of an EnvironmentFile=; none where its name is not known."""
         if not pattern.startswith("/") or _SPECIFIER.search(pattern):
             return []
-        found: list[Path] = []
-        left = MATCHED_BYTES_MAX
-        for path in self.files.matching(pattern):
-            left -= self.files.size(path)
-            if left < 0 and len(found) > 0:
-                self.files.refuse(path, f"{MATCHED_BYTES_MAX} bytes of {pattern} were read before")
-            else:
-                found.append(path)
-        return found
+        return self.files.some(pattern)
 
 
 def _assigned(setting: Setting, unit: str) -> list[Assignment]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kabpf import output
 from kabpf.migration import containers, places, supervisors, wanted
 from kabpf.migration.commands import Started
 from kabpf.migration.files import Files
@@ -91,7 +92,7 @@ def look(root: Path, proc: Path | None = Path("/proc")) -> Found:
         processes = Processes(proc, WATCHED)
         judgement.compare(processes.find())
         refused = f"; {processes.refused} more refused it" if processes.refused else ""
-        counts.append(f"{processes.looked} processes and what they have in memory now{refused}")
+        counts.append(f"processes, with what they have in memory now: {processes.looked}{refused}")
     found.unread += [f"{path}: not read: {why}" for path, why in files.unread.items()]
     found.remove = judgement.removals()
     found.searched = counts
@@ -290,13 +291,14 @@ class _Judgement:
         files were looked at of each kind."""
         search = self._search
         counts = [
-            f"{search.units} units of systemd, their drop-ins and environment files, and"
-            f" {len(search.commands.paths)} scripts that they start"
+            f"units of systemd, with their drop-ins and environment files: {search.units}",
+            f"scripts that they start: {len(search.commands.paths)}",
         ]
         done = set()
-        for path in search.paths:
-            done.add(str(path))
-            self._scan(path, places.NOT_EVALUATED)
+        for path in (*search.paths, *search.commands.paths):
+            if str(path) not in done:
+                done.add(str(path))
+                self._scan(path, places.NOT_EVALUATED)
         for kind in places.KINDS:
             paths = [path for each in kind.patterns for path in search.files.matching(each)]
             number = 0
@@ -305,7 +307,7 @@ class _Judgement:
                     done.add(str(path))
                     self._scan(path, kind.why)
                     number += 1
-            counts.append(f"{kind.what}: {number} more file{'' if number == 1 else 's'}")
+            counts.append(f"{kind.what}, beside those: {output.count(number, 'file')}")
         return counts
 
     def _scan(self, path: Path, why: str) -> None:

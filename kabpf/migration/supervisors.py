@@ -95,15 +95,14 @@ def _split(text: str) -> list[str]:
 def _supervisord(files: Files, commands: Commands) -> Supervisor:
     found = Supervisor("supervisord", ("supervisord",))
     patterns = [*SUPERVISORD, *SUPERVISORD_INCLUDES]
-    for name in SUPERVISORD:
-        path = files.inside(name)
+    paths = dict.fromkeys(path for each in patterns for path in files.matching(each))
+    for path in (files.inside(each) for each in SUPERVISORD):
         for section in _sections(files, path):
             if section.name == "include" and "files" in section.options:
                 for pattern in section.options["files"][0].split():
                     if not pattern.startswith("/"):
                         pattern = f"{files.name(path.parent)}/{pattern}"
-                    patterns.append(pattern)
-    paths = dict.fromkeys(path for each in patterns for path in files.matching(each))
+                    paths |= dict.fromkeys(files.some(pattern))
     found.paths = [*paths]
     sections = [each for path in paths for each in _sections(files, path)]
     everyone = [one for each in sections if each.name == "supervisord" for one in _given(each)]

@@ -461,6 +461,37 @@ def test_environment_that_pam_gives(look: Look) -> None:
     assert {*proposed(found)} == {"user.slice.yaml", "cron.service.yaml"}
 
 
+def test_pam_of_a_unit(look: Look) -> None:
+    """PAMName= and su(1) add what PAM reads, where the processes stay in the unit."""
+    found = look({
+        "etc/environment": "LD_PRELOAD=libdontdie.so\nDD_TCP_KEEPALIVE_TIME=60",
+        "etc/pam.d/app": "session required pam_env.so",
+        "etc/pam.d/su": "session required pam_env.so",
+        UNIT: "PAMName=app\nExecStart=db",
+        "etc/systemd/system/su.service": "ExecStart=su x -c db",
+        "etc/systemd/system/no.service": "ExecStart=db",
+    })  # fmt: skip
+    assert {*proposed(found)} == {"user.slice.yaml", "db.service.yaml", "su.service.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("/usr/bin/python3 -u /opt/x/main", "opt/x/main"),
+        ("/usr/bin/env perl /opt/x/main", "opt/x/main"),
+        ("docker compose up", "opt/x/compose.yaml"),
+        ("/usr/bin/docker-compose -f other.yml up -d", "opt/x/other.yml"),
+        ("/opt/x/main", "opt/x/main"),
+    ],
+)
+def test_files_of_other_programs(look: Look, command: str, file: str) -> None:
+    """What an interpreter or docker compose reads is looked through, too."""
+    unit = f"WorkingDirectory=/opt/x\nExecStart={command}"
+    found = look({UNIT: unit, file: "#!/usr/bin/ruby\nLD_PRELOAD: libdontdie.so"})
+    (said,) = found.unclear
+    assert f"{file}:2: names libdontdie.so" in said
+
+
 def test_generated_unit(look: Look, tmp_path: Path) -> None:
     """What a generator wrote is named by the file that a person edits."""
     quadlet = "etc/containers/systemd/web.container"
@@ -509,7 +540,7 @@ def test_it_says_what_it_searched(look: Look) -> None:
     """Each kind of place is named with how much of it there was."""
     found = look({UNIT: "", "etc/cron.d/x": "", "etc/default/x": "A=1"})
     text = "\n".join(found.searched)
-    assert "1 units of systemd" in text
+    assert "environment files: 1\n" in text
     assert all(kind.what in text for kind in places.KINDS)
 
 
