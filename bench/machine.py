@@ -128,7 +128,7 @@ def taken_off(machine: Machine) -> Iterator[Programs]:
 
         def taken(name: str) -> int:
             pin = dataplane.PINS / name
-            number = library.link_program(str(pin))
+            number = links.link_program(str(pin))
             found = opened(f"open the program of {pin}", library.bpf_prog_get_fd_by_id(number))
             pin.unlink()
             return found
@@ -150,7 +150,7 @@ def look_before_syn(*, wanted: bool) -> None:
     """Have kabpf look at connections before the SYN, or not, whatever the policies need."""
     with dataplane.open_map(dataplane.PINS, "kabpf_totals") as totals:
         found = abi.CTotals.from_buffer_copy(totals.look_up(abi.key(0)) or b"")
-        found.syn_retries = wanted
+        found.before_syn = wanted
         totals.update(abi.key(0), bytes(found))
 
 

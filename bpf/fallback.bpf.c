@@ -45,8 +45,13 @@ struct known {
 	__u64 marked_op; /* handled by an inner attachment */
 };
 
+/* Whether keepalive is on; to set it to what it is does no harm. */
+#define NOT_KNOWN 2
+
 static __always_inline __u32 held(struct visit *v, enum option which)
 {
+	if (which == KEEPALIVE)
+		return NOT_KNOWN;
 	if (!v->known)
 		return 0;
 	switch (which) {
@@ -60,10 +65,15 @@ static __always_inline __u32 held(struct visit *v, enum option which)
 		return v->known->user_timeout_ms;
 	case SYN_RETRIES:
 		return v->known->syn_retries;
-	case KEEPALIVE: /* not known; to set it again does no harm */
-		return 0;
+	case KEEPALIVE:
+		break;
 	}
 	return 0;
+}
+
+static __always_inline bool was_turned_off(struct visit *v)
+{
+	return v->known && v->known->off;
 }
 
 static __always_inline __u32 second(void)
@@ -179,7 +189,7 @@ static __always_inline bool begin_visit(struct bpf_sock_ops *ctx, struct bpf_soc
 		v->options = &v->policy->options;
 	else
 		v->options = find_options(ctx, v);
-	return v->options && v->options->keepalive;
+	return v->options && acts(v->policy, v->options);
 }
 
 int kabpf_sockops(struct bpf_sock_ops *ctx)
@@ -193,8 +203,6 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 		set_syn_retries(ctx, &v);
 		return 1;
 	}
-	if (v.known && v.known->off)
-		v.ours = 1 << KEEPALIVE;
 	set_options(ctx, &v);
 	__sync_fetch_and_add(v.direction ? &v.counters->established : &v.counters->listening, 1);
 	return 1;

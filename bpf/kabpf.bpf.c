@@ -20,21 +20,65 @@
 #include "socket_list.h"
 #include "visit.h"
 
+/* The policy's own user timeout does not count yet: it would end a connect() that is slow. */
+static __always_inline void set_connect_timeout(struct bpf_sock_ops *ctx, struct visit *v)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct connecting fresh = { .set_ms = v->options->connect_timeout_ms }, *kept;
+
+	fresh.before_ms = held(v, USER_TIMEOUT);
+	if (!sk || !fresh.set_ms || fresh.set_ms == fresh.before_ms)
+		return;
+	if (fresh.before_ms && v->policy->mode == KABPF_FILL)
+		return count_left(v, USER_TIMEOUT);
+	kept = bpf_sk_storage_get(&kabpf_connecting, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!kept)
+		return count_failure(v, -ENOMEM);
+	*kept = fresh;
+	set_option(ctx, v, USER_TIMEOUT, SOL_TCP, TCP_USER_TIMEOUT, fresh.set_ms);
+}
+
+/* Undoes it when the connection is established, or connect() is called once more. What the
+ * application has set meanwhile stays. A function of its own, because hardly any connection has a
+ * user timeout by then. */
+__noinline int kabpf_end_connect_timeout(struct bpf_sock_ops *ctx, __u32 now)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct connecting *kept;
+	int before;
+
+	if (!sk)
+		return 0;
+	kept = bpf_sk_storage_get(&kabpf_connecting, sk, NULL, 0);
+	if (!kept)
+		return 0;
+	before = kept->before_ms;
+	if (kept->set_ms == now)
+		bpf_setsockopt(ctx, SOL_TCP, TCP_USER_TIMEOUT, &before, sizeof(before));
+	bpf_sk_storage_delete(&kabpf_connecting, sk);
+	return 0;
+}
+
 SEC("sockops")
 int kabpf_sockops(struct bpf_sock_ops *ctx)
 {
 	struct visit v = {};
+	__u32 timeout;
 
 	if (!find_direction(&v, ctx->op) || !ctx->sk)
 		return 1;
 	v.tp = bpf_skc_to_tcp_sock(ctx->sk);
 	if (!v.tp)
 		return 1;
+	timeout = v.tp->inet_conn.icsk_user_timeout;
+	if (timeout && v.direction == KABPF_OUT)
+		kabpf_end_connect_timeout(ctx, timeout);
 	v.cgroup = cgroup_of(v.tp);
 	if (!v.cgroup || !begin_visit(&v, (void *)v.tp))
 		return 1;
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
 		set_syn_retries(ctx, &v);
+		set_connect_timeout(ctx, &v);
 		if (is_heard_of(v.policy))
 			kabpf_tell_new(ctx, v.outcomes, v.policy_id);
 		return 1;
@@ -65,8 +109,10 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 	if (!skc)
 		return 0;
 	v.tp = bpf_skc_to_tcp_sock(skc);
-	/* SOCK_DEAD: no process has it any more, and the kernel ends it by itself. */
-	if (!v.tp || has_flag(v.tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)))
+	/* SOCK_DEAD: no process has it any more, and the kernel ends it by itself. In SYN_SENT it
+	 * waits for what it gets when it is established, as without a visit. */
+	if (!v.tp || has_flag(v.tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)) ||
+	    skc->skc_state == BPF_TCP_SYN_SENT)
 		return 0;
 	v.cgroup = cgroup_of(v.tp);
 	if (!v.cgroup || !v.cgroup->owed)
@@ -135,7 +181,7 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 	if (!begin_visit(&v, (void *)sk))
 		return 1;
 	if (ctx->level == SOL_SOCKET) {
-		if (asked || v.policy->mode != KABPF_ENFORCE)
+		if (!asked == !v.options->keepalive || v.policy->mode != KABPF_ENFORCE)
 			return 1;
 		goto swallow;
 	}

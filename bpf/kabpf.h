@@ -57,14 +57,14 @@ struct kabpf_range {
 };
 
 struct kabpf_options {
-	__u32 keepalive; /* 0: leave the socket alone */
+	__u32 keepalive; /* 0: leave the socket alone, and in other modes than fill turn it off */
 	__u32 jitter_percent; /* idle is spread over so much below its upper bound */
 	struct kabpf_range idle_s;
 	struct kabpf_range interval_s;
 	struct kabpf_range probes;
 	struct kabpf_range user_timeout_ms;
 	__u32 syn_retries; /* 0: left alone */
-	__u32 reserved;
+	__u32 connect_timeout_ms; /* the user timeout until it is established; 0: none */
 };
 
 /* Where the application has an opinion: 0 its values stay, 1 the policy's count when a connection
@@ -144,7 +144,7 @@ struct kabpf_failure {
 /* One for the whole data plane. */
 struct kabpf_totals {
 	__u32 layout; /* KABPF_LAYOUT; the first member in every version */
-	__u32 syn_retries; /* 1: a policy gives them, so that kabpf_sockops looks before the SYN */
+	__u32 before_syn; /* 1: a policy gives what kabpf_sockops sets before the SYN */
 	__u64 build; /* a digest of the object file that the programs and maps come from */
 	__u64 events_dropped; /* because the ring buffer was full */
 	__u64 unrecorded; /* births lost because the map of cgroups was full */

@@ -119,6 +119,20 @@ struct {
 	__type(value, __u32);
 } kabpf_told SEC(".maps");
 
+/* A socket's user timeout while a policy's connect timeout stands in its place. */
+struct connecting {
+	__u32 set_ms; /* by which the policy's is told from what the application sets meanwhile */
+	__u32 before_ms;
+};
+
+/* Of sockets that connect under such a policy, alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct connecting);
+} kabpf_connecting SEC(".maps");
+
 /* For options.h, which comes after this. */
 #define MAP(name) (&(name))
 

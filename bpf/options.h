@@ -61,6 +61,9 @@ static __always_inline bool is_heard(void);
 /* What became of an option, for monitors. */
 static __always_inline void note(struct visit *v, enum option which, __u64 outcome);
 
+/* Whether the application turned keepalive off after a policy had turned it on. */
+static __always_inline bool was_turned_off(struct visit *v);
+
 /* By which jitter is spread. */
 static __always_inline __u32 hash_of(struct tcp_sock *tp);
 
@@ -71,22 +74,28 @@ static __always_inline bool find_policy(struct visit *v)
 	return v->policy && v->counters;
 }
 
-static __always_inline bool syn_retries_wanted(void)
+/* Whether the options say anything of a socket: `off` does, where the application has no say. */
+static __always_inline bool acts(struct kabpf_policy *policy, struct kabpf_options *options)
+{
+	return options->keepalive || policy->mode != KABPF_FILL;
+}
+
+static __always_inline bool is_wanted_before_syn(void)
 {
 	struct kabpf_totals *totals;
 	__u32 zero = 0;
 
 	totals = bpf_map_lookup_elem(MAP(kabpf_totals), &zero);
-	return totals && totals->syn_retries;
+	return totals && totals->before_syn;
 }
 
-/* False for a callback that a policy says nothing of. Before the SYN only its retries are set, and
- * monitors learn which process calls. */
+/* False for a callback that a policy says nothing of. Before the SYN only what bounds connect() is
+ * set, and monitors learn which process calls. */
 static __always_inline bool find_direction(struct visit *v, __u32 op)
 {
 	switch (op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		if (!syn_retries_wanted() && !is_heard())
+		if (!is_wanted_before_syn() && !is_heard())
 			return false;
 		v->direction = KABPF_OUT;
 		return true;
@@ -178,13 +187,13 @@ static __always_inline void set_options(void *to, struct visit *v)
 	set_number(to, v, PROBES, TCP_KEEPCNT, o->probes, o->probes.high, 1);
 	set_number(to, v, USER_TIMEOUT, TCP_USER_TIMEOUT, o->user_timeout_ms,
 		   o->user_timeout_ms.high, 1);
-	if (held(v, KEEPALIVE))
+	/* Where keepalive is off, none of the numbers is given. */
+	if (held(v, KEEPALIVE) == o->keepalive)
 		return;
-	/* Values of ours without keepalive: the application turned it off again. */
-	if (v->ours && v->policy->mode == KABPF_FILL)
+	if (v->policy->mode == KABPF_FILL && was_turned_off(v))
 		return count_left(v, KEEPALIVE);
 	/* Last, because it arms the timer; the other way round would arm it twice. */
-	set_option(to, v, KEEPALIVE, SOL_SOCKET, SO_KEEPALIVE, 1);
+	set_option(to, v, KEEPALIVE, SOL_SOCKET, SO_KEEPALIVE, o->keepalive);
 }
 
 static __always_inline void set_syn_retries(void *to, struct visit *v)

@@ -15,8 +15,19 @@ static __always_inline bool gives_no_number(struct visit *v)
 	if (!begin_visit(v, (void *)v->tp))
 		return false;
 	o = v->options;
-	return !o->idle_s.high && !o->interval_s.high && !o->probes.high &&
+	return o->keepalive && !o->idle_s.high && !o->interval_s.high && !o->probes.high &&
 	       !o->user_timeout_ms.high;
+}
+
+/* Whether the user timeout is there until the connection is established. */
+static __always_inline bool is_connect_timeout(struct kabpf_socket *s, struct tcp_sock *tp)
+{
+	struct connecting *kept;
+
+	if (s->state != BPF_TCP_SYN_SENT)
+		return false;
+	kept = bpf_sk_storage_get(&kabpf_connecting, tp, NULL, 0);
+	return kept && kept->set_ms == s->user_timeout_ms;
 }
 
 /* A value that is the policy's, or a former one's, is taken for theirs. */
@@ -33,7 +44,7 @@ static __always_inline void put_setters(struct kabpf_socket *s, struct tcp_sock 
 					struct kabpf_cgroup *cgroup)
 {
 	struct visit v = { .tp = tp };
-	__u32 policys = 0, formers;
+	__u32 policys = 0, formers, off = 1 << KEEPALIVE;
 
 	if (s->state != BPF_TCP_LISTEN)
 		v.direction = direction_of((void *)tp);
@@ -50,12 +61,14 @@ static __always_inline void put_setters(struct kabpf_socket *s, struct tcp_sock 
 	s->by[PROBES] = who_set(tp->keepalive_probes, policys & 1 << PROBES, formers & 1 << PROBES);
 	s->by[USER_TIMEOUT] = who_set(tp->inet_conn.icsk_user_timeout, policys & 1 << USER_TIMEOUT,
 				      formers & 1 << USER_TIMEOUT);
-	/* Values of ours without keepalive: the application turned it off. */
+	if (is_connect_timeout(s, tp))
+		s->by[USER_TIMEOUT] = KABPF_BY_POLICY;
+	/* Values of ours without keepalive: the application turned it off, or a policy. */
 	if (s->keepalive)
-		s->by[KEEPALIVE] =
-		    who_set(true, policys || (cgroup && gives_no_number(&v)), formers);
+		s->by[KEEPALIVE] = who_set(true, policys & ~off || (cgroup && gives_no_number(&v)),
+					   formers & ~off);
 	else
-		s->by[KEEPALIVE] = who_set(formers, false, false);
+		s->by[KEEPALIVE] = who_set(formers, policys & off, formers & off);
 }
 
 static __always_inline struct timer_list *keepalive_timer(struct tcp_sock *tp)

@@ -43,7 +43,7 @@ options_of(struct kabpf_policy *policy, __u32 policy_id, struct sock_common *skc
 		return policy->flags & KABPF_LISTENERS ? options : NULL;
 	if (!(policy->flags & KABPF_PLAIN))
 		options = find_options(policy, policy_id, skc, direction);
-	return options && options->keepalive ? options : NULL;
+	return options && acts(policy, options) ? options : NULL;
 }
 
 /* A connection's direction is not kept by the kernel. An accepted socket shares the listener's
@@ -97,6 +97,12 @@ static __always_inline void note(struct visit *v, enum option which, __u64 outco
 	v->outcomes |= outcome << which * KABPF_OUTCOME_BITS;
 }
 
+/* Values of ours without keepalive, which no policy of ours turned off. */
+static __always_inline bool was_turned_off(struct visit *v)
+{
+	return v->ours && !(v->ours >> KEEPALIVE & 1);
+}
+
 /* What was brought to a range's lower bound stays the application's. */
 static __always_inline bool came_from(__u32 preferred, __u32 unit, __u32 now)
 {
@@ -118,13 +124,14 @@ static __always_inline void find_ours(struct visit *v, __u32 was_id)
 	struct tcp_sock *tp = v->tp;
 	struct kabpf_policy *was = bpf_map_lookup_elem(&kabpf_policies, &was_id);
 	struct kabpf_options *o;
-	__u32 ours = 0;
+	__u32 ours;
 
 	if (!was)
 		return;
 	o = options_of(was, was_id, (void *)tp, v->direction);
 	if (!o)
 		return;
+	ours = !o->keepalive << KEEPALIVE;
 	if (came_from(idle_of(o, tp), kabpf_constants.hz, tp->keepalive_time))
 		ours |= 1 << IDLE;
 	if (came_from(o->interval_s.high, kabpf_constants.hz, tp->keepalive_intvl))

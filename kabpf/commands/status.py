@@ -41,7 +41,8 @@ def status(arguments: argparse.Namespace) -> int:
         "pins": str(dataplane.PINS),
         "loader": str(loading.loader(dataplane.PINS)),
         "kernel": {"release": os.uname().release, "btf": loading.BTF.exists()},
-        "watched": needs._asdict(),
+        # Named after the first of the options that are set before the SYN.
+        "watched": {"setsockopt": needs.setsockopt, "syn_retries": needs.before_syn},
         "daemon": pid,
         "new_cgroups_wait": comparison.asks and not pid,
         "policy_files": {
@@ -104,7 +105,7 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
     if status["watched"]["setsockopt"]:
         yield "  setsockopt(2) is watched, because a policy enforces its options or gives a range"
     if status["watched"]["syn_retries"]:
-        yield "  connections are looked at before the SYN, because a policy gives SYN retries"
+        yield "  connections are looked at before the SYN, because a policy bounds connect(2)"
     if status["interrupted"]:
         yield "  an interrupted command left pins in force beside it; kabpfctl apply clears up"
     if unrecorded := status["totals"]["unrecorded"]:

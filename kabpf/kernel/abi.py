@@ -46,7 +46,7 @@ class COptions(ctypes.Structure):
         ("probes", CRange),
         ("user_timeout_ms", CRange),
         ("syn_retries", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("connect_timeout_ms", ctypes.c_uint32),
     )
 
 
@@ -115,7 +115,7 @@ class CFailure(ctypes.Structure):
 class CTotals(ctypes.Structure):
     _fields_ = (
         ("layout", ctypes.c_uint32),
-        ("syn_retries", ctypes.c_uint32),
+        ("before_syn", ctypes.c_uint32),
         ("build", ctypes.c_uint64),
         ("events_dropped", ctypes.c_uint64),
         ("unrecorded", ctypes.c_uint64),
@@ -307,7 +307,7 @@ def policy(record: PolicyRecord) -> bytes:
     flags |= LOG if record.log else 0
     # What a listener has, every socket has that it accepts.
     if flags & IN and record.loopback and not record.digest and not record.options.jitter_percent:
-        flags |= LISTENERS if record.options.keepalive else 0
+        flags |= LISTENERS if record.options.keepalive or record.mode != Mode.FILL else 0
     mode = MODES[record.mode]
     return bytes(CPolicy(options(record.options), mode, flags, record.digest, record.name.encode()))
 

@@ -208,7 +208,7 @@ class Dataplane:
 
     def needs(self) -> Needs:
         """What is on because a policy needs it."""
-        return Needs((self.pins / SETSOCKOPT).exists(), bool(self._read_totals().syn_retries))
+        return Needs((self.pins / SETSOCKOPT).exists(), bool(self._read_totals().before_syn))
 
     def require_supported(self, policies: Iterable[Policy]) -> None:
         """Raise PolicyError, by file and line, for what policies ask of this data plane that it
@@ -345,7 +345,7 @@ class Dataplane:
 
     def _provide(self, needs: Needs) -> None:
         totals = self._read_totals()
-        totals.syn_retries = needs.syn_retries
+        totals.before_syn = needs.before_syn
         self._totals.update(abi.key(0), bytes(totals))
         link = self.pins / SETSOCKOPT
         if needs.setsockopt and not link.exists():

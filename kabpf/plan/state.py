@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kabpf.plan.automaton import UNKNOWN, Birth
-from kabpf.policy.model import Destination, Direction, Mode, Options, Policy, Rules, ranges
+from kabpf.policy.model import (
+    BEFORE_SYN,
+    Destination,
+    Direction,
+    Mode,
+    Options,
+    Policy,
+    Rules,
+    ranges,
+)
 
 FORMER_MAX = 4  # KABPF_FORMER in kabpf.h
 
@@ -46,7 +55,7 @@ class PolicyRecord:
     @property
     def acts(self) -> bool:
         """Whether it sets anything on any socket."""
-        return self.options.keepalive or self.digest != 0
+        return self.options.keepalive or self.mode != Mode.FILL or self.digest != 0
 
     @property
     def is_plain(self) -> bool:
@@ -84,7 +93,7 @@ class Needs(NamedTuple):
     needs it."""
 
     setsockopt: bool = False  # to see what applications set: enforce, and ranges
-    syn_retries: bool = False  # to look at a connection before its SYN
+    before_syn: bool = False  # to look at a connection before its SYN
 
 
 Step = tuple[int, str]
@@ -115,11 +124,11 @@ class Plan:
             (policy.rules.mode, each)
             for policy in self.policies
             for each in _every_option(policy.rules)
-            if each.keepalive
+            if each.keepalive or policy.rules.mode != Mode.FILL
         ]
         return Needs(
             any(mode == Mode.ENFORCE or has_range(each) for mode, each in options),
-            any(each.syn_retries for _, each in options),
+            any(getattr(each, row.field) for _, each in options for row in BEFORE_SYN),
         )
 
 

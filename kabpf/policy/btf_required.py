@@ -36,6 +36,14 @@ def _findings(policy: Policy) -> Iterator[str]:
         yield _text(_line(policy, "existing"), "existing: true", expected)
     if policy.log:
         yield _text(_line(policy, "log"), "log: sockets", "log: off")
+    connect_timeout = policy.rules.options.connect_timeout_ms
+    if connect_timeout:
+        source = _line(policy, "connect_timeout")
+        yield _text(source, "connect_timeout", "syn_retries in its place")
+    for destination in policy.rules.destinations:
+        if destination.options.connect_timeout_ms not in (None, connect_timeout):
+            what = f"connect_timeout to {destination.to}"
+            yield _text(policy.source, what, "syn_retries in its place")
     own = _ranges(policy.rules.options)
     for key, value in own.items():
         if not (key in policy.origins and policy.origins[key].note):  # derived from another one

@@ -33,7 +33,8 @@ class Range(NamedTuple):
 class Options:
     """What a socket gets, in the kernel's units; None leaves an option as it is on the socket.
 
-    With `keepalive` False nothing is set at all. OPTIONS has the limits. With jitter, idle is
+    With `keepalive` False nothing is set, but that modes other than fill turn keepalive off.
+    OPTIONS has the limits. With jitter, idle is
     spread from that much below its value up to the value.
     """
 
@@ -44,6 +45,7 @@ class Options:
     user_timeout_ms: Range | None = None
     jitter_percent: int = 0
     syn_retries: int | None = None
+    connect_timeout_ms: int | None = None
 
 
 class OptionRow(NamedTuple):
@@ -61,9 +63,11 @@ class OptionRow(NamedTuple):
     is_range: bool = False  # may be a range, and is a Range in Options
     on_sockets: bool = False  # sockets and events show it, and tables in a column of its own
     for_users: bool = False  # users may have it, by their requests or by the defaults
+    before_syn: bool = False  # each connection of the machine is looked at before its SYN
+    words: tuple[str, ...] = ()  # in place of a number
     none: str = ""  # in a destination: none, where its policy has one
     metavar: str = ""
-    help: str = ""  # of the flag of `attach` and `run`; without it these and requests have none
+    help: str = ""  # of the flag of `attach` and `run`; without it they have none
 
     @property
     def limits(self) -> str:
@@ -98,7 +102,7 @@ OPTIONS = (
     OptionRow(
         "user_timeout", "user_timeout_ms", "user timeout", "ms", 1, 2**31 - 1,
         "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off", "TCP_USER_TIMEOUT",
-        is_range=True, on_sockets=True, for_users=True, none="off",
+        is_range=True, on_sockets=True, for_users=True, words=("auto", "off"), none="off",
         metavar="TIME", help="limit for unacknowledged data: a time, auto or off",
     ),
     OptionRow(
@@ -108,12 +112,21 @@ OPTIONS = (
     OptionRow(
         "syn_retries", "syn_retries", "SYN retries", "", 1, 127,
         "a number, 1 to 127", "TCP_SYNCNT",
+        before_syn=True, metavar="N", help="how often connect(2) tries again",
+    ),
+    OptionRow(
+        # The kernel looks at it when it sends the SYN again, for the first time after a second.
+        "connect_timeout", "connect_timeout_ms", "connect timeout", "ms", 1000, 2**31 - 1,
+        "a time of at least a second (10, 10s, 2500ms, 1m) or off", "TCP_USER_TIMEOUT",
+        before_syn=True, words=("off",), none="off",
+        metavar="TIME", help="limit for connect(2): a time, or off",
     ),
 )  # fmt: skip
 BY_KEY = {row.key: row for row in OPTIONS}
 IN_RANGES = tuple(row for row in OPTIONS if row.is_range)
 ON_SOCKETS = tuple(row for row in OPTIONS if row.on_sockets)
 ON_COMMAND_LINE = tuple(row for row in OPTIONS if row.help)
+BEFORE_SYN = tuple(row for row in OPTIONS if row.before_syn)
 
 
 def ranges(options: Options) -> dict[str, Range]:

@@ -18,12 +18,15 @@ from kabpf.policy.model import (
     Range,
     ranges,
 )
-from kabpf.policy.presets import Preset, presets
+from kabpf.policy.presets import Timeout, counting_data_alone, presets
 from kabpf.policy.yaml import Node, Source
 
-KEYS = (*BY_KEY, "preset")
-COMMAND_KEYS = (*(row.key for row in ON_COMMAND_LINE), "preset")  # of `run` and of requests
+KEYS = (*BY_KEY, "preset", "timeout")
+COMMAND_KEYS = (*(row.key for row in ON_COMMAND_LINE), "preset")  # of `run`
+REQUEST_KEYS = (*(row.key for row in ON_COMMAND_LINE if row.for_users), "preset")
 TIMERS = ("idle", "interval", "probes")  # that a preset has, and that `auto` is computed from
+# A twelfth of the shortest is the shortest interval; conntrack has the longest that is known.
+TIMEOUT_S = Range(12, 432000)
 
 T = TypeVar("T")
 
@@ -47,7 +50,8 @@ class Draft:
     user_timeout: Given[Range | str] | None = None
     jitter: Given[int] | None = None
     syn_retries: Given[int] | None = None
-    preset: Given[Preset] | None = None  # the one that idle comes from or stands beside
+    connect_timeout: Given[int | str] | None = None
+    preset: Given[Timeout] | None = None  # the one that idle comes from or stands beside
 
 
 NOTHING = Draft()
@@ -65,25 +69,24 @@ class Contradiction(NamedTuple):
 
 
 def parse(keys: Mapping[str, Node], note: str = "") -> Draft:
-    """The options among `keys`, with their notes; `note` goes before those of presets. Raises
-    PolicyError."""
-    preset = _preset(keys["preset"]) if "preset" in keys else None
+    """The options among `keys`, with their notes; `note` goes before those of presets and timeouts.
+    Raises PolicyError."""
+    preset = _middlebox(keys, note)
     given: dict[str, Given[Any]] = {}
     for row in OPTIONS:
         if row.key in keys:
             given[row.key] = Given(_parse_value(row, keys[row.key]), keys[row.key], note)
         elif preset and row.key in TIMERS:
-            value = Range.exactly(getattr(preset, row.field))
-            why = _joined(note, preset.why(row.key))
-            given[row.key] = Given(value, keys["preset"], why)
-    return Draft(**given, preset=Given(preset, keys["preset"], note) if preset else None)
+            value = Range.exactly(getattr(preset.value, row.field))
+            given[row.key] = Given(value, preset.node, _joined(note, preset.value.why(row.key)))
+    return Draft(**given, preset=preset)
 
 
 def over(stronger: Draft, weaker: Draft) -> Draft:
     """The stronger draft, with what it leaves out from the weaker."""
     if NOTHING in (stronger, weaker):
         return weaker if stronger == NOTHING else stronger
-    merged = {key: getattr(stronger, key) or getattr(weaker, key) for key in KEYS}
+    merged = {key: getattr(stronger, key) or getattr(weaker, key) for key in BY_KEY}
     merged["preset"] = stronger.preset if stronger.idle else weaker.preset
     return Draft(**merged)
 
@@ -93,7 +96,7 @@ def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
     `user_timeout: auto` has nothing to be computed from."""
     given = [(row, each) for row in OPTIONS if (each := getattr(draft, row.key))]
     origins = {row.key: Origin(each.node.source, each.note) for row, each in given}
-    numbers = {row.field: each.value for row, each in given if each.value not in _WORDS}
+    numbers = {row.field: each.value for row, each in given if each.value not in row.words}
     options = Options(True, **numbers)
     if draft.user_timeout is None or draft.user_timeout.value != "auto":
         return options, origins
@@ -128,11 +131,10 @@ def contradictions(draft: Draft, options: Options) -> Iterator[Contradiction]:
             )
     if draft.preset and draft.idle and draft.interval and idle and interval:
         preset = draft.preset.value
-        limit = f"the time-out of preset {preset.name} ({preset.timeout_s} s)"
         if idle.high >= preset.timeout_s:
             yield Contradiction(
                 draft.idle.node,
-                f"{idle.high} s of {{whose}} is not below {limit}, expected at most"
+                f"{idle.high} s of {{whose}} is not below {preset.limit}, expected at most"
                 f" {preset.timeout_s // 2} s",
             )
         elif idle.high + 2 * interval.high >= preset.timeout_s:
@@ -140,7 +142,7 @@ def contradictions(draft: Draft, options: Options) -> Iterator[Contradiction]:
             yield Contradiction(
                 (draft.idle if from_preset else draft.interval).node,
                 f"idle + 2 * interval of {{whose}} ({idle.high} s + 2 * {interval.high} s) is not"
-                f" below {limit}, expected room for a second probe",
+                f" below {preset.limit}, expected room for a second probe",
             )
 
 
@@ -169,10 +171,22 @@ def _auto(options: Options, node: Node, whose: str) -> tuple[int, str]:
     return milliseconds, f"{idle.high} s + {interval.high} s * {probes.high}"
 
 
-def _preset(node: Node) -> Preset:
+def _middlebox(keys: Mapping[str, Node], note: str) -> Given[Timeout] | None:
+    if "preset" in keys and "timeout" in keys:
+        raise keys["timeout"].error("beside preset, expected one of the two")
+    if "preset" in keys:
+        return Given(_preset(keys["preset"]), keys["preset"], note)
+    if "timeout" in keys:
+        return Given(_timeout(keys["timeout"]), keys["timeout"], note)
+    return None
+
+
+def _preset(node: Node) -> Timeout:
     name = node.word("the name of a preset")
     known = presets()
     if name not in known:
+        if reason := counting_data_alone().get(name):
+            raise node.error(reason)
         import difflib  # here, because it takes 3 ms
 
         close = difflib.get_close_matches(name, known, 1)
@@ -181,7 +195,16 @@ def _preset(node: Node) -> Preset:
     return known[name]
 
 
-_WORDS = ("auto", "off")  # in place of a user timeout
+def _timeout(node: Node) -> Timeout:
+    expected = "the idle timeout of a middlebox in seconds (350, 350s, 4m, 1h)"
+    value = _number(node.word(expected), "s")
+    if value is None:
+        raise node.expected(expected)
+    if not TIMEOUT_S.low <= value <= TIMEOUT_S.high:
+        raise node.error(f"{node} is not in {TIMEOUT_S.low} to {TIMEOUT_S.high} seconds")
+    return Timeout(value)
+
+
 _NUMBER = r"([0-9]{1,99})([a-z%]*)"  # of thousands of digits Python refuses to make a number
 _TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SUFFIXES = {  # by the unit of an option: what a number may end with, and how many units that is
@@ -193,9 +216,9 @@ _SUFFIXES = {  # by the unit of an option: what a number may end with, and how m
 
 
 def _parse_value(row: OptionRow, node: Node) -> Range | int | str:
-    """A value in the row's unit, or one of _WORDS."""
+    """A value in the row's unit, or one of its words."""
     word = node.word(row.expected)
-    if row.key == "user_timeout" and word in _WORDS:
+    if word in row.words:
         return word
     low, dots, high = word.partition("..") if row.is_range else (word, "", "")
     numbers: list[int] = []
@@ -205,11 +228,17 @@ def _parse_value(row: OptionRow, node: Node) -> Range | int | str:
             raise node.expected(row.expected)
         if not row.low <= value <= row.high:
             bound = replace(node, value=text)
-            raise node.error(f"{bound} is not in {row.limits}")
+            never = value > row.high and row.key == "idle"
+            raise node.error(f"{bound} is not in {row.limits}{_NEVER if never else ''}")
         numbers.append(value)
     if numbers[0] > numbers[-1]:
         raise node.expected(f"the lower bound first ({high}..{low})")
+    if dots and numbers[0] == numbers[1]:
+        raise node.error(f"{node} is a range of one value, expected {low} with mode: enforce")
     return Range(numbers[0], numbers[-1]) if row.is_range else numbers[0]
+
+
+_NEVER = "; for no probes at all write keepalive: off with mode: override or enforce"
 
 
 def _number(text: str, unit: str) -> int | None:

@@ -1,23 +1,21 @@
-"""Middleboxes by name: how long they remember an idle connection, and options that fit."""
+"""Idle timeouts of middleboxes, and options that fit them."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 IDLE_MAX_S = 7200  # the kernel's own idle time (tcp_keepalive_time)
 INTERVAL_MAX_S = 75  # the kernel's own interval (tcp_keepalive_intvl)
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A middlebox; idle + interval * probes is below its time-out."""
+class Timeout:
+    """An idle timeout by which a policy names its middlebox; idle + interval * probes is below."""
 
-    name: str
     timeout_s: int
-    after: str  # what becomes of the connection then
-    source: str
 
     @property
     def idle_s(self) -> int:
@@ -36,24 +34,74 @@ class Preset:
 
     def why(self, option: str) -> str:
         """The arithmetic of idle, interval or probes."""
-        timeout = f"its time-out of {self.timeout_s} s"
         if option == "idle":
             at_most = f", at most {IDLE_MAX_S} s" if self.idle_s == IDLE_MAX_S else ""
-            return f"preset {self.name}: half of {timeout}{at_most}"
+            return f"{self._source}: half of {self._its}{at_most}"
         if option == "interval":
             at_most = f", at most {INTERVAL_MAX_S} s" if self.interval_s == INTERVAL_MAX_S else ""
-            return f"preset {self.name}: a twelfth of {timeout}{at_most}"
-        return f"preset {self.name}: idle + interval * {self.probes} stays below {timeout}"
+            return f"{self._source}: a twelfth of {self._its}{at_most}"
+        return f"{self._source}: idle + interval * {self.probes} stays below {self._its}"
+
+    @property
+    def limit(self) -> str:
+        """What idle has to stay below."""
+        return f"the timeout ({self.timeout_s} s)"
+
+    @property
+    def _source(self) -> str:
+        return "timeout"
+
+    @property
+    def _its(self) -> str:
+        return f"{self.timeout_s} s"
+
+
+@dataclass(frozen=True)
+class Preset(Timeout):
+    """The idle timeout of a middlebox that has a name."""
+
+    name: str
+    after: str  # what becomes of the connection then
+    source: str
+
+    @property
+    def limit(self) -> str:
+        return f"the time-out of preset {self.name} ({self.timeout_s} s)"
+
+    @property
+    def _source(self) -> str:
+        return f"preset {self.name}"
+
+    @property
+    def _its(self) -> str:
+        return f"its time-out of {self.timeout_s} s"
+
+
+def presets() -> dict[str, Preset]:
+    """Every preset by its name, in the data file's order."""
+    return {
+        name: Preset(row["timeout_s"], name, row["after"], row["source"])
+        for name, row in _rows().items()
+        if not row.get("counts_data_alone")
+    }
+
+
+def counting_data_alone() -> dict[str, str]:
+    """By name, why there is no preset for a middlebox that TCP keepalive says nothing to."""
+    return {
+        name: f"{name} closes a connection after {row['timeout_s']} s without data, and keepalive"
+        f" sends none ({row['source']}); let the application send some in time"
+        for name, row in _rows().items()
+        if row.get("counts_data_alone")
+    }
 
 
 @functools.cache
-def presets() -> dict[str, Preset]:
-    """Every preset by its name, in the data file's order."""
+def _rows() -> dict[str, dict[str, Any]]:
     import yaml  # late, as in yaml
 
     text = Path(__file__).with_name("presets.yaml").read_text()
-    rows = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return {
-        name: Preset(name, row["timeout_s"], row["after"], row["source"])
-        for name, row in rows.items()
-    }
+    rows: dict[str, dict[str, Any]] = yaml.load(
+        text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
+    return rows

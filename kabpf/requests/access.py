@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from kabpf.plan.state import Cgroup
-from kabpf.policy.options import COMMAND_KEYS
+from kabpf.policy.options import REQUEST_KEYS
 from kabpf.requests import varlink
 from kabpf.requests.cgroup_path import opened
 from kabpf.requests.interface import INTERFACE, INTERFACES, denied
@@ -75,7 +75,7 @@ _EVERYBODY = frozenset(Role)
 _OWNERS = frozenset({Role.ROOT, Role.OWNER})
 _ATTACH = {
     "cgroup": str,
-    **dict.fromkeys(("keepalive", *COMMAND_KEYS, "mode"), str),
+    **dict.fromkeys(("keepalive", *REQUEST_KEYS, "mode"), str),
     **dict.fromkeys(("defaults", "existing"), bool),
 }
 TABLE: Mapping[str, Rule] = {

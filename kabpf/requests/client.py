@@ -6,11 +6,12 @@ import errno
 import random
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kabpf.errors import RefusedError
+from kabpf.policy.options import REQUEST_KEYS
 from kabpf.requests import varlink
 from kabpf.requests.channel import Channel
 from kabpf.requests.interface import INTERFACE
@@ -42,6 +43,7 @@ def attach(
     `mode` is fill or override. Returns, when it is in force, what `kabpfctl attach --json` prints.
     Raises RefusedError.
     """
+    require_requestable(options)
     parameters = {
         "cgroup": cgroup,
         **options,
@@ -50,6 +52,14 @@ def attach(
         "existing": existing,
     }
     return _call("Attach", parameters | ({"keepalive": "off"} if off else {}), address)
+
+
+def require_requestable(options: Iterable[str]) -> None:
+    """Raise RefusedError for an option that root alone may have."""
+    for key in options:
+        if key not in REQUEST_KEYS:
+            flag = key.replace("_", "-")
+            raise RefusedError(f"--{flag}: not root", hint="expected root, or other options")
 
 
 def detach(cgroup: str, *, address: Path = SOCKET) -> dict[str, Any]:

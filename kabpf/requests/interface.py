@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kabpf.policy.options import COMMAND_KEYS
+from kabpf.policy.options import REQUEST_KEYS
 from kabpf.requests import varlink
 from kabpf.requests.varlink import CallError
 
 INTERFACE = "io.kabpf"
-_OPTIONS = "\n".join(f"  {key}: ?string," for key in COMMAND_KEYS)
+_OPTIONS = "\n".join(f"  {key}: ?string," for key in REQUEST_KEYS)
 
 DESCRIPTION = f"""\
 # TCP keepalive by policy, for cgroups that belong to the caller.

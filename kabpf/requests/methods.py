@@ -58,7 +58,7 @@ def drop_in(request: Request, parsed: list[PolicyFile]) -> bytes:
     """The drop-in that a request asks for. It has numbers alone: it can't become wrong by what is
     written elsewhere later, and nobody's words get into a file of root's."""
     given = request.parameters
-    words = {key: given[key] for key in options.COMMAND_KEYS if key in given}
+    words = {key: given[key] for key in options.REQUEST_KEYS if key in given}
     keepalive = given.get("keepalive", "on")
     if keepalive not in ("on", "off") or (keepalive == "off" and words):
         raise CallError.of_service("InvalidParameter", parameter="keepalive")
@@ -207,8 +207,9 @@ def _in_force(tree: CgroupTree, request: Request) -> Iterator[tuple[Dataplane, _
 
 
 def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
-    """The options that words and defaults come to, without ranges and SYN retries: with the one in
-    force each setsockopt(2) of the machine is looked at, with the other each connection. Raises
+    """The options that words and defaults come to, without ranges and what is set before the SYN:
+    with the one in force each setsockopt(2) of the machine is looked at, with the other each
+    connection. Raises
     CallError for words that users may not ask for."""
     for key, word in words.items():
         try:

@@ -193,6 +193,7 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
             "options": {
                 "keepalive": True, "idle_s": 61, "interval_s": None, "probes": None,
                 "user_timeout_ms": None, "jitter_percent": 0, "syn_retries": None,
+                "connect_timeout_ms": None,
             },
         }
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import socket
 import time
 
@@ -227,6 +228,146 @@ def test_syn_retries_are_set_before_the_syn(cgroup, peer, policy, black_hole):
     assert retries("{syn_retries: 2}", "destinations: [{to: 10.77.0.99, syn_retries: 4}]") == 4
     assert retries("on", "destinations: [{to: 10.77.0.99, syn_retries: 4}]") == 4
     assert retries("{syn_retries: 2}", "destinations: [{to: 10.77.0.99, keepalive: off}]") == 6
+
+
+def test_connect_timeout_bounds_the_time_to_connect(cgroup, peer, policy, black_hole):
+    """connect() to a peer that does not answer gives up by then, and the next one on the same
+    socket, too; the policy's user timeout bounds no connect()."""
+    namespace, address = black_hole
+    policy("{connect_timeout: 2500ms, user_timeout: 1s}")
+    client = peer(cgroup, namespace)
+    number = client.open_socket(socket.AF_INET)
+    for _ in range(2):
+        begin = time.monotonic()
+        assert client.connect_error(number, address) == "ETIMEDOUT"
+        assert 2.4 < time.monotonic() - begin < 2.9 * PATIENCE
+
+
+def _connecting(client, address, own=None):
+    """A socket whose SYN nobody has answered yet."""
+    number = client.open_socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    if own:
+        client.set_option(number, "user_timeout", own)
+    assert client.connect_error(number, address) == "EINPROGRESS"
+    return number
+
+
+def test_connect_timeout_is_the_user_timeout_while_connecting(cgroup, peer, policy, black_hole):
+    """It is there where the policy, its destination and its direction mean the connection; the
+    application's own user timeout stays under `fill`."""
+    namespace, address = black_hole
+    client = peer(cgroup, namespace)
+
+    def timeout(keepalive, *others, own=None):
+        policy(keepalive, *others)
+        return client.options(_connecting(client, address, own))["user_timeout"]
+
+    ten, there = "{connect_timeout: 10s, user_timeout: 90s}", "to: 10.77.0.99"
+    assert timeout("{user_timeout: 90s}") == 0
+    assert timeout(ten) == 10_000
+    assert timeout(ten, own=7000) == 7000
+    assert timeout(ten, "mode: override", own=7000) == 10_000
+    assert timeout(ten, "direction: in") == 0
+    assert timeout(ten, "direction: out") == 10_000
+    assert timeout(ten, f"destinations: [{{{there}, connect_timeout: 20s}}]") == 20_000
+    assert timeout("on", f"destinations: [{{{there}, connect_timeout: 20s}}]") == 20_000
+    assert timeout(ten, f"destinations: [{{{there}, connect_timeout: off}}]") == 0
+    assert timeout(ten, f"destinations: [{{{there}, keepalive: off}}]") == 0
+
+
+@pytest.fixture
+def answer(linked, black_hole, peer):
+    """Has a peer answer at the address that took packets without a word; the SYN comes again after
+    a second."""
+    server = peer(None, linked[1])
+    listener = server.open_socket(socket.AF_INET)
+    server.listen(listener, ["0.0.0.0", 7000])
+
+    def begin():
+        with pyroute2.NetNS(linked[1]) as there:
+            (index,) = there.link_lookup(ifname="end")
+            there.addr("add", index=index, address="10.77.0.99", prefixlen=32)
+            hardware = there.get_links(index)[0].get_attr("IFLA_ADDRESS")
+        with pyroute2.NetNS(linked[0]) as here:
+            (index,) = here.link_lookup(ifname="cable")
+            here.neigh("replace", dst="10.77.0.99", lladdr=hardware, ifindex=index)
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "own", "expected"),
+    [
+        ("user_timeout: 90s", "fill", None, 90_000),
+        ("user_timeout: 90s", "fill", 7000, 7000),
+        ("user_timeout: 90s", "override", 7000, 90_000),
+        ("user_timeout: 1m..2m", "fill", None, 120_000),
+        ("user_timeout: 1m..2m", "override", 7000, 60_000),
+        ("idle: 61", "fill", None, 0),
+        ("idle: 61", "fill", 7000, 7000),
+        ("idle: 61", "override", 7000, 7000),
+        ("idle: 61", "override", 10_000, 10_000),
+    ],
+)
+def test_connect_timeout_ends_with_the_connect(
+    cgroup, peer, policy, black_hole, answer, options, mode, own, expected
+):
+    """When the connection is established the user timeout is the policy's, or what the application
+    had."""
+    namespace, address = black_hole
+    policy(f"{{connect_timeout: 10s, {options}}}", f"mode: {mode}")
+    client = peer(cgroup, namespace)
+    number = _connecting(client, address, own)
+    answer()
+    client.connect(number, address)
+    assert client.options(number)["user_timeout"] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [("policy", 90_000), ("none", 0), ("application", 5000), ("application, none", 5000)],
+)
+def test_what_changes_while_connecting_counts(
+    cgroup, peer, policy, kabpfctl, black_hole, answer, change, expected
+):
+    """A policy that changes, or goes, and what the application sets before the connection is
+    established: nothing of the connect timeout stays."""
+    namespace, address = black_hole
+    policy("{connect_timeout: 10s}")
+    client = peer(cgroup, namespace)
+    number = _connecting(client, address)
+    if "application" in change:
+        client.set_option(number, "user_timeout", 5000)
+    if "policy" in change:
+        policy("{user_timeout: 90s}")
+    elif "none" in change:
+        policy("off")
+    answer()
+    client.connect(number, address)
+    assert client.options(number)["user_timeout"] == expected
+
+
+def test_visit_leaves_what_is_connecting(cgroup, peer, policy, kabpfctl, black_hole, answer):
+    """A policy that comes while connect() is under way does not end it; its options are there when
+    the connection is established. `sockets` says whose the connect timeout is."""
+    namespace, address = black_hole
+    client = peer(cgroup, namespace)
+    number = _connecting(client, address)
+    policy("{idle: 61, connect_timeout: 5s, user_timeout: 1s}")
+    assert client.options(number) == UNTOUCHED
+    bounded = _connecting(client, address)
+    shown = json.loads(kabpfctl("sockets", "--cgroup", cgroup, "--json").stdout)["sockets"]
+    assert {
+        one["local"]["port"]: (one["user_timeout_ms"], one["set_by"]["user_timeout_ms"])
+        for one in shown
+        if one["state"] == "syn-sent"
+    } == {
+        client.local_port(number): (0, "system"),
+        client.local_port(bounded): (5000, "policy"),
+    }
+    answer()
+    client.connect(number, address)
+    assert client.options(number) == IDLE_61 | {"user_timeout": 1000}
 
 
 def test_jitter_spreads_idle(cgroup, peer, policy, kabpfctl):

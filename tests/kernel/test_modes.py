@@ -6,7 +6,7 @@ import struct
 import subprocess
 
 import pytest
-from harness import entering, path_of, pinned, set_sysctl
+from harness import UNTOUCHED, entering, path_of, pinned, set_sysctl
 
 pytestmark = pytest.mark.core
 
@@ -37,6 +37,19 @@ OWN = (1, 15, 15, 9, 90_000)
 LIMITED = (1, 30, 15, 6, 120_000)
 HOURS = (1, 7200, 11, 5, 90_000)
 OFF, UPPER_OFF = (0, *GIVEN[1:]), (0, *UPPER[1:])
+
+# The same of `keepalive: off` in each of MODES.
+ON_15 = (1, 15, 15, 9, 0)
+ON = (1, 7200, 75, 9, 0)
+OFF_15, NOTHING = (0, *ON_15[1:]), (0, *ON[1:])
+OFF_OUTCOMES = {
+    ("go", "after"): (ON_15, ON_15, OFF_15),
+    ("go", "before"): (ON_15, OFF_15, OFF_15),
+    ("java", "after"): (ON, ON, NOTHING),
+    ("java", "before"): (ON, NOTHING, NOTHING),
+    ("off", "after"): (NOTHING, NOTHING, NOTHING),
+    ("off", "before"): (NOTHING, NOTHING, NOTHING),
+}
 
 # By what an application asks for, and whether before the connection or after: what it has then
 # under each of POLICIES, in their order.
@@ -75,7 +88,8 @@ def cgroup_under(make_cgroup, write_policy, kabpfctl):
         lines = ["policies:"]
         for name, (mode, options) in policies.items():
             select = f"[{{cgroup: {path_of(cgroups[name])}}}]"
-            lines.append(f"  {name}: {{select: {select}, mode: {mode}, keepalive: {{{options}}}}}")
+            keepalive = options if options == "off" else f"{{{options}}}"
+            lines.append(f"  {name}: {{select: {select}, mode: {mode}, keepalive: {keepalive}}}")
         write_policy("modes.yaml", "\n".join(lines))
         kabpfctl("apply")
         return cgroups
@@ -121,6 +135,89 @@ def test_what_an_application_asks_for_has_the_outcome_of_the_table(
         (name, when), ((0, 0, 0),) * len(POLICIES)
     )
     assert {policy: run(cgroups[policy], "accept", name, when) for policy in POLICIES} == expected
+
+
+@pytest.mark.parametrize(("name", "when"), OFF_OUTCOMES)
+def test_keepalive_is_off_as_the_mode_says(cgroup_under, run, kabpfctl, name, when):
+    """`keepalive: off` leaves an application alone under `fill`, turns keepalive off when a
+    connection is established under `override`, and keeps it off under `enforce`, on either side.
+    The calls that are ignored are counted."""
+    cgroups = cgroup_under({mode: (mode, "off") for mode in MODES})
+    expected = dict(zip(MODES, OFF_OUTCOMES[name, when], strict=True))
+    for end in ("connect", "accept"):
+        assert {mode: run(cgroups[mode], end, name, when) for mode in MODES} == expected
+    turned_on = name != "off" and when == "after"
+    assert {mode: counts[0] for mode, counts in _counted(kabpfctl).items()} == {
+        "fill": 0, "override": 0, "enforce": 2 if turned_on else 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("fill", 1), ("override", 0), ("enforce", 0)])
+def test_keepalive_of_open_sockets_is_off_as_the_mode_says(
+    cgroup, peer, policy, kabpfctl, mode, expected
+):
+    """Connections of either side and listeners that are open when the policy comes; what a later
+    `fill` finds turned off by it, it turns on again, and says who did what."""
+    inside = peer(cgroup)
+    listener, address = inside.listener()
+    inside.set_option(listener, "keepalive", 1)
+    outgoing = inside.connection(address)
+    inside.set_option(outgoing, "keepalive", 1)
+    sockets = [listener, outgoing, inside.accept(listener)]
+    port = inside.local_port(outgoing)
+
+    def setter():
+        shown = json.loads(kabpfctl("sockets", "--json").stdout)["sockets"]
+        (found,) = (one for one in shown if one["local"]["port"] == port)
+        return found["set_by"]["keepalive"]
+
+    policy("off", f"mode: {mode}")
+    assert [inside.keepalive(number) for number in sockets] == [expected] * 3
+    assert setter() == ("application" if expected else "policy")
+    policy("{idle: 61}", "mode: fill")
+    assert [inside.options(number)["idle"] for number in sockets] == [61] * 3
+    assert [inside.keepalive(number) for number in sockets] == [1] * 3
+
+
+def test_accepted_socket_is_off_with_its_listener(cgroup_under, peer):
+    """What a listener that had keepalive on accepts has it off under `override`, and can turn it on
+    again."""
+    server, client = peer(cgroup_under({"off": ("override", "off")})["off"]), peer()
+    listener = server.open_socket(socket.AF_INET)
+    server.set_option(listener, "keepalive", 1)
+    address = server.listen(listener, ["127.0.0.1", 0])
+    assert server.keepalive(listener) == 0
+    server.set_option(listener, "keepalive", 1)
+    client.connection(address)
+    accepted = server.accept(listener)
+    assert server.keepalive(accepted) == 0
+    server.set_option(accepted, "keepalive", 1)
+    assert server.keepalive(accepted) == 1
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("fill", 1), ("override", 0), ("enforce", 0)])
+@pytest.mark.parametrize("way", ["new", "open"])
+def test_keepalive_is_off_to_a_destination(cgroup, peer, policy, mode, expected, way):
+    """`keepalive: off` of a destination is that of its policy's mode."""
+    destination = f"mode: {mode}\ndestinations: [{{to: 127.0.0.2, keepalive: off}}]"
+    client, server = peer(cgroup), peer()
+    server.listen(server.open_socket(socket.AF_INET), ["0.0.0.0", 7000])
+    if way == "new":
+        policy("{idle: 61}", destination)
+    found = {}
+    for host in ("127.0.0.1", "127.0.0.2"):
+        number = found[host] = client.open_socket(socket.AF_INET)
+        client.set_option(number, "keepalive", 1)
+        client.connect(number, [host, 7000])
+    if way == "open":
+        policy("{idle: 61}", destination)
+    options = {host: client.options(number) for host, number in found.items()}
+    assert options == {
+        "127.0.0.1": UNTOUCHED | {"keepalive": 1, "idle": 61},
+        "127.0.0.2": UNTOUCHED | {"keepalive": expected},
+    }
+    client.set_option(found["127.0.0.2"], "keepalive", 1)
+    assert client.keepalive(found["127.0.0.2"]) == (0 if mode == "enforce" else 1)
 
 
 @pytest.fixture
@@ -280,7 +377,8 @@ def test_user_timeout_of_nothing_is_the_upper_bound(cgroup_under, connected):
         ("override", "{idle: 61}", False),
         ("enforce", "{idle: 61}", True),
         ("fill", "{idle: 61..62}", True),
-        ("enforce", "off", False),
+        ("enforce", "off", True),
+        ("override", "off", False),
     ],
 )
 def test_setsockopt_is_linked_while_a_policy_needs_it(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from kabpf.policy.presets import presets
 
 POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing, log"
-OPTIONS = "idle, interval, probes, user_timeout, jitter, syn_retries, preset"
+OPTIONS = (
+    "idle, interval, probes, user_timeout, jitter, syn_retries, connect_timeout, preset, timeout"
+)
 KEEPALIVE = "off, on, or options (idle, interval, ...)"
 SECONDS = "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)"
 TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
@@ -161,10 +163,14 @@ SELECTORS = [
         "1: select[0].cgroup: a list, expected a cgroup path, as /system.slice/nginx.service",
     ),
 ]
+NEVER = "for no probes at all write keepalive: off with mode: override or enforce"
 VALUES = [
     ("keepalive: {idle: 0}", "1: keepalive.idle: 0 is not in 1 to 32767 seconds"),
-    ("keepalive: {idle: 32768}", "1: keepalive.idle: 32768 is not in 1 to 32767 seconds"),
-    ("keepalive: {idle: 10h}", "1: keepalive.idle: 10h is not in 1 to 32767 seconds"),
+    (
+        "keepalive: {idle: 32768}",
+        f"1: keepalive.idle: 32768 is not in 1 to 32767 seconds; {NEVER}",
+    ),
+    ("keepalive: {idle: 10h}", f"1: keepalive.idle: 10h is not in 1 to 32767 seconds; {NEVER}"),
     ("keepalive: {interval: 0s}", "1: keepalive.interval: 0s is not in 1 to 32767 seconds"),
     ("defaults: {interval: 1d}", "1: defaults.interval: 1d is not in 1 to 32767 seconds"),
     ("keepalive: {probes: 0}", "1: keepalive.probes: 0 is not in 1 to 127"),
@@ -214,6 +220,18 @@ RANGES = [
         "keepalive: {user_timeout: 0..1s}",
         "1: keepalive.user_timeout: 0 is not in 1 to 2147483647 ms",
     ),
+    (
+        "keepalive: {idle: 60s..60s}",
+        "1: keepalive.idle: 60s..60s is a range of one value, expected 60s with mode: enforce",
+    ),
+    (
+        "defaults: {interval: 1m..60}",
+        "1: defaults.interval: 1m..60 is a range of one value, expected 1m with mode: enforce",
+    ),
+    (
+        "keepalive: {idle: 1..10h}",
+        f"1: keepalive.idle: 10h is not in 1 to 32767 seconds; {NEVER}",
+    ),
     ("keepalive: {idle: 30s..}", f"1: keepalive.idle: 30s.., expected {SECONDS}"),
     ("keepalive: {idle: ..5m}", f"1: keepalive.idle: ..5m, expected {SECONDS}"),
     ("keepalive: {idle: ..}", f"1: keepalive.idle: .., expected {SECONDS}"),
@@ -231,6 +249,8 @@ RANGES = [
     ),
 ]
 JITTER = "a percentage, 0% to 50%"
+CONNECT = "a time of at least a second (10, 10s, 2500ms, 1m) or off"
+IDLE_TIMEOUT = "the idle timeout of a middlebox in seconds (350, 350s, 4m, 1h)"
 PRESETS = ", ".join(presets())
 MORE_OPTIONS = [
     ("keepalive: {syn_retries: 0}", "1: keepalive.syn_retries: 0 is not in 1 to 127"),
@@ -242,6 +262,38 @@ MORE_OPTIONS = [
     (
         "defaults: {syn_retries: }",
         "1: defaults.syn_retries: nothing, expected a number, 1 to 127",
+    ),
+    (
+        "keepalive: {connect_timeout: 500ms}",
+        "1: keepalive.connect_timeout: 500ms is not in 1000 to 2147483647 ms",
+    ),
+    (
+        "keepalive: {connect_timeout: 5..10}",
+        f"1: keepalive.connect_timeout: 5..10, expected {CONNECT}",
+    ),
+    (
+        "keepalive: {connect_timeout: auto}",
+        f"1: keepalive.connect_timeout: auto, expected {CONNECT}",
+    ),
+    ("keepalive: {timeout: 11s}", "1: keepalive.timeout: 11s is not in 12 to 432000 seconds"),
+    ("keepalive: {timeout: 6d}", "1: keepalive.timeout: 6d is not in 12 to 432000 seconds"),
+    ("keepalive: {timeout: 350ms}", f"1: keepalive.timeout: 350ms, expected {IDLE_TIMEOUT}"),
+    ("defaults: {timeout: off}", f"1: defaults.timeout: off, expected {IDLE_TIMEOUT}"),
+    ("keepalive: {timeout: 1m..2m}", f"1: keepalive.timeout: 1m..2m, expected {IDLE_TIMEOUT}"),
+    ("keepalive: {timeout: [350]}", f"1: keepalive.timeout: a list, expected {IDLE_TIMEOUT}"),
+    (
+        "keepalive: {preset: aws-nlb, timeout: 350}",
+        "1: keepalive.timeout: beside preset, expected one of the two",
+    ),
+    (
+        "defaults:\n  timeout: 350\n  preset: aws-nlb",
+        "2: defaults.timeout: beside preset, expected one of the two",
+    ),
+    (
+        "keepalive: {preset: aws-alb}",
+        "1: keepalive.preset: aws-alb closes a connection after 60 s without data, and keepalive"
+        " sends none (Elastic Load Balancing, Application Load Balancers: connection idle timeout);"
+        " let the application send some in time",
     ),
     ("keepalive: {jitter: 10}", f"1: keepalive.jitter: 10, expected {JITTER}"),
     ("keepalive: {jitter: 10%%}", f"1: keepalive.jitter: 10%%, expected {JITTER}"),

@@ -208,13 +208,26 @@ def test_existing_says_nothing_about_younger_cgroups() -> None:
         assert changed[2].owed == new
 
 
+@pytest.mark.parametrize(("mode", "owed"), [("fill", False), ("override", True), ("enforce", True)])
+def test_sockets_are_visited_to_turn_keepalive_off(mode: str, owed: bool) -> None:
+    """`keepalive: off` says something of open sockets, unless the application's word counts."""
+    off = {"select": [{"cgroup": "/a"}], "keepalive": "off", "mode": mode}
+    plan, desired = planned_policies({"a": off}, tree(["/a"]))
+    changes = diff.diff(plan, Actual(), desired, visits=False)
+    assert changes.cgroups[2].owed == owed
+
+
 @pytest.mark.parametrize(
     ("rules", "needs"),
     [
         ({"keepalive": {"idle": 5}, "mode": "override"}, Needs()),
         ({"keepalive": {"idle": 5}, "mode": "enforce"}, Needs(setsockopt=True)),
         ({"keepalive": {"probes": "3..5"}}, Needs(setsockopt=True)),
-        ({"keepalive": {"syn_retries": 3}}, Needs(syn_retries=True)),
+        ({"keepalive": {"syn_retries": 3}}, Needs(before_syn=True)),
+        ({"keepalive": {"connect_timeout": 3}}, Needs(before_syn=True)),
+        ({"keepalive": "off"}, Needs()),
+        ({"keepalive": "off", "mode": "override"}, Needs()),
+        ({"keepalive": "off", "mode": "enforce"}, Needs(setsockopt=True)),
         (
             {
                 "keepalive": "off",

@@ -45,6 +45,15 @@ REFUSED = [
         [(1, "idle: the range 1..2 to 10.0.0.0/8", "one value")],
     ),
     (
+        f"{SELECT}keepalive:\n  idle: 30\n  connect_timeout: 10s\n"
+        "destinations: [{to: 10.0.0.0/8, idle: 9}, {to: '::1', connect_timeout: off}]\n",
+        [(4, "connect_timeout", "syn_retries in its place")],
+    ),
+    (
+        f"{SELECT}keepalive: on\ndestinations: [{{to: 10.0.0.0/8, connect_timeout: 9}}]\n",
+        [(1, "connect_timeout to 10.0.0.0/8", "syn_retries in its place")],
+    ),
+    (
         f"{SELECT}keepalive: {{idle: 30..60}}\ndestinations: [{{to: 10.0.0.0/8, probes: 3}}]\n",
         [(2, "idle: the range 30..60", "one value")],
     ),

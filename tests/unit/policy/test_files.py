@@ -128,7 +128,7 @@ OPTIONS = st.fixed_dictionaries(
         "idle": NUMBERS,
         "interval": NUMBERS,
         "probes": NUMBERS,
-        "preset": st.sampled_from(["aws-nlb", "aws-alb"]),
+        "preset": st.sampled_from(["aws-nlb", "azure-lb"]),
     },
 )
 POLICY = st.fixed_dictionaries(
@@ -209,7 +209,7 @@ def spelled_out(options: dict[str, Any]) -> dict[str, int]:
     given = {key: value for key, value in options.items() if key != "preset"}
     if "preset" not in options:
         return given
-    idle, interval = {"aws-nlb": (175, 29), "aws-alb": (30, 5)}[options["preset"]]
+    idle, interval = {"aws-nlb": (175, 29), "azure-lb": (120, 20)}[options["preset"]]
     return {"idle": idle, "interval": interval, "probes": 5, **given}
 
 

@@ -14,6 +14,8 @@ import pytest
 from kabpf.errors import PolicyError
 from kabpf.policy import options, parser
 from kabpf.policy.model import (
+    BEFORE_SYN,
+    BY_KEY,
     ON_COMMAND_LINE,
     ON_SOCKETS,
     OPTIONS,
@@ -43,13 +45,16 @@ def test_every_option_has_a_row() -> None:
 
 def test_rows_agree_with_themselves() -> None:
     """A range has a Range's field; errors name the limits that hold; what commands take, a user may
-    ask for."""
+    ask for, unless each connection of the machine is looked at for it."""
     for row in OPTIONS:
         whole = Options(**{row.field: Range(row.low, row.high) if row.is_range else row.high})
         assert options_of(options_json(whole)) == whole
         assert ("Range" in Options.__annotations__[row.field]) == row.is_range
         assert row.unit in ("s", "ms") or row.limits in row.expected
-    assert [row for row in (*ON_COMMAND_LINE, *ON_SOCKETS) if not row.for_users] == []
+        assert not row.none or row.none in (*row.words, "0%")
+        assert not (row.for_users and row.before_syn)
+    assert [row for row in ON_SOCKETS if not row.for_users] == []
+    assert [row for row in ON_COMMAND_LINE if not row.for_users] == list(BEFORE_SYN)
 
 
 def test_rows_are_in_the_order_of_the_programs() -> None:
@@ -62,14 +67,15 @@ def test_rows_are_in_the_order_of_the_programs() -> None:
 
 @pytest.mark.parametrize("row", SOCKET_OPTIONS, ids=lambda row: row.key)
 def test_limits_are_those_of_the_kernel(row: OptionRow) -> None:
-    """The kernel takes both limits, and nothing beyond; 0 is none where files can say so."""
+    """The kernel takes both limits, and nothing beyond; 0 is none where files can say so. A connect
+    timeout below a second it takes, and gives a second."""
     option = getattr(socket, row.socket_option)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
         for value in (row.low, row.high):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
             assert connection.getsockopt(socket.IPPROTO_TCP, option) == value
         for value in (row.low - 1, row.high + 1):
-            if value or not row.none:
+            if (value or not row.none) and (value, row.key) != (999, "connect_timeout"):
                 beyond = (value & 0xFFFFFFFF).to_bytes(4, sys.byteorder)
                 with pytest.raises(OSError, match="Invalid argument"):
                     connection.setsockopt(socket.IPPROTO_TCP, option, beyond)
@@ -79,13 +85,16 @@ def test_limits_are_those_of_the_kernel(row: OptionRow) -> None:
     ("text", "expected"),
     [
         ("idle: 30s..5m", Options(idle_s=Range(30, 300))),
-        ("idle: 5m..5m", Options(idle_s=Range(300, 300))),
         ("interval: 1..32767", Options(interval_s=Range(1, 32767))),
         ("probes: 3..9", Options(probes=Range(3, 9))),
         ("user_timeout: 1500ms..2m", Options(user_timeout_ms=Range(1500, 120_000))),
         ("user_timeout: 1ms..24d", Options(user_timeout_ms=Range(1, 2_073_600_000))),
         ("syn_retries: 1", Options(syn_retries=1)),
         ("syn_retries: '127'", Options(syn_retries=127)),
+        ("connect_timeout: 1000ms", Options(connect_timeout_ms=1000)),
+        ("connect_timeout: 10", Options(connect_timeout_ms=10_000)),
+        ("connect_timeout: 24d", Options(connect_timeout_ms=2_073_600_000)),
+        ("connect_timeout: off", Options()),
         ("jitter: 0%", Options(jitter_percent=0)),
         ("jitter: 50%", Options(jitter_percent=50)),
         ("idle: 30..60, jitter: 007%", Options(idle_s=Range(30, 60), jitter_percent=7)),
@@ -106,7 +115,17 @@ def test_option_is_read_in_the_units_of_the_kernel(text: str, expected: Options)
         ("preset: aws-nlb", "idle: 9, interval: 9, probes: 9", NLB),
         ("", "preset: aws-nlb", NLB),
         ("probes: 9", "preset: aws-nlb", Options(True, NLB.idle_s, NLB.interval_s, Range(9, 9))),
-        ("preset: aws-nlb", "preset: aws-alb", NLB),
+        ("preset: aws-nlb", "preset: azure-lb", NLB),
+        ("timeout: 350s", "", NLB),
+        ("timeout: 350", "preset: azure-lb", NLB),
+        ("preset: aws-nlb", "timeout: 4m", NLB),
+        ("", "timeout: 350", NLB),
+        ("idle: 60, timeout: 350", "", Options(True, Range(60, 60), NLB.interval_s, NLB.probes)),
+        (
+            "timeout: 100m",
+            "",
+            Options(True, Range.exactly(3000), Range.exactly(75), Range.exactly(5)),
+        ),
         (
             "preset: aws-nlb, user_timeout: auto",
             "",
@@ -127,15 +146,25 @@ def test_later_defaults_beat_an_earlier_preset() -> None:
         ("1.yaml", "defaults: {preset: aws-nlb, probes: 9}"),
         ("2.yaml", "defaults: {idle: 60}"),
         (FILE, "keepalive: on"),
-        ("z.yaml", "defaults: {preset: aws-alb, idle: 25}"),
+        ("z.yaml", "defaults: {preset: azure-lb, idle: 25}"),
     )
-    assert found[0].rules.options == Options(True, Range(25, 25), Range(5, 5), Range(5, 5))
+    assert found[0].rules.options == Options(True, Range(25, 25), Range(20, 20), Range(5, 5))
 
 
 def test_auto_takes_the_upper_bounds() -> None:
     """A user timeout of auto is idle + interval * probes of the upper bounds."""
     text = "keepalive: {idle: 30s..5m, interval: 5..10, probes: 3..6, user_timeout: auto}"
     assert policy(text).rules.options.user_timeout_ms == Range.exactly(360_000)
+
+
+def test_origins_of_a_timeout_have_its_arithmetic() -> None:
+    """`explain` says how each number comes from the timeout."""
+    found = policy("keepalive:\n  timeout: 100m\n  probes: 9\n").origins
+    assert {key: found[key] for key in ("idle", "interval", "probes")} == {
+        "idle": Origin(Source(FILE, 2), "timeout: half of 6000 s"),
+        "interval": Origin(Source(FILE, 2), "timeout: a twelfth of 6000 s, at most 75 s"),
+        "probes": Origin(Source(FILE, 3)),
+    }
 
 
 def test_origins_tell_where_every_value_comes_from() -> None:
@@ -194,6 +223,16 @@ TIMEOUTS = [
         " at least 70 s, or auto",
     ),
     ("idle: 60, interval: 10, probes: 1, user_timeout: auto", ""),
+    ("timeout: 350", ""),
+    (
+        "timeout: 60, idle: 60",
+        "idle: 60 s of policy a.service is not below the timeout (60 s), expected at most 30 s",
+    ),
+    (
+        "timeout: 60, interval: 15",
+        "interval: idle + 2 * interval of policy a.service (30 s + 2 * 15 s) is not below the"
+        " timeout (60 s), expected room for a second probe",
+    ),
     ("idle: 60, user_timeout: 5", ""),
     ("interval: 60, user_timeout: 5", ""),
     ("idle: 60, interval: 10, user_timeout: off", ""),
@@ -266,14 +305,14 @@ def test_destinations_are_warned_of_where_they_differ() -> None:
         "  - {to: 10.0.0.0/8, probes: 3}\n"
         "  - {to: 10.1.0.0/16, idle: 90}\n"
         "  - {to: fd00::/8, keepalive: off}\n"
-        "  - {to: fd01::/16, preset: aws-alb, idle: 60, user_timeout: off}\n"
+        "  - {to: fd01::/16, timeout: 60, idle: 60, user_timeout: off}\n"
     )
     timeout = f"{FILE}:1: keepalive.user_timeout: 30 s is below idle + interval of policy a.service"
     assert warnings([policy(text)]) == [
         f"{timeout} (60 s + 10 s), expected at least 70 s, or auto",
         f"{timeout} to 10.1.0.0/16 (90 s + 10 s), expected at least 100 s, or auto",
         f"{FILE}:6: destinations[3].idle: 60 s of policy a.service to fd01::/16 is not below the"
-        " time-out of preset aws-alb (60 s), expected at most 30 s",
+        " timeout (60 s), expected at most 30 s",
     ]
 
 
@@ -294,6 +333,10 @@ def test_warnings_come_in_the_order_of_reading() -> None:
         ("user_timeout", "auto", ""),
         ("preset", "azure-lb", ""),
         ("idle", "0", "0 is not in 1 to 32767 seconds"),
+        ("connect_timeout", "off", ""),
+        ("connect_timeout", "auto", f"auto, expected {BY_KEY['connect_timeout'].expected}"),
+        ("timeout", "1h", ""),
+        ("timeout", "11", "11 is not in 12 to 432000 seconds"),
         ("jitter", "60%", "60% is not in 0% to 50%"),
         ("preset", "azure-bl", "azure-bl, did you mean azure-lb?"),
     ],

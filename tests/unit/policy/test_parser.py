@@ -425,6 +425,7 @@ loopback: false
 keepalive:
   idle: 60..90
   syn_retries: 3
+  connect_timeout: 10s
   preset: aws-nlb
   interval: 10
   probes: "6"
@@ -434,6 +435,7 @@ keepalive:
 WORDS = [
     *("defaults", "policies", "select", "keepalive", "idle", "interval", "probes", "user_timeout"),
     *("jitter", "syn_retries", "preset", "mode", "direction", "destinations", "loopback", "to"),
+    *("connect_timeout", "timeout"),
     *("existing", "ports", "ipvs", "fill", "both", "true", "30s..5m", "..", "5..3", "10%", "99%"),
     *("::", "::1", "10.0.0.1", "10.0.0.0/8", "fe80::1/10", "/33", "65536", "[1, 1]", "user_unit"),
     *("unit", "cgroup", "service", "a", "/", "//", "..", "**", "on", "off", "auto", "no", "~", "."),
@@ -506,6 +508,7 @@ def check_options(given: Options) -> None:
         (given.probes, 127),
         (given.user_timeout_ms, 2**31 - 1),
         (given.syn_retries and Range.exactly(given.syn_retries), 127),
+        (given.connect_timeout_ms and Range.exactly(given.connect_timeout_ms), 2**31 - 1),
     ):
         assert range_ is None or 1 <= range_.low <= range_.high <= limit
     assert 0 <= given.jitter_percent <= 50

@@ -44,6 +44,7 @@ options = any_.builds(
     range_up_to(2**31 - 1) | any_.integers(1, 2147483).map(lambda s: Range.exactly(s * 1000)),
     any_.integers(0, 50),
     any_.none() | any_.integers(1, 127),
+    any_.none() | any_.integers(1000, 2**31 - 1),
 )
 off = any_.just(Options(keepalive=False))
 
@@ -84,7 +85,7 @@ def policies(draw: any_.DrawFn) -> Policy:
     for place, each in enumerate(theirs):
         if each.options.keepalive and own.keepalive:
             # A destination has all that its policy has, as parser.combine() makes it.
-            keys = ("idle_s", "interval_s", "probes", "syn_retries")
+            keys = ("idle_s", "interval_s", "probes", "syn_retries", "connect_timeout_ms")
             whole = {key: getattr(each.options, key) or getattr(own, key) for key in keys}
             theirs[place] = replace(each, options=replace(each.options, **whole))
     rules = Rules(
@@ -189,7 +190,7 @@ def test_whole_drop_in_reads_well() -> None:
         "destinations:",
         '  - {to: "10.0.0.0/8", ports: [22, 5432], keepalive: off}',
         '  - {to: "2001:db8::/32", idle: 5s..9s, interval: 5s, probes: 3, syn_retries: 4,'
-        " user_timeout: off, jitter: 0%}",
+        " user_timeout: off, jitter: 0%, connect_timeout: off}",
         "loopback: false",
         "existing: false",
         "log: sockets",
