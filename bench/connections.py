@@ -47,7 +47,7 @@ class Variant(NamedTuple):
     idle_s: tuple[int, int] = (60, 60)  # what the sockets must have, bounds included; 0: off
     user_timeout_ms: int = 0
     setsockopt: bool = False  # the policy needs it
-    syn_retries: bool = False  # the policy needs it
+    before_syn: bool = False  # the policy needs it
 
 
 def destinations(count: int) -> str:
@@ -94,7 +94,11 @@ VARIANTS = (
     Variant(f"the three from {DESTINATIONS:,} destinations", destinations(DESTINATIONS)),
     Variant("the three, jitter", f"keepalive: {{{THREE}, jitter: 10%}}", idle_s=(54, 60)),
     Variant(
-        "the three, SYN retries", f"keepalive: {{{THREE}, syn_retries: 3}}", syn_retries=True
+        "the three, SYN retries", f"keepalive: {{{THREE}, syn_retries: 3}}", before_syn=True
+    ),
+    Variant(
+        "the three, connect timeout", f"keepalive: {{{THREE}, connect_timeout: 10s}}",
+        before_syn=True,
     ),
     ENFORCED,
     RANGED,
@@ -182,7 +186,7 @@ def _run(
     machine: Machine, variant: Variant, places: dict[Variant, Path], programs: Programs
 ) -> tuple[float, float]:
     """Nanoseconds a cycle without the variant, and with it."""
-    look_before_syn(wanted=variant.syn_retries)
+    look_before_syn(wanted=variant.before_syn)
     sock_ops = programs.sock_ops if variant == NO_POLICY or variant.policy else -1
     process = Sockets(
         machine,
