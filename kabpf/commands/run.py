@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from kabpf.apply import dropins, reconcile, transient
+from kabpf.apply import clients, dropins, reconcile, transient
 from kabpf.errors import CommandError, PolicyError, RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel import cgroups, loading, mountinfo
@@ -29,7 +29,7 @@ from kabpf.migration import variables
 from kabpf.migration.variables import Asked
 from kabpf.plan.state import Cgroup
 from kabpf.policy import files, options
-from kabpf.policy.model import Options, Policy, Rules, Selector, Until
+from kabpf.policy.model import BEFORE_SYN, Options, Policy, Rules, Selector, Until
 from kabpf.policy.options import COMMAND_KEYS, TIMERS
 from kabpf.policy.yaml import Node, Source
 from kabpf.runtime import pidlock
@@ -65,12 +65,34 @@ def run(arguments: argparse.Namespace) -> NoReturn:
     else:
         from kabpf.requests import client  # here, because root does without
 
+        given = _without_variables_for_root(arguments, asked.options)
+        client.require_requestable(given)
         path = _scope(name, program)
         off = not asked.keepalive
-        client.attach(path, asked.options, off=off, defaults=False, existing=False)
+        client.attach(path, given, off=off, defaults=False, existing=False)
     if asked.debug and (why := _why_unlogged()):
-        print(f"kabpfctl: DD_DEBUG: no socket is logged: {why}", file=sys.stderr)
+        _warn(f"DD_DEBUG: no socket is logged: {why}")
+    for warning in asked.warnings:
+        _warn(f"{warning}; ignored")
+    if away := clients.started_elsewhere(words):
+        _warn(away)
     become(program, words, umask=arguments.umask)
+
+
+def _warn(text: str) -> None:
+    print(f"kabpfctl: {text}", file=sys.stderr)
+
+
+def _without_variables_for_root(
+    arguments: argparse.Namespace, options: Mapping[str, str]
+) -> dict[str, str]:
+    """The options without those that a variable gives and a user may not have."""
+    given = dict(options)
+    for row in BEFORE_SYN:
+        if row.key in given and not getattr(arguments, row.key):
+            del given[row.key]
+            _warn(f"{variables.VARIABLES[row.key][0]}: needs root; ignored")
+    return given
 
 
 def _why_unlogged() -> str | None:

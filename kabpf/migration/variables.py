@@ -2,7 +2,7 @@
 
 What is unset, or set to nothing, means the system's default; so does a 0 of msantos/libkeepalive,
 but for the user timeout, which it turns off. Anything else that those libraries would silently
-ignore is an error.
+ignore is an error, except a KEEPALIVE, which other software has, too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ VARIABLES = {
 WITHOUT_COUNTERPART = ("TCP_NODELAY", "TCP_DEFER_ACCEPT", "TCP_MAXSEG", "TCP_WINDOW_CLAMP")
 
 _DERIVED = "-1"  # the user timeout that is idle + interval * probes
+_SWITCH = {"off": "off", "on": "on"}  # libkeepalive's, which compares in any case
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Asked:
     keepalive: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
     debug: bool = False  # a line in the journal for each socket
+    warnings: tuple[str, ...] = ()  # of variables that are probably other software's
 
 
 def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked:
@@ -50,11 +52,15 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked
     contradict each other.
     """
     findings: list[str] = []
+    warnings: list[str] = []
     found: dict[str, str] = {}
     for key, names in VARIABLES.items():
         if key in decided:
             continue
         given = {name: environment[name] for name in names if environment.get(name)}
+        if key == "keepalive" and (foreign := _foreign(given)):
+            del given["KEEPALIVE"]
+            warnings.append(foreign)
         values: list[str] = []
         for name, text in given.items():
             with collected(findings):
@@ -80,14 +86,21 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked
             )
     if findings:
         raise PolicyError(*findings)
-    return Asked(keepalive, found if keepalive else {}, debug)
+    return Asked(keepalive, found if keepalive else {}, debug, tuple(warnings))
+
+
+def _foreign(given: Mapping[str, str]) -> str:
+    """What there is to say of a KEEPALIVE that is not libkeepalive's, as gunicorn's images have."""
+    text = given.get("KEEPALIVE", "on")
+    if text.lower() in _SWITCH:
+        return ""
+    return f"KEEPALIVE: {_shown(text)} is neither off nor on"
 
 
 def _value(name: str, key: str, text: str) -> str:
     """What a variable gives, as policy files spell it; "" is the system's."""
     if key not in BY_KEY:
-        # libkeepalive compares in any case.
-        words = {"off": "off", "on": "on"} if name == "KEEPALIVE" else {"0": "off", "1": "on"}
+        words = _SWITCH if name == "KEEPALIVE" else {"0": "off", "1": "on"}
         if text.lower() not in words:
             raise PolicyError(f"{name}: {_shown(text)}, expected {' or '.join(words)}")
         return words[text.lower()]
@@ -98,7 +111,7 @@ def _value(name: str, key: str, text: str) -> str:
         raise PolicyError(f"{name}: {_shown(text)}, expected a number, {row.limits}")
     number = int(text)
     if number == 0 and name.startswith("TCP_"):
-        return "off" if key == "user_timeout" else ""
+        return "off" if "off" in row.words else ""
     if not row.low <= number <= row.high:
         raise PolicyError(f"{name}: {text} is not in {row.limits}")
     return f"{number}ms" if key == "user_timeout" else str(number)

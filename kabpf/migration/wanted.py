@@ -137,8 +137,10 @@ def _value(one: Assignment, owner: str) -> tuple[str, list[str]]:
 
 
 def _check(name: str, value: str) -> None:
-    if (name, value) != ("TCP_USER_TIMEOUT", "-1"):
-        variables.read({name: value})
+    if (name, value) == ("TCP_USER_TIMEOUT", "-1"):
+        return
+    if warnings := variables.read({name: value}).warnings:
+        raise PolicyError(*warnings)
 
 
 def _direction(found: list[str], names: set[str]) -> Direction:

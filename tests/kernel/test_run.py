@@ -7,6 +7,7 @@ import re
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,42 @@ def test_environment_of_the_libraries_is_honoured(runner, address):
     """What libkeepalive and libdontdie read is taken, and the command line wins."""
     one = runner("--idle", 61, KEEPIDLE="30", DD_TCP_KEEPALIVE_INTVL="7", TCP_KEEPCNT="5")
     assert one.new(address) == UNTOUCHED | {"keepalive": 1, "idle": 61, "interval": 7, "probes": 5}
+
+
+def test_syn_retries_of_the_environment_bound_connect(runner, peer):
+    """TCP_SYNCNT is honoured as msantos/libkeepalive does, and the command line wins."""
+    server = peer()
+    address = server.listen(server.open_socket(socket.AF_INET), ["127.0.0.1", 0], 0)
+    server.connection(address)  # for which alone there is room: the next SYN is not answered
+    for arguments, environment, expected in (
+        ((), {"TCP_SYNCNT": "1"}, 1),
+        (("--syn-retries", 3, "--connect-timeout", "9s"), {"TCP_SYNCNT": "1"}, 3),
+        ((), {"TCP_SYNCNT": "0", "TCP_KEEPIDLE": "0", "KEEPIDLE": ""}, 6),
+    ):
+        one = runner(*arguments, **environment)
+        number = one.open_socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        assert one.connect_error(number, address) == "EINPROGRESS"
+        retries = one.get_bytes(number, socket.SOL_TCP, socket.TCP_SYNCNT, 4)
+        assert int.from_bytes(bytes.fromhex(retries), sys.byteorder) == expected
+        assert one.options(number)["user_timeout"] == (9000 if arguments else 0)
+
+
+def test_foreign_keepalive_is_said():
+    """A KEEPALIVE that is other software's stops no command."""
+    done = run("echo", "begun", env={"KEEPALIVE": "65"})
+    assert (done.returncode, done.stdout) == (0, "begun\n")
+    assert done.stderr == "kabpfctl: KEEPALIVE: 65 is neither off nor on; ignored\n"
+
+
+def test_command_whose_work_is_elsewhere_is_said(tmp_path):
+    """The client of an engine runs, and one line says that its containers are not covered."""
+    (tmp_path / "docker").write_text("#!/bin/sh\necho begun\n")
+    (tmp_path / "docker").chmod(0o755)
+    done = run("./docker", "run", "debian", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "begun\n")
+    assert done.stderr == (
+        "kabpfctl: docker: a container runs in another cgroup, which this policy does not cover\n"
+    )
 
 
 def test_debugging_is_a_log(runner, address, kabpfd):

@@ -211,6 +211,8 @@ def test_variables_of_the_other_library(look: Look) -> None:
             "KEEPIDLE: 60s, expected a number, 1 to 32767 seconds; libkeepalive takes it for 60"),
         (f"{DONTDIE} DD_USE_KEEPALIVE=no", "keepalive: on",
             "DD_USE_KEEPALIVE: no, expected 0 or 1; libdontdie ignores it"),
+        (f"{KEEPALIVE} KEEPALIVE=65", "keepalive: on",
+            "KEEPALIVE: 65 is neither off nor on; libkeepalive ignores it"),
     ],
 )  # fmt: skip
 def test_value_that_is_ignored(look: Look, lines: str, expected: str, said: str) -> None:

@@ -48,6 +48,14 @@ SECONDS = [*VARIABLES["idle"], *VARIABLES["interval"]]
         ("TCP_KEEPIDLE=0 TCP_KEEPINTVL=0 TCP_KEEPCNT=00 TCP_SYNCNT=0", Asked()),
         ("TCP_KEEPIDLE=9 TCP_USER_TIMEOUT=0", Asked(options={"idle": "9", "user_timeout": "off"})),
         ("TCP_KEEPIDLE=0 KEEPIDLE=", Asked()),
+        (
+            "KEEPALIVE=65 KEEPIDLE=9",
+            Asked(options={"idle": "9"}, warnings=("KEEPALIVE: 65 is neither off nor on",)),
+        ),
+        (
+            "KEEPALIVE=65 DD_USE_KEEPALIVE=0",
+            Asked(keepalive=False, warnings=("KEEPALIVE: 65 is neither off nor on",)),
+        ),
     ],
 )
 def test_variables_are_options(variables: str, asked: Asked) -> None:
@@ -92,7 +100,6 @@ def test_limits_of_seconds_are_the_kernels(name: str, text: str) -> None:
             "TCP_KEEPIDLE=0 KEEPIDLE=9",
             "KEEPIDLE=9 and TCP_KEEPIDLE=0 contradict each other, expected one of them",
         ),
-        ("KEEPALIVE=no", "KEEPALIVE: no, expected off or on"),
         ("DD_USE_KEEPALIVE=off", "DD_USE_KEEPALIVE: off, expected 0 or 1"),
         ("DD_DEBUG=yes", "DD_DEBUG: yes, expected 0 or 1"),
         (

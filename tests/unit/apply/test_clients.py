@@ -1,0 +1,36 @@
+"""Commands that have their work done elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from kabpf.apply.clients import started_elsewhere
+
+AWAY = "runs in another cgroup, which this policy does not cover"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("docker run -it debian", f"docker: a container {AWAY}"),
+        ("/usr/bin/podman run debian", f"podman: a container {AWAY}"),
+        ("podman run --cgroups=disabled debian", ""),
+        ("systemctl restart nginx", f"systemctl: a unit {AWAY}"),
+        ("systemd-run --scope sleep 9", f"systemd-run: its command {AWAY}"),
+        ("su - bob -c id", f"su: a login session {AWAY}"),
+        ("machinectl shell box", f"machinectl: a machine's shell {AWAY}"),
+        ("snap run firefox", f"snap: an application {AWAY}"),
+        ("flatpak run org.x", f"flatpak: an application {AWAY}"),
+        ("sudo docker ps", f"docker: a container {AWAY}"),
+        ("env -i A=1 nice -n 5 docker ps", f"docker: a container {AWAY}"),
+        ("timeout 5 docker ps", f"docker: a container {AWAY}"),
+        ("env", ""),
+        ("sudo -u bob id", ""),
+        ("psql service=billing", ""),
+        ("grep docker /etc/group", ""),
+        ("./docker-entrypoint.sh", ""),
+    ],
+)
+def test_command_whose_work_is_elsewhere_is_told(command: str, said: str) -> None:
+    """It is known by its name, also behind what becomes it; one that stays is not told of."""
+    assert started_elsewhere(command.split()) == said
