@@ -25,11 +25,15 @@ class KabpfError(Exception):
 
 
 class PolicyError(KabpfError):
-    """One or more findings in policy files, as `file:line: key: what, what was expected`."""
+    """One or more findings in policy files, as `file:line: key: what, what was expected`.
 
-    def __init__(self, *findings: str) -> None:
+    `since` is when what is wrong was changed last, in seconds since the epoch, where that is known.
+    """
+
+    def __init__(self, *findings: str, since: float | None = None) -> None:
         super().__init__("\n".join(findings))
         self.findings = findings
+        self.since = since
 
 
 @contextlib.contextmanager

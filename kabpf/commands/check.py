@@ -18,6 +18,7 @@ from kabpf.kernel import dataplane, loading
 from kabpf.kernel.loading import Loader
 from kabpf.policy import btf_required, files, parser
 from kabpf.policy.model import Policy, warnings
+from kabpf.systemd import late_mounts
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -28,7 +29,10 @@ def check(arguments: argparse.Namespace) -> int:
         for name in arguments.files:
             results.append(_checked(name, partial(_read_alone, Path(name)), loader))
     else:
-        results.append(_checked("policy files", partial(files.load, files.SYSTEM), loader))
+        result = _checked("policy files", partial(files.load, files.SYSTEM), loader)
+        with contextlib.suppress(PolicyError):  # which is among the errors
+            result["warnings"] += late_mounts.warnings(files.paths(files.SYSTEM))
+        results.append(result)
     if arguments.json:
         print(json.dumps(results, indent=2))
     for result in results:
@@ -55,7 +59,10 @@ def _checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) 
 
 
 def _read_alone(path: Path) -> tuple[Policy, ...]:
-    """One file's policies, with the defaults of the installed files if they can be read."""
+    """One file's policies, with the defaults of the installed files if they can be read. A file
+    that is installed itself is judged as such."""
+    if path.absolute().parent in files.SYSTEM.all:
+        files.require_visible(path.absolute(), files.SYSTEM.hidden)
     defaults: list[parser.PolicyFile] = []
     with contextlib.suppress(PolicyError):
         for installed in files.paths(files.SYSTEM):

@@ -30,6 +30,7 @@ from kabpf.kernel.loading import Loader
 from kabpf.policy import btf_required, files
 from kabpf.policy.model import Policy, warnings
 from kabpf.runtime import pidlock
+from kabpf.systemd import late_mounts
 from kabpf.systemd.units import DIRECTORIES, unit_names
 
 PINNED = {
@@ -117,7 +118,7 @@ def _policy_files(here: Here) -> Findings:
             closed = text.endswith(os.strerror(errno.EACCES)) and not here.machine.is_root
             yield note(text, "sudo kabpfctl doctor") if closed else error(text, "kabpfctl check")
         return
-    for text in warnings(policies):
+    for text in (*warnings(policies), *late_mounts.warnings(parsed)):
         yield warning(text, "kabpfctl check")
     if loading.loader(PINS) == Loader.BCC:
         for text in btf_required.findings(policies):

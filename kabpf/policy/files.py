@@ -1,11 +1,16 @@
-"""Where policy files are, which of them count, who may own them, and reading them all."""
+"""Where policy files are, which of them count, who may own them, and reading them all.
+
+Every reader judges them as kabpf.service does: what the service can't see is wrong for all.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import filterfalse
 from pathlib import Path
@@ -16,14 +21,22 @@ from kabpf.policy.model import Policy
 from kabpf.policy.parser import RUNTIME, TRANSIENT, PolicyFile, combine, parse
 
 FILE_SIZE_MAX = 64 * 1024
+LINKS_MAX = 40  # that the kernel follows (MAXSYMLINKS)
 
 
 @dataclass(frozen=True)
 class Directories:
-    """Where policy files are: one main file, and drop-in directories with the strongest first."""
+    """Where policy files are: one main file, and drop-in directories with the strongest first; and
+    the trees that kabpf.service does not see, where no link may lead."""
 
     main: Path
     drop_ins: tuple[Path, ...]
+    hidden: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every directory in which a policy file may be."""
+        return tuple(dict.fromkeys((self.main.parent, *self.drop_ins)))
 
 
 SYSTEM = Directories(
@@ -35,8 +48,10 @@ SYSTEM = Directories(
         Path("/usr/local/lib/kabpf/policy.d"),
         Path("/usr/lib/kabpf/policy.d"),
     ),
+    ("/home", "/root", "/run/user", "/tmp", "/var/tmp"),  # by ProtectHome= and PrivateTmp=
 )
 
+Marks = dict[Path, tuple[int, ...]]
 Cache = dict[Path, tuple[tuple[int, ...], PolicyFile]]
 
 
@@ -63,16 +78,20 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     """
     read_now: Cache = {}
     findings: list[str] = []
-    for directory in dict.fromkeys((directories.main.parent, *directories.drop_ins)):
+    wrong: list[Path] = []
+    for directory in directories.all:
         # Before any of its files counts: one that masks another is never opened.
-        with collected(findings):
-            _check_directory(directory)
+        with _collected_of(directory, findings, wrong):
+            _check_directory(directory, directories.hidden)
     for path in filterfalse(_is_null, _strongest(directories)):
-        with collected(findings):
-            read_now[path] = _read_unless_cached(path, cache or {})
+        with _collected_of(path, findings, wrong):
+            read_now[path] = _read_unless_cached(path, cache or {}, directories.hidden)
     if findings:
-        raise PolicyError(*findings)
-    policies = combine([file for _, file in read_now.values()])
+        raise PolicyError(*findings, since=min(map(_changed_at, wrong)))
+    try:
+        policies = combine([file for _, file in read_now.values()])
+    except PolicyError as error:  # of several files together: the last change has made it wrong
+        raise PolicyError(*error.findings, since=max(map(_changed_at, read_now))) from None
     if cache is not None:
         cache.clear()
         cache.update(read_now)
@@ -82,11 +101,33 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
 def stamp(directories: Directories, besides: Collection[Path] = ()) -> str:
     """Another text whenever a policy file was added, removed, written or given to somebody else;
     one of `besides` may be."""
-    digest = hashlib.blake2b(digest_size=16)
+    return digest(marks(directories), besides)
+
+
+def marks(directories: Directories) -> Marks:
+    """What a change of a policy file, or of a directory of theirs, changes."""
     parents = (directories.main.parent, *directories.drop_ins)
-    for path in (*parents, *_strongest(directories)):
+    return {path: _stamp(_status(path)) for path in (*parents, *_strongest(directories))}
+
+
+def lasting(directories: Directories) -> tuple[list[Path], str]:
+    """The files that count and are there after a reboot, too, in the order they are read, and a
+    stamp of these alone."""
+    ends = (RUNTIME, TRANSIENT)
+    statuses = {
+        path: status
+        for path in _strongest(directories)
+        if path.parent not in ends and (status := _status(path)) and status.st_size  # or a mask
+    }
+    return [*statuses], digest({path: _stamp(status) for path, status in statuses.items()})
+
+
+def digest(marks: Marks, besides: Collection[Path] = ()) -> str:
+    """The stamp of files with these marks."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, mark in marks.items():
         if path not in besides:
-            digest.update(repr((str(path), _stamp(_status(path)))).encode())
+            digest.update(repr((str(path), mark)).encode())
     return digest.hexdigest()
 
 
@@ -119,11 +160,70 @@ def _strongest(directories: Directories) -> list[Path]:
 
 def read(path: Path) -> PolicyFile:
     """Read one file, whoever owns it. Raises PolicyError."""
+    return parse(content(path), str(path))
+
+
+def content(path: Path) -> bytes:
+    """The text of one file, whoever owns it. Raises PolicyError."""
     with _opened(path) as descriptor:
-        return parse(_content(path, descriptor), str(path))
+        return _content(path, descriptor)
 
 
-def _read_unless_cached(path: Path, cache: Cache) -> tuple[tuple[int, ...], PolicyFile]:
+def require_visible(path: Path, hidden: Collection[str]) -> None:
+    """Raise PolicyError where a path leads through a tree that kabpf.service does not see."""
+    for place in _places(str(path)):
+        for tree in hidden:
+            if place == tree or place.startswith(f"{tree}/"):
+                raise PolicyError(
+                    f"{path}: leads to {place}, which kabpf.service can't see, expected a file"
+                    f" outside of {', '.join(hidden)}"
+                )
+
+
+def _places(path: str) -> Iterator[str]:
+    """What opening a path comes by that links lead to: also what is missing, as it is for the
+    service below trees that it does not see."""
+    pending, here, links = path.split("/")[::-1], "", 0
+    while pending and links <= LINKS_MAX:
+        part = pending.pop()
+        if part == "..":
+            here = here.rpartition("/")[0]
+        if part in ("", ".", ".."):
+            continue
+        here = f"{here}/{part}"
+        if links:
+            yield here
+        try:
+            target = os.readlink(here)
+        except OSError:
+            continue
+        links += 1
+        pending += target.split("/")[::-1]
+        here = "" if target.startswith("/") else here.rpartition("/")[0]
+
+
+@contextlib.contextmanager
+def _collected_of(path: Path, findings: list[str], wrong: list[Path]) -> Iterator[None]:
+    before = len(findings)
+    with collected(findings):
+        yield
+    if len(findings) > before:
+        wrong.append(path)
+
+
+def _changed_at(path: Path) -> float:
+    """When a file, or a link to it, was changed last."""
+    found = [os.stat(path, follow_symlinks=False)] if os.path.lexists(path) else []
+    if status := _status(path):
+        found.append(status)
+    return max((status.st_ctime for status in found), default=time.time())
+
+
+def _read_unless_cached(
+    path: Path, cache: Cache, hidden: Collection[str]
+) -> tuple[tuple[int, ...], PolicyFile]:
+    if path.is_symlink():
+        require_visible(path, hidden)
     with _opened(path) as descriptor:
         status = os.fstat(descriptor)
         _check_owner(path, status)
@@ -201,7 +301,8 @@ def _status(path: Path) -> os.stat_result | None:
         return None  # said with its reason when the file is opened
 
 
-def _check_directory(directory: Path) -> None:
+def _check_directory(directory: Path, hidden: Collection[str]) -> None:
+    require_visible(directory, hidden)
     try:
         _check_owner(directory, os.stat(directory), read_only=_is_read_only(directory))
     except FileNotFoundError:

@@ -88,3 +88,21 @@ def test_bad_file_is_said_and_its_correction_comes_into_force(machine, idle):
     assert idle() == 61
     machine.write("/etc/kabpf/policy.d/app.service.yaml", _policy(62))
     wait_until(lambda: idle() == 62, "the corrected policy", SECONDS)
+
+
+@pytest.mark.parametrize("place", ["/root/dotfiles", "/home/me", "/tmp/x", "/var/tmp/x"])
+def test_link_that_the_service_can_not_follow_is_wrong_for_everybody(machine, place):
+    """`check`, `apply`, `status`, `doctor` and the service say the same of it."""
+    machine.write(f"{place}/app.service.yaml", KEEPALIVE)
+    link = "/etc/kabpf/policy.d/app.service.yaml"
+    machine.run("ln", "-s", f"{place}/app.service.yaml", link)
+    tree = next(each for each in ("/root", "/home", "/tmp", "/var/tmp") if place.startswith(each))
+    said = f"{link}: leads to {tree}, which kabpf.service can't see"
+    for command in (("check",), ("check", link), ("apply",)):
+        done = machine.attempt("kabpfctl", *command)
+        assert done.returncode == 1
+        assert said in done.stderr
+    for command in ("status", "doctor"):
+        assert said in machine.attempt("kabpfctl", command).stdout.replace("\n", " ")
+    wait_until(lambda: said in machine.show("kabpf.service", "StatusText"), said, SECONDS)
+    machine.run("kabpfctl", "check", f"{place}/app.service.yaml")  # before it is installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -305,6 +306,91 @@ def test_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
     os.chown(tmp_path / "target", 65534, 0)
     path = where.drop_ins[0] / "a.yaml"
     assert findings(where) == [f"{path}: owned by uid 65534, expected root"]
+
+
+@needs_root
+@pytest.mark.parametrize("way", ["file", "directory", "chain", "above", "missing", "relative"])
+def test_link_that_the_service_can_not_follow_is_refused(tmp_path: Path, way: str) -> None:
+    """What leads through a tree that kabpf.service does not see is wrong for whoever reads it, also
+    where the target is somewhere else in the end."""
+    where = dataclasses.replace(directories(tmp_path), hidden=("/none", str(tmp_path / "root")))
+    etc, seen = where.drop_ins[0], tmp_path / "seen"
+    (tmp_path / "root/d").mkdir(parents=True)
+    seen.mkdir()
+    put(seen / "a.yaml", UNIT % 7)
+    target = tmp_path / "root/d/a.yaml"
+    path = wrong = etc / "a.yaml"
+    if way == "directory":
+        put(target, UNIT % 7)
+        etc.rmdir()
+        etc.symlink_to(tmp_path / "root/d")
+        target, wrong = tmp_path / "root", etc
+    elif way == "above":
+        (seen / "up").symlink_to(tmp_path / "root/d")
+        path.symlink_to(seen / "up/../../seen/a.yaml")
+        target = tmp_path / "root"
+    elif way == "relative":
+        put(target, UNIT % 7)
+        path.symlink_to(os.path.relpath(target, etc))
+        target = tmp_path / "root"
+    else:
+        path.symlink_to(target)
+        if way == "chain":
+            target.symlink_to(seen / "a.yaml")
+        elif way == "file":
+            put(target, UNIT % 7)
+        target = tmp_path / "root"
+    assert findings(where) == [
+        f"{wrong}: leads to {target}, which kabpf.service can't see, expected a file outside of"
+        f" /none, {tmp_path}/root"
+    ]
+    if way != "missing":
+        assert idles(files.load(dataclasses.replace(where, hidden=()))) == [7]
+
+
+@needs_root
+def test_link_beside_a_hidden_tree_is_followed(tmp_path: Path) -> None:
+    """A name that only begins like that of the tree is another one; a link may lead to itself."""
+    where = dataclasses.replace(directories(tmp_path), hidden=(str(tmp_path / "root"),))
+    (tmp_path / "rootless").mkdir()
+    put(tmp_path / "rootless/a.yaml", UNIT % 7)
+    (where.drop_ins[0] / "a.yaml").symlink_to(tmp_path / "rootless/a.yaml")
+    assert idles(files.load(where)) == [7]
+    path = where.drop_ins[0] / "b.yaml"
+    path.symlink_to("b.yaml")
+    assert findings(where) == [f"{path}: cannot be read: Too many levels of symbolic links"]
+
+
+@needs_root
+def test_error_tells_since_when_files_are_wrong(tmp_path: Path) -> None:
+    """It is the change of the first file that is wrong; of files that contradict one another it is
+    the last change."""
+    where = directories(tmp_path)
+    etc = where.drop_ins[0]
+    put(etc / "a.service.yaml", b"keepalive: maybe\n")
+    changed = (etc / "a.service.yaml").stat().st_ctime
+    time.sleep(0.05)
+    put(etc / "b.service.yaml", b"keepalive: maybe\n")
+    put(etc / "c.service.yaml", b"keepalive: off\n")
+    with pytest.raises(PolicyError) as raised:
+        files.load(where)
+    assert (raised.value.since, len(raised.value.findings)) == (changed, 2)
+    put(etc / "a.service.yaml", b"keepalive: {user_timeout: auto}\n")
+    (etc / "b.service.yaml").unlink()
+    with pytest.raises(PolicyError) as raised:
+        files.load(where)
+    assert raised.value.since == max(path.stat().st_ctime for path in etc.iterdir())
+
+
+@needs_root
+def test_link_is_wrong_since_it_was_made(tmp_path: Path) -> None:
+    """A link may be younger than the file that it leads to, and that be missing."""
+    where = directories(tmp_path)
+    path = where.drop_ins[0] / "a.yaml"
+    path.symlink_to("nowhere")
+    with pytest.raises(PolicyError) as raised:
+        files.load(where)
+    assert raised.value.since == path.lstat().st_ctime
 
 
 @needs_root
