@@ -18,7 +18,8 @@ from kabpf.kernel import dataplane, loading
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files
 from kabpf.policy.files import Snapshot
-from kabpf.runtime.locks import locked
+from kabpf.runtime import notes
+from kabpf.runtime.locks import RUN, locked
 
 log = logging.getLogger("kabpfd")
 
@@ -54,35 +55,28 @@ class ActivePolicies:
         """Make active what the files say."""
         with locked():
             self._prune()
-            self._put_in_force(self.files.read())
+            self._put_in_force(self._read())
 
     def look_again(self) -> bool:
-        """Follow another process that changed something: reload, or let go where it has lifted
-        everything. False where it has."""
+        """Follow another process that changed something, or take back what is over: reload, but for
+        files that wait for it, or let go where everything was lifted. False where it was."""
         with locked():
             self._last = None
+            is_known = self._is_known()  # before files go
             self._prune()
             if dataplane.PINS.exists():
-                self._put_in_force(self.files.read())
+                waits = is_known and (
+                    isinstance(self.problem, PolicyError) or self.files.are_waiting()
+                )
+                self._put_in_force(self.files.read_transient() if waits else self._read())
                 return True
             self._close()
             self.dataplane.is_damaged, self.problem = False, None
             log.info("every policy was lifted; a reload puts them in force again")
             return False
 
-    def end(self) -> bool:
-        """Take back what is over. Files that wait for a reload wait on. False where `look_again`
-        says so."""
-        if self.files.good is None or not self.files.have_changed():
-            return self.look_again()
-        with locked():
-            good = self.files.forget(self._prune())
-            if dataplane.PINS.exists():
-                self._put_in_force(good)
-        return True
-
     def is_any_over(self) -> bool:
-        """Whether there is something for `end` to do."""
+        """Whether there is something for `look_again` to take back."""
         return any(transient.is_over(each, self._tree) for each in transient.standing().values())
 
     def needs_repair(self) -> bool:
@@ -108,6 +102,8 @@ class ActivePolicies:
 
     def adopt(self) -> None:
         """Open what is active, whatever the files say."""
+        if self.dataplane.loaded:  # and something of what they say was refused
+            return
         with locked(), contextlib.suppress(RefusedError):  # another version's
             if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
                 self.dataplane.open(loaded)
@@ -147,11 +143,21 @@ class ActivePolicies:
         """What is active, and what went wrong last, on one line."""
         return status.text(self.dataplane.loaded, self.files.good, self.problem)
 
-    def _prune(self) -> list[str]:
-        over = transient.prune(self._tree)
+    def _read(self) -> Snapshot:
+        snapshot = self.files.read()
+        self.problem = None
+        return snapshot
+
+    def _is_known(self) -> bool:
+        """Whether nobody has applied anything since but policies that end with their cgroups."""
+        applied = notes.read_applied(RUN)
+        good = self.files.good
+        return good is not None and applied is not None and applied.stamp == good.stamp
+
+    def _prune(self) -> None:
+        transient.prune(self._tree)
         standing = transient.standing().values()
         self.ends.watch(self._tree, (each.until for each in standing))
-        return over
 
     def _put_in_force(self, snapshot: Snapshot) -> None:
         if not self._is_open():
@@ -166,7 +172,8 @@ class ActivePolicies:
         tells = self.dataplane.loaded.reports_events
         self.log.listen(wanted=tells and any(policy.log for policy in snapshot.policies))
         self._last = reconcile.reconcile(snapshot, self.dataplane.loaded)
-        self.problem = None
+        if not isinstance(self.problem, PolicyError):  # which only other files mend
+            self.problem = None
 
     def _is_open(self) -> bool:
         """Whether what is pinned is open here, and active; anything else is open no more."""

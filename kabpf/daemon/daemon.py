@@ -97,10 +97,10 @@ class Daemon:
             self._update(self._active.look_again)
         elif self._active.ends.happened():
             self._timers.start(Timer.END, SETTLE_S)  # systemd removes it in a moment
-            self._update(self._active.end)
+            self._update(self._active.look_again)
         elif self._timers.take(Timer.END):
             if self._active.is_any_over():
-                self._update(self._active.end)
+                self._update(self._active.look_again)
         elif self._timers.take(Timer.LOOK):
             self._reload_if_changed()
         elif self._timers.take(Timer.BEAT):

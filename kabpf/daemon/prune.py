@@ -8,7 +8,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy import files
 from kabpf.runtime.locks import locked
-from kabpf.runtime.pidlock import tell_changed
+from kabpf.runtime.pidlock import running, tell_changed
 
 
 def prune(tree: CgroupTree) -> None:
@@ -22,6 +22,8 @@ def prune(tree: CgroupTree) -> None:
             with Dataplane(dataplane.PINS, tree, any_build=True) as loaded:
                 if reconcile.forget(names, loaded, (before, files.stamp(files.SYSTEM))):
                     return
+            if running():  # it knows which of the files wait for a reload
+                return
             snapshot = files.snapshot(files.SYSTEM)
             with reconcile.open_or_load(snapshot.policies, tree) as loaded:
                 reconcile.reconcile(snapshot, loaded)

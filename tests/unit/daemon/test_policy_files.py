@@ -11,6 +11,8 @@ from kabpf.daemon.policy_files import PolicyFiles
 from kabpf.errors import PolicyError
 from kabpf.policy import files
 from kabpf.policy.files import Directories, Snapshot
+from kabpf.policy.model import Options, Policy, Rules
+from kabpf.policy.yaml import Source
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="policy files belong to root")
 
@@ -84,14 +86,33 @@ def test_wrong_files_wait_for_a_change(where: Directories, known: PolicyFiles) -
 
 
 @needs_root
-def test_forgotten_policy_leaves_the_rest(where: Directories, known: PolicyFiles) -> None:
-    """Policies that are over leave the last good ones; files that wait for a reload wait on."""
-    for name in ("a.yaml", "b.yaml"):
-        put(where, name, UNIT)
+def test_files_that_wait_are_not_read_with_transient_ones(
+    where: Directories, known: PolicyFiles
+) -> None:
+    """What ends with a cgroup is read without the files that wait for a reload: these go on
+    waiting, and the stamp stays that of the files that were read."""
+    put(where, "a.yaml", UNIT)
     good = known.read()
-    put(where, "c.yaml", UNIT)
-    left = known.forget(["a", "nobody"])
-    assert names(left) == ["b"]
-    assert left == known.good
-    assert left.stamp == good.stamp
-    assert known.have_changed()
+    assert not known.are_waiting()
+    put(where, "b.yaml", UNIT)
+    assert known.are_waiting()
+    assert names(known.read_transient()) == ["a"]
+    assert known.good == good
+    assert known.are_waiting() and known.have_changed()
+    known.read()
+    assert not known.are_waiting()
+
+
+@needs_root
+def test_kept_policies_are_the_last_good_ones(where: Directories, known: PolicyFiles) -> None:
+    """Until the files are right, which they have then been for the first time."""
+    put(where, "a.yaml", WRONG)
+    with pytest.raises(PolicyError):
+        known.read()
+    source = Source("/etc/kabpf/policy.d/kept.yaml", 1)
+    kept = Snapshot("kept", (Policy("kept", (), Rules(Options()), source),))
+    assert known.restore(kept) == known.good == kept
+    assert not known.have_been_good
+    put(where, "a.yaml", UNIT)
+    assert names(known.read()) == ["a"]
+    assert known.have_been_good
