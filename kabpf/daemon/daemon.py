@@ -23,9 +23,15 @@ from kabpf.daemon.timers import Timer, Timers
 from kabpf.errors import KabpfError
 from kabpf.kernel import dataplane
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.runtime.pidlock import Alone
 from kabpf.systemd.notify import notify, watchdog_s
 
 log = logging.getLogger("kabpfd")
+
+LIFTED = "every policy is lifted; sockets keep the options they have"
+
+# What somebody who removes the daemon's directory removes with it.
+RESTART = "try: systemctl restart kabpf-retrofit.socket kabpf-request.socket"
 
 # How long after a reload the files are looked at once more: kabpf-reload.path is blind until the
 # reload that it asked for is done.
@@ -62,13 +68,15 @@ class Daemon:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def run(self) -> None:
+    def run(self, lock: Alone) -> None:
         """Put the policy in force, and keep it so until a signal says to stop.
 
         A policy that is in force already stays, even where a file is wrong now.
         """
         self._start()
         while not self._signals.arrived & (self.LIFT | self.LEAVE):
+            if lock.renew():
+                log.warning("%s was removed, and is made anew; %s", lock.path, RESTART)
             self._do_next()
             self._active.log.write()
             if not self._attempt(self._resolve_births):
@@ -151,7 +159,7 @@ class Daemon:
         notify("STOPPING=1")
         if self._signals.arrived & self.LIFT:
             self._active.lift()
-            log.info("every policy is lifted; sockets keep the options they have")
+            log.info("%s", LIFTED)
         elif self._active.dataplane.loaded:
             log.info("ended; what is in force stays so")
         else:

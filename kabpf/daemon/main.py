@@ -13,19 +13,24 @@ from typing import NamedTuple
 from kabpf import __version__
 from kabpf.apply import reconcile, retrofit
 from kabpf.daemon import prune
-from kabpf.daemon.daemon import Daemon
-from kabpf.errors import KabpfError, RefusedError
+from kabpf.daemon.daemon import LIFTED, Daemon
+from kabpf.errors import KabpfError, RefusedError, UnsupportedError
 from kabpf.kernel import bcc, cgroups, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import PINS
 from kabpf.runtime.locks import RUN, locked
-from kabpf.runtime.pidlock import alone, tell_changed
+from kabpf.runtime.pidlock import Alone, tell_changed
+from kabpf.systemd.notify import notify
 
 log = logging.getLogger("kabpfd")
 
+# The exit status where the machine lacks something: kabpf.service is not started again then.
+LACKING = 78  # EX_CONFIG of sysexits.h
+
 
 def main() -> int:
-    """Run the daemon, or the program that an option selects. Exit status 0, or 1 with the reason on
-    standard error."""
+    """Run the daemon, or the program that an option selects. Exit status 0, or 1 or LACKING with
+    the reason on standard error, and in what systemd shows of a service."""
     run = parser().parse_args().run
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
@@ -34,7 +39,8 @@ def main() -> int:
         run()
     except KabpfError as error:
         log.error("%s", error)
-        return 1
+        notify(f"STATUS={'; '.join(str(error).splitlines())}")
+        return LACKING if isinstance(error, UnsupportedError) else 1
     return 0
 
 
@@ -51,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _daemon() -> None:
     # Signals first: a command that finds the daemon by its lock may send one.
-    with Daemon(_tree()) as daemon, alone(RUN):
-        daemon.run()
+    with Daemon(_tree()) as daemon, Alone(RUN) as lock:
+        daemon.run(lock)
 
 
 def _compile() -> None:
@@ -73,8 +79,11 @@ def _install_units() -> None:
 def _lift() -> None:
     tree = _tree()
     with locked():
+        was_active = PINS.exists()
         reconcile.lift(tree)
         tell_changed()
+    if was_active:
+        log.info("%s", LIFTED)
 
 
 def _prune() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kabpf.doctor.findings import Findings, error, note, ok, warning
+from kabpf.runtime.locks import RUN
 
 SERVICE, RELOAD, RETROFIT = "kabpf.service", "kabpf-reload.path", "kabpf-retrofit.socket"
 REQUEST = "kabpf-request.socket"  # which may be switched off
@@ -31,6 +32,7 @@ def findings() -> Findings:
         yield warning(f"systemctl: {done.stderr.strip()}", "systemctl status")
         return
     yield from judge(done.stdout)
+    yield from _removed_sockets(done.stdout)
 
 
 def judge(shown: str) -> Findings:
@@ -55,6 +57,16 @@ def judge(shown: str) -> Findings:
             f"{RETROFIT} is not active: open connections can't be given a policy",
             f"systemctl start {RETROFIT}",
         )
+
+
+def _removed_sockets(shown: str, run: Path = RUN) -> Findings:
+    """Sockets that systemd listens at, and that somebody has removed."""
+    for name, file in ((RETROFIT, "retrofit.socket"), (REQUEST, "request.socket")):
+        block = next((each for each in shown.split("\n\n") if f"Id={name}" in each), "")
+        if "ActiveState=active" in block.splitlines() and not (run / file).exists():
+            yield warning(
+                f"{run / file} is gone, where {name} listens", f"systemctl restart {name}"
+            )
 
 
 def _assignments(lines: list[str]) -> dict[str, str]:

@@ -8,8 +8,6 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from kabpf.errors import RefusedError
@@ -18,10 +16,12 @@ from kabpf.runtime.locks import RUN, monitor_lock, open_lock
 
 PATIENCE_S = 2  # with a daemon that is to log
 
+LOCK = "kabpfd.lock"
+
 _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
 
 
-def running(run: Path = RUN, lock: str = "kabpfd.lock") -> int | None:
+def running(run: Path = RUN, lock: str = LOCK) -> int | None:
     """The process id of the daemon, or None. Raises RefusedError where that can't be known."""
     try:
         with open(run / lock, "rb") as file:
@@ -51,16 +51,37 @@ def wait_for_log(run: Path = RUN) -> None:
         time.sleep(0.01)
 
 
-@contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Be the only daemon while the block runs, and be found by `running`."""
-    descriptor = open_lock(run, "kabpfd.lock")
-    try:
-        os.fchmod(descriptor, 0o600)  # also of one that was there
+class Alone:
+    """Inside, this process is the only daemon, and is found by `running`. A context manager."""
+
+    def __init__(self, run: Path) -> None:
+        self._run, self.path = run, run / LOCK
+        self._descriptor = -1
+
+    def __enter__(self) -> Alone:
+        self._descriptor = self._taken()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def renew(self) -> bool:
+        """Be found again where somebody has removed the lock's file; whether that was so. Raises
+        RefusedError where it can't be made anew, or another daemon was faster."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._descriptor), os.stat(self.path)):
+                return False
+        fresh = self._taken()
+        os.close(self._descriptor)
+        self._descriptor = fresh
+        return True
+
+    def _taken(self) -> int:
+        descriptor = open_lock(self._run, LOCK)
         try:
+            os.fchmod(descriptor, 0o600)  # also of one that was there
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RefusedError(f"kabpfd runs already, as process {running(run)}") from None
-        yield
-    finally:
-        os.close(descriptor)
+            os.close(descriptor)
+            raise RefusedError(f"kabpfd runs already, as process {running(self._run)}") from None
+        return descriptor

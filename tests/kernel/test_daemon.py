@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from harness import (
     PATIENCE,
     PINS,
     UNTOUCHED,
+    cgroup_root,
     known_cgroups,
     options_of_new,
     path_of,
@@ -432,3 +434,40 @@ def test_reload_attaches_again_what_was_detached_by_force(cgroup, write_policy, 
     assert options_of_new(peer, cgroup) == UNTOUCHED
     daemon.reload()
     assert options_of_new(peer, cgroup) == IDLE_61
+
+
+def test_removed_directory_of_the_daemon_is_made_anew(cgroup, write_policy, kabpfd, kabpfctl, peer):
+    """Whoever removes /run/kabpf hides kabpfd until its next word to the watchdog; then status
+    finds it, and it follows commands again."""
+    daemon = kabpfd(*WATCHED)
+    for path in Path("/run/kabpf").iterdir():  # a mount of the tests
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def found():
+        return json.loads(kabpfctl("status", "--json").stdout)["daemon"]
+
+    wait_until(lambda: found() == daemon.process.pid, "the lock")
+    top = path_of(cgroup)
+    write_policy("a.yaml", f'select: [{{cgroup: "{top}/w-*"}}]\nkeepalive: {{idle: 61}}\n')
+    kabpfctl("apply")
+    daemon.wait_for("policies in force: 1")
+    (cgroup / "w-1").mkdir()
+    client = peer(cgroup / "w-1")
+    _, address = peer().listener()
+    assert client.wait_for_keepalive(client.connection(address)) is not None
+
+
+def test_machine_that_lacks_something_has_a_status_of_its_own(kabpfctl):
+    """By it systemd knows that no restart helps; the reason is what systemd shows."""
+    script = (
+        f"umount --all --types cgroup2; umount -l {cgroup_root()};"
+        f" mount -t tmpfs tmpfs {cgroup_root()}; exec {BIN}/kabpfd"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=20 * PATIENCE,
+    )
+    assert done.returncode == 78, done.stderr
+    assert "cgroup2" in done.stderr

@@ -1,10 +1,13 @@
 """The life of kabpf.service: start, stop, restart, crash, reload."""
 
 import re
+import time
 
 import pytest
 from harness import UNTOUCHED, wait_until
 from machine import COVERED, KEEPALIVE
+
+SECONDS = 20
 
 # Open connections are left alone, so that one that was missed stays so.
 NEW_ONLY = f"select: [{{unit: app.service}}, {{unit: db.service}}]\n{KEEPALIVE}existing: false\n"
@@ -14,6 +17,10 @@ def _options_of_new(service, inside, unit="app.service"):
     _, address = inside().listener()
     client = service(unit)
     return client.options(client.connection(address))
+
+
+def _journal(machine):
+    return machine.run("journalctl", "--no-pager", "--output=cat", "--unit=kabpf.service")
 
 
 def _main_pid(machine):
@@ -183,3 +190,79 @@ def test_mounts_bpffs_where_it_is_missing(machine, service, inside):
     machine.run("systemctl", "start", "kabpf.service")
     assert machine.run("stat", "--file-system", "--format=%T", "/sys/fs/bpf") == "bpf_fs"
     assert _options_of_new(service, inside) == COVERED
+
+
+def test_failure_that_no_restart_mends_is_not_repeated(machine):
+    """Where a start takes 1.5 s and the machine lacks what kabpf needs, kabpf.service fails once,
+    and shows the reason."""
+    machine.write(
+        "/run/systemd/system/kabpf.service.d/lack.conf",
+        "[Service]\nInaccessiblePaths=/sys/fs/cgroup\nExecStartPre=/bin/sleep 1.5\n",
+    )
+    machine.run("systemctl", "daemon-reload")
+    assert machine.attempt("systemctl", "restart", "kabpf.service").returncode != 0
+    assert machine.show("kabpf.service", "ActiveState") == "failed"
+    assert machine.show("kabpf.service", "ExecMainStatus") == "78"
+    assert machine.show("kabpf.service", "StatusText").startswith("no cgroup2 tree")
+    said = _journal(machine).count("kabpfd: no cgroup2 tree")
+    time.sleep(4)  # in which it would have been started again
+    assert machine.show("kabpf.service", "ActiveState") == "failed"
+    assert (said, _journal(machine).count("kabpfd: no cgroup2 tree")) == (1, 1)
+
+
+def test_failure_that_stays_is_given_up(machine):
+    """Where a start takes long and fails of something else each time, systemd ends trying within
+    its limit."""
+    machine.write(
+        "/run/systemd/system/kabpf.service.d/fail.conf",
+        "[Service]\nExecStart=\nExecStart=/bin/sh -c 'sleep 1.5; exit 1'\n",
+    )
+    machine.run("systemctl", "daemon-reload")
+    machine.attempt("systemctl", "restart", "kabpf.service")
+    wait_until(
+        lambda: (
+            machine.show("kabpf.service", "Result") == "start-limit-hit"
+            or machine.show("kabpf.service", "ActiveState") == "failed"
+        ),
+        "the end of restarts",
+        60,
+    )
+
+
+def test_own_stop_is_not_taken_for_somebody_elses(machine):
+    """`systemctl stop kabpf` takes everything out of the kernel, and kabpfd does not say that
+    somebody else has; of `detach --all` it says so."""
+    lifted = "every policy was lifted; a reload puts them in force again"
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    machine.run("systemctl", "stop", "kabpf.service")
+    assert machine.pins() == []
+    assert lifted not in _journal(machine)
+    machine.run("systemctl", "start", "kabpf.service")
+    machine.run("kabpfctl", "detach", "--all")
+    wait_until(lambda: lifted in _journal(machine), "its word", SECONDS)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_removed_runtime_directory_is_made_anew(machine, writable):
+    """Whoever removes /run/kabpf hides kabpfd until its next word to the watchdog: then it makes
+    the directory anew, or where it may not is started again, and policies stay active. doctor says
+    which sockets have to be made anew."""
+    conf = f"[Service]\nWatchdogSec=2s\n{'' if writable else 'ReadOnlyPaths=/run'}\n"
+    machine.write("/run/systemd/system/kabpf.service.d/watchdog.conf", conf)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "kabpf.service")
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    pins = machine.pins()
+    machine.run("rm", "-r", "/run/kabpf")
+
+    def is_found():
+        return "daemon: running as process " in machine.run("kabpfctl", "status")
+
+    wait_until(is_found, "the daemon", SECONDS)
+    assert machine.pins() == pins
+    assert ("kabpfd.lock was removed, and is made anew; try: " in _journal(machine)) == writable
+    told = machine.attempt("kabpfctl", "doctor").stdout
+    assert "systemctl restart kabpf-request.socket" in told
+    assert ("systemctl restart kabpf-retrofit.socket" in told) == writable
+    machine.run("systemctl", "restart", "kabpf-request.socket", "kabpf-retrofit.socket")
+    assert "systemctl restart" not in machine.attempt("kabpfctl", "doctor").stdout

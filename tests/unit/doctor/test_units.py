@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kabpf.doctor import units
@@ -19,6 +21,7 @@ GOOD = {
     "load": "loaded", "active": "active", "file": "enabled", "result": "success", "reload": "no",
 }  # fmt: skip
 SERVICE, RELOAD, RETROFIT = "kabpf.service", "kabpf-reload.path", "kabpf-retrofit.socket"
+REQUEST = "kabpf-request.socket"
 HELPER = "kabpf-retrofit@3-120-0.service"
 IN_ORDER = ok("kabpf.service is enabled and active")
 
@@ -108,3 +111,19 @@ def test_units_as_systemd_shows_them(
 def test_systemd_that_says_nothing_is_no_finding() -> None:
     """systemctl that can't reach systemd prints nothing."""
     assert list(units.judge("")) == []
+
+
+def test_socket_that_was_removed_is_told(tmp_path: Path) -> None:
+    """systemd goes on listening where nobody finds it; a socket that is not active has no file."""
+    shown = "\n\n".join(
+        f"Id={name}\nLoadState=loaded\nActiveState={active}"
+        for name, active in ((RETROFIT, "active"), (REQUEST, "inactive"))
+    )
+    assert list(units._removed_sockets(shown, tmp_path)) == [
+        warning(
+            f"{tmp_path}/retrofit.socket is gone, where {RETROFIT} listens",
+            f"systemctl restart {RETROFIT}",
+        )
+    ]
+    (tmp_path / "retrofit.socket").touch()
+    assert list(units._removed_sockets(shown, tmp_path)) == []
