@@ -12,7 +12,7 @@ _faults: Counter[str] = Counter()
 
 
 def fault_point(step: str) -> None:
-    """Called before each step that changes the kernel's state. The tests have a process die there:
+    """Called before each step that changes what outlives a process. The tests have it die there:
     KABPF_FAULT is the step and how often it was come to, or "trace" to print them all."""
     if not _fault:
         return

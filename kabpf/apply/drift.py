@@ -22,6 +22,7 @@ class Comparison:
     applied: bool
     asks: bool = False  # some new cgroups need user space
     errors: list[str] = field(default_factory=list)  # in the policy files
+    wrong_since: float | None = None  # in seconds since the epoch, where that is known
     refused: str = ""  # what the kernel refused at the last reconcile
 
 
@@ -30,8 +31,11 @@ def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
     changed since."""
     applied = notes.read_applied(RUN)
     if loaded and applied and applied.stamp == files.stamp(files.SYSTEM):
-        return Comparison(applied.sources, not applied.refused, applied.asks, [], applied.refused)
-    policies, errors = _load_or_findings(loaded)
+        return Comparison(
+            applied.sources, not applied.refused, applied.asks, refused=applied.refused
+        )
+    policies, problem = _load_or_problem(loaded)
+    errors = list(problem.findings) if problem else []
     resolution = reconcile.preview(policies, tree, loaded)
     sources = {each.name: str(each.source) for each in policies}
     return Comparison(
@@ -39,14 +43,17 @@ def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
         not errors and not (resolution.changes if loaded else policies),
         resolution.plan.asks,
         errors,
+        wrong_since=problem.since if problem else None,
     )
 
 
-def _load_or_findings(loaded: Dataplane | None) -> tuple[tuple[Policy, ...], list[str]]:
+def _load_or_problem(
+    loaded: Dataplane | None,
+) -> tuple[tuple[Policy, ...], PolicyError | None]:
     try:
         policies = files.load(files.SYSTEM)
         if loaded:
             loaded.require_supported(policies)
-        return policies, []
+        return policies, None
     except PolicyError as error:
-        return (), list(error.findings)
+        return (), error

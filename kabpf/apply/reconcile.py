@@ -21,7 +21,7 @@ from kabpf.plan.state import Actual, Cgroup, CgroupEntry, Changes, Needs, Plan, 
 from kabpf.policy import btf_required
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Policy
-from kabpf.runtime import notes
+from kabpf.runtime import last_good, notes
 from kabpf.runtime.locks import RUN
 from kabpf.runtime.notes import Applied
 
@@ -102,11 +102,13 @@ def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolut
             # Open sockets that can't be visited must not keep what comes after them from new ones.
             for resolution in _passes(policies, loaded, visits=False):
                 loaded.apply(resolution.changes)
+            last_good.keep(snapshot)
             raise UnvisitedError(str(error)) from None
     except RefusedError as error:
         notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
         raise
     notes.keep_applied(Applied(stamp, resolution.plan.asks, sources), run)
+    last_good.keep(snapshot)
     # What the daemon keeps of it are the records; the entries of 10,000 cgroups take 8 MiB.
     actual = Actual(resolution.actual.records)
     return replace(resolution, actual=actual, changes=first or resolution.changes)

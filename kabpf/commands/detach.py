@@ -15,7 +15,7 @@ from kabpf.kernel.capabilities import require_root
 from kabpf.policy import files
 from kabpf.policy.parser import RUNTIME
 from kabpf.requests import client
-from kabpf.runtime import pidlock
+from kabpf.runtime import last_good, pidlock
 from kabpf.runtime.locks import locked
 
 
@@ -47,6 +47,7 @@ def detach(arguments: argparse.Namespace) -> int:
                 dropins.put_in_force(snapshot, loaded)
         else:
             reconcile.lift(tree)
+            last_good.forget(removed)
             pidlock.tell_changed()
     text = f"{output.shown(path)}: detached"
     if arguments.all:

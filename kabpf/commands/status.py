@@ -16,6 +16,7 @@ from kabpf.kernel.loading import Loader
 from kabpf.plan.state import Needs
 from kabpf.policy.model import options_json
 from kabpf.runtime import pidlock
+from kabpf.runtime.last_good import time_text
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -48,6 +49,7 @@ def status(arguments: argparse.Namespace) -> int:
         "policy_files": {
             "policies": len(comparison.sources),
             "errors": comparison.errors,
+            "wrong_since": comparison.wrong_since,
             "applied": comparison.applied,
         },
         "refused": comparison.refused,
@@ -118,7 +120,10 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield "  some new cgroups wait for kabpfctl apply: globs within names, or too many rules"
     policy_files = status["policy_files"]
     if policy_files["errors"]:
-        yield "policy files: wrong; the last good ones stay in force"
+        since = policy_files["wrong_since"]
+        wrong = f"wrong since {time_text(since)}" if since else "wrong"
+        outcome = "the last good ones stay in force" if status["loaded"] else "no policy is active"
+        yield f"policy files: {wrong}; {outcome}"
         yield from (f"  {output.shown(finding)}" for finding in policy_files["errors"])
     elif status["refused"]:
         yield "policy files: in force, except for what the kernel refused"

@@ -18,7 +18,7 @@ from kabpf.kernel import dataplane, loading
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files
 from kabpf.policy.files import Snapshot
-from kabpf.runtime import notes
+from kabpf.runtime import last_good, notes
 from kabpf.runtime.locks import RUN, locked
 
 log = logging.getLogger("kabpfd")
@@ -56,6 +56,24 @@ class ActivePolicies:
         with locked():
             self._prune()
             self._put_in_force(self._read())
+
+    def restore(self) -> bool:
+        """Make active what was applied last, before the boot or the stop; False where that is not
+        known."""
+        with locked():
+            try:
+                kept = last_good.read()
+                snapshot = kept.snapshot() if kept else None
+            except KabpfError as error:
+                log.warning("the last good policies can't be used: %s", error)
+                return False
+            if kept is None or snapshot is None:
+                return False
+            applied_at = last_good.time_text(kept.applied_at)
+            log.warning("the policies that were applied at %s become active again", applied_at)
+            self._prune()
+            self._put_in_force(self.files.restore(snapshot))
+            return True
 
     def look_again(self) -> bool:
         """Follow another process that changed something, or take back what is over: reload, but for

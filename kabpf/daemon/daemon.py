@@ -20,7 +20,7 @@ from kabpf.daemon import status
 from kabpf.daemon.active import ActivePolicies
 from kabpf.daemon.signals import Signals
 from kabpf.daemon.timers import Timer, Timers
-from kabpf.errors import KabpfError
+from kabpf.errors import KabpfError, PolicyError
 from kabpf.kernel import dataplane
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.runtime.pidlock import Alone
@@ -71,7 +71,8 @@ class Daemon:
     def run(self, lock: Alone) -> None:
         """Put the policy in force, and keep it so until a signal says to stop.
 
-        A policy that is in force already stays, even where a file is wrong now.
+        Where a file is wrong now, a policy that is in force already stays; else the last good ones
+        come into force. Raises RefusedError where it can't be found by its lock any more.
         """
         self._start()
         while not self._signals.arrived & (self.LIFT | self.LEAVE):
@@ -87,12 +88,23 @@ class Daemon:
         try:
             self._active.reload()
         except KabpfError as error:
+            if dataplane.PINS.exists():
+                self._active.adopt()
+            elif isinstance(error, PolicyError):
+                self._restore()
+            else:
+                raise
+            self._note(error)
+        self._say_ready()
+        self._beat()
+
+    def _restore(self) -> None:
+        try:
+            self._active.restore()
+        except KabpfError as error:
             if not dataplane.PINS.exists():
                 raise
             self._note(error)
-            self._active.adopt()
-        self._say_ready()
-        self._beat()
 
     def _do_next(self) -> None:
         """Do the most urgent thing that is due, or rest until something is."""
@@ -148,6 +160,8 @@ class Daemon:
         self._timers.start(Timer.BEAT, self._beat_s)
         if self._active.needs_repair():
             self._attempt(self._active.repair)
+        if not self._active.files.have_been_good:  # a mount may have come with the rest of them
+            self._reload_if_changed()
         alive = "" if self._active.dataplane.is_damaged else "WATCHDOG=1"
         notify(f"{alive}\nSTATUS={self._active.status()}")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kabpf.errors import KabpfError, UnvisitedError
+from kabpf.errors import KabpfError, PolicyError, UnvisitedError
 from kabpf.kernel import dataplane
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy.files import Snapshot
+from kabpf.runtime.last_good import time_text
 
 _STAYS = "the last good policy stays in force"
 
@@ -19,12 +20,22 @@ def text(loaded: Dataplane | None, good: Snapshot | None, problem: KabpfError | 
     # A line, because sd_notify() takes the next one for another assignment.
     lines = str(problem).splitlines()
     stays = f", and {_STAYS}" if _stays(problem) else ""
-    return f"{counts}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
+    return f"{counts}{_since(problem)}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
 
 
 def of_problem(problem: KabpfError) -> str:
     """What the log is told of a problem."""
-    return f"{_STAYS}: {problem}" if _stays(problem) else str(problem)
+    if _stays(problem):
+        return f"{_STAYS}: {problem}"
+    if isinstance(problem, PolicyError) and not dataplane.PINS.exists():
+        return f"no policy is active until the policy files are right: {problem}"
+    return str(problem)
+
+
+def _since(problem: KabpfError) -> str:
+    if isinstance(problem, PolicyError) and problem.since is not None:
+        return f"; policy files wrong since {time_text(problem.since)}"
+    return ""
 
 
 def _counts(loaded: Dataplane | None, good: Snapshot | None) -> str:

@@ -29,7 +29,7 @@ from kabpf.kernel.libbpf import links
 from kabpf.kernel.loading import Loader
 from kabpf.policy import btf_required, files
 from kabpf.policy.model import Policy, warnings
-from kabpf.runtime import pidlock
+from kabpf.runtime import last_good, pidlock
 from kabpf.systemd import late_mounts
 from kabpf.systemd.units import DIRECTORIES, unit_names
 
@@ -254,6 +254,36 @@ def _in_force(here: Here) -> Findings:
         yield ok("the policy files as they are now")
     elif not comparison.errors:
         yield warning("the policy files are not in force as they are now", "kabpfctl apply")
+    else:
+        since = (
+            f" since {last_good.time_text(comparison.wrong_since)}"
+            if comparison.wrong_since
+            else ""
+        )
+        yield warning(
+            f"the last good policies, because the policy files are wrong{since}", "kabpfctl check"
+        )
+
+
+def _last_good(_: Here) -> Findings:
+    """What a boot with a wrong policy file makes active."""
+    file = last_good.STATE / last_good.NAME
+    try:
+        kept = last_good.read()
+        if kept is None:
+            if files.paths(files.SYSTEM):
+                yield note(
+                    "no policies are kept for a boot with a wrong policy file", "kabpfctl apply"
+                )
+            return
+        kept.snapshot()
+    except KabpfError as problem:
+        yield warning(
+            f"no policy is active after a boot with a wrong policy file: {problem}",
+            f"rm {file}; kabpfctl apply",
+        )
+        return
+    yield ok(f"applied at {last_good.time_text(kept.applied_at)}, for a boot with a wrong file")
 
 
 def _limits(here: Here) -> Findings:
@@ -326,6 +356,7 @@ CHECKS = {
     "selectors": Check(_selectors),
     "fallbacks": Check(_fallbacks),
     "in force": Check(_in_force, needs_root=True),
+    "last good": Check(_last_good, needs_root=True),
     "limits": Check(_limits, needs_root=True),
     "daemon": Check(_daemon, needs_root=True),
     "units": Check(_units),

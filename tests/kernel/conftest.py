@@ -1,9 +1,9 @@
 """The kernel tier: real cgroups, network namespaces and sockets, read back by those who hold them.
 
 The whole session runs in a mount and a cgroup namespace of its own, with its own /etc/kabpf,
-/run/kabpf and BPF file system: a kabpf of the machine or of another session is neither seen nor
-touched, and nothing of that survives the session. Each test has to leave no program, map, link,
-pin, cgroup or process behind.
+/run/kabpf, /var/lib/kabpf and BPF file system: a kabpf of the machine or of another session is
+neither seen nor touched, and nothing of that survives the session. Each test has to leave no
+program, map, link, pin, cgroup or process behind.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from kabpf.kernel import bcc_compile
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
+DIRECTORIES = ("/etc/kabpf", "/run/kabpf", "/var/lib/kabpf")
 BTF, MODULES = Path("/sys/kernel/btf"), Path("/lib/modules")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -81,18 +82,18 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0) -> None:
 def own_mounts() -> Iterator[Path]:
     """Namespaces of our own for the whole session; the cgroup namespace that this one left."""
     with ExitStack() as held:
-        for path in ("/etc/kabpf", "/run/kabpf"):
+        for path in DIRECTORIES:
             held.enter_context(shared.directory(Path(path)))
         if libc.unshare(CLONE_NEWNS):
             raise OSError(ctypes.get_errno(), "unshare")
         mount(b"none", b"/", b"", MS_REC | MS_PRIVATE)
-        for target in (b"/etc/kabpf", b"/run/kabpf"):
-            mount(b"tmpfs", target, b"tmpfs")
+        for path in DIRECTORIES:
+            mount(b"tmpfs", os.fsencode(path), b"tmpfs")
         mount(b"bpf", b"/sys/fs/bpf", b"bpf")
         mount(b"proc", b"/proc", b"proc")  # a container may have a /proc/sys that can't be written
         yield held.enter_context(cgroup_namespace.entered())
-        for target in (b"/proc", b"/etc/kabpf", b"/run/kabpf", b"/sys/fs/bpf"):
-            libc.umount(target)
+        for path in ("/proc", *DIRECTORIES, "/sys/fs/bpf"):
+            libc.umount(os.fsencode(path))
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,7 @@ def nothing_left(request: pytest.FixtureRequest, run_kabpfctl: Kabpfctl) -> Iter
         before = _objects()
         yield
         run_kabpfctl("detach", "--all").check_returncode()
-        for directory in ("/etc/kabpf", "/run/kabpf"):
+        for directory in DIRECTORIES:
             for path in Path(directory).iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         deadline = time.monotonic() + 5 * PATIENCE

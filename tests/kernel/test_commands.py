@@ -12,6 +12,7 @@ from harness import BIN, PINS, UNTOUCHED, WITHOUT_SYS_ADMIN, options_of_new, pat
 
 from kabpf.kernel import dataplane
 from kabpf.kernel.abi import CTotals
+from kabpf.runtime.last_good import time_text
 
 pytestmark = pytest.mark.core
 
@@ -229,7 +230,9 @@ def test_status_counts_what_happened(cgroup, kabpfctl, peer):
         "established": 2, "listening": 1, "retrofitted": 1, "left": 1, "swallowed": 0,
         "limited": 0, "died": 0, "failed": {},
     }  # fmt: skip
-    assert status["policy_files"] == {"policies": 1, "errors": [], "applied": True}
+    assert status["policy_files"] == {
+        "policies": 1, "errors": [], "wrong_since": None, "applied": True,
+    }  # fmt: skip
 
 
 def test_status_counts_what_was_lost(kabpfctl):
@@ -251,7 +254,12 @@ def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):
     file.write_text("keepalive: maybe\n")
     shown = kabpfctl("status").stdout
     assert f"{file}:1: keepalive: maybe, expected off, on, or options" in shown
-    assert "the last good ones stay in force" in shown
+    assert f"wrong since {time_text(file.stat().st_ctime)}; the last good ones stay" in shown
+    kabpfctl("detach", "--all")
+    shown = kabpfctl("status").stdout
+    assert f"wrong since {time_text(file.stat().st_ctime)}; no policy is active" in shown
+    file.write_text("keepalive: on\n")
+    assert "policy files: not in force as they are now" in kabpfctl("status").stdout
 
 
 @pytest.mark.loaders

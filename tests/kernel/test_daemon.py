@@ -277,15 +277,6 @@ def test_bad_file_is_still_named_after_another_reconcile(cgroup, write_policy, k
     assert f"{bad}:1: keepalive.idle: never" in kabpfctl("status").stdout
 
 
-def test_start_with_a_bad_file_and_nothing_in_force_fails(write_policy, kabpfctl):
-    """Without a last good policy kabpfd says what is wrong and ends with status 1."""
-    bad = write_policy("b.yaml", "select: [{cgroup: /x}]\nkeepalive: {idle: never}\n")
-    done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20 * PATIENCE)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"kabpfd: {bad}:2: keepalive.idle: never, expected")
-    assert not PINS.exists()
-
-
 def test_start_with_a_bad_file_keeps_what_a_killed_daemon_left(cgroup, write_policy, kabpfd, peer):
     """A bad file at the start takes nothing away from what is in force."""
     write_policy("a.yaml", _policy(cgroup, 61))

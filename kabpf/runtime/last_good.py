@@ -1,0 +1,169 @@
+"""The policies that were applied last, kept in /var/lib/kabpf for a boot with a wrong policy file.
+
+`last-good.json` has two lines of JSON: what is known of the other one, and the texts of the policy
+files in the order they were read, of which the parser makes the same policies again. Files in /run
+are not kept: they end with the boot, and so do the ids of cgroups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kabpf.errors import PolicyError, RefusedError
+from kabpf.faults import fault_point
+from kabpf.policy import files, parser
+from kabpf.policy.files import Directories, Snapshot
+
+STATE = Path("/var/lib/kabpf")
+NAME = "last-good.json"
+VERSION = 1
+# Of a snapshot of kept policies: no policy files have it, so that these never count as applied.
+STAMP = "last good"
+
+
+class Kept(NamedTuple):
+    """Policy files as they were when they were applied."""
+
+    applied_at: float  # seconds since the epoch
+    stamp: str  # of the files, by `files.lasting`
+    texts: tuple[tuple[str, str], ...]  # path and text of each
+
+    def snapshot(self) -> Snapshot:
+        """Their policies. Raises PolicyError where this version of kabpf refuses them."""
+        parsed = [parser.parse(text.encode(), path) for path, text in self.texts]
+        return Snapshot(STAMP, parser.combine(parsed))
+
+
+def keep(snapshot: Snapshot, directories: Directories = files.SYSTEM, state: Path = STATE) -> None:
+    """Keep the files of which a snapshot was made, which is active now; only where they differ from
+    what is kept. The caller holds the lock. What can't be kept `read` does not find."""
+    if snapshot.stamp == STAMP:
+        return
+    with contextlib.suppress(OSError, RefusedError, PolicyError, UnicodeDecodeError):
+        paths, stamp = files.lasting(directories)
+        if _kept_stamp(state) == stamp:
+            return
+        texts = [(str(path), files.content(path).decode()) for path in paths]
+        if files.stamp(directories) == snapshot.stamp:  # and not changed since
+            _write(state, Kept(time.time(), stamp, tuple(texts)))
+
+
+def forget(removed: Collection[Path], state: Path = STATE) -> None:
+    """Keep these files no more, which a command has removed. The caller holds the lock."""
+    names = {str(path) for path in removed}
+    with contextlib.suppress(OSError, RefusedError):
+        kept = read(state)
+        if kept and names & {path for path, _ in kept.texts}:
+            texts = tuple(each for each in kept.texts if each[0] not in names)
+            _write(state, kept._replace(stamp="", texts=texts))
+
+
+def read(state: Path = STATE) -> Kept | None:
+    """What is kept, or None where nothing is. Raises RefusedError where it is of no use."""
+    raw = _read(state, lambda stream: stream.read())
+    if raw is None:
+        return None
+    first, _, rest = raw.partition(b"\n")
+    try:
+        head = json.loads(first)
+        if head["version"] != VERSION:
+            raise RefusedError(f"{state / NAME}: of another version of kabpf", hint=_AGAIN)
+        if head["digest"] != _digest(rest):
+            raise ValueError
+        texts = tuple((str(path), str(text)) for path, text in json.loads(rest))
+        return Kept(float(head["applied_at"]), str(head["stamp"]), texts)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise RefusedError(f"{state / NAME}: damaged", hint=_AGAIN) from None
+
+
+def time_text(seconds: float) -> str:
+    """A time as messages have it: here and now."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+_AGAIN = "expected a file that kabpfctl apply wrote"
+
+
+def _kept_stamp(state: Path) -> str:
+    """The stamp of what is kept, without a look at the rest of it."""
+    with contextlib.suppress(RefusedError, ValueError, TypeError, KeyError, RecursionError):
+        head = json.loads(_read(state, lambda stream: stream.readline()) or b"{}")
+        return str(head["stamp"]) if head["version"] == VERSION else ""
+    return ""
+
+
+def _read(state: Path, how: Callable[[Any], bytes]) -> bytes | None:
+    try:
+        with _opened(state) as directory:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(NAME, flags, dir_fd=directory), "rb") as stream:
+                _require_roots(state / NAME, os.fstat(stream.fileno()), stat.S_ISREG)
+                return how(stream)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RefusedError(f"read {state / NAME}", error.errno or 0) from None
+
+
+@contextlib.contextmanager
+def _opened(state: Path) -> Any:
+    descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _require_roots(state, os.fstat(descriptor), stat.S_ISDIR)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _require_roots(path: Path, status: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+    others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if status.st_uid != 0 or others or not is_kind(status.st_mode):
+        mode = stat.S_IMODE(status.st_mode)
+        raise RefusedError(
+            f"{path}: uid {status.st_uid}, mode {mode:04o}", hint="expected root's alone"
+        )
+
+
+def _write(state: Path, kept: Kept) -> None:
+    """The old file or the new one is there whole, whenever the machine stops."""
+    body = json.dumps(kept.texts).encode()
+    head = {
+        "version": VERSION,
+        "applied_at": kept.applied_at,
+        "stamp": kept.stamp,
+        "digest": _digest(body),
+    }
+    if not state.exists():
+        state.mkdir(mode=0o700)
+        _sync(state.parent)
+    fresh = f".{NAME}"
+    with _opened(state) as directory:
+        fault_point("write the last good policies")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(fresh, flags, 0o600, dir_fd=directory), "wb") as stream:
+            stream.write(json.dumps(head).encode() + b"\n" + body)
+            stream.flush()
+            os.fsync(stream.fileno())
+        fault_point("rename the last good policies")
+        os.rename(fresh, NAME, src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
