@@ -31,10 +31,18 @@ def socket_unit(machine):
     return start
 
 
-def _accepted(machine, slice="system.slice"):
-    """What port 7000 has accepted, by whichever process below the slice."""
-    found = connections(machine.cgroups / slice)
-    return [one.options for one in found if one.local[1] == 7000]
+def _wait_for_accepted(machine, count, slice="system.slice"):
+    """What port 7000 has accepted, by whichever process below the slice, once it is so many: from
+    one look, as systemd's processes pass sockets on until they execute the service."""
+    accepted = []
+
+    def look():
+        found = connections(machine.cgroups / slice)
+        accepted[:] = [one.options for one in found if one.local[1] == 7000]
+        return len(accepted) == count
+
+    wait_until(look, "the accepted connections")
+    return accepted
 
 
 @pytest.mark.parametrize("policy_first", [True, False])
@@ -49,8 +57,7 @@ def test_activated_service_has_its_options(machine, inside, socket_unit, policy_
         machine.drop_in("app.service.yaml", KEEPALIVE)
     client = inside()
     client.connection(("127.0.0.1", 7000))
-    wait_until(lambda: _accepted(machine), "the accepted connection")
-    assert _accepted(machine) == [COVERED]
+    assert _wait_for_accepted(machine, 1) == [COVERED]
 
 
 @pytest.mark.parametrize("drop_in", ["app.socket.yaml", "app@.service.yaml"])
@@ -62,9 +69,8 @@ def test_service_for_each_connection_has_its_options(machine, inside, socket_uni
     client = inside()
     for _ in range(3):
         client.connection(("127.0.0.1", 7000))
-    slice = "system.slice/system-app.slice"
-    wait_until(lambda: len(_accepted(machine, slice)) == 3, "the accepted connections")
-    assert _accepted(machine, slice) == [COVERED] * 3
+    accepted = _wait_for_accepted(machine, 3, "system.slice/system-app.slice")
+    assert accepted == [COVERED] * 3
 
 
 def test_scope_has_its_options(machine, inside):
