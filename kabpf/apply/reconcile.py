@@ -24,6 +24,7 @@ from kabpf.policy.model import Policy
 from kabpf.runtime import last_good, notes
 from kabpf.runtime.locks import RUN
 from kabpf.runtime.notes import Applied
+from kabpf.systemd import relations
 
 # Each pass but the last writes something; cgroups that come and go can ask for another one.
 PASSES_MAX = 50
@@ -154,7 +155,12 @@ def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | 
     """What `reconcile` would do first; changes nothing. Raises PolicyError as that does."""
     if loaded:
         loaded.require_supported(policies)
-    return _resolution(policies, Automaton(policies), tree, loaded)
+    return _resolution(policies, automaton_of(policies), tree, loaded)
+
+
+def automaton_of(policies: tuple[Policy, ...]) -> Automaton:
+    """The automaton of policies; services bring the sockets that systemd's files relate to them."""
+    return Automaton(relations.followed(policies))
 
 
 def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
@@ -198,7 +204,7 @@ def _passes(
 ) -> Iterator[Resolution]:
     """Looks at policies, tree and kernel, until there is nothing left to do; the caller applies
     each one's changes before it asks for the next."""
-    automaton = Automaton(policies)
+    automaton = automaton_of(policies)
     for _ in range(PASSES_MAX):
         resolution = _resolution(policies, automaton, loaded.tree, loaded, visits=visits)
         yield resolution

@@ -19,6 +19,7 @@ from kabpf.plan.patterns import Naming
 from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.model import OPTIONS, Policy, Selector, options_json
+from kabpf.systemd import relations
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Reason:
 def explain(arguments: argparse.Namespace) -> int:
     """Explain the policy of a cgroup, of a unit's cgroups, or of a process's."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    policies = tuple(each for each in files.load(files.SYSTEM) if not _is_over(each, tree))
+    policies = relations.followed(
+        tuple(each for each in files.load(files.SYSTEM) if not _is_over(each, tree))
+    )
     reasons = [reason(policies, cgroup) for cgroup in _cgroups(arguments.what, tree)]
     in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
     result = [as_json(each, in_force.get(each.cgroup.id)) for each in reasons]
@@ -201,6 +204,10 @@ def _named(selector: Selector) -> str:
 
 
 def _where(why: Reason) -> str:
-    if why.decided_at == why.cgroup.path:
-        return "it"
-    return f"{output.shown(why.decided_at)}, which it is in"
+    where = "it"
+    if why.decided_at != why.cgroup.path:
+        where = f"{output.shown(why.decided_at)}, which it is in"
+    is_service = why.selector is not None and why.selector.text.endswith(".service")
+    if is_service and why.decided_at.endswith(".socket"):
+        where += ", as one of its sockets"
+    return where

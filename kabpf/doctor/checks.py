@@ -30,7 +30,7 @@ from kabpf.kernel.loading import Loader
 from kabpf.policy import btf_required, files
 from kabpf.policy.model import Policy, warnings
 from kabpf.runtime import last_good, pidlock
-from kabpf.systemd import late_mounts
+from kabpf.systemd import late_mounts, relations
 from kabpf.systemd.units import DIRECTORIES, unit_names
 
 PINNED = {
@@ -143,7 +143,8 @@ def _selectors(here: Here) -> Findings:
     }
     covered = sum(1 for name in has.values() if name)
     files_of_units = {kind: unit_names(where) for kind, where in DIRECTORIES.items()}
-    yield from policy_checks.selectors(here.policies, has, files_of_units)
+    policies = relations.followed(here.policies)
+    yield from policy_checks.selectors(policies, has, files_of_units)
     yield ok(f"{covered} of {output.count(len(has), 'cgroup')} covered")
 
 

@@ -29,9 +29,10 @@ class Kind(IntEnum):
 
     GLOB = 0
     SOCKET = 1  # foo.socket, because foo.service or foo@.service is selected
-    UNIT = 2
-    USER_UNIT = 3
-    PATH = 4
+    RELATED_SOCKET = 2  # one that systemd's files relate to the service
+    UNIT = 3
+    USER_UNIT = 4
+    PATH = 5
 
 
 class Rank(NamedTuple):
@@ -95,8 +96,8 @@ def rank_of(pattern: Pattern) -> Rank:
 
 
 def patterns_of(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]]]:
-    """A selector's kind, literal prefix and names; a service brings its socket unit, in whose
-    cgroup systemd creates the listener, and a template that of an Accept=yes (systemd.socket(5)).
+    """A selector's kind, literal prefix and names; a service brings its socket units, in whose
+    cgroups systemd creates the listeners, and a template that of an Accept=yes (systemd.socket(5)).
     """
     text = selector.text
     glob = GLOB.search(text)
@@ -116,6 +117,9 @@ def patterns_of(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]
     if text.endswith(INSTANCES):
         socket = text.removesuffix(INSTANCES) + ".socket"
         kind = Kind.GLOB if GLOB.search(socket) else Kind.SOCKET
+        yield kind, prefix, (*above, ANY_DEPTH, _escaped(socket))
+    for socket in selector.sockets:
+        kind = Kind.GLOB if glob or GLOB.search(socket) else Kind.RELATED_SOCKET
         yield kind, prefix, (*above, ANY_DEPTH, _escaped(socket))
 
 

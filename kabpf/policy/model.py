@@ -183,6 +183,8 @@ class Selector:
     kind: str  # "unit", "user_unit" or "cgroup"
     text: str
     source: Source
+    # Socket units, or globs, that pass their listeners to a service, but for one of its name.
+    sockets: tuple[str, ...] = ()
 
     @property
     def is_glob(self) -> bool:

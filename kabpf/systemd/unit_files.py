@@ -90,7 +90,8 @@ class Units:
     def __init__(self, directories: Sequence[Path], type_: str = SERVICE) -> None:
         self._directories = directories
         self._type = type_
-        self._real = {
+        # The names that have a file, with those of their units; "" is masked.
+        self.real = {
             name: real
             for name, real in unit_names(directories).items()
             if name.endswith(f".{type_}")
@@ -102,12 +103,12 @@ class Units:
         drop-ins, or a link that starts them; no aliases, and nothing that is masked, hidden, or no
         name of a unit."""
         end = f".{self._type}"
-        found = set(self._real.values())
+        found = set(self.real.values())
         for directory in self._directories:
             drop_ins = (name.removesuffix(".d") for name in self._folders[directory])
             instances = (path.name for path in directory.glob(f"*.wants/*@?*{end}"))
             found.update(
-                self._real.get(name, name)
+                self.real.get(name, name)
                 for name in (*drop_ins, *instances)
                 if name.endswith(end) and name != end
             )
@@ -115,13 +116,13 @@ class Units:
 
     def has(self, name: str) -> bool:
         """Whether it is a name of a unit, or masked."""
-        return name in self._real
+        return name in self.real
 
     def files(self, name: str) -> list[Path]:
         """The file of a unit and its drop-ins, in the order in which they are read."""
         template = re.sub(r"@.*(\.\w+)$", r"@\1", name)
         paths = (directory / each for each in (name, template) for directory in self._directories)
-        aliases = [alias for alias, real in self._real.items() if real == name != alias]
+        aliases = [alias for alias, real in self.real.items() if real == name != alias]
         own = next((path for path in paths if _is_file(path)), None)
         return [*([own] if own else []), *self._drop_ins([name, *aliases])]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 # Where systemd has units by the kind of selector, the strongest first (systemd.unit(5)). Those in
@@ -49,3 +50,26 @@ def unit_names(directories: Iterable[str | Path]) -> dict[str, str]:
             real = "" if target == os.devnull else os.path.basename(target)
             names.setdefault(entry.name, real)
     return names
+
+
+def template_of(name: str) -> str:
+    """The template of an instance, or the name itself."""
+    return re.sub(r"@.*(\.[a-z]+)$", r"@\1", name)
+
+
+def of_instance(template: str, instance: str) -> str:
+    """The name of a template's instance."""
+    return template.replace("@.", f"@{instance}.", 1)
+
+
+def real_name(names: Mapping[str, str], name: str) -> str:
+    """The unit that a name means by these names of files: an alias is another's, that of a template
+    its instances', too. "" is masked; one without a file is itself."""
+    if name in names:
+        return names[name]
+    template = template_of(name)
+    real = names.get(template, template)
+    if real == template:
+        return name
+    start = template.index("@") + 1
+    return of_instance(real, name[start : len(name) - len(template) + start])

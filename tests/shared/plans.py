@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from kabpf.plan.state import Cgroup
 from kabpf.policy import parser
@@ -28,6 +29,11 @@ def spelled(named: Files) -> Policies:
         name: {"select": [selector], "keepalive": keepalive}
         for name, (selector, keepalive) in named.items()
     }
+
+
+def unit_directories(case: Path) -> dict[str, list[Path]]:
+    """Where a case has systemd's files, the strongest directory first: etc, run and usr."""
+    return {"unit": sorted((case / "units").glob("*"))}
 
 
 def tree(paths: list[str]) -> list[Cgroup]:

@@ -60,6 +60,37 @@ def test_activated_service_has_its_options(machine, inside, socket_unit, policy_
     assert _wait_for_accepted(machine, 1) == [COVERED]
 
 
+@pytest.mark.parametrize("policy_first", [True, False])
+@pytest.mark.parametrize(
+    ("socket_says", "service_says"),
+    [("Service=front.service\n", ""), ("", "Sockets=front-tcp.socket\n")],
+    ids=["Service=", "Sockets="],
+)
+def test_activated_service_has_its_options_from_a_socket_of_another_name(
+    machine, inside, policy_first, socket_says, service_says
+):
+    """A policy for the service covers what front-tcp.socket accepts for it, also where systemd
+    learns of the two after kabpf has its policy; `explain` says why."""
+    machine.write("/opt/accepting", ACCEPTING)
+    if policy_first:
+        machine.drop_in("front.service.yaml", KEEPALIVE)
+    listen = f"[Socket]\nListenStream=127.0.0.1:7000\n{socket_says}"
+    machine.write("/etc/systemd/system/front-tcp.socket", listen)
+    run = f"[Service]\nExecStart=/usr/bin/python3 /opt/accepting\n{service_says}"
+    machine.write("/usr/local/lib/systemd/system/front.service", run)
+    # systemd starts no socket without a service, be it another one than the socket is for.
+    machine.write("/run/systemd/system/front-tcp.service", "[Service]\nExecStart=/bin/true\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "front-tcp.socket" if socket_says else "front.service")
+    if not policy_first:
+        machine.drop_in("front.service.yaml", KEEPALIVE)
+    client = inside()
+    client.connection(("127.0.0.1", 7000))
+    wait_until(lambda: _wait_for_accepted(machine, 1) == [COVERED], "the options")
+    said = machine.run("kabpfctl", "explain", "front-tcp.socket")
+    assert "unit front.service" in said and "as one of its sockets" in said
+
+
 @pytest.mark.parametrize("drop_in", ["app.socket.yaml", "app@.service.yaml"])
 def test_service_for_each_connection_has_its_options(machine, inside, socket_unit, drop_in):
     """With Accept=yes systemd accepts and starts an instance for each connection; a policy for the

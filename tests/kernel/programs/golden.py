@@ -20,12 +20,15 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files, parser
 from kabpf.policy.files import Directories, Snapshot
 from kabpf.policy.model import Options, Range, Rules
+from kabpf.systemd import relations
 
 
 def policies_of(case):
     """A case's policies, told apart by idle: 100 s and their place; `off` is on, too."""
     where = Directories(case / "policy.yaml", (case / "policy.d",))
     policies = parser.combine([files.read(path) for path in files.paths(where)])
+    units = {"unit": sorted((case / "units").glob("*"))}
+    policies = relations.followed(policies, units)
     return tuple(
         replace(policy, rules=Rules(Options(idle_s=Range(idle, idle))))
         for idle, policy in enumerate(policies, 100)

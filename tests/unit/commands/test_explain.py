@@ -63,6 +63,13 @@ def test_ancestor_that_decides_is_named(policies: tuple[Policy, ...]) -> None:
     assert found.decided_at == "/b/x.service"
 
 
+def test_socket_is_told_from_its_service(policies: tuple[Policy, ...], tmp_path: Path) -> None:
+    """A socket that a service's selector brings along says so."""
+    lines = explain.lines(reason(policies, "/b/x.socket"), None)
+    because = f"  because unit x.service ({tmp_path}/policy.yaml:8) names it, as one of its sockets"
+    assert lines[2] == because
+
+
 @pytest.mark.parametrize("path", ["/", "/b", "/a"])
 def test_cgroup_without_policy_is_said_to_have_none(
     policies: tuple[Policy, ...], path: str

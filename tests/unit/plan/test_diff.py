@@ -12,7 +12,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mkdir import find_birth
-from plans import BIRTHS, POLICIES, Files, Policies, policies_of, read, spelled, tree
+from plans import (
+    BIRTHS,
+    POLICIES,
+    Files,
+    Policies,
+    policies_of,
+    read,
+    spelled,
+    tree,
+    unit_directories,
+)
 
 from kabpf.plan import diff
 from kabpf.plan.automaton import ANYWHERE, UNKNOWN, Automaton
@@ -31,6 +41,7 @@ from kabpf.plan.state import (
 from kabpf.policy import files, parser
 from kabpf.policy.files import Directories
 from kabpf.policy.model import Options, Range
+from kabpf.systemd import relations
 
 CASES = sorted((Path(__file__).parents[2] / "plans").iterdir())
 
@@ -41,6 +52,7 @@ def test_plan_of_a_tree_is_the_one_that_was_written_down(case: Path) -> None:
     cgroup that is missing there has none."""
     where = Directories(case / "policy.yaml", (case / "policy.d",))
     policies = parser.combine([files.read(path) for path in files.paths(where)])
+    policies = relations.followed(policies, unit_directories(case))
     cgroups = tree((case / "cgroups").read_text().splitlines())
     resolved = resolve(policies, Automaton(policies), cgroups, BIRTHS).cgroups
     found = [(cgroup.path, resolved[cgroup.id].policy) for cgroup in cgroups]
