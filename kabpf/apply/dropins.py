@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from kabpf import root_files
 from kabpf.apply import reconcile
 from kabpf.apply.reconcile import Resolution
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.plan.state import Cgroup, record
-from kabpf.policy.files import Snapshot
+from kabpf.policy.files import FILE_SIZE_MAX, Snapshot
 from kabpf.policy.model import Policy
 from kabpf.policy.parser import RUNTIME
 from kabpf.runtime.pidlock import tell_changed
@@ -86,8 +87,8 @@ def owned(cgroup_id: int | str) -> list[Path]:
 @contextlib.contextmanager
 def written(file: Path, content: bytes | None) -> Iterator[None]:
     """Replace a file, or with None remove it; where the block fails, put back what was there."""
-    before = file.read_bytes() if file.exists() else None
     try:
+        before = root_files.read(file, FILE_SIZE_MAX) if os.path.lexists(file) else None
         _write(file, content)
     except OSError as error:
         raise RefusedError(f"write {file}", error.errno or 0) from None
@@ -109,15 +110,4 @@ def _write(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}")
-    try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        with open(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(descriptor)
-        os.rename(fresh, file)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
+    root_files.replace(file, content, mode=0o644, sync=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from kabpf import root_files
 from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel.cgroups import CgroupTree
@@ -112,7 +113,8 @@ def prune(tree: CgroupTree) -> list[str]:
         if NAME.fullmatch(cgroup.name) and not tree.is_populated(cgroup):
             remove(tree, cgroup)
     for unfinished in TRANSIENT.glob(".*"):
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
     over = [file for file, ending in standing().items() if is_over(ending, tree)]
     for file in over:
         fault_point("remove the drop-in")
@@ -134,7 +136,9 @@ def standing() -> dict[Path, Ending]:
     endings = {}
     for file in (*files.entries(RUNTIME), *files.entries(TRANSIENT)):
         with contextlib.suppress(OSError, ValueError):
-            text = file.read_text() if files.has_policy_name(file) else ""
+            if not files.has_policy_name(file):
+                continue
+            text = root_files.read(file, files.FILE_SIZE_MAX).decode()
             if until := writer.until_of(text):
                 endings[file] = Ending(until, is_of_user="\nowner: " in text)
     return endings

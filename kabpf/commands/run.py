@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from kabpf import proc
 from kabpf.apply import clients, dropins, reconcile, transient
 from kabpf.errors import CommandError, PolicyError, RefusedError
 from kabpf.faults import fault_point
@@ -35,6 +36,8 @@ from kabpf.policy.yaml import Node, Source
 from kabpf.runtime import pidlock
 from kabpf.runtime.locks import RUN, locked
 from kabpf.systemd import scopes
+
+ENVIRONMENT_MAX = 6 << 20  # three quarters of 8 MiB, of which arguments have a part (execve(2))
 
 
 def run(arguments: argparse.Namespace) -> NoReturn:
@@ -279,7 +282,8 @@ def _restore_locale() -> None:
     """Take back what Python itself has put into the environment: where the locale is C, it sets
     LC_CTYPE (PEP 538)."""
     with contextlib.suppress(OSError):
-        first = Path("/proc/self/environ").read_bytes()  # what this process was started with
+        # What this process was started with.
+        first = proc.read("/proc/self/environ", ENVIRONMENT_MAX)
         if match := re.search(rb"(?:\A|\0)LC_CTYPE=([^\0]*)", first):
             os.putenv(b"LC_CTYPE", match[1])
         else:

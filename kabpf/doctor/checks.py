@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -328,9 +327,8 @@ def _daemon(here: Here) -> Findings:
 
 
 def _unit_of(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        match = re.search(r"^0::.*/(.+)$", Path(f"/proc/{pid}/cgroup").read_text(), re.MULTILINE)
-        return match[1] if match else ""
+    with contextlib.suppress(RefusedError):
+        return cgroups.path_of_process(pid).rpartition("/")[2]
     return ""
 
 

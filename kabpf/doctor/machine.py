@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from kabpf import proc
 from kabpf.errors import KabpfError, RefusedError, UnsupportedError
 from kabpf.kernel import bcc_compile, capabilities, loading, mountinfo
 from kabpf.kernel.bcc_compile import Lack
@@ -21,6 +22,7 @@ BPFFS = PINS.parent
 # PROC_CGROUP_INIT_INO and PROC_USER_INIT_INO in the kernel's linux/proc_ns.h; "" is without /proc.
 FIRST_NAMESPACES = ("cgroup:[4026531835]", "user:[4026531837]", "")
 
+CONFIG_MAX = 1 << 20
 CONFIG = ("BPF_SYSCALL", "CGROUP_BPF", "DEBUG_INFO_BTF", "INET")
 SYSCTLS = (
     "net.ipv4.tcp_keepalive_time",
@@ -80,7 +82,7 @@ def facts() -> Machine:
         features_missing=features_missing,
         compiler_missing=None if has_btf else bcc_compile.missing(),
         config_missing=_config_missing(release) if features_missing or not has_btf else (),
-        lockdown=_text("/sys/kernel/security/lockdown"),
+        lockdown=_line("/sys/kernel/security/lockdown"),
         mounts=_mounts(),
         cgroup_namespace=_link("/proc/self/ns/cgroup"),
         user_namespace=user_namespace,
@@ -94,7 +96,7 @@ def facts() -> Machine:
         yaml=yaml_version,
         yaml_in_c=yaml_in_c,
         packages_missing=tuple(each for each in PACKAGES if find_spec(each) is None),
-        sysctls={name: _text(f"/proc/sys/{name.replace('.', '/')}") for name in SYSCTLS},
+        sysctls={name: _line(f"/proc/sys/{name.replace('.', '/')}") for name in SYSCTLS},
     )
 
 
@@ -139,15 +141,16 @@ def _call_problem() -> str:
 
 
 def _config_missing(release: str) -> tuple[str, ...]:
-    text = _text(f"/boot/config-{release}")
-    if not text:
+    try:
+        lines = proc.read(f"/boot/config-{release}", CONFIG_MAX).split(b"\n")
+    except OSError:
         import gzip  # here, because it is seldom needed
 
         try:
-            text = gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
+            lines = gzip.decompress(proc.read("/proc/config.gz", CONFIG_MAX)).split(b"\n")
         except OSError:
             return ()
-    return tuple(name for name in CONFIG if f"\nCONFIG_{name}=y" not in text)
+    return tuple(name for name in CONFIG if f"CONFIG_{name}=y".encode() not in lines)
 
 
 def _yaml() -> tuple[str, bool]:
@@ -158,10 +161,11 @@ def _yaml() -> tuple[str, bool]:
     return yaml.__version__, bool(yaml.__with_libyaml__)
 
 
-def _text(path: str) -> str:
+def _line(path: str) -> str:
+    """What a file of the kernel's says in its first line, or "" where it can't be read."""
     try:
-        return Path(path).read_text().strip()
-    except (OSError, ValueError):
+        return os.fsdecode(proc.read(path).partition(b"\n")[0].strip())
+    except OSError:
         return ""
 
 

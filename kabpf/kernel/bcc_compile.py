@@ -16,13 +16,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kabpf import root_files
 from kabpf.errors import RefusedError, UnsupportedError
 
 SOURCES = Path(__file__).parents[1] / "bpf"
 SOURCE = "fallback.bpf.c"
 PROGRAMS = ("kabpf_sockops", "kabpf_setsockopt")
 KEPT = Path("/run/kabpf/fallback.json")
+KEPT_MAX = 1 << 24  # bytes; two programs of a million instructions at most, in hexadecimal
 PACKAGE = "python3-bpfcc"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 COMPILE_S = 120  # two on most machines; more where the processor is emulated
 ROOM_MB = 150  # what the compiler takes
 
@@ -53,7 +56,7 @@ def forget() -> None:
 def _kept(maps: tuple[str, ...], digest: int) -> dict[str, bytes]:
     """What was kept, or nothing where that is of something else, or damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        kept = json.loads(KEPT.read_text())
+        kept = json.loads(root_files.read(KEPT, KEPT_MAX))
         if kept["key"] == _key(maps, digest):
             return {name: bytes.fromhex(kept["programs"][name]) for name in PROGRAMS}
     return {}
@@ -65,18 +68,27 @@ def _key(maps: tuple[str, ...], digest: int) -> dict[str, Any]:
 
 def _keep(key: dict[str, Any], programs: dict[str, bytes]) -> None:
     code = {name: instructions.hex() for name, instructions in programs.items()}
-    fresh = KEPT.with_name(f".{KEPT.name}")
     with contextlib.suppress(OSError):
-        fresh.write_text(json.dumps({"key": key, "programs": code}))
-        os.replace(fresh, KEPT)
+        content = json.dumps({"key": key, "programs": code}).encode()
+        root_files.replace(KEPT, content, mode=0o600)
 
 
 def _compiled(maps: tuple[str, ...]) -> dict[str, bytes]:
-    import subprocess  # here, because it takes 5 ms
+    import subprocess  # here, because they take 5 ms
+    import tempfile
 
     command = [sys.executable, "-P", "-m", "kabpf.kernel.bcc_compile", *maps]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
+        # bcc looks for kernel headers in $TMPDIR, under a name that anybody can make in /tmp
+        # (get_proc_kheaders() in src/cc/frontends/clang/kbuild_helper.cc), and obeys variables.
+        with tempfile.TemporaryDirectory(prefix="kabpf-compile-") as directory:  # of mode 0700
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_S,
+                env=_environment(directory),
+            )
     except subprocess.TimeoutExpired:
         hint = f"expected it within {COMPILE_S} s"
         raise RefusedError(f"compile {SOURCES / SOURCE}", hint=hint) from None
@@ -91,6 +103,13 @@ def _compiled(maps: tuple[str, ...]) -> dict[str, bytes]:
             f"{done.stderr.strip()}"
         )
     return {name: bytes.fromhex(code) for name, code in json.loads(done.stdout).items()}
+
+
+def _environment(directory: str) -> dict[str, str]:
+    """The compiler's; of the caller's it has where the kernel's sources are."""
+    own = {"PATH": PATH, "TMPDIR": directory, "HOME": directory, "LC_ALL": "C.UTF-8"}
+    sources = os.environ.get("BCC_KERNEL_SOURCE")
+    return {**own, "BCC_KERNEL_SOURCE": sources} if sources else own
 
 
 class Lack(NamedTuple):

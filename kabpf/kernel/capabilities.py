@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from kabpf.errors import RefusedError
+from kabpf.kernel import syscalls
 
 # capability.h; root has them all unless a container or a unit took some away.
 _BITS = {
@@ -23,10 +23,10 @@ DATAPLANE = ("CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF")
 NAMESPACES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 
 
-def missing(names: tuple[str, ...], process: int | str = "self") -> list[str]:
-    """Those of these capabilities that a process does not have in effect."""
-    status = Path(f"/proc/{process}/status").read_text(errors="replace")
-    effective = int(status.partition("\nCapEff:")[2].split()[0], 16)
+def missing(names: tuple[str, ...], process: int = 0) -> list[str]:
+    """Those of these capabilities that a process, or this one, does not have in effect. Raises
+    OSError where there is no such process."""
+    effective = syscalls.effective_capabilities(process)
     return [name for name in names if not effective >> _BITS[name] & 1]
 
 

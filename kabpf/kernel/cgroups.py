@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kabpf import proc
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel.mountinfo import Mount
 from kabpf.plan.state import Cgroup
+
+PROCESSES_MAX = 32 << 20  # 4 million (PID_MAX_LIMIT), a line each
 
 
 def find_tree(mounted: list[Mount]) -> CgroupTree:
@@ -93,10 +95,10 @@ class CgroupTree:
             # In a threaded cgroup cgroup.procs can't be read (EOPNOTSUPP); its threads can.
             for name in ("cgroup.procs", "cgroup.threads"):
                 try:
-                    text = Path(self.directory(path), name).read_text()
+                    text = proc.read(f"{self.directory(path)}/{name}", PROCESSES_MAX)
+                    processes.update(map(proc.number, text.split()))
                 except OSError:
                     continue
-                processes.update(int(word) for word in text.split())
                 break
         return processes - {0}
 
@@ -110,8 +112,8 @@ class CgroupTree:
     def is_populated(self, cgroup: Cgroup) -> bool:
         """Whether a process lives in the cgroup or below it; the root has no such file and does."""
         try:
-            events = Path(self.directory(cgroup.path), "cgroup.events").read_text()
-            return "populated 0" not in events
+            events = proc.read(f"{self.directory(cgroup.path)}/cgroup.events")
+            return b"populated 0" not in events.split(b"\n")
         except OSError:
             return cgroup.path == "/"
 
@@ -130,15 +132,14 @@ class CgroupTree:
         return [Cgroup(inode, cgroup.id, f"{prefix}/{name}") for inode, name in inside]
 
 
-def path_of_process(pid: str) -> str:
+def path_of_process(pid: int | str) -> str:
     """The cgroup path of a process, or of "self". Raises RefusedError where it is outside of the
     tree of this cgroup namespace."""
     try:
-        text = Path(f"/proc/{pid}/cgroup").read_text()
+        path = os.fsdecode(proc.cgroup_paths(pid).get(b"", b""))
     except OSError as error:
         raise RefusedError(f"process {pid}", error.errno or 0, "expected one that runs") from None
-    # The line of the cgroup2 tree (cgroups(7)); in a cgroup namespace it may lead outside by "..".
-    match = re.search(r"^0::(/.*?)( \(deleted\))?$", text, re.MULTILINE)
-    if not match or "/.." in match[1]:
+    # In a cgroup namespace it may lead outside.
+    if not path or f"{path}/".startswith("/../"):
         raise RefusedError(f"process {pid} is outside of this cgroup2 tree", hint="expected inside")
-    return match[1]
+    return path

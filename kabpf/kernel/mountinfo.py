@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+
+from kabpf import proc
 
 
 @dataclass(frozen=True)
@@ -18,18 +19,17 @@ class Mount:
     type: str
 
 
-def mounts(mountinfo: str) -> list[Mount]:
+def mounts(mountinfo: bytes) -> list[Mount]:
     """The mounts of a mountinfo text, in its order."""
     mounted = []
     # The kernel escapes space, tab, newline and backslash alone (mangle() in fs/proc_namespace.c):
     # a name may hold what Python takes for the end of a line or of a word.
-    for line in filter(None, mountinfo.split("\n")):
-        before, _, after = line.partition(" - ")
-        words = before.split(" ")
-        device = os.makedev(*map(int, words[2].split(":")))
-        mounted.append(
-            Mount(device, _unescaped(words[3]), _unescaped(words[4]), after.split(" ")[0])
-        )
+    for line in filter(None, mountinfo.split(b"\n")):
+        before, _, after = line.partition(b" - ")
+        words = before.split(b" ")
+        device = os.makedev(*map(proc.number, words[2].split(b":")))
+        type_ = os.fsdecode(after.split(b" ")[0])
+        mounted.append(Mount(device, _unescaped(words[3]), _unescaped(words[4]), type_))
     return mounted
 
 
@@ -47,7 +47,7 @@ def visible_mounts() -> list[Mount]:
 
 def all_mounts() -> list[Mount]:
     """Every mount of this process's namespace, hidden ones included."""
-    return mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+    return mounts(proc.read("/proc/self/mountinfo", proc.MOUNTINFO_MAX))
 
 
 def _is_on_top(mount: Mount) -> bool:
@@ -57,5 +57,5 @@ def _is_on_top(mount: Mount) -> bool:
         return False
 
 
-def _unescaped(word: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)
+def _unescaped(word: bytes) -> str:
+    return os.fsdecode(re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), word))

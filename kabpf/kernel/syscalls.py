@@ -1,4 +1,4 @@
-"""The system calls that Python lacks, by ctypes: mount, setns, renameat2, openat2, fstatfs."""
+"""System calls that Python lacks, by ctypes: mount, setns, renameat2, openat2, fstatfs, capget."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ SYS_OPENAT2 = 437  # on all architectures but Alpha
 # RESOLVE_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS and _BENEATH (openat2(2))
 RESOLVE_WITHIN = 0x01 | 0x02 | 0x04 | 0x08
 CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
+LINUX_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 
 @contextmanager
@@ -82,6 +83,30 @@ def is_cgroup2(descriptor: int) -> bool:
     if libc().fstatfs(descriptor, status):
         raise RefusedError("look at a file system", ctypes.get_errno())
     return ctypes.c_long.from_buffer(status).value & 0xFFFFFFFF == CGROUP2_SUPER_MAGIC
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def effective_capabilities(process: int) -> int:
+    """The effective capabilities of a process, or with 0 of this one, a bit each (capget(2)).
+
+    Raises OSError where there is no such process.
+    """
+    header = _CapabilityHeader(LINUX_CAPABILITY_VERSION_3, process)
+    halves = (_CapabilityData * 2)()
+    if libc().capget(ctypes.byref(header), halves):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(halves[0].effective) | int(halves[1].effective) << 32
 
 
 def _setns(descriptor: int) -> None:

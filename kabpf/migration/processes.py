@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kabpf import proc
 from kabpf.migration.files import Files
 from kabpf.migration.libraries import (
     NAME,
@@ -31,8 +32,6 @@ LIBRARY_MAX = 1 << 20
 _CHUNK = 1 << 18
 _MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ +(/[^\n]*)$", re.MULTILINE)
 _ANY = re.compile(rb"/")
-_CGROUP = re.compile(rb"^0::(/[^\n]*?)(?: \(deleted\))?$", re.MULTILINE)
-_CGROUP_V1 = re.compile(rb"^[0-9]+:name=systemd:(/[^\n]*?)(?: \(deleted\))?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Processes:
             return
         for pid in pids:
             try:
-                environ = _read(self.proc / str(pid) / "environ", ENVIRON_MAX)
+                environ = proc.read(f"{self.proc}/{pid}/environ", ENVIRON_MAX)
                 others = b"LD_PRELOAD=" in environ
                 maps = self._maps(pid, NAME_BYTES if not others else _ANY)
             except (FileNotFoundError, ProcessLookupError):
@@ -127,27 +126,15 @@ class Processes:
 
     def _command(self, pid: int) -> str:
         try:
-            words = _read(self.proc / str(pid) / "cmdline", TEXT_MAX).rstrip(b"\0")
+            words = proc.read(f"{self.proc}/{pid}/cmdline", TEXT_MAX).rstrip(b"\0")
             return os.fsdecode(words.replace(b"\0", b" ")) or "?"
         except OSError:
             return "?"
 
     def _cgroup(self, pid: int) -> str:
         try:
-            text = _read(self.proc / str(pid) / "cgroup", 16 * TEXT_MAX)
+            paths = proc.cgroup_paths(pid, str(self.proc))
         except OSError:
             return "?"
-        match = _CGROUP.search(text)
-        if match is None or match[1] == b"/":
-            match = _CGROUP_V1.search(text) or match
-        return os.fsdecode(match[1]) if match else "?"
-
-
-def _read(path: Path, size: int) -> bytes:
-    """The kernel's own file, whose text may be a stranger's."""
-    found = []
-    with open(path, "rb", buffering=0) as file:
-        while size > 0 and (part := file.read(size)):
-            found.append(part)
-            size -= len(part)
-    return b"".join(found)
+        path = paths.get(b"", b"?")
+        return os.fsdecode(path if len(path) > 1 else paths.get(b"name=systemd", path))

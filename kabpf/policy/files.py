@@ -16,6 +16,7 @@ from itertools import filterfalse
 from pathlib import Path
 from typing import NamedTuple
 
+from kabpf import proc, root_files
 from kabpf.errors import PolicyError, collected
 from kabpf.policy.model import Policy
 from kabpf.policy.parser import RUNTIME, TRANSIENT, PolicyFile, combine, parse
@@ -247,7 +248,7 @@ class _opened:
 
     def __enter__(self) -> int:
         try:
-            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.descriptor = os.open(self.path, root_files.FLAGS & ~os.O_NOFOLLOW)
         except OSError as error:
             raise _unreadable(self.path, error) from None
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
@@ -316,8 +317,8 @@ def _is_read_only(directory: Path) -> bool:
     whose directory has mode 0777. In a unit with ProtectSystem= all of /etc is read-only."""
     if not os.statvfs(directory).f_flag & os.ST_RDONLY:
         return False
-    mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    return any(line.split(" ")[4:5] == [str(directory)] for line in mounts)  # proc(5)
+    mounts = proc.read("/proc/self/mountinfo", proc.MOUNTINFO_MAX).split(b"\n")
+    return any(line.split(b" ")[4:5] == [os.fsencode(directory)] for line in mounts)  # proc(5)
 
 
 def _check_owner(path: Path, status: os.stat_result, *, read_only: bool = False) -> None:

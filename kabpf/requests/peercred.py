@@ -9,8 +9,8 @@ import select
 import socket
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
+from kabpf import proc
 from kabpf.kernel import capabilities
 
 OVERFLOW_UID = 65534  # of whom this user namespace has no number for (user_namespaces(7))
@@ -61,7 +61,7 @@ def _is_full(connection: socket.socket, pid: int, uid: int) -> bool:
         is_whole = uid != 0 or not capabilities.missing(capabilities.DATAPLANE, pid)
         # Who connected was there before this process was started for it.
         is_theirs = is_known or (
-            _effective_uid(pid) == uid and _started(str(pid)) <= _started("self")
+            proc.effective_uid(pid) == uid and proc.started(pid) <= proc.started("self")
         )
         # Only now: a process that has not ended has kept its number all the time.
         has_ended = bool(_polled(process))
@@ -75,14 +75,3 @@ def _polled(process: int) -> list[tuple[int, int]]:
     poll = select.poll()
     poll.register(process, select.POLLIN)
     return poll.poll(0)
-
-
-def _effective_uid(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-    return int(status.partition("\nUid:")[2].split()[1])  # proc_pid_status(5)
-
-
-def _started(pid: str) -> int:
-    """When a process was started, in ticks since the machine was (proc_pid_stat(5))."""
-    # Its name, in parentheses, may have any character in it.
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kabpf import root_files
 from kabpf.kernel import abi
 from kabpf.plan.state import FORMER_MAX, Actual, CgroupEntry, Changes, PolicyRecord
 from kabpf.policy.model import Policy
 
 FORMER, APPLIED = "former.json", "applied.json"
+NOTE_MAX = 64 << 20  # bytes; a million cgroups, each with five policies
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _former(was: list[int], records: dict[int, PolicyRecord]) -> CgroupEntry:
 def _read(file: Path) -> dict[str, Any]:
     """What a file holds, or nothing where it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(file.read_text())
+        content = json.loads(root_files.read(file, NOTE_MAX))
         if isinstance(content, dict):
             return content
     return {}
@@ -146,7 +147,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     # The file is small and of use for one boot: it need not reach a disk, only be whole.
-    fresh = file.with_name(f".{file.name}")
     with contextlib.suppress(OSError):
-        fresh.write_text(json.dumps(content))
-        os.replace(fresh, file)
+        root_files.replace(file, json.dumps(content).encode(), mode=0o600)

@@ -44,7 +44,7 @@ def warnings(paths: Iterable[Path], fstab: Path = Path("/etc/fstab")) -> list[st
     """A line for each of these files that kabpf.service may not find at a boot."""
     text, mounts = "", list[Mount]()
     with contextlib.suppress(OSError):
-        text = fstab.read_text(errors="replace")
+        text = os.fsdecode(fstab.read_bytes())
     with contextlib.suppress(OSError):  # without /proc
         mounts = mountinfo.all_mounts()
     late = mount_points(mounts, text)

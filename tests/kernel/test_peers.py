@@ -5,12 +5,10 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from harness import PROGRAMS
 
-from kabpf.kernel import capabilities
 from kabpf.requests.peercred import SO_PEERPIDFD
 
 UID, ROOT = 4242, 0
@@ -39,14 +37,3 @@ def test_process_that_took_the_number_does_not_count(other_uid, option):
     program = (sys.executable, "-P", PROGRAMS / "reused.py", UID, other_uid, option)
     done = subprocess.run([*own, *map(str, program)], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (f"Peer(uid={UID}, is_full=False)\n", "")
-
-
-def test_name_of_a_process_says_nothing_of_its_capabilities():
-    """A process is not taken for one with other rights by calling itself so."""
-    name = Path("/proc/self/comm")
-    before = name.read_text().rstrip("\n")
-    name.write_text("CapEff:00000000")
-    try:
-        assert capabilities.missing(capabilities.DATAPLANE) == []
-    finally:
-        name.write_text(before)

@@ -82,10 +82,13 @@ def ask(listening: None, kabpfctl) -> Ask:
     return send
 
 
-def send(uid: int, *messages: bytes, starter: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """What is answered to a user's process; `starter` is a command that starts it."""
+def send(
+    uid: int, *messages: bytes, starter: tuple[str, ...] = (), asker: str = ""
+) -> list[dict[str, Any]]:
+    """What is answered to a user's process, whose program is `asker` or else ASKER; `starter` is a
+    command that starts it."""
     done = subprocess.run(
-        [*starter, "/usr/bin/python3", "-I", "-S", "-c", ASKER, SOCKET],
+        [*starter, "/usr/bin/python3", "-I", "-S", "-c", asker or ASKER, SOCKET],
         input=b"".join(messages),
         stdout=subprocess.PIPE,
         user=uid,
@@ -162,6 +165,16 @@ def test_every_call_is_answered_as_the_table_says(caller, ask, own):
         method: "" if role in rule.callers else denied for method, rule in TABLE.items()
     }
     assert list(RUNTIME.glob("user-*")) == []  # as Detach comes after Attach
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", [b"\rCapEff:-1", b"\nCapEff:\tffff", b"x) R 1 1 1 1 1"])
+def test_name_of_a_process_gives_it_no_rights(ask, own, name):
+    """Root whose capabilities were taken away stays refused, whatever its process calls itself."""
+    asker = f"import ctypes; ctypes.CDLL(None).prctl(15, {name!r}, 0, 0, 0)\n{ASKER}"
+    answers = send(0, attach(own), starter=WITHOUT_NET_ADMIN, asker=asker)
+    assert error(answers) == "PermissionDenied"
+    assert list(RUNTIME.glob("user-*")) == []
 
 
 def test_uid_without_a_name_is_denied(ask, own):

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable
 
+from kabpf import proc
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel.libbpf.library import (
     POINTER,
@@ -193,7 +194,6 @@ def processors() -> int:
 def _is_online(cpu: int) -> bool:
     """One that can't be taken off has no such file."""
     try:
-        with open(f"/sys/devices/system/cpu/cpu{cpu}/online") as file:
-            return file.read().strip() == "1"
+        return proc.read(f"/sys/devices/system/cpu/cpu{cpu}/online") == b"1\n"
     except FileNotFoundError:
         return os.path.isdir(f"/sys/devices/system/cpu/cpu{cpu}")

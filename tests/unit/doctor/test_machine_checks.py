@@ -22,7 +22,7 @@ def mounts(*lines: str) -> tuple[mountinfo.Mount, ...]:
                 f"{id} 1 0:{id} {root} {point} rw - {type} none rw\n"
                 for id, line in enumerate(lines, 30)
                 for root, point, type in [line.split()]
-            )
+            ).encode()
         )
     )
 

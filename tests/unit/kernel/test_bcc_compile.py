@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -70,3 +71,34 @@ def test_all_that_is_missing_is_said_at_once():
         "bcc and the kernel's headers are missing, expected the packages python3-bpfcc and"
         f" linux-headers-{os.uname().release}\n"
     )
+
+
+def test_compiler_has_a_directory_and_an_environment_of_its_own(monkeypatch, tmp_path):
+    """bcc takes kernel headers from $TMPDIR, whoever put them there."""
+    show = (
+        "import json, os; directory = os.environ['TMPDIR'];"
+        "print(json.dumps([directory, os.stat(directory).st_mode & 0o777, os.listdir(directory),"
+        " dict(os.environ)]))"
+    )
+    kept = {}
+
+    def run(command, **given):
+        done = real(["/usr/bin/python3", "-c", show], **given)
+        kept["seen"] = json.loads(done.stdout)
+        return subprocess.CompletedProcess(command, 0, "{}", "")
+
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(bcc_compile, "KEPT", tmp_path / "fallback.json")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", "/sources")
+    bcc_compile.programs(MAPS, 7)
+    directory, mode, listed, environment = kept["seen"]
+    assert (mode, listed) == (0o700, [])
+    assert os.path.dirname(directory) == str(tmp_path)
+    assert not os.path.exists(directory)
+    assert environment["BCC_KERNEL_SOURCE"] == "/sources"
+    assert environment.keys() - {"LC_CTYPE", "PWD", "SHLVL", "_"} == {
+        *("PATH", "TMPDIR", "HOME", "LC_ALL", "BCC_KERNEL_SOURCE")
+    }

@@ -64,7 +64,7 @@ UNUSUAL = (
 )
 def test_tree_is_found_in_mountinfo(mountinfo: str, point: str) -> None:
     """The tree is the first cgroup2 mount that shows the root of the cgroup namespace."""
-    assert find_tree(mounts(mountinfo)) == CgroupTree(Path(point))
+    assert find_tree(mounts(os.fsencode(mountinfo))) == CgroupTree(Path(point))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_tree_is_found_in_mountinfo(mountinfo: str, point: str) -> None:
 def test_machine_without_a_tree_is_refused(mountinfo: str) -> None:
     """Where no cgroup2 mount shows the namespace's root, the message says what is expected."""
     with pytest.raises(UnsupportedError) as raised:
-        find_tree(mounts(mountinfo))
+        find_tree(mounts(os.fsencode(mountinfo)))
     assert str(raised.value) == (
         "no cgroup2 tree is mounted whose root is this cgroup namespace's,"
         " expected one at /sys/fs/cgroup, as systemd mounts it"
@@ -83,7 +83,7 @@ def test_machine_without_a_tree_is_refused(mountinfo: str) -> None:
 def test_mountinfo_is_read_line_by_line() -> None:
     """Each mount has its device, its root, where it is and its type, whatever is in the names."""
     device = os.makedev(0, 41)
-    found = mounts(UNUSUAL)
+    found = mounts(os.fsencode(UNUSUAL))
     assert found[1] == Mount(device, "/", "/home/a\u2028b\x85c\xa0d", "fuse.sshfs")
     assert [mount.point for mount in found[2:4]] == ["/home/\udcff", "/home/- - cgroup2"]
     assert len(found) == 7

@@ -1,6 +1,7 @@
 """What commands leave for one another in /run/kabpf, and what becomes of it when it is damaged."""
 
 import json
+import os
 
 import pytest
 
@@ -159,3 +160,21 @@ def test_directory_in_the_place_of_a_note_is_none(tmp_path, name):
     assert notes.former(EVERYTHING, tmp_path) == Changes()
     if name == APPLIED:
         assert notes.read_applied(tmp_path) is None
+
+
+def test_notes_are_roots_alone_whatever_the_umask(tmp_path):
+    """Others can't write them, and a note that others may have written is not read."""
+    applied = notes.Applied("stamp", asks=False, sources={})
+    before = os.umask(0)
+    try:
+        notes.keep_former(Actual(records=RECORDS, cgroups={7: CgroupEntry(3, 2)}), tmp_path)
+        notes.keep_applied(applied, tmp_path)
+    finally:
+        os.umask(before)
+    files = [tmp_path / name for name in (notes.FORMER, notes.APPLIED)]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600] * 2
+    assert notes.read_applied(tmp_path) == applied
+    for file in files:
+        file.chmod(0o666)
+    assert notes.read_applied(tmp_path) is None
+    assert notes.former(EVERYTHING, tmp_path) == Changes()
