@@ -11,7 +11,9 @@ from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy import files
 from kabpf.policy.model import Policy
 from kabpf.runtime import notes
-from kabpf.runtime.locks import RUN
+from kabpf.runtime.locks import RUN, locked_if_free
+
+WAIT_S = 2  # for a command that changes policies
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,15 @@ class Comparison:
 
 def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
     """Compare the two: by the note of the last reconcile, or by resolving the files where they have
-    changed since."""
+    changed since. A command that is at work is waited for, as it may be half-way."""
+    comparison = _compare(tree, loaded)
+    if comparison.applied or comparison.errors:
+        return comparison
+    with locked_if_free(WAIT_S):
+        return _compare(tree, loaded)
+
+
+def _compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
     applied = notes.read_applied(RUN)
     if loaded and applied and applied.stamp == files.stamp(files.SYSTEM):
         return Comparison(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from kabpf.apply import retrofit
 from kabpf.errors import RefusedError, UnvisitedError
@@ -152,10 +153,18 @@ def forget(names: Collection[str], loaded: Dataplane, stamps: tuple[str, str]) -
 
 
 def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:
-    """What `reconcile` would do first; changes nothing. Raises PolicyError as that does."""
-    if loaded:
-        loaded.require_supported(policies)
-    return _resolution(policies, automaton_of(policies), tree, loaded)
+    """What `reconcile` would do first; changes nothing. Raises PolicyError as that does.
+
+    Without the lock: where a command changes records meanwhile, whose ids it also uses again, the
+    kernel is looked at again.
+    """
+    automaton = automaton_of(policies)
+    if loaded is None:
+        return _compared(policies, _look(policies, automaton, tree, None))
+    loaded.require_supported(policies)
+    looked = loaded.between_changes(lambda: _look(policies, automaton, tree, loaded))
+    looked.actual.leave_out_unreadable()
+    return _compared(policies, looked, visits=loaded.updates_open_sockets)
 
 
 def automaton_of(policies: tuple[Policy, ...]) -> Automaton:
@@ -206,21 +215,29 @@ def _passes(
     each one's changes before it asks for the next."""
     automaton = automaton_of(policies)
     for _ in range(PASSES_MAX):
-        resolution = _resolution(policies, automaton, loaded.tree, loaded, visits=visits)
+        looked = _look(policies, automaton, loaded.tree, loaded)
+        resolution = _compared(policies, looked, visits=visits and loaded.updates_open_sockets)
         yield resolution
         if not resolution.changes:
             return
     raise RefusedError("reconcile", hint="cgroups come and go faster than they can be resolved")
 
 
-def _resolution(
+class _Looked(NamedTuple):
+    """What is in the kernel and in the tree, and the plan for it."""
+
+    automaton: Automaton
+    actual: Actual
+    cgroups: dict[int, Cgroup]
+    plan: Plan
+
+
+def _look(
     policies: tuple[Policy, ...],
     automaton: Automaton,
     tree: CgroupTree,
     loaded: Dataplane | None,
-    *,
-    visits: bool = True,
-) -> Resolution:
+) -> _Looked:
     # First the map, then the tree: the other way round a cgroup born in between would look like one
     # that is gone.
     actual = loaded.actual() if loaded else Actual()
@@ -228,9 +245,13 @@ def _resolution(
     plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
     if loaded:
         _settle_differences(loaded, actual, cgroups, plan)
-        visits = visits and loaded.updates_open_sockets
         if loaded.needs_pins_per_cgroup:
             plan = with_attachments(plan, cgroups)
+    return _Looked(automaton, actual, cgroups, plan)
+
+
+def _compared(policies: tuple[Policy, ...], looked: _Looked, *, visits: bool = True) -> Resolution:
+    automaton, actual, cgroups, plan = looked
     desired: dict[int, PolicyRecord] = {}
     try:
         desired = diff.number(policies, actual.records, abi.POLICIES)

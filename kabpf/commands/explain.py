@@ -101,8 +101,8 @@ def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
     with loading.opened(PINS, tree) as loaded:
         if loaded is None:
             return dict.fromkeys((each.cgroup.id for each in reasons), False)
-        records = loaded.records()
-        entries = loaded.entries(each.cgroup.id for each in reasons)
+        ids = [each.cgroup.id for each in reasons]
+        records, entries = loaded.between_changes(lambda: (loaded.records(), loaded.entries(ids)))
     has = {id: records.get(entry.policy_id) for id, entry in entries.items()}
     return {
         each.cgroup.id: has.get(each.cgroup.id) == (record(each.policy) if each.policy else None)

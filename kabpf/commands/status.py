@@ -6,14 +6,16 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from kabpf import output
 from kabpf.apply.drift import compare
 from kabpf.kernel import cgroups, dataplane, loading, mountinfo
 from kabpf.kernel.crash_recovery import is_interrupted
+from kabpf.kernel.dataplane import Dataplane
 from kabpf.kernel.loading import Loader
-from kabpf.plan.state import Needs
+from kabpf.plan.state import Needs, PolicyRecord
 from kabpf.policy.model import options_json
 from kabpf.runtime import pidlock
 from kabpf.runtime.last_good import time_text
@@ -24,9 +26,9 @@ def status(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(mountinfo.own_mounts())
     with loading.opened(dataplane.PINS, tree) as loaded:
         comparison = compare(tree, loaded)
-        records = loaded.records() if loaded else {}
-        used: Counter[int] = loaded.usage() if loaded else Counter()
-        counters = loaded.counters(records) if loaded else {}
+        records, used, counters = (
+            loaded.between_changes(partial(_read, loaded)) if loaded else _NONE
+        )
         totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
         needs = loaded.needs() if loaded else Needs()
     in_force = sorted(
@@ -92,6 +94,16 @@ def status(arguments: argparse.Namespace) -> int:
         print()
         output.print_table(heads, rows)
     return 0
+
+
+_Kernel = tuple[dict[int, PolicyRecord], Counter[int], dict[int, dataplane.Counters]]
+_NONE: _Kernel = ({}, Counter(), {})
+
+
+def _read(loaded: Dataplane) -> _Kernel:
+    """The policies that are in the kernel, how many cgroups have each, and what each did."""
+    records = loaded.records()
+    return records, loaded.usage(), loaded.counters(records)
 
 
 def _status_lines(status: dict[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kabpf.errors import RefusedError, all_refusals
 from kabpf.faults import fault_point
@@ -76,10 +76,14 @@ SETSOCKOPT_PROGRAM = "kabpf_setsockopt_program"
 
 CLOCK_MONOTONIC_COARSE = 6
 
+LOOKS_MAX = 50  # in which some milliseconds without a change of a policy are found
+
 NODES = 1 << 20  # numbers for the networks of one policy
 
 # What a BPF iterator gathers before a read ends (bpf_seq_read() in kernel/bpf/bpf_iter.c).
 ITERATOR_ROOM = 8 * os.sysconf("SC_PAGE_SIZE")
+
+Looked = TypeVar("Looked")
 
 
 class Born(NamedTuple):
@@ -185,6 +189,18 @@ class Dataplane:
             for key, value in self._policies.items()
             if value[CPolicy.name.offset]
         }
+
+    def between_changes(self, look: Callable[[], Looked]) -> Looked:
+        """What `look` sees while the records stay as they are: it looks again where a command that
+        holds the lock changed some meanwhile, but not for ever."""
+        before = self.records()
+        for _ in range(LOOKS_MAX):
+            looked = look()
+            after = self.records()
+            if after == before:
+                break
+            before = after
+        return looked
 
     def free_record(self) -> int | None:
         """The id that a new policy may have."""

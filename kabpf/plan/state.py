@@ -142,6 +142,16 @@ class Actual:
     needs: Needs = field(default_factory=Needs)
     attachments: dict[int, bool | None] = field(default_factory=dict)  # None: one half of it
 
+    def leave_out_unreadable(self) -> None:
+        """Leave out the cgroups whose policies have no record: both went while they were read."""
+        unreadable = [
+            id
+            for id, entry in self.cgroups.items()
+            if not {entry.policy_id, *entry.was} - {0} <= self.records.keys()
+        ]
+        for id in unreadable:
+            del self.cgroups[id]
+
 
 @dataclass(frozen=True)
 class Changes:

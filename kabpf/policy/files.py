@@ -6,6 +6,7 @@ Every reader judges them as kabpf.service does: what the service can't see is wr
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -22,6 +23,8 @@ from kabpf.policy.model import Policy
 from kabpf.policy.parser import RUNTIME, TRANSIENT, PolicyFile, combine, parse
 
 FILE_SIZE_MAX = 64 * 1024
+# Files of commands, which come and go beside every reader.
+ENDING = (RUNTIME, TRANSIENT)
 LINKS_MAX = 40  # that the kernel follows (MAXSYMLINKS)
 
 
@@ -52,6 +55,11 @@ SYSTEM = Directories(
     ("/home", "/root", "/run/user", "/tmp", "/var/tmp"),  # by ProtectHome= and PrivateTmp=
 )
 
+
+class _RemovedError(Exception):
+    """A file was removed after its directory was listed."""
+
+
 Marks = dict[Path, tuple[int, ...]]
 Cache = dict[Path, tuple[tuple[int, ...], PolicyFile]]
 
@@ -74,8 +82,9 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     """Read every policy file of `directories`; of files in `cache` that did not change, nothing.
 
     The files and their directories have to belong to root and be writable by root alone, the
-    directories unless they are read-only mounts of their own. Raises PolicyError with one finding
-    for each bad file.
+    directories unless they are read-only mounts of their own. One that is removed meanwhile, as
+    commands remove theirs at any time, was never there. Raises PolicyError with one finding for
+    each bad file.
     """
     read_now: Cache = {}
     findings: list[str] = []
@@ -85,8 +94,12 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
         with _collected_of(directory, findings, wrong):
             _check_directory(directory, directories.hidden)
     for path in filterfalse(_is_null, _strongest(directories)):
-        with _collected_of(path, findings, wrong):
-            read_now[path] = _read_unless_cached(path, cache or {}, directories.hidden)
+        try:
+            with _collected_of(path, findings, wrong):
+                read_now[path] = _read_unless_cached(path, cache or {}, directories.hidden)
+        except _RemovedError:
+            if path.parent not in ENDING:  # where a weaker one of its name may count now
+                return load(directories, cache)
     if findings:
         raise PolicyError(*findings, since=min(map(_changed_at, wrong)))
     try:
@@ -114,11 +127,10 @@ def marks(directories: Directories) -> Marks:
 def lasting(directories: Directories) -> tuple[list[Path], str]:
     """The files that count and are there after a reboot, too, in the order they are read, and a
     stamp of these alone."""
-    ends = (RUNTIME, TRANSIENT)
     statuses = {
         path: status
         for path in _strongest(directories)
-        if path.parent not in ends and (status := _status(path)) and status.st_size  # or a mask
+        if path.parent not in ENDING and (status := _status(path)) and status.st_size  # or a mask
     }
     return [*statuses], digest({path: _stamp(status) for path, status in statuses.items()})
 
@@ -166,8 +178,11 @@ def read(path: Path) -> PolicyFile:
 
 def content(path: Path) -> bytes:
     """The text of one file, whoever owns it. Raises PolicyError."""
-    with _opened(path) as descriptor:
-        return _content(path, descriptor)
+    try:
+        with _opened(path) as descriptor:
+            return _content(path, descriptor)
+    except _RemovedError:
+        raise _unreadable(path, FileNotFoundError(errno.ENOENT, "")) from None
 
 
 def require_visible(path: Path, hidden: Collection[str]) -> None:
@@ -214,10 +229,8 @@ def _collected_of(path: Path, findings: list[str], wrong: list[Path]) -> Iterato
 
 def _changed_at(path: Path) -> float:
     """When a file, or a link to it, was changed last."""
-    found = [os.stat(path, follow_symlinks=False)] if os.path.lexists(path) else []
-    if status := _status(path):
-        found.append(status)
-    return max((status.st_ctime for status in found), default=time.time())
+    found = (_status(path), _status(path, follow_symlinks=False))
+    return max((status.st_ctime for status in found if status), default=time.time())
 
 
 def _read_unless_cached(
@@ -250,6 +263,8 @@ class _opened:
         try:
             self.descriptor = os.open(self.path, root_files.FLAGS & ~os.O_NOFOLLOW)
         except OSError as error:
+            if not os.path.lexists(self.path):
+                raise _RemovedError from None
             raise _unreadable(self.path, error) from None
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             os.close(self.descriptor)
@@ -295,9 +310,9 @@ def _is_empty(path: Path) -> bool:
     return bool(status and stat.S_ISREG(status.st_mode) and status.st_size == 0)
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _status(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | None:
     try:
-        return os.stat(path)
+        return os.stat(path, follow_symlinks=follow_symlinks)
     except OSError:
         return None  # said with its reason when the file is opened
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,25 @@ def locked(run: Path = RUN, name: str = "lock") -> Iterator[None]:
     descriptor = open_lock(run, name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_if_free(seconds: float, run: Path = RUN) -> Iterator[None]:
+    """Keep commands from changing the state while the block reads it, where those that are at work
+    are done within so many seconds; else let them."""
+    descriptor = open_lock(run, "lock")
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)

@@ -224,6 +224,28 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to own 
 
 
 @needs_root
+@pytest.mark.parametrize("where", ["of commands", "of an administrator"])
+def test_file_that_vanishes_while_files_are_read_was_never_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Commands remove theirs at any time; of another's, a weaker one of its name counts then."""
+    directories_ = directories(tmp_path)
+    etc, run, _, usr = directories_.drop_ins
+    monkeypatch.setattr(files, "ENDING", (run,))
+    put(usr / "b.yaml", UNIT % 1)
+    fleeting = run / "a.yaml" if where == "of commands" else etc / "b.yaml"
+    script = "while :; do cp $0 $1.new; mv $1.new $1; rm $1; done"
+    source = tmp_path / "source"
+    put(source, UNIT % 2)
+    with subprocess.Popen(["sh", "-c", script, source, fleeting]) as writer:
+        try:
+            seen = {tuple(idles(files.load(directories_))) for _ in range(2000)}
+        finally:
+            writer.kill()
+    assert seen <= ({(1,), (2, 1)} if where == "of commands" else {(1,), (2,)})
+
+
+@needs_root
 @pytest.mark.parametrize("content", [UNIT % 1, b""], ids=["policy", "mask"])
 @pytest.mark.parametrize(
     ("uid", "mode", "problem"),
