@@ -108,15 +108,19 @@ class Machine:
 
     def start(self, *command: str, **how: Any) -> subprocess.Popen[str]:
         """Start a command in init.scope, which no policy of a test selects."""
-        enter = ("nsenter", f"--target={self.leader}")
-        namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
-        clean = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root")
         return subprocess.Popen(
-            [*enter, *namespaces, *clean, *command],
+            [*self.entering(), *command],
             text=True,
             preexec_fn=entering(self.cgroups / "init.scope"),
             **how,
         )
+
+    def entering(self) -> tuple[str, ...]:
+        """What goes before a command that is to run inside; the cgroup stays the caller's."""
+        enter = ("nsenter", f"--target={self.leader}")
+        namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
+        clean = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root")
+        return (*enter, *namespaces, *clean)
 
     def attempt(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end, whatever that is."""

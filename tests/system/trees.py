@@ -18,6 +18,7 @@ PACKAGES = (
     *("nginx", "postgresql", "redis-server"),
     *("podman", "crun"),
     *("ca-certificates", "iproute2", "procps", "util-linux"),
+    *("bash-completion", "fish", "man-db", "zsh"),  # which people meet kabpf in
 )
 
 # A test starts what it is about, and nothing starts while it looks.

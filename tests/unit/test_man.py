@@ -1,24 +1,15 @@
-"""The manual pages say what the parsers and the language of policy files know, and nothing else;
-and the shells complete it."""
+"""The manual pages say what the parsers and the language of policy files know, and nothing else."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import pty
 import re
-import select
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
+import docs
 from kabpf import cli
 from kabpf.daemon import main
 from kabpf.doctor import findings
@@ -32,24 +23,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("kabpf.7", "kabpf.yaml.5", "kabpfctl.1", "kabpfd.8")
 LEGACY = "FROM LIBKEEPALIVE AND LIBDONTDIE"
 FILE = "nginx.service.yaml"  # that the examples of kabpf.yaml(5) speak of
-DEADLINE_S = 30
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What scripts/docs builds."""
-    return build(tmp_path_factory.mktemp("docs"))
-
-
-def build(directory: Path) -> Path:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/docs", directory],
-        env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    return directory
+    return docs.build(tmp_path_factory.mktemp("docs"))
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -101,7 +80,7 @@ def test_pages_are_built_without_a_warning(built: Path) -> None:
 
 def test_pages_and_completions_are_reproducible(built: Path, tmp_path: Path) -> None:
     """Built twice they are the same."""
-    again = build(tmp_path)
+    again = docs.build(tmp_path)
     files = [path.relative_to(built) for path in built.rglob("*") if path.is_file()]
     assert len(files) == len(PAGES) + 6
     for file in files:
@@ -223,93 +202,3 @@ def said(text: str) -> str:
     except PolicyError as error:
         return str(error)
     return "\n".join(f"warning: {warning}" for warning in model.warnings(found))
-
-
-COMPLETED = [
-    ("kabpfctl at", {"attach"}),
-    ("kabpfctl --v", {"--version"}),
-    ("kabpfctl attach --i", {"--idle", "--interval"}),
-    ("kabpfctl attach --cgroup /sys --per", {"--persist"}),
-    ("kabpfctl detach --a", {"--all"}),
-    ("kabpfctl attach --cgroup /sy", {"/sys"}),
-    ("kabpfctl explain /sy", {"/sys"}),
-    ("kabpfctl check /etc/os-rel", {"/etc/os-release"}),
-    ("kabpfctl check /etc/group /etc/os-rel", {"/etc/os-release"}),
-    ("kabpfctl apply --no", set()),
-    ("kabpfd --v", {"--version"}),
-]
-
-
-@pytest.mark.parametrize(("typed", "expected"), COMPLETED)
-@pytest.mark.parametrize("shell", ["bash", "fish"])
-def test_shell_completes(built: Path, shell: str, typed: str, expected: set[str]) -> None:
-    """Commands, options, files and directories are completed."""
-    if not shutil.which(shell):
-        pytest.skip(f"{shell} is not installed")
-    found = {"bash": by_bash, "fish": by_fish}[shell](built / "completions", typed)
-    assert found == expected
-
-
-@pytest.mark.parametrize(("typed", "expected"), [each for each in COMPLETED if len(each[1]) == 1])
-def test_zsh_completes(zsh: int, typed: str, expected: set[str]) -> None:
-    """The same for zsh, at a terminal, as it can't be asked otherwise: the line has the word after
-    the tabulator key."""
-    os.write(zsh, f"{typed}\t\n".encode())
-    line = answer(zsh, r"<.*>")
-    assert {line.strip("<>").split()[-1]} == expected
-
-
-@pytest.fixture(scope="module")
-def zsh(built: Path) -> Iterator[int]:
-    """The terminal of a zsh in which kabpfctl and kabpfd say their arguments."""
-    if not shutil.which("zsh"):
-        pytest.skip("zsh is not installed")
-    process, terminal = pty.fork()
-    if not process:
-        os.chdir("/")
-        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb"})
-    try:
-        setup = (
-            f"fpath=({built}/completions/zsh $fpath); autoload -Uz compinit; compinit -u -D;"
-            ' PS1=; kabpfctl() { print -r -- "<$*>"; }; kabpfd() { kabpfctl "$@"; }; kabpfctl ready'
-        )
-        os.write(terminal, f"{setup}\n".encode())
-        answer(terminal, "<ready>")
-        yield terminal
-    finally:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        os.close(terminal)
-
-
-def by_bash(completions: Path, typed: str) -> set[str]:
-    program, *_ = words = typed.split()
-    script = (
-        'source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); f=$(complete -p "$1");'
-        ' f=${f##*-F }; ${f%% *}; printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    return run("bash", "--norc", "-c", script, str(completions / "bash" / program), *words)
-
-
-def by_fish(completions: Path, typed: str) -> set[str]:
-    file = completions / "fish" / f"{typed.split()[0]}.fish"
-    lines = run("fish", "--no-config", "-c", f"source {file}; complete -C '{typed}'")
-    words = {line.partition("\t")[0].rstrip("/") for line in lines}
-    # Fish 4 also offers those that have it elsewhere in them.
-    return {word for word in words if word.startswith(typed.split()[-1])}
-
-
-def answer(terminal: int, pattern: str) -> str:
-    """The line of a terminal's output that is as the pattern."""
-    deadline = time.monotonic() + DEADLINE_S
-    text = ""
-    while not (found := re.search(rf"^({pattern})\r$", text, re.MULTILINE)):
-        assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], text
-        text += os.read(terminal, 65536).decode()
-    return found[1]
-
-
-def run(*command: str) -> set[str]:
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
-    assert (done.returncode, done.stderr) == (0, "")
-    return set(filter(None, done.stdout.splitlines()))

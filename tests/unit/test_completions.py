@@ -1,0 +1,83 @@
+"""bash, zsh and fish complete every command, option and value. tests/system/test_shells.py has the
+same for the package, with the shells of each Debian."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import shells
+
+import docs
+
+# What the shells ask for values; kabpfctl also says its arguments at a terminal, as a function.
+ANSWERS = {
+    "systemctl": "kabpf-test.service loaded active running A unit\nother.service loaded",
+    "kabpfctl": json.dumps([{"policies": ["kabpf-test-policy", "other"]}], indent=2),
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return docs.build(tmp_path_factory.mktemp("docs")) / "completions"
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """PATH of a machine with a unit and a policy."""
+    directory = tmp_path_factory.mktemp("bin")
+    for name, answer in ANSWERS.items():
+        (directory / name).write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")
+        (directory / name).chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(("typed", "expected"), [*shells.lists(), *shells.VALUES])
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_shell_offers(
+    built: Path, asked: str, tmp_path: Path, shell: str, typed: str, expected: set[str]
+) -> None:
+    """Of each command all options, and of options and arguments the values that there are."""
+    _require(shell)
+
+    def run(*command: str) -> str:
+        own = dict.fromkeys(("XDG_CONFIG_HOME", "XDG_DATA_HOME"), str(tmp_path))
+        environment = {**os.environ, "PATH": asked, **own}
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    program = typed.split()[0]
+    if shell == "bash":
+        found = shells.by_bash(run, f"source {built}/bash/{program}", typed)
+    else:
+        found = shells.by_fish(run, f"source {built}/fish/{program}.fish", typed)
+    assert found == expected
+
+
+@pytest.fixture(scope="module", params=["bash", "zsh"])
+def terminal(built: Path, asked: str, request: pytest.FixtureRequest) -> Iterator[shells.Terminal]:
+    shell = request.param
+    _require(shell)
+    load = {
+        "bash": f"source {built}/bash/kabpfctl; source {built}/bash/kabpfd",
+        "zsh": f"fpath=({built}/zsh $fpath); autoload -Uz compinit; compinit -u -D",
+    }
+    with shells.Terminal(shell, load[shell], "env", f"PATH={asked}") as terminal:
+        yield terminal
+
+
+def test_shell_completes_at_a_terminal(terminal: shells.Terminal) -> None:
+    """The tabulator key completes each command, each option and each value."""
+    found = [(typed, terminal.completed(typed)) for typed, _ in shells.words()]
+    assert found == shells.words()
+
+
+def _require(shell: str) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
