@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kabpf.apply import reconcile, transient
+from kabpf.apply.transient import Ending
 from kabpf.daemon import status
 from kabpf.daemon.cgroup_ends import Ends
 from kabpf.daemon.open_dataplane import OpenDataplane
@@ -93,9 +94,11 @@ class ActivePolicies:
             log.info("every policy was lifted; a reload puts them in force again")
             return False
 
-    def is_any_over(self) -> bool:
-        """Whether there is something for `look_again` to take back."""
-        return any(transient.is_over(each, self._tree) for each in transient.standing().values())
+    def is_any_over(self, endings: Iterable[Ending] | None = None) -> bool:
+        """Whether there is something for `look_again` to take back, of these or of all that ends
+        with a cgroup."""
+        among = transient.standing().values() if endings is None else endings
+        return any(transient.is_over(each, self._tree) for each in among)
 
     def needs_repair(self) -> bool:
         """Whether `repair` may mend something; lets go of a data plane that is not active."""
@@ -174,8 +177,7 @@ class ActivePolicies:
 
     def _prune(self) -> None:
         transient.prune(self._tree)
-        standing = transient.standing().values()
-        self.ends.watch(self._tree, (each.until for each in standing))
+        self.ends.watch(self._tree, transient.standing().values())
 
     def _put_in_force(self, snapshot: Snapshot) -> None:
         if not self._is_open():

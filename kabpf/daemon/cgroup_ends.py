@@ -7,8 +7,8 @@ import os
 import select
 from collections.abc import Iterable
 
+from kabpf.apply.transient import Ending
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.policy.model import Until
 
 
 class Ends:
@@ -16,7 +16,7 @@ class Ends:
 
     def __init__(self) -> None:
         self._poll = select.epoll()
-        self._events: dict[Until, int] = {}
+        self._events: dict[Ending, int] = {}
 
     def close(self) -> None:
         """Wait no more."""
@@ -25,29 +25,28 @@ class Ends:
         self._poll.close()
 
     def fileno(self) -> int:
-        """A descriptor that can be read from when `happened` has something to say."""
+        """A descriptor that can be read from when `news` has something to say."""
         return self._poll.fileno()
 
-    def watch(self, tree: CgroupTree, untils: Iterable[Until]) -> None:
+    def watch(self, tree: CgroupTree, endings: Iterable[Ending]) -> None:
         """Wait for the end of these cgroups, and of no others."""
-        wanted = set(untils)
-        for until in self._events.keys() - wanted:
-            os.close(self._events.pop(until))
-        for until in wanted - self._events.keys():
+        wanted = set(endings)
+        for ending in self._events.keys() - wanted:
+            os.close(self._events.pop(ending))
+        for ending in wanted - self._events.keys():
             with contextlib.suppress(OSError):  # gone already
-                path = f"{tree.directory(until.path)}/cgroup.events"
-                self._events[until] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                self._poll.register(self._events[until], select.EPOLLPRI)
+                path = f"{tree.directory(ending.until.path)}/cgroup.events"
+                self._events[ending] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._poll.register(self._events[ending], select.EPOLLPRI)
 
-    def happened(self) -> bool:
-        """Whether the last process has left one of them since the last call."""
-        is_over = False
+    def news(self) -> list[Ending]:
+        """Those of which the kernel has told something since the last call, or since `watch`. Soon
+        after that they may end without a word of it (see apply/watcher.py)."""
         ready = {descriptor for descriptor, _ in self._poll.poll(0)}
-        for until, descriptor in list(self._events.items()):
-            if descriptor in ready:
-                try:
-                    is_over |= b"populated 0" in os.pread(descriptor, 4096, 0)
-                except OSError:  # gone, which makes it ready for ever
-                    is_over = True
-                    os.close(self._events.pop(until))
-        return is_over
+        told = [ending for ending, descriptor in self._events.items() if descriptor in ready]
+        for ending in told:
+            try:
+                os.pread(self._events[ending], 4096, 0)  # to be ready for the next event
+            except OSError:  # gone, which makes it ready for ever
+                os.close(self._events.pop(ending))
+        return told

@@ -115,9 +115,11 @@ class Daemon:
         elif signal.SIGUSR1 in arrived:
             arrived.remove(signal.SIGUSR1)
             self._update(self._active.look_again)
-        elif self._active.ends.happened():
-            self._timers.start(Timer.END, SETTLE_S)  # systemd removes it in a moment
-            self._update(self._active.look_again)
+        elif news := self._active.ends.news():
+            # A user's policy ends with the cgroup, which its manager removes in a moment.
+            self._timers.start(Timer.END, SETTLE_S)
+            if self._active.is_any_over(news):
+                self._update(self._active.look_again)
         elif self._timers.take(Timer.END):
             if self._active.is_any_over():
                 self._update(self._active.look_again)
@@ -162,6 +164,10 @@ class Daemon:
             self._attempt(self._active.repair)
         if not self._active.files.have_been_good:  # a mount may have come with the rest of them
             self._reload_if_changed()
+        if (
+            self._active.is_any_over()
+        ):  # as a user's cgroup that was removed long after its last process
+            self._update(self._active.look_again)
         alive = "" if self._active.dataplane.is_damaged else "WATCHDOG=1"
         notify(f"{alive}\nSTATUS={self._active.status()}")
 

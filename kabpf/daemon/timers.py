@@ -10,7 +10,7 @@ from enum import Enum, auto
 class Timer(Enum):
     """What becomes due."""
 
-    END = auto()  # of a policy whose cgroup has lost its last process
+    END = auto()  # of a policy whose cgroup the kernel has told something of
     LOOK = auto()  # at the files, once more after a reload
     BEAT = auto()  # of systemd's watchdog
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -526,6 +527,25 @@ def test_commands_that_end_together_are_tidied_up_by_one(kabpf_in_force, command
     prune = "^[^ ]+ -P -m kabpf.daemon --prune"
     wait_until(lambda: seen.append(len(_found(prune))) or not left(), "the end", DEADLINE_S)
     assert max(seen) == 1
+
+
+@pytest.mark.parametrize("waits", ["watcher", "daemon"])
+def test_end_that_the_kernel_does_not_tell_is_seen(
+    runner, request, kabpf_in_force, make_cgroup, waits
+):
+    """A cgroup that is emptied and removed within 10 ms after another event ends the policy."""
+    if waits == "daemon":
+        request.getfixturevalue("kabpfd")()
+    one = runner("--idle", 61)
+    one.listener()
+    cgroup, outside = one.cgroup(), make_cgroup("outside")
+    for pid in watchers() if waits == "daemon" else ():
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.5)  # as the kernel tells of the first change at once when nothing was for a while
+    (cgroup / "cgroup.freeze").write_text("1")
+    (outside / "cgroup.procs").write_text(str(one.process.pid))
+    cgroup.rmdir()
+    wait_until(lambda: not left(), "the end of the policy")
 
 
 def test_next_apply_ends_what_nobody_watched(runner, kabpfctl):
