@@ -1,7 +1,9 @@
 """The Debian package: installed, upgraded, removed, purged by apt."""
 
 import os
+import re
 import shutil
+import subprocess
 
 import pytest
 from harness import wait_until
@@ -10,6 +12,7 @@ from outside import connections
 
 PACKAGE = "/root/kabpf.deb"
 MODULES = "/usr/lib/python3/dist-packages/kabpf"
+UNITS = ("/usr/lib/systemd/system", "-name", "kabpf*")
 EXAMPLES = "/usr/share/doc/kabpf/examples"
 NEW_ONLY = f"select: [{{unit: app.service}}, {{unit: db.service}}]\n{KEEPALIVE}existing: false\n"
 
@@ -68,6 +71,27 @@ def test_upgrade_from_another_version_uncovers_no_connection(machine, copied, tr
     assert sources <= listed
 
 
+@without_kabpf
+def test_upgrade_from_units_below_lib_keeps_every_unit(machine, package, copied, tmp_path):
+    """A package that was built by Debian 12's debhelper had them in /lib/systemd/system, the same
+    directory by another name; dpkg removes no file of the new one with the old list."""
+    former = tmp_path / "former"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, former], check=True)
+    (former / "lib/systemd").mkdir(parents=True)
+    (former / "usr/lib/systemd/system").rename(former / "lib/systemd/system")
+    control = former / "DEBIAN/control"
+    control.write_text(re.sub("^Version:.*", "Version: 0.0.1", control.read_text(), flags=re.M))
+    deb = machine.root / "root/former.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", former, deb], check=True)
+    machine.run("apt-get", "install", "--yes", "/root/former.deb")
+    units = machine.run("find", *UNITS)
+    machine.run("apt-get", "install", "--yes", PACKAGE)
+    assert machine.run("find", *UNITS) == units
+    listed = machine.run("dpkg", "--listfiles", "kabpf").splitlines()
+    assert {one for one in listed if "/systemd/system/" in one} == set(units.splitlines())
+    assert machine.run("systemctl", "is-active", "kabpf.service") == "active"
+
+
 def _of_both(before, after):
     """Programs and maps that were there and are there still; a link is handed on."""
     return [id for kind in ("prog", "map") for id in before[kind].keys() & after[kind].keys()]
@@ -94,14 +118,17 @@ def test_remove_lifts_every_policy_and_keeps_the_files(machine):
 
 @without_kabpf
 def test_purge_leaves_nothing(machine, copied):
-    """Installed, used and purged, the package leaves no file, no pin and nothing in the kernel."""
+    """Installed, used and purged, the package leaves no file, no pin and nothing in the kernel,
+    and dpkg warns of nothing."""
     before = _files(machine)
     machine.run("apt-get", "install", "--yes", PACKAGE)
     attach = ("kabpfctl", "attach", "--cgroup", "/sys/fs/cgroup/system.slice", "--idle", "61")
     machine.run(*attach, "--persist")
     machine.run("systemctl", "restart", "kabpf.service")
     assert machine.pins()
-    machine.run("apt-get", "purge", "--yes", "kabpf")
+    purged = machine.attempt("apt-get", "purge", "--yes", "kabpf")
+    assert purged.returncode == 0
+    assert "warning" not in purged.stdout + purged.stderr
     assert machine.pins() == []
     wait_until(lambda: not any(machine.objects().values()), "the end of kabpf's objects")
     assert _files(machine) - before == set()
