@@ -6,14 +6,13 @@ Exit status: 0 done, 1 an expected failure (said on standard error), 2 wrong usa
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from kabpf import __version__
+from kabpf import __version__, streams
 from kabpf.errors import KabpfError, PolicyError
 from kabpf.kernel.capabilities import require_root
 from kabpf.policy import options
@@ -22,20 +21,13 @@ from kabpf.policy.model import ON_COMMAND_LINE
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
-    # Python has none for a closed descriptor, and print() then takes the other one.
-    sys.stdout = sys.stdout or io.TextIOWrapper(io.BytesIO())
-    sys.stderr = sys.stderr or io.TextIOWrapper(io.BytesIO())
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    streams.prepare()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        parsed = parser(*arguments[:1]).parse_args(arguments)
-        # Root alone may write policy files, and everybody check them.
-        parsed.umask = os.umask(0o022)
-        if parsed.needs_root:
-            require_root(parsed.command)
-        status: int = parsed.run(parsed)
-        sys.stdout.flush()
-        return status
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
     except KabpfError as error:
         from kabpf import output  # here, because run does without
 
@@ -43,7 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(output.shown(line), file=sys.stderr)
         return error.status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
         return 1
     except KeyboardInterrupt:
         return 130
@@ -53,6 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         traceback.print_exc()
         print("kabpfctl: this is a bug in kabpf; please report the lines above", file=sys.stderr)
         return 3
+
+
+def _run(arguments: list[str]) -> int:
+    parsed = parser(*arguments[:1]).parse_args(arguments)
+    # Root alone may write policy files, and everybody check them.
+    parsed.umask = os.umask(0o022)
+    if parsed.needs_root:
+        require_root(parsed.command)
+    status: int = parsed.run(parsed)
+    return status
 
 
 def parser(command: str = "") -> argparse.ArgumentParser:

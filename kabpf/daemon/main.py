@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import __version__
+from kabpf import __version__, streams
 from kabpf.apply import reconcile, retrofit
 from kabpf.daemon import prune
 from kabpf.daemon.daemon import LIFTED, Daemon
@@ -31,17 +31,27 @@ LACKING = 78  # EX_CONFIG of sysexits.h
 def main() -> int:
     """Run the daemon, or the program that an option selects. Exit status 0, or 1 or LACKING with
     the reason on standard error, and in what systemd shows of a service."""
-    run = parser().parse_args().run
+    streams.prepare()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
-        if os.geteuid() != 0:
-            raise RefusedError("not root", hint="expected root")
-        run()
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return 1
     except KabpfError as error:
         log.error("%s", error)
         notify(f"STATUS={'; '.join(str(error).splitlines())}")
         return LACKING if isinstance(error, UnsupportedError) else 1
     return 0
+
+
+def _run() -> None:
+    run = parser().parse_args().run
+    if os.geteuid() != 0:
+        raise RefusedError("not root", hint="expected root")
+    run()
 
 
 def parser() -> argparse.ArgumentParser:

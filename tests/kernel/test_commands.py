@@ -357,3 +357,22 @@ def test_status_and_plan_say_what_a_policy_says_beyond_the_options(cgroup, kabpf
     more = "jitter 10%, SYN retries 3, only out, no loopback, no open sockets, by destination"
     assert f"  {more}  " in kabpfctl("plan").stdout
     assert f"  {more}  " in kabpfctl("status").stdout
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
+)
+def test_output_that_is_lost_is_said_once(cgroup, policy, where, reason):
+    """Standard output on a full disk, or closed: status 1 and one line, and what was done is."""
+    policy("{idle: 61}")
+    commands = [
+        *("apply", "status", "status --json", "plan", "explain /", "sockets", "doctor"),
+        *(f"attach --cgroup {cgroup} --idle 62", f"detach --cgroup {cgroup}", "detach --all"),
+    ]
+    for command in commands:
+        script = f"exec {BIN}/kabpfctl {command} {where}"
+        done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, text=True)
+        said = f"kabpfctl: write to standard output: {reason}\n"
+        assert (command, done.returncode, done.stderr) == (command, 1, said)
+    assert not PINS.exists()

@@ -262,6 +262,49 @@ def test_output_that_nobody_reads_is_no_bug(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("where", "reason"),
+    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "kabpfctl --version",
+        "kabpfctl --help",
+        "kabpfctl check --help",
+        "kabpfctl presets",
+        "kabpfctl presets --json",
+        "kabpfctl check $FILE",
+        "kabpfctl check --json $FILE",
+        "kabpfctl import --json",
+        "kabpfd --version",
+        "kabpfd --help",
+    ],
+)
+def test_output_that_is_lost_is_said_once(
+    folder: Path, command: str, where: str, reason: str
+) -> None:
+    """Standard output on a full disk, or closed: status 1 and one line."""
+    (folder / "a.service.yaml").write_bytes(GOOD)
+    program, _, arguments = command.partition(" ")
+    script = f"exec {Path(KABPFCTL).with_name(program)} {arguments} {where}"
+    environment = {**os.environ, "FILE": str(folder / "a.service.yaml")}
+    done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, text=True, env=environment)
+    said = f"{program}: write to standard output: {reason}\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize("command", ["kabpfctl check /none", "kabpfctl none", "kabpfd --none"])
+def test_status_is_the_same_where_the_reason_is_lost(command: str, where: str) -> None:
+    """Standard error on a full disk, or closed."""
+    script = f"exec {Path(KABPFCTL).with_name(command.split()[0])} {command.partition(' ')[2]}"
+    expected = subprocess.run(["sh", "-c", script], capture_output=True).returncode
+    done = subprocess.run(["sh", "-c", f"{script} {where}"], stdout=subprocess.PIPE)
+    assert expected in (1, 2)
+    assert (done.returncode, done.stdout) == (expected, b"")
+
+
+@pytest.mark.parametrize(
     ("mode", "timeout"), [("0755", "6000"), ("0700", None)], ids=["readable", "closed"]
 )
 def test_check_takes_defaults_of_installed_files(
