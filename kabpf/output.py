@@ -49,11 +49,16 @@ def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
 
 
-def print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table: plainly, or by rich, if it is installed, so that it fits the terminal."""
+def print_table(
+    heads: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    stacks: Sequence[tuple[str, ...]] = (),
+) -> None:
+    """Print a table: plainly, or by rich, if it is installed, so that it fits the terminal. Where
+    that is too narrow for a row, columns of one of `stacks` stand above each other."""
     if sys.stdout.isatty() and len(rows) <= _RICH_ROWS:
         with contextlib.suppress(ImportError):
-            _print_fitted(heads, rows)
+            _print_fitted(heads, rows, stacks)
             return
     print(table(heads, rows), end="")
 
@@ -177,16 +182,36 @@ def changes_text(resolution: Resolution) -> str:
     return ", ".join(count(*each) for each in counts if each[0]) or "nothing"
 
 
-def _print_fitted(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def _print_fitted(
+    heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], stacks: Sequence[tuple[str, ...]]
+) -> None:
     from rich.console import Console  # here, because it takes 70 ms
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    needed = max(map(len, table(heads, rows).splitlines()))
+    is_stacked = bool(stacks) and console.width < needed
+    if is_stacked:
+        places = [[heads.index(head) for head in stack if head in heads] for stack in stacks]
+        heads, *rows = (
+            tuple("\n".join(row[place] for place in stack) for stack in places)
+            for row in (heads, *rows)
+        )
     fitted = Table(box=None, pad_edge=False)
     for column, head in enumerate(heads):
-        is_narrow = all(len(row[column]) <= _NARROW for row in rows)
-        fitted.add_column(head.replace("-", "\n"), overflow="fold", no_wrap=is_narrow)
+        lines = [line for row in rows for line in row[column].split("\n")]
+        is_narrow = all(len(line) <= _NARROW for line in lines)
+        title = head if is_stacked else head.replace("-", "\n")
+        fitted.add_column(title, overflow="fold", no_wrap=is_narrow)
     styles = {"off": "yellow", "-": "dim"}
     for row in rows:
-        fitted.add_row(*(Text(cell, styles.get(cell, "")) for cell in row))
-    Console().print(fitted)
+        fitted.add_row(
+            *(
+                Text("\n").join(Text(line, styles.get(line, "")) for line in cell.split("\n"))
+                for cell in row
+            )
+        )
+        if is_stacked:
+            fitted.add_row()
+    console.print(fitted)

@@ -45,14 +45,35 @@ def sockets(arguments: argparse.Namespace) -> int:
     if arguments.json:
         result = [_socket_json(one, sources) for one in listed]
         return output.answer(arguments, {"sockets": result}, "")
-    output.print_table(_SOCKET_HEADS, [_socket_cells(one, sources) for one in listed])
+    _print_table(listed, sources)
     return 0
 
 
-_SOCKET_HEADS = (
-    *("CGROUP", "LOCAL", "REMOTE", "STATE", "KEEPALIVE", *output.OPTION_HEADS),
-    *("NEXT-PROBE", "SET-BY"),
+HEADS = ("LOCAL", "REMOTE", "STATE", "KEEPALIVE", *output.OPTION_HEADS, "NEXT-PROBE", "SET-BY")
+# In 80 columns.
+STACKS = (
+    ("CGROUP", "NETNS", "SET-BY"),
+    ("LOCAL", "REMOTE"),
+    ("STATE", "KEEPALIVE", "NEXT-PROBE"),
+    ("IDLE", "INTERVAL", "PROBES"),
+    ("USER-TIMEOUT",),
 )
+
+
+def _print_table(listed: list[tcp.Socket], sources: dict[str, str]) -> None:
+    names = tcp.names(one.cgroup for one in listed if one.cgroup is not None)
+    # Where there are several, addresses may be the same in two of them.
+    several = len({one.namespace for one in listed}) > 1
+    heads = ("CGROUP", "NETNS", *HEADS) if several else ("CGROUP", *HEADS)
+    rows = [
+        (
+            "(removed)" if one.cgroup is None else output.shown(names[one.cgroup]),
+            *((str(one.namespace),) if several else ()),
+            *_socket_cells(one, sources),
+        )
+        for one in listed
+    ]
+    output.print_table(heads, rows, STACKS)
 
 
 def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
@@ -78,7 +99,6 @@ def _socket_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
     unknown = one.idle_s is None
     values = [(row, getattr(one, row.field)) for row in ON_SOCKETS]
     return (
-        output.shown(one.unit or one.cgroup or "(removed)"),
         str(one.local),
         str(one.remote),
         one.state,

@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -211,6 +211,37 @@ def _set_by(setters: bytes) -> dict[str, str]:
 def units(path: str | None) -> tuple[str, ...]:
     """The systemd units that a cgroup is in, the innermost last."""
     return tuple(name for name in (path or "").split("/") if UNIT.fullmatch(name))
+
+
+def names(paths: Iterable[str]) -> dict[str, str]:
+    """What to call each of these cgroups: by the innermost unit it is in, or the whole path. Units
+    of one name, as a machine's, a user's and a container's init.scope, have as much of their paths
+    as tells them apart."""
+    within = {path: _unit_path(path) for path in paths}
+    ends: dict[str, set[str]] = {}
+    for unit in filter(None, within.values()):
+        for end in _ends(unit):
+            ends.setdefault(end, set()).add(unit)
+    return {
+        path: next(end for end in _ends(unit) if len(ends[end]) == 1) if unit else path
+        for path, unit in within.items()
+    }
+
+
+def _unit_path(path: str) -> str | None:
+    """The path as far as the innermost unit."""
+    inner = next(reversed(units(path)), None)
+    return inner and path[: f"{path}/".rindex(f"/{inner}/") + 1 + len(inner)]
+
+
+def _ends(path: str) -> Iterator[str]:
+    """What a path ends with, the last name first, and in the end the path itself."""
+    first, *outer = reversed(path.split("/"))
+    end = first
+    for name in outer:
+        yield end
+        end = f"{name}/{end}"
+    yield end
 
 
 def _is_within(path: str | None, outer: str) -> bool:

@@ -307,6 +307,22 @@ def test_plain_table(make_cgroup, peer, kabpfctl, write_policy):
     assert done.stderr == ""
 
 
+def test_rows_of_several_network_namespaces_name_them(
+    loaded, connected, peer, cgroup, namespace, kabpfctl
+):
+    """Two listeners of one address in two network namespaces are two rows that differ."""
+    client, _, _ = connected
+    _, address = client.listener()
+    inside = peer(cgroup, namespace)
+    inside.listen(inside.open_socket(socket.AF_INET), address)
+    heads, *lines = kabpfctl("sockets", "--cgroup", cgroup).stdout.splitlines()
+    assert heads.split() == [HEADS[0], "NETNS", *HEADS[1:]]
+    rows = [line.split() for line in lines if f" {address[0]}:{address[1]} " in line]
+    own, other = (os.stat(path).st_ino for path in ("/proc/self/ns/net", f"/run/netns/{namespace}"))
+    assert {row[1] for row in rows} == {str(own), str(other)}
+    assert rows[0][0] == rows[1][0] == path_of(cgroup)
+
+
 @pytest.mark.parametrize("has_rich", [True, False], ids=["rich", "without-rich"])
 def test_table_on_a_terminal(loaded, connected, cgroup, tmp_path, has_rich):
     """On a terminal rich, if it is installed, makes the table fit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kabpf.observe.sockets import Address, Filter, Socket
+from kabpf.observe.sockets import Address, Filter, Socket, names
 
 
 def test_filter_without_conditions_selects_every_socket() -> None:
@@ -90,6 +90,37 @@ def test_filters_together_select_what_each_selects() -> None:
 def test_unit_is_the_innermost(path: str | None, unit: str | None) -> None:
     """Of the path's names that are names of units with a cgroup the last one counts."""
     assert found(cgroup=path).unit == unit
+
+
+MACHINE = "/init.scope"
+USER = "/user.slice/user-1000.slice/user@1000.service/init.scope"
+CONTAINER = "/machine.slice/libpod-1.scope/container/init.scope"
+OTHER = "/machine.slice/libpod-2.scope/container/init.scope"
+WEB = "/system.slice/web.service"
+
+
+@pytest.mark.parametrize(
+    ("expected"),
+    [
+        {WEB: "web.service", f"{WEB}/worker": "web.service"},
+        {"/": "/", "/a/b": "/a/b", "/a/b/c": "/a/b/c"},
+        {MACHINE: "init.scope"},
+        {MACHINE: "/init.scope", USER: "user@1000.service/init.scope"},
+        {
+            MACHINE: "/init.scope",
+            USER: "user@1000.service/init.scope",
+            CONTAINER: "container/init.scope",
+            f"{CONTAINER}/a.b": "container/init.scope",
+        },
+        {CONTAINER: "libpod-1.scope/container/init.scope",
+         OTHER: "libpod-2.scope/container/init.scope"},
+        {WEB: "/system.slice/web.service", f"/a{WEB}": "a/system.slice/web.service"},
+        {f"{WEB}/a/web.service": "a/web.service", WEB: "system.slice/web.service"},
+    ],
+)  # fmt: skip
+def test_names_are_as_long_as_tells_units_apart(expected: dict[str, str]) -> None:
+    """A unit is called by its name, and with the names above it where another has its name."""
+    assert names(expected) == expected
 
 
 @pytest.mark.parametrize(
