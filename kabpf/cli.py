@@ -127,9 +127,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         commands, "monitor", "print what happens to sockets, a line each, as it happens"
     )
     monitor.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
-    monitor.add_argument(
-        "--unit", type=_unit, metavar="NAME", help="only of this unit; * stands for any text"
-    )
+    monitor.add_argument("--unit", metavar="NAME", help="only of this unit; * stands for any text")
     monitor.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
     monitor.add_argument(
         "--event",
@@ -212,14 +210,6 @@ def _event(text: str) -> str:
 
     if text not in KINDS:
         raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(KINDS)}")
-    return text
-
-
-def _unit(text: str) -> str:
-    from kabpf.observe.sockets import UNIT  # likewise
-
-    if not UNIT.fullmatch(text) and not {*"*?["} & {*text}:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected its type as well, as nginx.service")
     return text
 
 

@@ -20,6 +20,7 @@ from kabpf.policy.parser import RUNTIME
 from kabpf.policy.yaml import Source
 from kabpf.requests import client
 from kabpf.runtime.locks import locked
+from kabpf.systemd import names
 
 
 def attach(arguments: argparse.Namespace) -> int:
@@ -32,7 +33,7 @@ def attach(arguments: argparse.Namespace) -> int:
     if os.geteuid() == 0:
         result = _attach(arguments, tree, options)
     else:
-        path = tree.path(arguments.cgroup)
+        path = names.path(tree, arguments.cgroup)
         result = client.attach(path, options, existing=not arguments.new_only)
     options_text = output.options_text(model.options_of(result["options"]))
     changed = result["retrofitted"]
@@ -47,7 +48,7 @@ def _attach(
     arguments: argparse.Namespace, tree: CgroupTree, options: dict[str, str]
 ) -> dict[str, Any]:
     with locked():
-        cgroup = tree.find(arguments.cgroup)
+        cgroup = tree.find(names.path(tree, arguments.cgroup))
         file = attached_file(PERSISTENT if arguments.persist else RUNTIME, cgroup.path)
         if not arguments.persist and (PERSISTENT / file.name).exists():
             raise RefusedError(

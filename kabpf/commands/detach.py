@@ -17,6 +17,7 @@ from kabpf.policy.parser import RUNTIME
 from kabpf.requests import client
 from kabpf.runtime import last_good, pidlock
 from kabpf.runtime.locks import locked
+from kabpf.systemd import names
 
 
 def detach(arguments: argparse.Namespace) -> int:
@@ -25,9 +26,9 @@ def detach(arguments: argparse.Namespace) -> int:
         require_root("detach --all")
     tree = cgroups.find_tree(mountinfo.own_mounts())
     if os.geteuid() != 0:
-        path = tree.path(arguments.cgroup)
+        path = names.path(tree, arguments.cgroup)
         return output.answer(arguments, client.detach(path), f"{output.shown(path)}: detached")
-    path = "/" if arguments.all else tree.path(arguments.cgroup)
+    path = "/" if arguments.all else names.path(tree, arguments.cgroup)
     pattern = f"{ATTACHED}*.yaml" if arguments.all else attached_file(RUNTIME, path).name
     with locked():
         removed = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from kabpf.plan.patterns import Naming
 from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.model import OPTIONS, Policy, Selector, options_json
-from kabpf.systemd import relations
+from kabpf.systemd import names, relations
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,8 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
     if what.isdecimal():
         return [tree.find(cgroups.path_of_process(what))]
     if "/" in what:
-        return [tree.find(what)]
-    named = [
-        cgroup
-        for cgroup in tree.cgroups()
-        if fnmatch.fnmatchcase(cgroup.name, what) or cgroup.name == f"_{what}"
-    ]
+        return [tree.find(names.path(tree, what))]
+    named = list(names.cgroups_of(what, tree.cgroups()))
     if not named:
         raise RefusedError(
             f"no cgroup is named {what}", hint="expected a running unit, a cgroup path or a PID"

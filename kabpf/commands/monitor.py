@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from kabpf import output
 from kabpf.errors import RefusedError
@@ -20,6 +21,7 @@ from kabpf.kernel import cgroups, dataplane, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.observe.events import Event, Filter, Lost, Monitor, Option
 from kabpf.observe.sockets import Address
+from kabpf.systemd import names
 
 LINES = 200  # that are written at once where more wait
 LOOK_S = 1  # how often it is looked whether the data plane is another one
@@ -58,10 +60,11 @@ class _Ended(BaseException):
 def monitor(arguments: argparse.Namespace) -> int:
     """Print events until a signal comes, or standard output is closed."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    cgroup = None if arguments.cgroup is None else tree.path(arguments.cgroup)
-    selection = Filter(cgroup, arguments.unit, arguments.policy)
+    cgroup = None if arguments.cgroup is None else names.path(tree, arguments.cgroup)
+    units = None if arguments.unit is None else names.covered_by(arguments.unit)
+    selection = Filter(cgroup, units, arguments.policy)
     if arguments.event:
-        selection = Filter(cgroup, arguments.unit, arguments.policy, frozenset(arguments.event))
+        selection = replace(selection, events=frozenset(arguments.event))
     heeded = (number for number in _ENDS if signal.getsignal(number) != signal.SIG_IGN)  # nohup(1)
     former = {number: signal.signal(number, _end) for number in heeded}
     try:

@@ -15,23 +15,27 @@ from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.dataplane import PINS
 from kabpf.observe import sockets as tcp
 from kabpf.policy.model import ON_SOCKETS
+from kabpf.systemd import names
 
 
 def sockets(arguments: argparse.Namespace) -> int:
     """List the TCP sockets of the machine with their options; without root, what inet_diag says."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     is_root = os.geteuid() == 0
-    cgroup = None if arguments.cgroup is None else tree.find(arguments.cgroup).path
-    selection = tcp.Filter(cgroup, arguments.unit, arguments.policy, arguments.without_keepalive)
+    cgroup = None
+    if arguments.cgroup is not None:
+        cgroup = tree.find(names.path(tree, arguments.cgroup)).path
+    units = None if arguments.unit is None else names.covered_by(arguments.unit)
+    selection = tcp.Filter(cgroup, units, arguments.policy, arguments.without_keepalive)
     with loading.opened(PINS, tree) if is_root else contextlib.nullcontext() as opened:
         loaded = opened if opened and opened.lists_sockets else None
-        names = {id: record.name for id, record in loaded.records().items()} if loaded else {}
-        if selection.policy is not None and selection.policy not in names.values():
+        policies = {id: each.name for id, each in loaded.records().items()} if loaded else {}
+        if selection.policy is not None and selection.policy not in policies.values():
             raise RefusedError(
                 f"policy {selection.policy} is not in force" if is_root else "--policy: not root",
                 hint="expected one that kabpfctl status shows" if is_root else "expected root",
             )
-        all_sockets = tcp.from_dataplane(loaded, names) if loaded else tcp.from_inet_diag(tree)
+        all_sockets = tcp.from_dataplane(loaded, policies) if loaded else tcp.from_inet_diag(tree)
         listed = sorted(
             filter(selection, all_sockets),
             key=lambda one: (one.cgroup or "", one.local, one.remote),

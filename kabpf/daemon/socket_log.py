@@ -45,6 +45,8 @@ class SocketLog:
                 self._open = self._begin()
             except KabpfError as error:
                 log.warning("sockets are not logged: %s", error)
+        else:
+            self._open.journal.forget_units()  # systemd may have reloaded its own
 
     def keep_up(self) -> None:
         """Listen anew where not everything is heard of any more."""

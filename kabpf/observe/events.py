@@ -174,7 +174,7 @@ class Filter:
     """Which events are asked for; None is any."""
 
     cgroup: str | None = None  # a cgroup path, and all below it
-    unit: str | None = None  # a unit's name or a glob, and all inside it
+    units: tuple[str, ...] | None = None  # units' names or globs, and all inside them
     policy: str | None = None
     events: frozenset[str] = frozenset(KINDS)
 
@@ -182,7 +182,7 @@ class Filter:
         """Whether an event is asked for."""
         return (
             (self.policy is None or event.policy == self.policy)
-            and sockets.is_inside(event.cgroup, self.cgroup, self.unit)
+            and sockets.is_inside(event.cgroup, self.cgroup, self.units)
             and event.kind in self.events
         )
 

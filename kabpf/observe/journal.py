@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kabpf.observe.events import Event, Lost
 from kabpf.observe.sockets import UNIT
+from kabpf.systemd import relations
 
 SOCKET = "/run/systemd/journal/socket"  # systemd-journald.service(8)
 
@@ -15,6 +17,8 @@ SOCKET = "/run/systemd/journal/socket"  # systemd-journald.service(8)
 # messages as well (RateLimitBurst= in journald.conf(5)).
 LINES_MAX = 8000
 WINDOW_S = 30
+
+SERVICES_MAX = 1024  # sockets whose services are remembered; a machine has some tens
 
 INFO, NOTICE, WARNING = 6, 5, 4  # syslog(3)
 _PRIORITIES = {"died": NOTICE, "failed": WARNING}
@@ -33,6 +37,7 @@ class Journal:
         self._channel.setblocking(False)
         self._lost = self._written = 0
         self._began = time.monotonic()
+        self.forget_units()
 
     def __enter__(self) -> Journal:
         return self
@@ -44,12 +49,16 @@ class Journal:
         """Close the socket; the journal keeps what was written."""
         self._channel.close()
 
+    def forget_units(self) -> None:
+        """Read anew which services have which sockets."""
+        self._services_of = functools.lru_cache(SERVICES_MAX)(relations.services_of)
+
     def write(self, event: Event | Lost) -> None:
         """Write an event, or count it."""
         if isinstance(event, Lost):
             self._lost += event.count
             return
-        if self._written < LINES_MAX and self._send(_fields(event)):
+        if self._written < LINES_MAX and self._send(_fields(event), *self._units(event)):
             self._written += 1
         else:
             self._lost += 1
@@ -67,9 +76,18 @@ class Journal:
             self._lost = 0
         self._began, self._written = time.monotonic(), 0
 
-    def _send(self, fields: dict[str, str]) -> bool:
+    def _units(self, event: Event) -> Iterator[str]:
+        """Those that `journalctl --unit` finds the event by: a socket's services have it, too."""
+        unit = _unit(event)
+        if unit:
+            yield unit
+        if unit and unit.endswith(".socket"):
+            yield from self._services_of(unit)
+
+    def _send(self, fields: dict[str, str], *units: str) -> bool:
+        named = (("OBJECT_SYSTEMD_UNIT", unit) for unit in units)
         try:
-            raw = b"".join(_encoded(*field) for field in fields.items())
+            raw = b"".join(_encoded(*field) for field in (*fields.items(), *named))
             self._channel.sendto(raw, self._address)
         except (FileNotFoundError, ConnectionRefusedError):
             return self._otherwise(fields["MESSAGE"])
@@ -101,7 +119,6 @@ def _fields(event: Event) -> dict[str, str]:
         "MESSAGE": message(event),
         "PRIORITY": _PRIORITIES.get(event.kind, INFO),
         "SYSLOG_IDENTIFIER": "kabpfd",
-        "OBJECT_SYSTEMD_UNIT": _unit(event),  # for journalctl --unit
         "KABPF_EVENT": event.kind,
         "KABPF_POLICY": event.policy,
         "KABPF_CGROUP": event.cgroup,

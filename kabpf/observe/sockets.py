@@ -91,24 +91,24 @@ class Filter:
     """Which sockets are asked for; None is any."""
 
     cgroup: str | None = None  # a cgroup path, and all below it
-    unit: str | None = None  # a unit's name or a glob, and all inside it
+    units: tuple[str, ...] | None = None  # units' names or globs, and all inside them
     policy: str | None = None
     without_keepalive: bool = False
 
     def __call__(self, candidate: Socket) -> bool:
         """Whether a socket is asked for."""
         return (
-            is_inside(candidate.cgroup, self.cgroup, self.unit)
+            is_inside(candidate.cgroup, self.cgroup, self.units)
             and (self.policy is None or candidate.policy == self.policy)
             and (not self.without_keepalive or candidate.keepalive is False)
         )
 
 
-def is_inside(path: str | None, cgroup: str | None, unit: str | None) -> bool:
-    """Whether a cgroup is asked for: in the cgroup of this path, and in a unit of this name or
-    glob, or below them; None is any."""
+def is_inside(path: str | None, cgroup: str | None, named: tuple[str, ...] | None) -> bool:
+    """Whether a cgroup is asked for: in the cgroup of this path, and in a unit of one of these
+    names or globs, or below them; None is any."""
     return (cgroup is None or _is_within(path, cgroup)) and (
-        unit is None or bool(fnmatch.filter(units(path), unit))
+        named is None or any(fnmatch.filter(units(path), name) for name in named)
     )
 
 

@@ -26,7 +26,7 @@ def named_by(stem: str, path: str) -> tuple[Selector, ...]:
     """The unit that a drop-in speaks of, if its name without .yaml is one."""
     if not _is_unit(stem) or re.match(r"[0-9]+-", stem):
         return ()
-    return (Selector("unit", _instances(stem), Source(path, 1)),)
+    return (Selector("unit", instances(stem), Source(path, 1)),)
 
 
 def _selector(node: Node) -> Selector:
@@ -42,7 +42,7 @@ def _selector(node: Node) -> Selector:
     unit = value.word("a unit's name, as nginx.service")
     if not _is_unit(unit):
         raise value.expected("a unit's name with its type, as nginx.service")
-    return Selector(kind, _instances(unit), value.source)
+    return Selector(kind, instances(unit), value.source)
 
 
 def _is_unit(text: str) -> bool:
@@ -57,7 +57,7 @@ def _is_unit(text: str) -> bool:
     )
 
 
-def _instances(unit: str) -> str:
+def instances(unit: str) -> str:
     """A template stands for its instances."""
     return re.sub(r"@(\.[a-z]+)$", r"@*\1", unit)
 

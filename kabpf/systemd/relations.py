@@ -12,10 +12,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf.policy.model import Policy, Selector
+from kabpf.policy.model import GLOB, Policy, Selector
 from kabpf.systemd.unit_files import Units, settings, words
 from kabpf.systemd.units import DIRECTORIES, of_instance, real_name, template_of
 
@@ -39,18 +40,33 @@ def followed(
 ) -> tuple[Policy, ...]:
     """The policies; to their selectors of services the socket units are added that systemd's files
     relate to these."""
-    selected: dict[str, list[str]] = {}
-    for policy in policies:
-        for selector in policy.selectors:
-            if selector.text.endswith(".service") and selector.kind in directories:
-                selected.setdefault(selector.kind, []).append(selector.text)
-    found = {kind: _Related(directories[kind], texts) for kind, texts in selected.items()}
-    if not any(found.values()):
-        return policies
+    selectors = related((each for policy in policies for each in policy.selectors), directories)
+    each = iter(selectors)
     return tuple(
-        replace(policy, selectors=tuple(_with_sockets(each, found) for each in policy.selectors))
-        for policy in policies
+        replace(policy, selectors=tuple(islice(each, len(policy.selectors)))) for policy in policies
     )
+
+
+def related(
+    selectors: Iterable[Selector], directories: Directories = DIRECTORIES
+) -> list[Selector]:
+    """The selectors, as `followed` makes them."""
+    given = list(selectors)
+    selected: dict[str, list[str]] = {}
+    for selector in given:
+        if selector.text.endswith(".service") and selector.kind in directories:
+            selected.setdefault(selector.kind, []).append(selector.text)
+    found = {kind: _Related(directories[kind], texts) for kind, texts in selected.items()}
+    return [_with_sockets(each, found) for each in given]
+
+
+def services_of(
+    socket: str, directories: Sequence[str | Path] = DIRECTORIES["unit"]
+) -> tuple[str, ...]:
+    """The services that get the listeners of a socket unit."""
+    own = socket.removesuffix("socket") + "service"
+    found = _Related(directories, ["*.service"])
+    return tuple(dict.fromkeys([*([own] if found.has(own) else ()), *found.services(socket)]))
 
 
 def _with_sockets(selector: Selector, found: Mapping[str, _Related]) -> Selector:
@@ -67,6 +83,7 @@ class _Related:
         paths = [Path(each) for each in directories]
         sockets = Units(paths, "socket")
         services = Units(paths, "service")
+        self.has = services.has
         relations = set(_by_service_key(sockets, services.real))
         relations.update(_by_sockets_key(services, sockets.real, _candidates(services, selected)))
         self._by_service: dict[str, list[str]] = {}
@@ -77,26 +94,32 @@ class _Related:
             if ANY in relation.service:
                 self._others.append(relation)
 
-    def __bool__(self) -> bool:
-        return bool(self._all)
-
     def sockets(self, text: str) -> tuple[str, ...]:
         """The socket units, or globs, of the services that a selector's text names."""
-        is_glob = any(character in text for character in "*?[")
-        relations = self._all if is_glob else self._others
+        is_glob = GLOB.search(text) is not None
         found = [*self._by_service.get(text, ())]
-        found += [name for each in relations if (name := _socket(each, text))]
+        for relation in self._all if is_glob else self._others:
+            if socket := _counterpart(relation.service, relation.socket, text):
+                found.append(socket)
+            elif is_glob and fnmatch.fnmatchcase(relation.service, text):
+                found.append(relation.socket)
         return tuple(dict.fromkeys(found))
 
+    def services(self, socket: str) -> list[str]:
+        """The services of a socket unit."""
+        found = (_counterpart(each.socket, each.service, socket) for each in self._all)
+        return [service for service in found if service]
 
-def _socket(relation: Relation, text: str) -> str:
-    """The socket unit of a relation, for the services that a text names; "" where it names none."""
-    before, any_, after = relation.service.partition(ANY)
-    if any_ and text.startswith(before) and text.endswith(after):
-        if instance := text[len(before) : len(text) - len(after)]:
-            return relation.socket.replace(ANY, instance, 1)
+
+def _counterpart(name: str, other: str, text: str) -> str:
+    """The other unit of a relation, where the text is the name of the one; "" where it is not."""
+    before, any_, after = name.partition(ANY)
+    if not any_:
+        return other if name == text else ""
+    if not text.startswith(before) or not text.endswith(after):
         return ""
-    return relation.socket if fnmatch.fnmatchcase(relation.service, text) else ""
+    instance = text[len(before) : len(text) - len(after)]
+    return other.replace(ANY, instance, 1) if instance else ""
 
 
 def _by_service_key(sockets: Units, services: Mapping[str, str]) -> Iterator[Relation]:
@@ -124,7 +147,7 @@ def _candidates(services: Units, selected: list[str]) -> set[str]:
     for text in dict.fromkeys(selected):
         template = template_of(text)
         found.update(each for each in (text, template) if services.has(each))
-        if any(character in text for character in "*?["):
+        if GLOB.search(text):
             names = services.names() if names is None else names
             found.update(fnmatch.filter(names, text))
     return {each for each in found if services.real.get(each, each) == each}

@@ -83,6 +83,17 @@ def test_attach_beside_a_bad_file_changes_nothing(in_force, write_policy, kabpfc
     assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
 
 
+def test_cgroup_is_named_as_systemd_names_it(kabpfctl, cgroup):
+    """attach takes a path as systemd-cgls prints it, and a unit's name; detach likewise."""
+    unit = cgroup / "kabpf-named.service"
+    unit.mkdir()
+    for name in (str(unit.relative_to(cgroup_root())), unit.name, "kabpf-named"):
+        done = kabpfctl("attach", "--cgroup", name, "--idle", 61)
+        assert done.stdout.startswith(f"/{unit.relative_to(cgroup_root())}: ")
+        kabpfctl("detach", "--cgroup", name)
+    unit.rmdir()
+
+
 def test_attach_to_something_else_than_a_cgroup_is_refused(kabpfctl, tmp_path, cgroup):
     """A missing cgroup, a file, and a directory elsewhere are refused, and nothing is loaded."""
     for path in (cgroup / "missing", cgroup / "cgroup.procs", tmp_path, "relative"):

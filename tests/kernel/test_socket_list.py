@@ -220,7 +220,7 @@ def test_filters(make_cgroup, peer, kabpfctl, write_policy):
     assert ports("--cgroup", path_of(service)) == {web}
     assert ports("--cgroup", other) == {plain}
     assert ports("--unit", "web@1.service") == ports("--unit", "web@*.service") == {web}
-    assert ports("--unit", "web@1") == set()
+    assert ports("--unit", "web@1") == {web}
     assert ports("--policy", "web") == {web}
     assert ports("--cgroup", top, "--without-keepalive") == {plain}
     assert ports("--without-keepalive") >= {plain}

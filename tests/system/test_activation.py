@@ -1,5 +1,7 @@
 """Sockets and processes that systemd makes for others: activation, scopes, users' units."""
 
+import json
+
 import pytest
 from harness import wait_until
 from machine import COVERED, KEEPALIVE
@@ -87,8 +89,13 @@ def test_activated_service_has_its_options_from_a_socket_of_another_name(
     client = inside()
     client.connection(("127.0.0.1", 7000))
     wait_until(lambda: _wait_for_accepted(machine, 1) == [COVERED], "the options")
-    said = machine.run("kabpfctl", "explain", "front-tcp.socket")
+    said = machine.run("kabpfctl", "explain", "front")
     assert "unit front.service" in said and "as one of its sockets" in said
+    for unit in ("front.service", "front"):
+        listed = machine.run("kabpfctl", "sockets", "--json", "--unit", unit)
+        found = [(one["state"], one["cgroup"]) for one in json.loads(listed)["sockets"]]
+        inside_socket = "/system.slice/front-tcp.socket"
+        assert sorted(found) == [("established", inside_socket), ("listen", inside_socket)]
 
 
 @pytest.mark.parametrize("drop_in", ["app.socket.yaml", "app@.service.yaml"])

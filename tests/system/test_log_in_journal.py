@@ -55,6 +55,34 @@ def test_events_are_among_the_lines_of_their_unit(machine, service):
     assert events[1]["_SYSTEMD_UNIT"] == "kabpf.service"
 
 
+def test_events_of_a_socket_are_among_the_lines_of_its_service(machine, inside):
+    """What a socket unit accepts for a service is found by either unit, also where the two have
+    different names; so it is by `monitor --unit`."""
+    machine.drop_in("front.service.yaml", LOGGED)
+    listen = "[Socket]\nListenStream=127.0.0.1:7000\nService=front.service\n"
+    machine.write("/run/systemd/system/front-tcp.socket", listen)
+    sleep = "[Service]\nExecStart=/bin/sleep infinity\n"
+    machine.write("/run/systemd/system/front.service", sleep)
+    reloads = machine.show("kabpf-reload.service", "ExecMainExitTimestampMonotonic")
+    machine.run("systemctl", "daemon-reload")
+    key = "ExecMainExitTimestampMonotonic"
+    wait_until(lambda: machine.show("kabpf-reload.service", key) != reloads, "the reload")
+    # It writes its heads when it hears of everything.
+    follow = "timeout --signal=INT 30 kabpfctl monitor --unit front > /run/seen"
+    monitor = machine.start("sh", "-c", follow)
+    wait_until(lambda: machine.attempt("test", "-s", "/run/seen").returncode == 0, "the monitor")
+    machine.run("systemctl", "start", "front-tcp.socket")
+    client = inside()
+    client.connection(("127.0.0.1", 7000))
+    for unit in ("front-tcp.socket", "front.service"):
+        events = _wait_for_events(machine, 2, f"--unit={unit}")
+        assert [event["KABPF_WAY"] for event in events] == ["listen", "in"]
+        assert {event["KABPF_UNIT"] for event in events} == {"front-tcp.socket"}
+    wait_until(lambda: machine.run("cat", "/run/seen").count("front-tcp.socket") == 2, "events")
+    monitor.kill()
+    monitor.wait()
+
+
 def test_debugged_command_is_logged(machine, inside):
     """What libdontdie's DD_DEBUG asks for, under the unit in which root's command runs."""
     app = inside("env", "DD_DEBUG=1", "kabpfctl", "run", "--idle", "61", "--")

@@ -97,11 +97,6 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             "argument --event: lost, expected one of set, retrofitted, left, failed, swallowed,"
             " limited, died",
         ),
-        (
-            ["monitor", "--unit", "nginx"],
-            "kabpfctl monitor",
-            "argument --unit: nginx, expected its type as well, as nginx.service",
-        ),
     ],
 )
 def test_wrong_arguments_are_wrong_usage(arguments: list[str], who: str, message: str) -> None:

@@ -86,13 +86,13 @@ def test_options_have_value_and_outcome() -> None:
         (Filter(), True),
         (Filter(cgroup="/system.slice"), True),
         (Filter(cgroup="/user.slice"), False),
-        (Filter(unit="web*"), True),
-        (Filter(unit="db.service"), False),
+        (Filter(units=("web*",)), True),
+        (Filter(units=("db.service",)), False),
         (Filter(policy="web"), True),
         (Filter(policy="w"), False),
         (Filter(events=frozenset(["died", "set"])), True),
         (Filter(events=frozenset(["died"])), False),
-        (Filter(unit="web*", policy="other"), False),
+        (Filter(units=("web*",), policy="other"), False),
     ],
 )
 def test_filter_selects_what_every_condition_allows(wanted: Filter, selected: bool) -> None:

@@ -45,7 +45,7 @@ def test_root_cgroup_selects_every_cgroup_that_is_there() -> None:
 )
 def test_unit_selects_all_inside(unit: str, path: str | None, selected: bool) -> None:
     """A unit has the sockets of the units and other cgroups inside it; * stands for any text."""
-    assert Filter(unit=unit)(found(cgroup=path)) is selected
+    assert Filter(units=(unit,))(found(cgroup=path)) is selected
 
 
 @pytest.mark.parametrize(("keepalive", "selected"), [(False, True), (True, False), (None, False)])

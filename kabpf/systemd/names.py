@@ -1,0 +1,74 @@
+"""Names of units and cgroups as people type them, taken as systemctl(1) takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from kabpf.errors import RefusedError
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.plan.patterns import compiled, patterns_of
+from kabpf.plan.state import Cgroup
+from kabpf.policy import selectors
+from kabpf.policy.model import GLOB, Selector
+from kabpf.policy.yaml import Source
+from kabpf.systemd import relations
+from kabpf.systemd.unit_files import is_name
+from kabpf.systemd.units import DIRECTORIES, real_name, unit_names
+
+SHOWN_MAX = 5  # cgroups in one error
+
+
+def unit(text: str) -> str:
+    """The unit that a name means: one without a type is a service, and an alias is the unit that it
+    is of; a glob stays one. "" is masked."""
+    if GLOB.search(text):
+        return text
+    name = text if is_name(text) and text.rpartition(".")[2] in selectors.UNIT_TYPES else ""
+    return real_name(unit_names(DIRECTORIES["unit"]), name or f"{text}.service") or text
+
+
+def covered_by(text: str) -> tuple[str, ...]:
+    """The names of cgroups, or globs, that a policy's `unit:` of this text covers: the unit's and
+    those of its sockets."""
+    selector = Selector("unit", selectors.instances(unit(text)), Source("", 0))
+    (followed,) = relations.related([selector])
+    return tuple(dict.fromkeys(names[-1] for _, _, names in patterns_of(followed)))
+
+
+def cgroups_of(text: str, cgroups: Iterable[Cgroup]) -> Iterator[Cgroup]:
+    """Those of the cgroups that a policy's `unit:` of this text covers, or that have it as their
+    name."""
+    globs = [compiled(name) for name in (*covered_by(text), text)]
+    return (each for each in cgroups if any(glob.match(each.name) for glob in globs))
+
+
+def path(tree: CgroupTree, text: str) -> str:
+    """The cgroup path that is meant by a directory below the mount, by a path as systemd-cgls(1)
+    prints it, or by the name of a unit that runs. Raises RefusedError."""
+    try:
+        return tree.path(text)
+    except RefusedError:
+        if not text or os.path.exists(text):
+            raise
+        inside = os.path.normpath(f"/{text}")
+        if os.path.isdir(tree.directory(inside)):
+            return inside
+        if "/" in text:
+            raise
+    found = _named(tree, text)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise RefusedError(
+            f"cgroup {text}", hint=f"expected a directory below {tree.mount}, or a unit that runs"
+        )
+    more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
+    raise RefusedError(
+        f"{text} is {', '.join(found[:SHOWN_MAX])}{more}", hint="expected one of these paths"
+    )
+
+
+def _named(tree: CgroupTree, text: str) -> list[str]:
+    names = {text, next(iter(covered_by(text)))}
+    return [each.path for each in tree.cgroups() if each.name in names]
