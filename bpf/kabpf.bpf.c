@@ -177,7 +177,8 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 	if (!v.cgroup)
 		return 1;
 	if (ctx->sk->state != BPF_TCP_LISTEN)
-		v.direction = direction_of(sk);
+		v.direction = ctx->sk->protocol == IPPROTO_MPTCP ? direction_of_multipath(sk)
+								 : direction_of(sk);
 	if (!begin_visit(&v, (void *)sk))
 		return 1;
 	if (ctx->level == SOL_SOCKET) {

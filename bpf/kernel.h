@@ -123,12 +123,23 @@ struct inet_connection_sock {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 rcv_tstamp; /* jiffies */
+	__u64 bytes_sent; /* retransmissions included */
+	__u64 bytes_retrans;
+	__u64 bytes_acked;
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq;
 	unsigned int keepalive_time; /* jiffies */
 	unsigned int keepalive_intvl; /* jiffies */
 	__u8 keepalive_probes;
+};
+
+struct mptcp_pm_data {
+	bool server_side;
+};
+
+struct mptcp_sock {
+	struct mptcp_pm_data pm;
 };
 
 struct task_struct {

@@ -46,10 +46,27 @@ options_of(struct kabpf_policy *policy, __u32 policy_id, struct sock_common *skc
 	return options && acts(policy, options) ? options : NULL;
 }
 
+/* Whether a connection's SYN was its own: acknowledged, it counts as a byte (tcp_ack() in
+ * net/ipv4/tcp_input.c) that was not sent as data. The SYN-ACK of an accepted one is another
+ * socket's. A FIN is such a byte, too. */
+static __always_inline bool sent_syn(struct sock *sk)
+{
+	struct tcp_sock *tp = (void *)sk;
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u32 sent = BPF_CORE_READ(tp, snd_nxt) - BPF_CORE_READ(tp, snd_una);
+
+	sent += BPF_CORE_READ(tp, bytes_acked);
+	sent -= BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
+	if (state != BPF_TCP_ESTABLISHED && state != BPF_TCP_CLOSE_WAIT)
+		sent -= state != BPF_TCP_SYN_RECV;
+	return sent == 1;
+}
+
 /* A connection's direction is not kept by the kernel. An accepted socket shares the listener's
  * port, which was bound, without having bound it (sk_clone_lock() in net/core/sock.c clears the
  * lock), and has the listener's backlog; a port that connect() chose is marked by -1
- * (__inet_hash_connect()). A connection from a listener without any backlog counts as outgoing. */
+ * (__inet_hash_connect()). Without a backlog it may also be one that bind() chose, as for a
+ * connection from an address. */
 static __always_inline __u32 direction_of(struct sock *sk)
 {
 	struct inet_connection_sock *icsk = (void *)sk;
@@ -58,7 +75,17 @@ static __always_inline __u32 direction_of(struct sock *sk)
 	if (!bucket || BPF_CORE_READ(bucket, fastreuse) < 0 ||
 	    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)
 		return KABPF_OUT;
-	return BPF_CORE_READ(sk, sk_max_ack_backlog) ? KABPF_IN : KABPF_OUT;
+	return BPF_CORE_READ(sk, sk_max_ack_backlog) || !sent_syn(sk) ? KABPF_IN : KABPF_OUT;
+}
+
+/* An MPTCP socket has no port of its own; its subflows do, and each has its own direction. */
+static __always_inline __u32 direction_of_multipath(struct sock *sk)
+{
+	struct mptcp_sock *msk = (void *)sk;
+
+	if (!bpf_core_field_exists(msk->pm.server_side))
+		return KABPF_OUT;
+	return BPF_CORE_READ(msk, pm.server_side) ? KABPF_IN : KABPF_OUT;
 }
 
 /* Since Linux kernel commit 9544d60a2605 ("inet: change lport contribution to inet_ehashfn() and

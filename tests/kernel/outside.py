@@ -9,11 +9,14 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyroute2
 from programs.peer import OPTIONS
 
 SYS_PIDFD_GETFD = 438  # the same number on every architecture
 ESTABLISHED = "01"  # as /proc/net/tcp has TCP_ESTABLISHED
+KEEPALIVE_TIMER = 2  # idiag_timer (sock_diag(7))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,6 +56,24 @@ def connected_to(cgroup: Path, port: int) -> Iterator[socket.socket]:
                         found[inode] = held
         (only,) = found.values()
         yield only
+
+
+def established(
+    namespace: str, source: int | None = None, destination: int | None = None
+) -> list[Any]:
+    """The established IPv4 connections of a namespace by port, as inet_diag has them."""
+    pyroute2.netns.pushns(namespace)
+    try:
+        with pyroute2.DiagSocket() as diagnosis:
+            diagnosis.bind()
+            found = diagnosis.get_sock_stats(family=socket.AF_INET, states=1 << int(ESTABLISHED))
+    finally:
+        pyroute2.netns.popns()
+    return [
+        one
+        for one in found
+        if source in (None, one["idiag_sport"]) and destination in (None, one["idiag_dport"])
+    ]
 
 
 def processes(cgroup: Path) -> list[int]:

@@ -7,16 +7,15 @@ import socket
 import subprocess
 from pathlib import Path
 
-import pyroute2
 import pytest
 from harness import UNTOUCHED, entering, set_sysctl
+from outside import established
 
 pytestmark = [pytest.mark.core, pytest.mark.loaders(way="open")]
 
 POLICY = ("--idle", 61, "--interval", 11, "--probes", 5, "--user-timeout", "90s")
 COVERED = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 90000}
 IPPROTO_MPTCP = 262
-ESTABLISHED = 1
 PLAIN = socket.SOCK_STREAM
 NONBLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
@@ -123,10 +122,10 @@ def test_multipath_tcp_subflow_is_covered(cgroup, peer, kabpfctl, namespace, way
     server.accept(listener)
     if way == "open":
         attach()
-    (ours,) = _established(namespace, destination=address[1])
+    (ours,) = established(namespace, destination=address[1])
     assert ours["idiag_timer"] == 2  # keepalive (sock_diag(7))
     assert 0 < ours["idiag_expires"] <= 61_000
-    (theirs,) = _established(namespace, source=address[1])
+    (theirs,) = established(namespace, source=address[1])
     assert theirs["idiag_timer"] == 0
 
 
@@ -220,22 +219,6 @@ def _run(program, cgroup, peer, user=0):
         os.setuid(user)
 
     return json.loads(subprocess.check_output([program, str(address[1])], preexec_fn=enter))
-
-
-def _established(namespace, source=None, destination=None):
-    """The established connections of a namespace by port, as inet_diag has them."""
-    pyroute2.netns.pushns(namespace)
-    try:
-        with pyroute2.DiagSocket() as diagnosis:
-            diagnosis.bind()
-            found = diagnosis.get_sock_stats(family=socket.AF_INET, states=1 << ESTABLISHED)
-    finally:
-        pyroute2.netns.popns()
-    return [
-        one
-        for one in found
-        if source in (None, one["idiag_sport"]) and destination in (None, one["idiag_dport"])
-    ]
 
 
 def _statistic(namespace, name):

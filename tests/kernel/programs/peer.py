@@ -70,6 +70,10 @@ def options(number):
     return {name: SOCKETS[number].getsockopt(*where) for name, where in OPTIONS.items()}
 
 
+def option(number, name):
+    return SOCKETS[number].getsockopt(*OPTIONS[name])
+
+
 def keepalive(number):
     return SOCKETS[number].getsockopt(*OPTIONS["keepalive"])
 
@@ -98,6 +102,27 @@ def get_bytes(number, level, name, size):
 
 def local_port(number):
     return SOCKETS[number].getsockname()[1]
+
+
+def remote_port(number):
+    return SOCKETS[number].getpeername()[1]
+
+
+def restore(number, own, address):
+    """Make it a connection between these addresses, as CRIU does after a move (TCP_REPAIR)."""
+    one, repair, queue, queue_seq = SOCKETS[number], 19, 20, 21
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.setsockopt(socket.SOL_TCP, repair, 1)
+    for which in (1, 2):  # received, sent
+        one.setsockopt(socket.SOL_TCP, queue, which)
+        one.setsockopt(socket.SOL_TCP, queue_seq, 1000)
+    one.bind(tuple(own))
+    one.connect(tuple(address))
+    one.setsockopt(socket.SOL_TCP, repair, -1)  # without a probe of the window
+
+
+def shut(number):
+    SOCKETS[number].shutdown(socket.SHUT_WR)
 
 
 def send(number, text="data", flags=0):
