@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+from importlib.util import find_spec
 
 import pytest
 from harness import (
@@ -334,17 +335,17 @@ def test_daemon_covers_a_cgroup_that_is_made_again(make_cgroup, kabpfctl, kabpfd
 
 
 @BCC
-def test_compiler_runs_once(cgroup, other_cgroup, kabpfctl, peer, monkeypatch):
+def test_compiler_runs_once(cgroup, other_cgroup, kabpfctl, peer, tmp_path):
     """A policy that changes, a second cgroup, and a load until the next boot take no compiler."""
     bcc_compile.KEPT.unlink(missing_ok=True)
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
     assert bcc_compile.KEPT.exists()
-    monkeypatch.setenv("PYTHONPATH", str(_without_bcc(bcc_compile.KEPT.parent)))
-    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
-    kabpfctl("attach", "--cgroup", other_cgroup, "--idle", 61)
-    assert options_of_new(peer, other_cgroup) == IDLE_61
-    kabpfctl("detach", "--all")
-    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    with _bcc_is(tmp_path, "raise ImportError('no bcc')\n"):
+        kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+        kabpfctl("attach", "--cgroup", other_cgroup, "--idle", 61)
+        assert options_of_new(peer, other_cgroup) == IDLE_61
+        kabpfctl("detach", "--all")
+        kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     assert options_of_new(peer, cgroup) == IDLE_61
 
 
@@ -364,14 +365,11 @@ def test_refused_programs_are_compiled_again(cgroup, kabpfctl, peer):
 
 
 @BCC
-def test_compiler_that_is_killed_is_said(cgroup, kabpfctl, monkeypatch, tmp_path):
+def test_compiler_that_is_killed_is_said(cgroup, kabpfctl, tmp_path):
     """A compiler that ran out of memory is not taken for one that lacks headers."""
     bcc_compile.KEPT.unlink(missing_ok=True)
-    package = tmp_path / "bcc"
-    package.mkdir()
-    (package / "__init__.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    said = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1).stderr
+    with _bcc_is(tmp_path, "import os\nos.kill(os.getpid(), 9)\n"):
+        said = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1).stderr
     source = bcc_compile.SOURCES / bcc_compile.SOURCE
     memory = "expected 150 MB of memory for the compiler"
     assert said == f"kabpfctl: compile {source}: SIGKILL, {memory}\n"
@@ -400,16 +398,20 @@ def _headers_hidden():
         subprocess.run(["umount", "/lib/modules"], check=True)
 
 
-def _without_bcc(directory):
-    """A directory whose bcc can't be imported."""
-    package = directory / "no-bcc/bcc"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('no bcc')\n")
-    return package.parent
+@contextlib.contextmanager
+def _bcc_is(directory, source):
+    """In the place of bcc's package a module of this source; the compiler obeys no PYTHONPATH."""
+    (directory / "__init__.py").write_text(source)
+    (place,) = find_spec("bcc").submodule_search_locations
+    subprocess.run(["mount", "--bind", directory, place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 @BCC
-def test_missing_compiler_is_named(cgroup, kabpfctl, monkeypatch):
+def test_missing_compiler_is_named(cgroup, kabpfctl, tmp_path):
     """Without headers attach and doctor say what to install; what bcc says is passed on."""
     bcc_compile.KEPT.unlink(missing_ok=True)
     with _headers_hidden():
@@ -423,8 +425,8 @@ def test_missing_compiler_is_named(cgroup, kabpfctl, monkeypatch):
         (found,) = [one for one in _findings(kabpfctl, 1) if one["check"] == "BTF"]
         assert found["grade"] == "error"
         assert found["advice"].endswith(f"apt install {package}")
-    monkeypatch.setenv("PYTHONPATH", str(_without_bcc(bcc_compile.KEPT.parent)))
-    done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1)
+    with _bcc_is(tmp_path, "raise ImportError('no bcc')\n"):
+        done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1)
     assert done.stderr.startswith("kabpfctl: bcc does not compile ")
     assert "ImportError: no bcc" in done.stderr
     assert not PINS.exists()
