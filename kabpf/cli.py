@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from kabpf import __version__, streams
-from kabpf.errors import KabpfError, PolicyError
+from kabpf.errors import BpfError, KabpfError, PolicyError
 from kabpf.kernel.capabilities import require_root
 from kabpf.policy import options
 from kabpf.policy.model import ON_COMMAND_LINE
@@ -33,6 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
 
         for line in f"kabpfctl: {error}".expandtabs().splitlines():
             print(output.shown(line), file=sys.stderr)
+        if isinstance(error, BpfError):
+            from kabpf.doctor import refusals  # here, because it takes all of doctor
+
+            for line in refusals.explained(error):
+                print(output.shown(line), file=sys.stderr)
         return error.status
     except BrokenPipeError:
         return 1

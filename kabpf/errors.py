@@ -4,6 +4,7 @@
     ├── PolicyError         policy files, one line for each finding
     ├── UnsupportedError    this machine lacks something that kabpf needs
     └── RefusedError        the kernel or the state of the machine refused one step
+        ├── BpfError        bpf(2) refused it
         ├── UnvisitedError  new sockets have what the policies say, open ones do not
         └── CommandError    the command of `kabpfctl run` can't be started
 
@@ -56,6 +57,10 @@ class RefusedError(KabpfError):
         reason = f": {os.strerror(error)}" if error else ""
         super().__init__(f"{step}{reason}{', ' if hint else ''}{hint}")
         self.error = error
+
+
+class BpfError(RefusedError):
+    """bpf(2) refused a step, maybe because of another program, a limit or a missing right."""
 
 
 class UnvisitedError(RefusedError):

@@ -48,7 +48,7 @@ def _attach(
     arguments: argparse.Namespace, tree: CgroupTree, options: dict[str, str]
 ) -> dict[str, Any]:
     with locked():
-        cgroup = tree.find(names.path(tree, arguments.cgroup))
+        cgroup = names.find(tree, arguments.cgroup)
         file = attached_file(PERSISTENT if arguments.persist else RUNTIME, cgroup.path)
         if not arguments.persist and (PERSISTENT / file.name).exists():
             raise RefusedError(

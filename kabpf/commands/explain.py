@@ -82,7 +82,7 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
     if what.isdecimal():
         return [tree.find(cgroups.path_of_process(what))]
     if "/" in what:
-        return [tree.find(names.path(tree, what))]
+        return [names.find(tree, what)]
     named = list(names.cgroups_of(what, tree.cgroups()))
     if not named:
         raise RefusedError(

@@ -24,7 +24,7 @@ def sockets(arguments: argparse.Namespace) -> int:
     is_root = os.geteuid() == 0
     cgroup = None
     if arguments.cgroup is not None:
-        cgroup = tree.find(names.path(tree, arguments.cgroup)).path
+        cgroup = names.find(tree, arguments.cgroup).path
     units = None if arguments.unit is None else names.covered_by(arguments.unit)
     selection = tcp.Filter(cgroup, units, arguments.policy, arguments.without_keepalive)
     with loading.opened(PINS, tree) if is_root else contextlib.nullcontext() as opened:

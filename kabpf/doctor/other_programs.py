@@ -26,6 +26,7 @@ from kabpf.kernel.dataplane import (
 )
 from kabpf.kernel.libbpf import links, programs
 
+PROGRAMS_MAX = 64  # at one hook of a cgroup (BPF_CGROUP_MAX_PROGS in the kernel's bpf-cgroup.h)
 CGROUPS_MAX = 10_000  # looked at; each takes some microseconds
 
 
@@ -111,6 +112,12 @@ def _refused(attached: Attached, tree: CgroupTree) -> Findings:
             " kernel refuses kabpf's (EPERM)",
             f"attach it with that flag, or: bpftool cgroup detach {tree.mount}"
             f" {hook} id {attached.own[0]}",
+        )
+    elif len(attached.own) >= PROGRAMS_MAX:
+        yield error(
+            f"{hook}: {len(attached.own)} programs are attached to {tree.mount}, so that the kernel"
+            " refuses kabpf's (E2BIG)",
+            f"bpftool cgroup detach {tree.mount} {hook} id {attached.own[0]}",
         )
     elif above := Counter(attached.order) - Counter(attached.own):
         names = listed([_name(id) for id in above])

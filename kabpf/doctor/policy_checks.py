@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kabpf.doctor.findings import Finding, Findings, listed, note, warning
 from kabpf.errors import PolicyError
+from kabpf.kernel import mountinfo, version1
 from kabpf.plan.patterns import Naming
 from kabpf.plan.state import Cgroup
 from kabpf.policy import files
@@ -132,6 +133,8 @@ def _in_vain(
 
 
 def _slip_in_path(here: str, selector: Selector, candidates: list[str]) -> Finding | None:
+    if described := version1.described(selector.text, mountinfo.visible_mounts()):
+        return warning(f"{here}: {described}", "select those cgroups there")
     if mount := MOUNT.match(selector.text):
         path = selector.text.removeprefix(mount[0])
         return warning(f"{here} begins where the tree is mounted", f"select {path} there")
@@ -172,7 +175,9 @@ def _candidates(selector: Selector, paths: list[str], units: UnitFiles) -> list[
             path.removeprefix(f"{parent}/") for path in paths if path.startswith(f"{parent}/")
         )
         return [name for name in inside if "/" not in name]
-    return [*units[selector.kind], *(path.rpartition("/")[2] for path in paths)]
+    # Without systemd's escape (cg_unescape()), and nothing is meant for itself.
+    names = (path.rpartition("/")[2].removeprefix("_") for path in paths)
+    return [each for each in (*units[selector.kind], *names) if each != selector.text]
 
 
 def _near(name: str, candidates: list[str]) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf.errors import RefusedError, UnsupportedError, all_refusals
+from kabpf.errors import BpfError, RefusedError, UnsupportedError, all_refusals
 from kabpf.faults import fault_point
 from kabpf.kernel import abi, bcc_compile, dataplane
 from kabpf.kernel.cgroups import CgroupTree
@@ -161,7 +161,7 @@ class BccDataplane(Dataplane):
             )
         except RefusedError as error:
             hint = "expected no program there that keeps others out: kabpfctl doctor"
-            raise RefusedError(f"attach {hook.program} to {path}", error.error, hint) from None
+            raise BpfError(f"attach {hook.program} to {path}", error.error, hint) from None
 
     def _is_linked(self, hook: _Hook, id: int) -> bool:
         try:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from kabpf.errors import KabpfError, RefusedError, UnsupportedError
+from kabpf.errors import BpfError, KabpfError, RefusedError, UnsupportedError
 from kabpf.faults import fault_point
 from kabpf.kernel import abi, bcc, capabilities, dataplane, syscalls
 from kabpf.kernel.abi import LAYOUT, CConstants, CTotals
@@ -268,8 +268,8 @@ def _require_own(kind: type[Dataplane]) -> None:
         )
 
 
-def _explained(error: RefusedError) -> RefusedError:
-    return RefusedError(
+def _explained(error: RefusedError) -> BpfError:
+    return BpfError(
         "load the BPF programs",
         error.error,
         f"expected the kernel to take them; it says:\n{error.__cause__}",

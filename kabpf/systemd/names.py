@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from kabpf.errors import RefusedError
+from kabpf.kernel import mountinfo, version1
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.plan.patterns import compiled, patterns_of
 from kabpf.plan.state import Cgroup
@@ -51,7 +52,7 @@ def path(tree: CgroupTree, text: str) -> str:
     except RefusedError:
         if not text or os.path.exists(text):
             raise
-        inside = os.path.normpath(f"/{text}")
+        inside = _absolute(text)
         if os.path.isdir(tree.directory(inside)):
             return inside
         if "/" in text:
@@ -67,6 +68,21 @@ def path(tree: CgroupTree, text: str) -> str:
     raise RefusedError(
         f"{text} is {', '.join(found[:SHOWN_MAX])}{more}", hint="expected one of these paths"
     )
+
+
+def find(tree: CgroupTree, text: str) -> Cgroup:
+    """The cgroup at `path`. Raises RefusedError where there is none; it says so where it is one of
+    version 1."""
+    try:
+        return tree.find(path(tree, text))
+    except RefusedError as error:
+        if described := version1.described(_absolute(text), mountinfo.visible_mounts()):
+            raise RefusedError(described, hint="expected one of version 2") from None
+        raise error
+
+
+def _absolute(text: str) -> str:
+    return os.path.normpath("/" + text.lstrip("/"))  # which keeps a second slash
 
 
 def _named(tree: CgroupTree, text: str) -> list[str]:

@@ -114,6 +114,7 @@ def test_program_that_keeps_ours_out_is_told(in_container, neighbour):
         " kabpf's (EPERM)"
     )
     assert "Operation not permitted" in refused
+    assert f"  {text}\n    fix: attach it with that flag, or: bpftool cgroup detach" in refused
 
 
 @pytest.mark.parametrize("flags", [(), ("multi",)], ids=["alone", "multi"])

@@ -22,6 +22,7 @@ from harness import (
 )
 from malformed import MALFORMED
 
+from kabpf.kernel import mountinfo
 from kabpf.kernel.libbpf import library
 
 
@@ -81,6 +82,32 @@ def test_attach_beside_a_bad_file_changes_nothing(in_force, write_policy, kabpfc
     assert _maps() == in_force
     bad.unlink()
     assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
+
+
+@pytest.fixture
+def version1():
+    """A cgroup of version 1 alone, with a process."""
+    hierarchy = next((each for each in mountinfo.visible_mounts() if each.type == "cgroup"), None)
+    if hierarchy is None:
+        pytest.skip("no hierarchy of version 1 is mounted")
+    directory = Path(hierarchy.point, f"kabpf-version1-{os.getpid()}")
+    directory.mkdir()
+    process = subprocess.Popen(["sleep", "infinity"])
+    try:
+        (directory / "cgroup.procs").write_text(str(process.pid))
+        yield directory
+    finally:
+        process.kill()
+        process.wait()
+        directory.rmdir()
+
+
+def test_cgroup_of_version_1_is_told_from_one_that_is_missing(kabpfctl, version1):
+    """attach and explain say where its processes are in version 2."""
+    said = f" is a cgroup of version 1 ({version1}); its processes are in /"
+    for path in (version1, f"/{version1.name}"):
+        for command in (("attach", "--idle", 61, "--cgroup"), ("explain",)):
+            assert f"kabpfctl: {path}{said}" in kabpfctl(*command, path, status=1).stderr
 
 
 def test_cgroup_is_named_as_systemd_names_it(kabpfctl, cgroup):

@@ -1,7 +1,7 @@
 """libbpf.so.1 by ctypes: its prototypes, its errors, and calls that have no module of their own.
 
 libbpf answers with NULL and errno, or with a negative errno (its 1.0 conventions); here every
-failure is a RefusedError that names the step. The prototypes are those of libbpf 1.1.
+failure is a BpfError that names the step. The prototypes are those of libbpf 1.1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kabpf.errors import RefusedError, UnsupportedError
+from kabpf.errors import BpfError, UnsupportedError
 from kabpf.faults import fault_point
 from kabpf.kernel.syscalls import libc
 
@@ -172,14 +172,14 @@ def logged() -> Iterator[list[str]]:
 
 
 def checked(step: str, result: int) -> int:
-    """The result of a call. Raises RefusedError where it is a negative errno."""
+    """The result of a call. Raises BpfError where it is a negative errno."""
     if result < 0:
-        raise RefusedError(step, -result)
+        raise BpfError(step, -result)
     return result
 
 
 def pointer(step: str, result: int | None) -> int:
-    """The pointer that a call gave. Raises RefusedError, with errno, where it is NULL."""
+    """The pointer that a call gave. Raises BpfError, with errno, where it is NULL."""
     if not result:
-        raise RefusedError(step, ctypes.get_errno())
+        raise BpfError(step, ctypes.get_errno())
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from kabpf.errors import RefusedError
+from kabpf.errors import BpfError
 from kabpf.faults import fault_point
 from kabpf.kernel.libbpf.library import checked, libbpf, logged, pointer
 from kabpf.kernel.libbpf.maps import MapDefinition
@@ -42,7 +42,7 @@ class Object:
         with logged() as lines:
             error = libbpf().bpf_object__load(self._handle)
         if error:
-            raise RefusedError("load the BPF programs", -error) from RuntimeError("".join(lines))
+            raise BpfError("load the BPF programs", -error) from RuntimeError("".join(lines))
 
     def definition(self, name: str) -> MapDefinition:
         """What a map of the object is like; before `load` or after it."""

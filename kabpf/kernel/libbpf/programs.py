@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kabpf.errors import RefusedError
+from kabpf.errors import BpfError
 from kabpf.kernel.libbpf.library import INT, POINTER, U32, checked, libbpf, object_info, pinned
 
 PROG_SOCK_OPS, PROG_SOCKOPT = 13, 25  # enum bpf_prog_type: BPF_PROG_TYPE_*
@@ -71,7 +71,7 @@ def new_program(name: str, kind: int, attach_type: int, instructions: bytes) -> 
     )  # fmt: skip
     if descriptor < 0:
         cause = RuntimeError(log.value.decode(errors="replace"))
-        raise RefusedError(f"load {name}", -descriptor) from cause
+        raise BpfError(f"load {name}", -descriptor) from cause
     try:
         yield descriptor
     finally:

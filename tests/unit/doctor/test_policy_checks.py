@@ -109,7 +109,10 @@ UNIT_FILES = {
     "mysql.service": "mariadb.service",
     "old.service": "",
 }
-CGROUPS = ("/", "/system.slice", "/system.slice/cron.service", "/app", "/app/worker")
+CGROUPS = (
+    *("/", "/system.slice", "/system.slice/cron.service", "/system.slice/_cgroup.x.service"),
+    *("/app", "/app/worker"),
+)
 
 
 @pytest.fixture
@@ -187,6 +190,16 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
                 warning(
                     "2: unit crond.service of policy p0 is no unit that runs, nor has a unit file",
                     "is cron.service meant?",
+                )
+            ],
+        ),
+        (
+            "{unit: _cgroup.x.service}",
+            [
+                warning(
+                    "2: unit _cgroup.x.service of policy p0 is no unit that runs, nor has a unit"
+                    " file",
+                    "is cgroup.x.service meant?",
                 )
             ],
         ),
