@@ -212,18 +212,17 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 int kabpf_setsockopt(struct bpf_sockopt *ctx)
 {
 	int *value = ctx->optval, asked;
-	long length = ctx->optlen;
 	struct bpf_sock *sk = ctx->sk;
 	struct known *known;
+	long length;
+	bool ours;
 
-	if (length < 0) /* another program's decision */
+	if (ctx->optlen < 0) /* another program's decision */
 		return 1;
-	/* The kernel lends us one page. Where there is more it takes the value from our page, or
-	 * answers EFAULT, unless it is told that nothing was changed. */
-	if (length > (long)(ctx->optval_end - ctx->optval))
-		ctx->optlen = 0;
-	if (!is_ours(ctx->level, ctx->optname) &&
-	    !(ctx->level == SOL_TCP && ctx->optname == TCP_SYNCNT))
+	ours = is_ours(ctx->level, ctx->optname) ||
+	       (ctx->level == SOL_TCP && ctx->optname == TCP_SYNCNT);
+	length = length_of_copy(ctx, ours);
+	if (!ours)
 		return 1;
 	if (!sk || !is_tcp(sk))
 		return 1;

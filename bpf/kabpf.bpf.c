@@ -155,18 +155,16 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 	int *value = ctx->optval, asked;
 	struct kabpf_range *range;
 	struct visit v = {};
-	long length = ctx->optlen;
 	struct sock *sk;
+	long length;
+	bool ours;
 	__u64 id;
 
-	if (length < 0) /* another program's decision */
+	if (ctx->optlen < 0) /* another program's decision */
 		return 1;
-	/* The kernel lends us one page. Where there is more it takes the value from our page, or
-	 * answers EFAULT, unless it is told that nothing was changed. */
-	if (length > (long)(ctx->optval_end - ctx->optval))
-		ctx->optlen = 0;
-	if (!is_ours(ctx->level, ctx->optname) || !ctx->sk || !is_tcp(ctx->sk) ||
-	    !is_settled(ctx->sk))
+	ours = is_ours(ctx->level, ctx->optname);
+	length = length_of_copy(ctx, ours);
+	if (!ours || !ctx->sk || !is_tcp(ctx->sk) || !is_settled(ctx->sk))
 		return 1;
 	if (length < (long)sizeof(*value) || (void *)(value + 1) > ctx->optval_end)
 		return 1; /* the kernel says what is wrong with it, here and below */

@@ -144,7 +144,8 @@ struct kabpf_failure {
 /* One for the whole data plane. */
 struct kabpf_totals {
 	__u32 layout; /* KABPF_LAYOUT; the first member in every version */
-	__u32 before_syn; /* 1: a policy gives what kabpf_sockops sets before the SYN */
+	__u16 before_syn; /* 1: a policy gives what kabpf_sockops sets before the SYN */
+	__u16 setsockopt; /* 1: a policy needs kabpf_setsockopt, which has to be linked */
 	__u64 build; /* a digest of the object file that the programs and maps come from */
 	__u64 events_dropped; /* because the ring buffer was full */
 	__u64 unrecorded; /* births lost because the map of cgroups was full */

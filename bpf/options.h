@@ -251,6 +251,24 @@ static __always_inline bool is_ours(int level, int name)
 				    name == TCP_KEEPCNT || name == TCP_USER_TIMEOUT);
 }
 
+/*
+ * How many bytes of an option's value the kernel takes from the buffer that it lends: of a longer
+ * one, and of one that another program passed on as the caller's, it would read the caller's memory
+ * a second time, where a thread can have changed what was looked at. So the kernel is given the
+ * copy of the number. 0 stands for "as the caller gave it", and is left to options that are not
+ * ours. The buffer has 16 bytes also for shorter values (__cgroup_bpf_run_filter_setsockopt() in
+ * kernel/bpf/cgroup.c), so that in one of 16 bytes a length of 0 may be the caller's.
+ */
+static __always_inline long length_of_copy(struct bpf_sockopt *ctx, bool ours)
+{
+	long length = ctx->optlen, room = ctx->optval_end - ctx->optval;
+
+	if (length <= room && (length || room <= 16))
+		return length;
+	ctx->optlen = ours ? sizeof(int) : 0;
+	return ctx->optlen;
+}
+
 static __always_inline bool is_tcp(struct bpf_sock *sk)
 {
 	return (sk->family == AF_INET || sk->family == AF_INET6) && sk->type == SOCK_STREAM &&

@@ -45,7 +45,7 @@ def status(arguments: argparse.Namespace) -> int:
         "loader": str(loading.loader(dataplane.PINS)),
         "kernel": {"release": os.uname().release, "btf": loading.BTF.exists()},
         # Named after the first of the options that are set before the SYN.
-        "watched": {"setsockopt": needs.setsockopt, "syn_retries": needs.before_syn},
+        "watched": {"setsockopt": bool(needs.setsockopt), "syn_retries": needs.before_syn},
         "daemon": pid,
         "new_cgroups_wait": comparison.asks and not pid,
         "policy_files": {

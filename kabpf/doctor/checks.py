@@ -181,24 +181,12 @@ def _pins(here: Here) -> Findings:
         yield warning(f"not kabpf's: {listed(where)}", f"rm -r {where[0]}")
     try:
         with here.dataplane():
-            yield from _setsockopt_link(here.tree)
             to = str(here.tree.mount)
             if loading.loader(PINS) == Loader.BCC:
                 to = "the cgroups that policies name, by the bcc loader"
             yield ok(f"attached to {to}, pinned at {PINS}")
     except RefusedError as problem:
         yield _damage(here.tree, sorted(expected - names), problem)
-
-
-def _setsockopt_link(tree: CgroupTree) -> Findings:
-    pin = PINS / dataplane.SETSOCKOPT
-    if pin.exists():
-        with dataplane.opened_directory(tree.mount) as root:
-            attached, _ = links.programs(root, links.CGROUP_SETSOCKOPT)
-        if links.link_program(str(pin)) not in attached:
-            yield error(
-                f"{pin} is not attached to {tree.mount}", "kabpfctl detach --all; kabpfctl apply"
-            )
 
 
 def _damage(tree: CgroupTree, missing: list[str], problem: RefusedError) -> Finding:

@@ -115,7 +115,8 @@ class CFailure(ctypes.Structure):
 class CTotals(ctypes.Structure):
     _fields_ = (
         ("layout", ctypes.c_uint32),
-        ("before_syn", ctypes.c_uint32),
+        ("before_syn", ctypes.c_uint16),
+        ("setsockopt", ctypes.c_uint16),
         ("build", ctypes.c_uint64),
         ("events_dropped", ctypes.c_uint64),
         ("unrecorded", ctypes.c_uint64),

@@ -224,15 +224,22 @@ class Dataplane:
 
     def needs(self) -> Needs:
         """What is on because a policy needs it."""
-        return Needs((self.pins / SETSOCKOPT).exists(), bool(self._read_totals().before_syn))
+        totals = self._read_totals()
+        is_needed, is_linked = bool(totals.setsockopt), self._watches_setsockopt()
+        return Needs(is_linked if is_linked == is_needed else None, bool(totals.before_syn))
 
     def require_supported(self, policies: Iterable[Policy]) -> None:
         """Raise PolicyError, by file and line, for what policies ask of this data plane that it
         can't do."""
 
     def check(self) -> None:
-        """Raise RefusedError unless the program that works with these maps is attached to the root
-        of the cgroup2 tree, and the others are pinned beside it."""
+        """Raise RefusedError unless the programs that work with these maps are attached to the
+        root of the cgroup2 tree, kabpf_setsockopt where a policy needs it, and the others are
+        pinned beside them."""
+        programs_and_links = (*TRACERS, SOCK_OPS, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
+        for name in (*MAPS, *CHANNELS, *programs_and_links):
+            if not (self.pins / name).exists():
+                raise RefusedError(f"{self.pins / name} is missing", hint="expected kabpfctl apply")
         program = self.identity()
         if program not in self.attached():
             raise RefusedError(
@@ -244,9 +251,33 @@ class Dataplane:
                 f"{self.pins / SOCK_OPS} has another program",
                 hint="expected the one beside it: kabpfctl apply",
             )
-        for name in (*TRACERS, *CHANNELS, SETSOCKOPT_PROGRAM):
-            if not (self.pins / name).exists():
-                raise RefusedError(f"{self.pins / name} is missing", hint="expected kabpfctl apply")
+        self._check_setsockopt()
+
+    def _check_setsockopt(self) -> None:
+        link = self.pins / SETSOCKOPT
+        if self._watches_setsockopt():
+            return
+        if link.exists():
+            raise RefusedError(
+                f"{link} is not attached to {self.tree.mount}",
+                hint="expected it there: kabpfctl apply",
+            )
+        # Read last: where another command does away with the link, this was cleared before.
+        if self._read_totals().setsockopt:
+            raise RefusedError(f"{link} is missing", hint="expected kabpfctl apply")
+
+    def _watches_setsockopt(self) -> bool:
+        """Whether the link is there, to the root, with the program that is pinned beside it."""
+        link = str(self.pins / SETSOCKOPT)
+        try:
+            if links.link_cgroup(link) != os.stat(self.tree.mount).st_ino:
+                return False  # severed: 0
+            program = programs.program_id(str(self.pins / SETSOCKOPT_PROGRAM))
+            return links.link_program(link) == program
+        except RefusedError as error:
+            if error.error == errno.ENOENT:
+                return False
+            raise
 
     def attached(self) -> list[int]:
         """The ids of the sock_ops programs of the root cgroup. Every mkdir that had begun before
@@ -360,15 +391,16 @@ class Dataplane:
         return CTotals.from_buffer_copy(self._totals.look_up(abi.key(0)) or bytes(CTotals()))
 
     def _provide(self, needs: Needs) -> None:
-        totals = self._read_totals()
-        totals.before_syn = needs.before_syn
-        self._totals.update(abi.key(0), bytes(totals))
         link = self.pins / SETSOCKOPT
-        if needs.setsockopt and not link.exists():
+        if needs.setsockopt and not self._watches_setsockopt():
+            link.unlink(missing_ok=True)  # one that somebody detached
             program = str(self.pins / SETSOCKOPT_PROGRAM)
             with opened_directory(self.tree.mount) as cgroup:
                 links.link_pinned_to_cgroup(program, cgroup, links.CGROUP_SETSOCKOPT, str(link))
-        elif not needs.setsockopt:
+        totals = self._read_totals()
+        totals.before_syn, totals.setsockopt = needs.before_syn, bool(needs.setsockopt)
+        self._totals.update(abi.key(0), bytes(totals))
+        if not needs.setsockopt:
             fault_point("unlink kabpf_setsockopt")
             link.unlink(missing_ok=True)
 
@@ -427,6 +459,8 @@ def is_linked(pins: Path) -> bool:
 
 def open_map(pins: Path, name: str) -> maps.Map:
     """One of the pinned maps. Raises RefusedError where it has another layout."""
+    if not (pins / name).exists():
+        raise RefusedError(f"{pins / name} is missing", hint="expected kabpfctl apply")
     key_size, value = MAPS[name]
     return maps.Map(str(pins / name), key_size, ctypes.sizeof(value))
 

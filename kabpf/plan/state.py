@@ -92,7 +92,8 @@ class Needs(NamedTuple):
     """What costs connections or applications time, and is therefore on only for a policy that
     needs it."""
 
-    setsockopt: bool = False  # to see what applications set: enforce, and ranges
+    # To see what applications set: enforce, and ranges. None: half of it is there.
+    setsockopt: bool | None = False
     before_syn: bool = False  # to look at a connection before its SYN
 
 

@@ -172,8 +172,9 @@ def _strongest(directories: Directories) -> list[Path]:
 
 
 def read(path: Path) -> PolicyFile:
-    """Read one file, whoever owns it. Raises PolicyError."""
-    return parse(content(path), str(path))
+    """Read one file, whoever owns it. Raises PolicyError, which shows no more of a file outside of
+    the policy directories than what makes it a policy file: root may have been given any path."""
+    return parse(content(path), str(path), is_policy=path.absolute().parent in SYSTEM.all)
 
 
 def content(path: Path) -> bytes:

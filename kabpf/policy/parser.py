@@ -79,20 +79,22 @@ class PolicyFile:
     users: Users | None = None
 
 
-def parse(content: bytes, path: str) -> PolicyFile:
+def parse(content: bytes, path: str, *, is_policy: bool = True) -> PolicyFile:
     """What the text of one file says; `path` names it in messages, and a policy without a name.
-    Raises PolicyError."""
+    Raises PolicyError, which shows nothing of a text that may be no policy file but the keys and
+    values of one."""
+    policy_keys = (
+        (*POLICY_KEYS, *RUNTIME_KEYS) if Path(path).parent in (RUNTIME, TRANSIENT) else POLICY_KEYS
+    )
+    keys = (*FILE_KEYS, *policy_keys)
     try:
-        root = yaml.parse(content.decode(), path)
+        root = yaml.parse(content.decode(), path, None if is_policy else keys)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise PolicyError(f"{path}:{line}: not UTF-8, expected UTF-8 text") from None
     if root is None:
         return PolicyFile(options.NOTHING, ())
-    policy_keys = (
-        (*POLICY_KEYS, *RUNTIME_KEYS) if Path(path).parent in (RUNTIME, TRANSIENT) else POLICY_KEYS
-    )
-    top = root.mapping((*FILE_KEYS, *policy_keys))
+    top = root.mapping(keys)
     if own := [key for key in top if key in policy_keys]:
         for key in FILE_KEYS:
             if key in top:

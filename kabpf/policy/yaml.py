@@ -14,6 +14,7 @@ from kabpf.errors import PolicyError
 
 DEPTH_MAX = 8
 TEXT_MAX = 4095  # PATH_MAX without its NUL
+HIDDEN = "?"  # in messages
 SHOWN_MAX = 300  # characters of a wrong value in a message
 
 
@@ -92,19 +93,21 @@ class Node:
         return self.value
 
 
-def parse(text: str, path: str) -> Node | None:
-    """The document of `text`, or None if it is empty; `path` names it in messages."""
-    return _Tree(text, path).build()
+def parse(text: str, path: str, only: tuple[str, ...] | None = None) -> Node | None:
+    """The document of `text`, or None if it is empty; `path` names it in messages. With `only`
+    messages show nothing of the text but these keys and what is below them."""
+    return _Tree(text, path, only).build()
 
 
 class _Tree:
     """Builds nodes from YAML events."""
 
-    def __init__(self, text: str, path: str) -> None:
+    def __init__(self, text: str, path: str, only: tuple[str, ...] | None) -> None:
         import yaml  # late: what only reads the kernel's state starts faster without it
 
         self._yaml = yaml
         self._path = path
+        self._only = only
         self._events = self._parse(text)
 
     def build(self) -> Node | None:
@@ -117,6 +120,8 @@ class _Tree:
         if not isinstance(event, self._yaml.StreamEndEvent):
             line = event.start_mark.line + 1
             raise PolicyError(f"{self._path}:{line}: a second document, expected one")
+        if self._only is not None and isinstance(root.value, str) and root.value:
+            raise root.error(f"text, expected keys ({', '.join(self._only)})")
         return None if root.value == "" else root
 
     def _parse(self, text: str) -> Iterator[Any]:
@@ -137,12 +142,14 @@ class _Tree:
         source = Source(self._path, event.start_mark.line + 1)
         node = Node("", key, source)
         if isinstance(event, yaml.AliasEvent):
-            raise node.error(f"*{event.anchor}: an alias, expected the value itself")
+            shown = self._shown(f"*{event.anchor}", key)
+            raise node.error(f"{shown}: an alias, expected the value itself")
         if event.anchor is not None:
-            raise node.error(f"&{event.anchor}: an anchor, expected the value alone")
+            shown = self._shown(f"&{event.anchor}", key)
+            raise node.error(f"{shown}: an anchor, expected the value alone")
         if event.tag is not None:
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise node.error(f"{ascii(tag)[1:-1]}: a tag, expected the value alone")
+            shown = self._shown(event.tag.replace("tag:yaml.org,2002:", "!!"), key)
+            raise node.error(f"{ascii(shown)[1:-1]}: a tag, expected the value alone")
         if depth > DEPTH_MAX:
             raise node.error(f"nested too deep, expected at most {DEPTH_MAX} levels")
         if isinstance(event, yaml.ScalarEvent):
@@ -152,6 +159,12 @@ class _Tree:
         if isinstance(event, yaml.SequenceStartEvent):
             return Node(self._items(key, depth), key, source)
         return Node(self._pairs(key, depth), key, source)
+
+    def _shown(self, text: str, key: str) -> str:
+        """What messages show of a text that stands under a key."""
+        if self._only is None or text in self._only or key.partition(".")[0] in self._only:
+            return text
+        return HIDDEN
 
     def _items(self, key: str, depth: int) -> list[Node]:
         items: list[Node] = []
@@ -165,7 +178,7 @@ class _Tree:
             name = self._node(event, key, depth + 1)
             if not isinstance(name.value, str):
                 raise name.error(f"{name} as a key, expected a word")
-            word = name.value or "''"
+            word = self._shown(name.value or "''", key)
             inner = f"{key}.{word}" if key else word
             if name.value in pairs:
                 first = pairs[name.value].source.line

@@ -217,7 +217,7 @@ def _detached_by_force():
 def _pin_removed():
     pin = PINS / "kabpf_births"
     pin.unlink()
-    return f"open {pin}: No such file or directory"
+    return f"{pin} is missing, expected kabpfctl apply"
 
 
 def _program_removed(name):
