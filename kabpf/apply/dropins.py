@@ -16,6 +16,7 @@ from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.plan.state import Cgroup, record
+from kabpf.policy import files
 from kabpf.policy.files import FILE_SIZE_MAX, Snapshot
 from kabpf.policy.model import Policy
 from kabpf.policy.parser import RUNTIME
@@ -110,4 +111,6 @@ def _write(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    root_files.replace(file, content, mode=0o644, sync=True)
+    # A user's names a cgroup, perhaps below a directory that is closed to others.
+    mode = 0o600 if files.is_of_user(file) else 0o644
+    root_files.replace(file, content, mode=mode, sync=True)

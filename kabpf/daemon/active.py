@@ -128,7 +128,7 @@ class ActivePolicies:
         with locked(), contextlib.suppress(RefusedError):  # another version's
             if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
                 self.dataplane.open(loaded)
-                self.log.listen(wanted=any(each.log for each in loaded.records().values()))
+                self.log.listen(policies=sum(each.log for each in loaded.records().values()))
 
     def resolve_births(self, is_outdated: Callable[[], bool]) -> None:
         """Give cgroups that were born the policies that only user space can find, unless
@@ -190,7 +190,8 @@ class ActivePolicies:
         self.dataplane.forget_births()
         self._last = None
         tells = self.dataplane.loaded.reports_events
-        self.log.listen(wanted=tells and any(policy.log for policy in snapshot.policies))
+        logging = sum(policy.log for policy in snapshot.policies)
+        self.log.listen(policies=logging if tells else 0)
         self._last = reconcile.reconcile(snapshot, self.dataplane.loaded)
         if not isinstance(self.problem, PolicyError):  # which only other files mend
             self.problem = None

@@ -65,8 +65,6 @@ def _lasting_stamp(marks: files.Marks) -> str:
     ending = {
         path
         for path in marks
-        if path == RUNTIME
-        or TRANSIENT in (path, path.parent)
-        or (path.parent == RUNTIME and path.name.startswith("user-"))
+        if path == RUNTIME or TRANSIENT in (path, path.parent) or files.is_of_user(path)
     }
     return files.digest(marks, ending)

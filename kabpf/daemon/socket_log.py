@@ -34,24 +34,27 @@ class SocketLog:
         self._tree, self._poll = tree, poll
         self._open: _Listening | None = None
 
-    def listen(self, *, wanted: bool) -> None:
-        """Log sockets from now on, or no more; called before a policy that wants it comes into
-        force."""
-        if not wanted:
+    def listen(self, *, policies: int) -> None:
+        """Log sockets from now on for so many policies, or for none; called before one that wants
+        it comes into force."""
+        if not policies:
             self.close()
-        elif not self._open or not self._open.monitor.is_current():
+            return
+        if not self._open or not self._open.monitor.is_current():
             self.close()
             try:
                 self._open = self._begin()
             except KabpfError as error:
                 log.warning("sockets are not logged: %s", error)
+                return
         else:
             self._open.journal.forget_units()  # systemd may have reloaded its own
+        self._open.journal.policies = policies
 
     def keep_up(self) -> None:
         """Listen anew where not everything is heard of any more."""
         if self._open:
-            self.listen(wanted=True)
+            self.listen(policies=self._open.journal.policies)
 
     def write(self) -> None:
         """Write what there is."""

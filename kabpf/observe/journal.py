@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from kabpf.observe.events import Event, Lost
@@ -17,6 +18,9 @@ SOCKET = "/run/systemd/journal/socket"  # systemd-journald.service(8)
 # messages as well (RateLimitBurst= in journald.conf(5)).
 LINES_MAX = 8000
 WINDOW_S = 30
+COUNTS_MAX = 200  # lines more that say what was not logged: of so many cgroups apart
+
+_Source = tuple[str | None, str | None]  # the policy and the cgroup of events
 
 SERVICES_MAX = 1024  # sockets whose services are remembered; a machine has some tens
 
@@ -28,14 +32,18 @@ class Journal:
     """The journal, or another reader of its protocol. A context manager.
 
     Where it does not keep up, events are counted as lost. Where there is none, `otherwise` gets the
-    lines, and returns False for one that is lost.
+    lines, and returns False for one that is lost. No policy takes another one's lines, and no
+    cgroup more than half of its policy's: what is beyond that is told by one line for each.
     """
 
     def __init__(self, otherwise: Callable[[str], bool], address: str = SOCKET) -> None:
         self._otherwise, self._address = otherwise, address
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._channel.setblocking(False)
-        self._lost = self._written = 0
+        self.policies = 1  # that log, which have an equal part each
+        self._written: Counter[str | None] = Counter()  # by policy
+        self._of_cgroup: Counter[_Source] = Counter()
+        self._lost: Counter[_Source] = Counter()
         self._began = time.monotonic()
         self.forget_units()
 
@@ -56,12 +64,18 @@ class Journal:
     def write(self, event: Event | Lost) -> None:
         """Write an event, or count it."""
         if isinstance(event, Lost):
-            self._lost += event.count
+            self._lost[None, None] += event.count
             return
-        if self._written < LINES_MAX and self._send(_fields(event), *self._units(event)):
-            self._written += 1
-        else:
-            self._lost += 1
+        source = event.policy, event.cgroup
+        part = max(LINES_MAX // self.policies, 2)
+        has_room = self._written[event.policy] < part and self._of_cgroup[source] < part // 2
+        if has_room and self._send(_fields(event), *self._units(event)):
+            self._written[event.policy] += 1
+            self._of_cgroup[source] += 1
+            return
+        if len(self._lost) >= COUNTS_MAX and source not in self._lost:
+            source = None, None
+        self._lost[source] += 1
 
     @property
     def due(self) -> float | None:
@@ -72,9 +86,12 @@ class Journal:
         """Say how many events were lost, once in each window."""
         if time.monotonic() < self._began + WINDOW_S:
             return
-        if self._lost and self._send(_lost_fields(self._lost)):
-            self._lost = 0
-        self._began, self._written = time.monotonic(), 0
+        for source, count in [*self._lost.items()]:
+            if self._send(_lost_fields(*source, count)):
+                del self._lost[source]
+        self._written.clear()
+        self._of_cgroup.clear()
+        self._began = time.monotonic()
 
     def _units(self, event: Event) -> Iterator[str]:
         """Those that `journalctl --unit` finds the event by: a socket's services have it, too."""
@@ -104,14 +121,20 @@ def _encoded(name: str, value: str) -> bytes:
     return b"%s\n%s%s\n" % (name.encode(), len(raw).to_bytes(8, "little"), raw)
 
 
-def _lost_fields(count: int) -> dict[str, str]:
-    return {
-        "MESSAGE": f"{count} events of sockets are not logged, because there were too many",
+def _lost_fields(policy: str | None, cgroup: str | None, count: int) -> dict[str, str]:
+    where = f" of {cgroup}" if cgroup else ""
+    where += f", policy {policy}," if policy else ""
+    text = f"{count} events of sockets{where} are not logged, because there were too many"
+    fields = {
+        "MESSAGE": text if text.isprintable() else ascii(text)[1:-1],
         "PRIORITY": str(WARNING),
         "SYSLOG_IDENTIFIER": "kabpfd",
         "KABPF_EVENT": "lost",
+        "KABPF_POLICY": policy,
+        "KABPF_CGROUP": cgroup,
         "KABPF_COUNT": str(count),
     }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _fields(event: Event) -> dict[str, str]:

@@ -83,8 +83,8 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
 
     The files and their directories have to belong to root and be writable by root alone, the
     directories unless they are read-only mounts of their own. One that is removed meanwhile, as
-    commands remove theirs at any time, was never there. Raises PolicyError with one finding for
-    each bad file.
+    commands remove theirs at any time, was never there. Drop-ins of users, which are root's alone,
+    count for nobody else. Raises PolicyError with one finding for each bad file.
     """
     read_now: Cache = {}
     findings: list[str] = []
@@ -93,7 +93,7 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
         # Before any of its files counts: one that masks another is never opened.
         with _collected_of(directory, findings, wrong):
             _check_directory(directory, directories.hidden)
-    for path in filterfalse(_is_null, _strongest(directories)):
+    for path in filterfalse(_does_not_count, _strongest(directories)):
         try:
             with _collected_of(path, findings, wrong):
                 read_now[path] = _read_unless_cached(path, cache or {}, directories.hidden)
@@ -112,10 +112,9 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     return policies
 
 
-def stamp(directories: Directories, besides: Collection[Path] = ()) -> str:
-    """Another text whenever a policy file was added, removed, written or given to somebody else;
-    one of `besides` may be."""
-    return digest(marks(directories), besides)
+def stamp(directories: Directories) -> str:
+    """Another text whenever a policy file was added, removed, written or given to somebody else."""
+    return digest(marks(directories))
 
 
 def marks(directories: Directories) -> Marks:
@@ -136,12 +135,23 @@ def lasting(directories: Directories) -> tuple[list[Path], str]:
 
 
 def digest(marks: Marks, besides: Collection[Path] = ()) -> str:
-    """The stamp of files with these marks."""
-    digest = hashlib.blake2b(digest_size=16)
+    """The stamp of files with these marks: of those of users apart, behind a hyphen."""
+    of_all, of_users = (hashlib.blake2b(digest_size=16) for _ in range(2))
     for path, mark in marks.items():
         if path not in besides:
+            digest = of_users if path == RUNTIME or is_of_user(path) else of_all
             digest.update(repr((str(path), mark)).encode())
-    return digest.hexdigest()
+    return f"{of_all.hexdigest()}-{of_users.hexdigest()}"
+
+
+def differ_by_users_alone(one: str, other: str) -> bool:
+    """Whether two stamps differ in nothing but drop-ins of users, if at all."""
+    return one.partition("-")[0] == other.partition("-")[0]
+
+
+def is_of_user(path: Path) -> bool:
+    """Whether a file is a drop-in that a user's request wrote."""
+    return path.parent == RUNTIME and path.name.startswith("user-")
 
 
 def paths(directories: Directories) -> list[Path]:
@@ -299,6 +309,11 @@ def entries(directory: Path) -> list[Path]:
         return []
     except OSError as error:
         raise _unreadable(directory, error) from None
+
+
+def _does_not_count(path: Path) -> bool:
+    """A mask; and a user's drop-in, which is closed to other users."""
+    return _is_null(path) or (is_of_user(path) and os.geteuid() != 0)
 
 
 def _is_null(path: Path) -> bool:

@@ -21,7 +21,7 @@ from kabpf.policy import files, options, parser, user_limits, writer
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import OPTIONS, Mode, Options, Policy, Rules, Selector, Until, options_json
 from kabpf.policy.options import Draft
-from kabpf.policy.parser import RUNTIME, PolicyFile
+from kabpf.policy.parser import PolicyFile
 from kabpf.policy.yaml import Node, Source
 from kabpf.requests.interface import INTERFACES, denied, refused
 from kabpf.requests.varlink import CallError
@@ -108,7 +108,7 @@ def attach(request: Request) -> Mapping[str, Any]:
     """
     tree = cgroups.find_tree(mountinfo.own_mounts())
     file = dropins.owned_file(request.uid, request.cgroup.id)
-    with _in_force(tree, request) as (loaded, reading):
+    with _in_force(tree) as (loaded, reading):
         policies = reading.read().policies
         parsed = [policy_file for path, (_, policy_file) in reading.cache.items() if path != file]
         content = drop_in(request, parsed)
@@ -138,7 +138,7 @@ def attach(request: Request) -> Mapping[str, Any]:
 def detach(request: Request) -> Mapping[str, Any]:
     """Undo `attach`. Raises CallError, as where nothing is attached, and KabpfError."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    with _in_force(tree, request) as (loaded, reading):
+    with _in_force(tree) as (loaded, reading):
         removed = dropins.owned(request.cgroup.id)
         if not removed:
             raise refused(f"{request.cgroup.path} is not attached, expected an attached cgroup")
@@ -154,18 +154,11 @@ def detach(request: Request) -> Mapping[str, Any]:
 class _Reading:
     """Reads the policy files as long as none changes but those of users, by requests."""
 
-    own: frozenset[Path]
-    others: str  # their stamp
+    stamp: str  # before
     cache: files.Cache = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, request: Request) -> _Reading:
-        file = dropins.owned_file(request.uid, request.cgroup.id)
-        own = {RUNTIME, file, *dropins.owned("*")}
-        return cls(frozenset(own), files.stamp(files.SYSTEM, own))
-
     def is_current(self) -> bool:
-        return files.stamp(files.SYSTEM, self.own) == self.others
+        return files.differ_by_users_alone(files.stamp(files.SYSTEM), self.stamp)
 
     def read(self) -> Snapshot:
         snapshot = files.snapshot(files.SYSTEM, self.cache)
@@ -175,7 +168,7 @@ class _Reading:
 
 
 @contextlib.contextmanager
-def _in_force(tree: CgroupTree, request: Request) -> Iterator[tuple[Dataplane, _Reading]]:
+def _in_force(tree: CgroupTree) -> Iterator[tuple[Dataplane, _Reading]]:
     """The data plane, under the lock, where it is ours and has what the policy files say, and how
     to read these: to put in force what waits for an administrator, or another version, is not for
     users."""
@@ -189,15 +182,17 @@ def _in_force(tree: CgroupTree, request: Request) -> Iterator[tuple[Dataplane, _
                 raise refused(_NOT_IN_FORCE)
             if loaded.needs_pins_per_cgroup:  # and kabpf-request makes none
                 raise refused(_NOT_BY_BCC)
-            reading = _Reading.of(request)  # before the look at whether files have changed
+            reading = _Reading(files.stamp(files.SYSTEM))
             applied = notes.read_applied(RUN)
-            if applied and applied.stamp == files.stamp(files.SYSTEM):
+            # What a request that was killed has left of users' files this one puts in force, too.
+            if applied and files.differ_by_users_alone(applied.stamp, reading.stamp):
+                is_whole = applied.stamp == reading.stamp
                 try:
                     yield loaded, reading
                 except BaseException:
                     stamp = files.stamp(files.SYSTEM)
                     # Those of users are as they were, if not the same inodes.
-                    if reading.is_current() and notes.read_applied(RUN) == applied:
+                    if is_whole and reading.is_current() and notes.read_applied(RUN) == applied:
                         notes.keep_applied(replace(applied, stamp=stamp), RUN)
                     raise
                 return

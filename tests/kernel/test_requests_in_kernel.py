@@ -612,3 +612,47 @@ def test_explain_tells_of_a_users_policy(ask, own, kabpfctl):
 def test_not_even_root_attaches_the_root_cgroup(ask):
     """The root of the tree is nobody's to attach there."""
     assert error(ask(0, attach("/"))) == "InvalidParameter"
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [
+        (attach, "write kabpf_policies, 1"),
+        (attach, "write kabpf_cgroups, 1"),
+        (detach, "write kabpf_cgroups, 1"),
+    ],
+)
+def test_killed_request_keeps_nobody_out(ask, own, make_cgroup, peer, kabpfctl, call, fault):
+    """What a request has left that was killed half-way, as for want of memory, the next one of
+    anybody finishes; root need not reload."""
+    other = make_cgroup("other")
+    os.chown(other, STRANGER, STRANGER)
+    if call is detach:
+        ask(0, attach(own, idle="62"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(call(own, idle="62") if call is attach else call(own))
+        ours.shutdown(socket.SHUT_WR)
+        command = [BIN / "kabpfd", "--request"]
+        done = subprocess.run(command, stdin=theirs, env={**os.environ, "KABPF_FAULT": fault})
+    assert done.returncode == -signal.SIGKILL
+    assert error(ask(STRANGER, attach(other))) == ""
+    assert options_of_new(peer, other) == COVERED
+    expected = COVERED | {"idle": 62} if call is attach else UNTOUCHED
+    assert options_of_new(peer, own) == expected
+    assert json.loads(kabpfctl("status", "--json").stdout)["policy_files"]["applied"]
+
+
+def test_users_policies_are_closed_to_others(ask, own):
+    """The names of cgroups below closed directories are nobody's business; what others may run
+    does without these files, and says nothing of them."""
+    ask(OWNER, attach(own))
+    (file,) = RUNTIME.glob("user-*")
+    assert file.stat().st_mode & 0o777 == 0o600
+    for command in (["check", "--json"], ["explain", path_of(own)]):
+        done = subprocess.run(
+            [BIN / "kabpfctl", *command], user=STRANGER, group=STRANGER, extra_groups=[],
+            capture_output=True, text=True, cwd="/",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "user-" not in done.stdout + done.stderr

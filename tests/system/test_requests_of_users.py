@@ -210,6 +210,25 @@ def test_request_takes_nothing_from_a_cgroup_that_is_closed(machine, as_alice, s
     assert [app.options(end) for end in app.pair()] == [COVERED] * 2
 
 
+def test_requests_share_one_slice(machine, as_alice, sync):
+    """Whatever users have going on, all of it together has a low weight and one bound of memory."""
+    code = (
+        "import socket\n"
+        "held = [socket.socket(socket.AF_UNIX) for _ in range(3)]\n"
+        f"for one in held: one.connect({SOCKET!r})\n"
+        "print('held', flush=True)\n"
+        "input()\n"
+    )
+    slice = machine.cgroups / "system.slice/system-kabpfrequest.slice"
+    command = ("runuser", "--user=alice", "--", "python3", "-c", code)
+    with machine.start(*command, stdin=-1, stdout=-1) as holder:
+        assert holder.stdout.readline() == "held\n"
+        wait_until(lambda: len(list(slice.glob("*kabpf*.service"))) == 3, "three requests")
+        assert (slice / "cpu.weight").read_text() == "10\n"
+        assert (slice / "memory.max").read_text() == f"{384 << 20}\n"
+        holder.stdin.close()
+
+
 def test_requests_are_hardened(machine):
     """`systemd-analyze security` gives kabpf-request@.service an exposure of at most 1.6."""
     command = ("systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=16")

@@ -16,9 +16,13 @@ def test_package_has_the_version_of_the_program() -> None:
 
 
 def test_package_installs_every_unit() -> None:
-    """debhelper takes units from debian/, where a link leads to each of systemd/."""
+    """debhelper takes units from debian/, where a link leads to each of systemd/; slices, which it
+    does not know, are installed as files."""
     linked = {path.resolve() for path in DEBIAN.iterdir() if path.is_symlink()}
-    assert linked == set((SOURCE / "systemd").resolve().iterdir())
+    installed = re.findall(r"^(systemd/\S+) ", (DEBIAN / "kabpf.install").read_text(), re.M)
+    slices = {(SOURCE / path).resolve() for path in installed}
+    assert all(path.suffix == ".slice" for path in slices)
+    assert linked | slices == set((SOURCE / "systemd").resolve().iterdir())
 
 
 def test_package_removes_what_is_for_pip() -> None:

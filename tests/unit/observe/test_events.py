@@ -302,8 +302,8 @@ def test_journal_is_told_how_many_events_it_did_not_get(
     received: Callable[[], dict[str, str]], book: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In each window so many lines are written at most, and then how many were not, those that were
-    lost on the way included."""
-    monkeypatch.setattr(journal, "LINES_MAX", 2)
+    lost on the way apart."""
+    monkeypatch.setattr(journal, "LINES_MAX", 4)
     for _ in range(5):
         book.write(event())
     book.write(Lost(0, 10))
@@ -313,9 +313,47 @@ def test_journal_is_told_how_many_events_it_did_not_get(
     assert book.due is not None
     monkeypatch.setattr(journal, "WINDOW_S", 0)
     book.settle()
-    found = received()
-    assert (found["KABPF_EVENT"], found["KABPF_COUNT"]) == ("lost", "13")
+    lost = [received() for _ in range(2)]
+    assert [(each["KABPF_EVENT"], each["KABPF_COUNT"]) for each in lost] == [
+        ("lost", "3"),
+        ("lost", "10"),
+    ]
+    assert (lost[0]["KABPF_CGROUP"], lost[0]["KABPF_POLICY"]) == (UNIT, "web")
+    assert "KABPF_CGROUP" not in lost[1]
     assert book.due is None
+
+
+def test_no_policy_takes_the_lines_of_another(
+    received: Callable[[], dict[str, str]], book: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever one covered process does, the cgroups beside it have their lines, and so have other
+    policies; what is told of the rest is bounded, too."""
+    monkeypatch.setattr(journal, "LINES_MAX", 8)
+    monkeypatch.setattr(journal, "COUNTS_MAX", 3)
+    book.policies = 2
+    for number in range(1000):
+        book.write(event(cgroup="/busy"))
+        book.write(event(cgroup=f"/busy/{number}"))
+    book.write(event(cgroup="/quiet", policy="quiet"))
+    written = [(each["KABPF_POLICY"], each["KABPF_CGROUP"]) for each in _all(received)]
+    assert written == [
+        ("web", "/busy"), ("web", "/busy/0"),
+        ("web", "/busy"), ("web", "/busy/1"), ("quiet", "/quiet"),
+    ]  # fmt: skip
+    monkeypatch.setattr(journal, "WINDOW_S", 0)
+    book.settle()
+    lost = _all(received)
+    assert len(lost) <= 4
+    assert sum(int(each["KABPF_COUNT"]) for each in lost) == 1996
+
+
+def _all(received: Callable[[], dict[str, str]]) -> list[dict[str, str]]:
+    found = []
+    while True:
+        try:
+            found.append(received())
+        except BlockingIOError:
+            return found
 
 
 def test_journal_that_is_full_loses_events(
