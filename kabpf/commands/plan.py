@@ -44,7 +44,17 @@ def plan(arguments: argparse.Namespace) -> int:
         for path, policy in covered
     ]
     heads = ("CGROUP", "POLICY", "MODE", *output.OPTION_HEADS, "MORE", "FROM")
-    table = output.table(heads, rows) if rows else ""
+    if rows and not arguments.json:
+        output.print_table(heads, rows, _STACKS)
     return output.answer(
-        arguments, result, f"{table}apply would change: {output.changes_text(resolution)}"
+        arguments, result, f"apply would change: {output.changes_text(resolution)}"
     )
+
+
+# In 80 columns.
+_STACKS = (
+    ("CGROUP", "FROM"),
+    ("POLICY", "MODE", "MORE"),
+    ("IDLE", "INTERVAL"),
+    ("PROBES", "USER-TIMEOUT"),
+)

@@ -92,8 +92,18 @@ def status(arguments: argparse.Namespace) -> int:
             *(*output.COUNTER_HEADS, "FROM"),
         )
         print()
-        output.print_table(heads, rows)
+        output.print_table(heads, rows, _STACKS)
     return 0
+
+
+# In 80 columns.
+_STACKS = (
+    ("POLICY", "FROM"),
+    ("MODE", "CGROUPS", "MORE"),
+    ("IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT"),
+    ("NEW", "LISTENERS", "RETROFITTED", "LEFT"),
+    ("SWALLOWED", "LIMITED", "DIED", "FAILED"),
+)
 
 
 _Kernel = tuple[dict[int, PolicyRecord], Counter[int], dict[int, dataplane.Counters]]

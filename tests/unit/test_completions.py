@@ -10,10 +10,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import built_docs
 import pytest
 import shells
-
-import docs
 
 # What the shells ask for values; kabpfctl also says its arguments at a terminal, as a function.
 ANSWERS = {
@@ -24,7 +23,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return docs.build(tmp_path_factory.mktemp("docs")) / "completions"
+    return built_docs.build(tmp_path_factory.mktemp("docs")) / "completions"
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
+import subprocess
 from itertools import chain
 from pathlib import Path
 
+import built_docs
 import pytest
 
-import docs
 from kabpf import cli
 from kabpf.daemon import main
 from kabpf.doctor import findings
@@ -28,7 +30,7 @@ FILE = "nginx.service.yaml"  # that the examples of kabpf.yaml(5) speak of
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What scripts/docs builds."""
-    return docs.build(tmp_path_factory.mktemp("docs"))
+    return built_docs.build(tmp_path_factory.mktemp("docs"))
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -78,9 +80,22 @@ def test_pages_are_built_without_a_warning(built: Path) -> None:
         assert '"2023-11-14" "kabpf ' in text.partition(".SH NAME")[0]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_page_fits_eighty_columns(built: Path, page: str) -> None:
+    """man has nothing to warn of, and no line is wider. tests/system/test_pages.py has the same for
+    each Debian's groff."""
+    if not shutil.which("man"):
+        pytest.skip("man is not installed")
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert built_docs.faults(run, "--local-file", str(built / "man" / page)) == []
+
+
 def test_pages_and_completions_are_reproducible(built: Path, tmp_path: Path) -> None:
     """Built twice they are the same."""
-    again = docs.build(tmp_path)
+    again = built_docs.build(tmp_path)
     files = [path.relative_to(built) for path in built.rglob("*") if path.is_file()]
     assert len(files) == len(PAGES) + 6
     for file in files:
