@@ -36,10 +36,11 @@ def prepare() -> None:
 def _text(raw: io.FileIO, former: Any, *, errors: str) -> io.TextIOWrapper:
     """`former` is Python's own stream, or None where the descriptor was closed."""
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw if former and former.write_through else io.BufferedWriter(raw),
         encoding=former.encoding if former else None,
         errors=errors,
-        line_buffering=former.line_buffering if former else False,
+        line_buffering=former is None or former.line_buffering,
+        write_through=former is None or former.write_through,
     )
 
 

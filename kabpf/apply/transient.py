@@ -115,15 +115,26 @@ def prune(tree: CgroupTree) -> list[str]:
     for unfinished in TRANSIENT.glob(".*"):
         with contextlib.suppress(OSError):
             unfinished.unlink()
-    over = [file for file, ending in standing().items() if is_over(ending, tree)]
-    for file in over:
+    over = {file: ending.until for file, ending in standing().items() if is_over(ending, tree)}
+    for file, until in over.items():
         fault_point("remove the drop-in")
         file.unlink(missing_ok=True)
+        if NAME.fullmatch(os.path.basename(until.path)):
+            remove(tree, Cgroup(until.id, 0, until.path))
     return [file.stem for file in over]
 
 
+def remove_ended(tree: CgroupTree, above: str) -> None:
+    """Remove the cgroups right below one that were made by hand and have no process."""
+    for name in filter(NAME.fullmatch, os.listdir(tree.directory(above))):
+        cgroup = Cgroup(0, 0, f"{above.rstrip('/')}/{name}")
+        if not tree.is_populated(cgroup):
+            remove(tree, cgroup)
+
+
 def remove(tree: CgroupTree, cgroup: Cgroup) -> None:
-    """Remove a cgroup and those below, unless a process lives there."""
+    """Remove a cgroup and those below, unless a process lives there, or this one may not: kabpfd
+    only looks at the tree."""
     for one in reversed((cgroup, *tree.below(cgroup))):
         fault_point("remove the cgroup")
         with contextlib.suppress(OSError):

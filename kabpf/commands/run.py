@@ -1,7 +1,6 @@
 """kabpfctl run: one command in a cgroup of its own, with a policy of its own.
 
-This process enters the cgroup, puts the policy in force there, and becomes the command. The cgroup
-is a scope where systemd runs; elsewhere it is made by hand, below the one that the process was in.
+This process enters the cgroup, puts the policy in force there, and becomes the command.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 from kabpf import proc
-from kabpf.apply import clients, dropins, reconcile, transient
+from kabpf.apply import clients, dropins, placement, reconcile, transient
 from kabpf.errors import CommandError, PolicyError, RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel import cgroups, loading, mountinfo
@@ -34,7 +32,6 @@ from kabpf.policy.model import BEFORE_SYN, Options, Policy, Rules, Selector, Unt
 from kabpf.policy.options import COMMAND_KEYS, TIMERS
 from kabpf.policy.yaml import Node, Source
 from kabpf.runtime import pidlock
-from kabpf.runtime.locks import RUN, locked
 from kabpf.systemd import scopes
 
 ENVIRONMENT_MAX = 6 << 20  # three quarters of 8 MiB, of which arguments have a part (execve(2))
@@ -59,7 +56,7 @@ def run(arguments: argparse.Namespace) -> NoReturn:
         rules = named.rules if named else _rules(asked)
         is_told = loading.kind(PINS).reports_events
         log = (named is not None and named.log) or (asked.debug and is_told)
-        with _lived_in(tree, name, program) as cgroup:
+        with placement.entered(tree, name, program) as cgroup:
             _cover(tree, cgroup, rules, log=log)
         if log:
             pidlock.wait_for_log()
@@ -70,14 +67,16 @@ def run(arguments: argparse.Namespace) -> NoReturn:
 
         given = _without_variables_for_root(arguments, asked.options)
         client.require_requestable(given)
-        path = _scope(name, program)
         off = not asked.keepalive
-        client.attach(path, given, off=off, defaults=False, existing=False)
+        tree = cgroups.find_tree(mountinfo.own_mounts())
+        with placement.entered_by_user(tree, name, program) as path:
+            client.attach(path, given, off=off, defaults=False, existing=False)
     if asked.debug and (why := _why_unlogged()):
         _warn(f"DD_DEBUG: no socket is logged: {why}")
     for warning in asked.warnings:
         _warn(f"{warning}; ignored")
-    if away := clients.started_elsewhere(words):
+    in_session = scopes.is_in_session(cgroups.path_of_process("self"))
+    if away := clients.started_elsewhere(words, in_session=in_session):
         _warn(away)
     become(program, words, umask=arguments.umask)
 
@@ -162,63 +161,6 @@ def find(command: str) -> str:
     raise CommandError(
         command, errno.EACCES if any(map(os.path.exists, candidates)) else errno.ENOENT
     )
-
-
-@contextlib.contextmanager
-def _lived_in(tree: CgroupTree, name: str, program: str) -> Iterator[Cgroup]:
-    """Move this process into a new cgroup, which goes with its last process, and hold the lock.
-    Where the block fails, there is nothing left of it."""
-    if scopes.is_booted():
-        watched = contextlib.nullcontext(str) if pidlock.running() else transient.watcher(tree, RUN)
-        with watched as watch:
-            path = _scope(name, program)
-            with locked():
-                watch(path)
-                yield tree.find(path)
-        return
-    above = cgroups.path_of_process("self")
-    path = f"{above.rstrip('/')}/{name}"
-    # Nobody else removes the cgroup, whatever becomes of a daemon. The watcher's home is the root,
-    # so as to outlive what is killed with the cgroup above.
-    with transient.watcher(tree, RUN, home="/") as watch, locked():
-        watch(path)
-        with _made(tree, path):
-            _move(tree, path)
-            try:
-                yield tree.find(path)
-            except BaseException:
-                _move(tree, above)
-                raise
-
-
-def _scope(name: str, program: str) -> str:
-    """The cgroup path of a new scope, in which this process is then."""
-    shown = re.sub(r"[^A-Za-z0-9._+-]", "_", os.path.basename(program))
-    return scopes.enter(name, f"kabpfctl run {shown}")
-
-
-@contextlib.contextmanager
-def _made(tree: CgroupTree, path: str) -> Iterator[None]:
-    fault_point("make the cgroup")
-    try:
-        os.mkdir(tree.directory(path))
-    except OSError as error:
-        raise RefusedError(
-            f"make cgroup {path}", error.errno or 0, "expected a tree that can be written to"
-        ) from None
-    try:
-        yield
-    except BaseException:
-        os.rmdir(tree.directory(path))
-        raise
-
-
-def _move(tree: CgroupTree, path: str) -> None:
-    fault_point("enter the cgroup")
-    try:
-        Path(tree.directory(path), "cgroup.procs").write_text("0")
-    except OSError as error:
-        raise RefusedError(f"enter cgroup {path}", error.errno or 0) from None
 
 
 def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None:

@@ -7,6 +7,7 @@ systemd-run(1) use it too. Spoken is D-Bus ("Message Protocol" in its specificat
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import sys
@@ -20,6 +21,12 @@ from kabpf.kernel import cgroups
 
 # How long the manager may take, as where it is about to reload itself.
 ANSWER_S = 30
+
+_ANSWERS = "expected a manager that answers, as systemctl status shows it"
+_LINGERS = (
+    "expected this user's manager, which a login starts, or an administrator:"
+    " loginctl enable-linger {uid}"
+)
 
 MESSAGE_MAX = 1 << 20  # bytes; those of systemd have some hundreds
 CALL, ERROR, SIGNAL = 1, 3, 4
@@ -56,12 +63,29 @@ def enter(name: str, description: str) -> str:
         raise RefusedError(
             f"ask systemd at {address} for {unit}",
             error.errno or 0,
-            "expected a manager that answers, as systemctl status shows it",
+            _ANSWERS if os.geteuid() == 0 else _LINGERS.format(uid=os.geteuid()),
         ) from None
     path = cgroups.path_of_process("self")
     if not path.endswith(f"/{unit}"):
         raise RefusedError(f"{unit} is not the cgroup of this process", hint="expected systemd's")
     return path
+
+
+def unit_of(path: str) -> str:
+    """The unit, as foo.service, that a cgroup path is in or below; "" where that is a slice or a
+    manager, which are nobody's limits."""
+    for name in reversed(path.split("/")):
+        name = name.removeprefix("_")  # systemd escapes what looks like a file of the kernel's so
+        if name.endswith(".slice") or name == "init.scope" or name.startswith("user@"):
+            return ""
+        if name.endswith((".service", ".scope", ".socket", ".mount", ".swap")):
+            return name
+    return ""
+
+
+def is_in_session(path: str) -> bool:
+    """Whether a cgroup path is in a login session, inside of which PAM makes no other."""
+    return re.fullmatch(r"session-[^/]+\.scope", unit_of(path)) is not None
 
 
 def own_slice(path: str, *, is_root: bool) -> str:

@@ -73,7 +73,9 @@ def test_environment_for_python_is_the_commands(machine):
 
 def test_scope_is_in_the_slice_of_the_caller(machine, inside):
     """The limits of the caller's slice hold for the command as well."""
-    app = inside("systemd-run", "--quiet", "--pipe", "--slice=caller.slice", "--", *RUN, "--")
+    machine.run("systemctl", "start", "caller.slice")
+    enter = "echo $$ >/sys/fs/cgroup/caller.slice/cgroup.procs"
+    app = inside("sh", "-c", f'{enter} && exec {" ".join(RUN)} -- "$@"', "sh")
     app.pair()
     (unit, _) = _runs(machine)
     assert machine.show(unit.split()[0], "Slice") == "caller.slice"
@@ -87,10 +89,14 @@ def test_many_commands_at_once(machine, with_or_without_daemon):
 
 
 def test_inner_run_has_its_own_policy(machine, inside):
-    """A run within a run leaves the outer scope, which ends."""
+    """A run within a run is below the outer one; nothing is left of both."""
     app = inside("kabpfctl", "run", "--off", *RUN, "--")
     assert [app.options(end) for end in app.pair()] == [COVERED] * 2
-    wait_until(lambda: len(_runs(machine)) == 2, "the end of the outer scope")
+    (scope,) = machine.cgroups.glob("**/kabpf-run-*.scope")
+    (inner,) = scope.glob("kabpf-run-*")
+    assert (inner / "cgroup.procs").read_text()
+    app.end()
+    wait_until(lambda: not _runs(machine), "the end of both")
 
 
 def test_off_is_stronger_than_a_unit(machine, inside):

@@ -57,7 +57,8 @@ def section(page: str, title: str) -> str:
 
 
 def mentioned(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+    """The options of kabpf's own; that of a container engine has a value behind it."""
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*(?![\w-]|=disabled)", text))
 
 
 def terms(page: str, title: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import pytest
 
 from kabpf.apply.clients import started_elsewhere
 
+RUNUSER = "try: runuser -u USER -- COMMAND"
 AWAY = "runs in another cgroup, which this policy does not cover"
 
 
@@ -13,11 +14,23 @@ AWAY = "runs in another cgroup, which this policy does not cover"
     ("command", "said"),
     [
         ("docker run -it debian", f"docker: a container {AWAY}"),
-        ("/usr/bin/podman run debian", f"podman: a container {AWAY}"),
+        (
+            "/usr/bin/podman run debian",
+            f"podman: a container {AWAY}; try: podman run --cgroups=disabled",
+        ),
         ("podman run --cgroups=disabled debian", ""),
         ("systemctl restart nginx", f"systemctl: a unit {AWAY}"),
         ("systemd-run --scope sleep 9", f"systemd-run: its command {AWAY}"),
-        ("su - bob -c id", f"su: a login session {AWAY}"),
+        ("su - bob -c id", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("su bob -c id", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("runuser -l bob -c id", f"runuser: a login session {AWAY}; {RUNUSER}"),
+        ("runuser - bob", f"runuser: a login session {AWAY}; {RUNUSER}"),
+        ("runuser -u bob -- id", ""),
+        ("runuser -u bob -- docker ps", f"docker: a container {AWAY}"),
+        ("setpriv --reuid bob su", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("sudo -i -u bob id", f"sudo: a login session {AWAY}; try: sudo -u USER COMMAND"),
+        ("sudo -u postgres docker ps", f"docker: a container {AWAY}"),
+        ("run0 id", f"run0: its command {AWAY}"),
         ("machinectl shell box", f"machinectl: a machine's shell {AWAY}"),
         ("snap run firefox", f"snap: an application {AWAY}"),
         ("flatpak run org.x", f"flatpak: an application {AWAY}"),
@@ -33,4 +46,11 @@ AWAY = "runs in another cgroup, which this policy does not cover"
 )
 def test_command_whose_work_is_elsewhere_is_told(command: str, said: str) -> None:
     """It is known by its name, also behind what becomes it; one that stays is not told of."""
-    assert started_elsewhere(command.split()) == said
+    assert started_elsewhere(command.split(), in_session=False) == said
+
+
+def test_no_session_is_opened_inside_of_one() -> None:
+    """There, what asks PAM for a session stays; what asks a manager does not."""
+    for command in ("su - bob", "su bob -c id", "runuser -l bob", "sudo -i"):
+        assert started_elsewhere(command.split(), in_session=True) == ""
+    assert started_elsewhere(["run0"], in_session=True) != ""
