@@ -16,6 +16,7 @@ from kabpf.policy.model import ON_SOCKETS, OPTIONS, Direction, Options, Policy, 
 
 # Rich takes 1 ms a row.
 _RICH_ROWS = 300
+_CELL_MAX = 400  # characters; a cgroup path that a person chose is shorter
 _NARROW = 12  # characters; a column of such cells is not folded
 
 OPTION_HEADS = tuple(row.name.upper().replace(" ", "-") for row in ON_SOCKETS)
@@ -42,9 +43,15 @@ def shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def shortened(text: str) -> str:
+    """A text without its middle where it is too long to read."""
+    half = _CELL_MAX // 2
+    return text if len(text) <= _CELL_MAX else f"{text[: half - 2]}...{text[1 - half :]}"
+
+
 def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Lines of columns as wide as they have to be."""
-    lines = [heads, *rows]
+    """Lines of columns as wide as they have to be, up to a bound."""
+    lines = [heads, *(tuple(map(shortened, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
 

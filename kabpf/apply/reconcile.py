@@ -15,6 +15,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.crash_recovery import complete
 from kabpf.kernel.dataplane import PINS, Born, Dataplane
 from kabpf.kernel.loading import Loader
+from kabpf.kernel.walk import Unread
 from kabpf.plan import diff
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.resolve import resolve, resolve_one, with_attachments
@@ -184,7 +185,7 @@ def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
         parent = last.cgroups.get(event.parent_id)
         if parent is None:
             return False
-        cgroup = Cgroup(event.id, parent.id, f"{parent.path.rstrip('/')}/{event.name}")
+        cgroup = parent.child(event.id, event.name)
         for inside in (cgroup, *tree.below(cgroup)):
             fresh[inside.id] = last.cgroups[inside.id] = inside
             above = last.plan.cgroups[inside.parent_id]
@@ -241,10 +242,14 @@ def _look(
     # First the map, then the tree: the other way round a cgroup born in between would look like one
     # that is gone.
     actual = loaded.actual() if loaded else Actual()
-    cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups()}
+    unread = Unread()
+    cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups(unread)}
     plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
     if loaded:
         _settle_differences(loaded, actual, cgroups, plan)
+        if unread:  # which of them are gone is not known
+            unreached = frozenset(actual.cgroups.keys() - cgroups.keys())
+            plan = replace(plan, unreached=unreached)
         if loaded.needs_pins_per_cgroup:
             plan = with_attachments(plan, cgroups)
     return _Looked(automaton, actual, cgroups, plan)

@@ -327,7 +327,7 @@ def _units(_: Here) -> Findings:
 
 def _neighbours(here: Here) -> Findings:
     """Programs of others on our hooks."""
-    yield from other_programs.findings(other_programs.programs_on_hooks(here.tree, PINS), here.tree)
+    yield from other_programs.findings(here.tree, PINS)
 
 
 def _of_machine(check: machine_checks.Check) -> Check:

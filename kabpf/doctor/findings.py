@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
+from kabpf.output import shortened
+
 SHOWN_MAX = 5  # names in one finding
 
 
@@ -39,6 +41,6 @@ error: _Graded = partial(Finding, Grade.ERROR)
 
 def listed(names: Collection[str]) -> str:
     """Names as a person would list them; of many the first ones."""
-    shown = ", ".join(list(names)[:SHOWN_MAX])
+    shown = ", ".join(map(shortened, list(names)[:SHOWN_MAX]))
     more = len(names) - SHOWN_MAX
     return f"{shown} and {more} more" if more > 0 else shown

@@ -8,6 +8,8 @@ kernel's kernel/bpf/cgroup.c).
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from kabpf.kernel.dataplane import (
     opened_directory,
 )
 from kabpf.kernel.libbpf import links, programs
+from kabpf.kernel.walk import Unread
+from kabpf.output import shortened
 
 PROGRAMS_MAX = 64  # at one hook of a cgroup (BPF_CGROUP_MAX_PROGS in the kernel's bpf-cgroup.h)
 CGROUPS_MAX = 10_000  # looked at; each takes some microseconds
@@ -68,17 +72,14 @@ class Attached:
     ours: set[int]
 
 
-def programs_on_hooks(tree: CgroupTree, pins: Path) -> list[Attached]:
-    """What is attached to the hooks, at the root of the tree and in the cgroups below."""
+def programs_on_hooks(tree: CgroupTree, pins: Path, unread: Unread) -> list[Attached]:
+    """What is attached to the hooks, at the root of the tree and in the cgroups below, as far as
+    these can be looked at."""
     below: list[dict[int, list[str]]] = [{} for _ in HOOKS]
-    for cgroup in tree.cgroups()[1 : CGROUPS_MAX + 1]:
-        with (
-            contextlib.suppress(FileNotFoundError),
-            opened_directory(Path(tree.directory(cgroup.path))) as directory,
-        ):
-            for hook, paths in zip(HOOKS, below, strict=True):
-                for id in links.programs(directory, hook.kind)[0]:
-                    paths.setdefault(id, []).append(cgroup.path)
+    for cgroup, directory in itertools.islice(tree.opened(unread), CGROUPS_MAX):
+        for hook, paths in zip(HOOKS, below, strict=True):
+            for id in links.programs(directory, hook.kind)[0]:
+                paths.setdefault(id, []).append(cgroup.path)
     with opened_directory(tree.mount) as root:
         return [
             Attached(
@@ -92,8 +93,16 @@ def programs_on_hooks(tree: CgroupTree, pins: Path) -> list[Attached]:
         ]
 
 
-def findings(attached: list[Attached], tree: CgroupTree) -> Findings:
+def findings(tree: CgroupTree, pins: Path) -> Findings:
     """The programs of others beside kabpf's, and what comes of them."""
+    unread = Unread()
+    attached = programs_on_hooks(tree, pins, unread)
+    if unread:
+        path, error = next(iter(unread.items()))
+        more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+        yield note(
+            f"not looked at: {shortened(path)}{more}: {os.strerror(error)}", "bpftool cgroup tree"
+        )
     if len(tree.cgroups()) > CGROUPS_MAX + 1:
         yield note(f"only {CGROUPS_MAX} cgroups are looked at", "bpftool cgroup tree")
     others = [each for one in attached for each in (*_refused(one, tree), *_others(one, tree))]

@@ -123,11 +123,11 @@ class BccDataplane(Dataplane):
         with all_refusals() as collected:
             with collected():
                 super().apply(changes)
-            paths = {each.id: each.path for each in self.tree.cgroups()}
+            cgroups = {each.id: each for each in self.tree.cgroups()}
             for id, nested in changes.attachments.items():
-                if id in paths:
+                if id in cgroups:
                     with collected():
-                        self._attach(id, paths[id], nested)
+                        self._attach(id, cgroups[id].path, nested)
             for id in changes.stale_attachments:
                 for hook in reversed(_HOOKS):
                     fault_point("detach")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kabpf import proc
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel.mountinfo import Mount
+from kabpf.kernel.walk import Unread, is_gone, opened, walk
 from kabpf.plan.state import Cgroup
 
 PROCESSES_MAX = 32 << 20  # 4 million (PID_MAX_LIMIT), a line each
@@ -37,20 +39,26 @@ class CgroupTree:
 
     mount: Path
 
-    def cgroups(self) -> list[Cgroup]:
-        """Every cgroup, parents before their children; one that vanishes meanwhile is left out."""
-        root = Cgroup(os.stat(self.mount).st_ino, 0, "/")
-        return [root, *self.below(root)]
+    def cgroups(self, unread: Unread | None = None) -> list[Cgroup]:
+        """Every cgroup, parents before their children; one that vanishes meanwhile is left out.
+        What can't be looked at is noted in `unread`."""
+        root = self.root()
+        return [root, *self.below(root, unread)]
 
-    def below(self, cgroup: Cgroup) -> list[Cgroup]:
-        """The cgroups inside `cgroup`, parents before their children."""
-        inside: list[Cgroup] = []
-        waiting = [cgroup]
-        while waiting:
-            children = self._children(waiting.pop())
-            inside += children
-            waiting += children
-        return inside
+    def below(self, cgroup: Cgroup, unread: Unread | None = None) -> list[Cgroup]:
+        """The cgroups inside `cgroup`, parents before their children, as `cgroups` has them."""
+        noted = Unread() if unread is None else unread
+        return [each for each, _ in walk(cgroup, self.directory(cgroup.path), noted)]
+
+    def opened(self, unread: Unread) -> Iterator[tuple[Cgroup, int]]:
+        """Every cgroup but the root, each with a descriptor until the next one is asked for."""
+        for cgroup, descriptor in walk(self.root(), str(self.mount), unread, opens_all=True):
+            if descriptor is not None:
+                yield cgroup, descriptor
+
+    def root(self) -> Cgroup:
+        """The root of the tree."""
+        return Cgroup(os.stat(self.mount).st_ino, 0, "/")
 
     def path(self, path: str) -> str:
         """The cgroup path of a directory below the mount; another absolute path is taken for one
@@ -95,41 +103,40 @@ class CgroupTree:
             # In a threaded cgroup cgroup.procs can't be read (EOPNOTSUPP); its threads can.
             for name in ("cgroup.procs", "cgroup.threads"):
                 try:
-                    text = proc.read(f"{self.directory(path)}/{name}", PROCESSES_MAX)
-                    processes.update(map(proc.number, text.split()))
+                    text = self._read(path, name)
                 except OSError:
                     continue
+                processes.update(map(proc.number, text.split()))
                 break
         return processes - {0}
 
     def has(self, cgroup: Cgroup) -> bool:
-        """Whether the cgroup is there still."""
+        """Whether the cgroup is there still, or can't be reached."""
         try:
-            return os.stat(self.directory(cgroup.path)).st_ino == cgroup.id
-        except OSError:
-            return False
+            with self._directory(cgroup.path) as descriptor:
+                return os.fstat(descriptor).st_ino == cgroup.id
+        except OSError as error:
+            return not is_gone(error)
 
     def is_populated(self, cgroup: Cgroup) -> bool:
-        """Whether a process lives in the cgroup or below it; the root has no such file and does."""
+        """Whether a process lives in the cgroup or below it, as in one that can't be reached; the
+        root has no such file and does."""
         try:
-            events = proc.read(f"{self.directory(cgroup.path)}/cgroup.events")
-            return b"populated 0" not in events.split(b"\n")
-        except OSError:
-            return cgroup.path == "/"
+            return b"populated 0" not in self._read(cgroup.path, "cgroup.events").split(b"\n")
+        except OSError as error:
+            return cgroup.path == "/" or not is_gone(error)
 
-    def _children(self, cgroup: Cgroup) -> list[Cgroup]:
-        directory = self.directory(cgroup.path)
+    @contextlib.contextmanager
+    def _directory(self, path: str) -> Iterator[int]:
+        descriptor = opened(self.directory(path))
         try:
-            # kernfs counts the directories below one in its link count: most cgroups have none, and
-            # need no listing of their forty files.
-            if os.stat(directory).st_nlink == 2:
-                return []
-            with os.scandir(directory) as entries:
-                inside = [(entry.inode(), entry.name) for entry in entries if entry.is_dir()]
-        except OSError:
-            return []  # removed meanwhile
-        prefix = cgroup.path.rstrip("/")
-        return [Cgroup(inode, cgroup.id, f"{prefix}/{name}") for inode, name in inside]
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _read(self, path: str, name: str) -> bytes:
+        with self._directory(path) as descriptor:  # not by its path, which may be too long
+            return proc.read(f"/proc/self/fd/{descriptor}/{name}", PROCESSES_MAX)
 
 
 def path_of_process(pid: int | str) -> str:

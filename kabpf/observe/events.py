@@ -21,6 +21,7 @@ from kabpf.kernel.dataplane import Dataplane
 from kabpf.observe import sockets
 from kabpf.observe.reports import Reports
 from kabpf.observe.sockets import Address
+from kabpf.plan.state import Cgroup
 from kabpf.policy.model import ON_SOCKETS
 from kabpf.runtime.locks import RUN
 
@@ -314,24 +315,25 @@ class _Paths:
 
     def __init__(self, tree: CgroupTree) -> None:
         self._tree = tree
-        self._paths: dict[int, str | None] = {}
+        self._cgroups: dict[int, Cgroup | None] = {}
         self._read_tree()
 
     def born(self, id: int, parent_id: int, name: str) -> None:
-        if parent := self._paths.get(parent_id):
-            self._paths[id] = f"{parent.rstrip('/')}/{name}"
-        if len(self._paths) > PATHS_MAX:
-            self._paths.clear()
+        if parent := self._cgroups.get(parent_id):
+            self._cgroups[id] = parent.child(id, name)
+        if len(self._cgroups) > PATHS_MAX:
+            self._cgroups.clear()
             self._read_tree()
 
     def find(self, id: int) -> str | None:
-        if id not in self._paths:  # its birth was lost
+        if id not in self._cgroups:  # its birth was lost
             self._read_tree()
-            self._paths.setdefault(id, None)
-        return self._paths[id]
+            self._cgroups.setdefault(id, None)
+        cgroup = self._cgroups[id]
+        return cgroup.path if cgroup else None
 
     def _read_tree(self) -> None:
-        self._paths.update((cgroup.id, cgroup.path) for cgroup in self._tree.cgroups())
+        self._cgroups.update((cgroup.id, cgroup) for cgroup in self._tree.cgroups())
 
 
 _text = functools.lru_cache(maxsize=4096)(sockets.text)

@@ -115,7 +115,8 @@ def is_inside(path: str | None, cgroup: str | None, named: tuple[str, ...] | Non
 def from_dataplane(loaded: Dataplane, policies: Mapping[int, str]) -> Iterator[Socket]:
     """The sockets of every network namespace; `policies` are the names of policies by their ids."""
     records = list(loaded.sockets(network_namespaces()))
-    paths = _paths(loaded.tree)  # read last: whatever is missing is gone, and not newer
+    # Read last: whatever is missing is gone, and not newer.
+    paths = _paths(loaded.tree, {record.cgroup_id for record in records})
     for record in records:
         yield Socket(
             record.cgroup_id,
@@ -143,7 +144,7 @@ def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:
     """
     namespace = os.stat("/proc/self/ns/net").st_ino
     messages = list(_inet_diag())
-    paths = _paths(tree)
+    paths = _paths(tree, {message.get_attr(CGROUP_ID) for message in messages})
     for message in messages:
         id = message.get_attr(CGROUP_ID)
         state, timer = STATES[message["idiag_state"]], message["idiag_timer"]
@@ -198,8 +199,8 @@ def _inet_diag() -> Iterator[Any]:
                 yield message
 
 
-def _paths(tree: CgroupTree) -> dict[int, str]:
-    return {cgroup.id: cgroup.path for cgroup in tree.cgroups()}
+def _paths(tree: CgroupTree, ids: set[int]) -> dict[int, str]:
+    return {cgroup.id: cgroup.path for cgroup in tree.cgroups() if cgroup.id in ids}
 
 
 @functools.cache

@@ -65,7 +65,7 @@ def diff(
         # Not room for both: until the next pass, user space is asked about some cgroups.
         return Changes(stale_births=stale_births)
     cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids)
-    stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys())
+    stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys() - plan.unreached)
     both = Needs(*map(any, zip(plan.needs, actual.needs, strict=True)))
     stale_attachments = tuple(actual.attachments.keys() - plan.attachments.keys())
     attachments = _attachments(plan, actual, stale=bool(stale_attachments))

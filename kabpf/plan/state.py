@@ -21,17 +21,48 @@ from kabpf.policy.model import (
 FORMER_MAX = 4  # KABPF_FORMER in kabpf.h
 
 
-class Cgroup(NamedTuple):
-    """A directory of the cgroup2 tree. The root has parent_id 0 and path /."""
+class Cgroup:
+    """A directory of the cgroup2 tree. The root has parent_id 0 and path /.
 
-    id: int
-    parent_id: int
-    path: str
+    One that `child` made keeps its parent and its name alone: a path may have thousands of names.
+    """
+
+    __slots__ = ("_above", "_rest", "id", "parent_id")
+
+    def __init__(self, id: int, parent_id: int, path: str, above: Cgroup | None = None) -> None:
+        self.id, self.parent_id = id, parent_id
+        self._rest, self._above = path, above  # a name where there is one above
+
+    def child(self, id: int, name: str) -> Cgroup:
+        """The one of this id and name right below."""
+        return Cgroup(id, self.id, name, self)
+
+    @property
+    def path(self) -> str:
+        """The cgroup path."""
+        names: list[str] = []
+        one = self
+        while one._above is not None:
+            names.append(one._rest)
+            one = one._above
+        return "/".join((one._rest.rstrip("/"), *reversed(names))) if names else one._rest
 
     @property
     def name(self) -> str:
         """The last name of the path; "" of the root."""
-        return self.path.rpartition("/")[2]
+        return self._rest.rpartition("/")[2]
+
+    def __repr__(self) -> str:
+        return f"Cgroup({self.id}, {self.parent_id}, {self.path!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Cgroup):
+            return NotImplemented
+        ids = (self.id, self.parent_id) == (other.id, other.parent_id)
+        return ids and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
 
 @dataclass(frozen=True)
@@ -108,6 +139,8 @@ class Plan:
     births: dict[Step, Birth] = field(default_factory=dict)
     cgroups: dict[int, Resolved] = field(default_factory=dict)
     births_max: int = 0  # that the kernel has room for
+    # Cgroups that could not be reached, and may be there: their entries stay as they are.
+    unreached: frozenset[int] = frozenset()
     # Of the data plane without BTF: cgroups that need an attachment of their own, and whether
     # another one is above or below.
     attachments: dict[int, bool] = field(default_factory=dict)

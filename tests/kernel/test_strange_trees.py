@@ -1,0 +1,68 @@
+"""Nobody leaves a policy by how they make cgroups."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import known_cgroups, options_of_new, path_of, wait_until
+
+NAME, DEPTH = "x" * 250, 20  # 5,000 bytes, more than PATH_MAX
+
+ENFORCED = """\
+select: [{{cgroup: {path}}}]
+keepalive: {{idle: {idle}}}
+mode: enforce
+"""
+
+
+@pytest.fixture
+def long_cgroup(make_cgroup):
+    """The top of a chain of cgroups, and its lowest one by a path that the kernel takes."""
+    top = make_cgroup()
+    descriptors = [os.open(top, os.O_RDONLY)]
+    for _ in range(DEPTH):
+        os.mkdir(NAME, dir_fd=descriptors[-1])
+        descriptors.append(os.open(NAME, os.O_RDONLY, dir_fd=descriptors[-1]))
+    yield top, Path(f"/proc/{os.getpid()}/fd/{descriptors[-1]}")
+    (top / "cgroup.kill").write_text("1")
+    wait_until(lambda: "populated 0" in (top / "cgroup.events").read_text(), "the processes' end")
+    while len(descriptors) > 1:
+        os.close(descriptors.pop())
+        os.rmdir(NAME, dir_fd=descriptors[-1])
+    os.close(descriptors.pop())
+
+
+def test_cgroup_with_a_long_path_stays_covered(
+    long_cgroup, peer, kabpfctl, run_kabpfctl, write_policy
+):
+    """Also by the policies of later applies, and `enforce` holds; doctor looks there, too."""
+    top, lowest = long_cgroup
+    for idle in (61, 62):
+        write_policy("a.yaml", ENFORCED.format(path=path_of(top), idle=idle))
+        kabpfctl("apply")
+        assert options_of_new(peer, lowest)["idle"] == idle
+    _, address = peer().listener()
+    client = peer(lowest)
+    number = client.connection(address)
+    client.set_option(number, "idle", 7)
+    assert client.options(number)["idle"] == 62
+    doctor = run_kabpfctl("doctor").stdout
+    assert "neighbours" in doctor
+    assert "not looked at" not in doctor
+
+
+def test_cgroup_out_of_reach_stays_covered(make_cgroup, peer, kabpfctl, write_policy):
+    """What can't be opened is not taken for gone, as where descriptors are at their limit."""
+    cgroup = make_cgroup("a/b/c/d/e")
+    write_policy("a.yaml", ENFORCED.format(path=path_of(make_cgroup()), idle=61))
+    kabpfctl("apply")
+    id = os.stat(cgroup).st_ino
+    assert id in known_cgroups()
+    main = "import sys; from kabpf.cli import main; sys.exit(main(['apply']))"
+    for most in range(11, 20):
+        bound = ["prlimit", f"--nofile={most}", sys.executable, "-P", "-c", main]
+        subprocess.run(bound, check=False, capture_output=True)
+        assert id in known_cgroups(), most
+    assert options_of_new(peer, cgroup)["idle"] == 61
