@@ -101,8 +101,11 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     check.set_defaults(needs_root=False)
     _add_loader(check)
     check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
-    _command(commands, "plan", "show which cgroup gets what, and what apply would do")
-    _command(commands, "status", "show what is in force, and what it did")
+    plan = _command(commands, "plan", "show which cgroup gets what, and what apply would do")
+    _add_wide(plan)
+    status = _command(commands, "status", "show what is in force, and what it did")
+    _add_wide(status)
+    status.add_argument("policy", nargs="?", metavar="POLICY", help="all of one policy")
 
     explain = _command(commands, "explain", "say where a cgroup's policy comes from")
     explain.set_defaults(needs_root=False)
@@ -111,6 +114,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     )
     presets = _command(commands, "presets", "list middleboxes and what fits them")
     presets.set_defaults(needs_root=False)
+    _add_wide(presets)
 
     _command(
         commands,
@@ -121,6 +125,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
 
     sockets = _command(commands, "sockets", "list TCP sockets, to root with their options")
     sockets.set_defaults(needs_root=False)
+    _add_wide(sockets)
     sockets.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
     sockets.add_argument("--unit", metavar="NAME", help="only of this unit; * stands for any text")
     sockets.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
@@ -188,6 +193,12 @@ def _command(
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_late(name), needs_root=True)
     return parser
+
+
+def _add_wide(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wide", action="store_true", help="every column, wider than the terminal where needed"
+    )
 
 
 def _add_loader(parser: argparse.ArgumentParser) -> None:

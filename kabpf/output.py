@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kabpf import tables
 from kabpf.apply.reconcile import Resolution
 from kabpf.kernel.dataplane import Counters
 from kabpf.plan.state import PolicyRecord
 from kabpf.policy.model import ON_SOCKETS, OPTIONS, Direction, Options, Policy, Range
+from kabpf.tables import Column
 
-# Rich takes 1 ms a row.
-_RICH_ROWS = 300
-_CELL_MAX = 400  # characters; a cgroup path that a person chose is shorter
-_NARROW = 12  # characters; a column of such cells is not folded
-
-OPTION_HEADS = tuple(row.name.upper().replace(" ", "-") for row in ON_SOCKETS)
+OPTION_HEADS = tuple(row.name.upper() for row in ON_SOCKETS)
 COUNTER_HEADS = (
-    "NEW",
-    "LISTENERS",
-    "RETROFITTED",
-    "LEFT",
-    "SWALLOWED",
-    "LIMITED",
-    "DIED",
+    "+NEW",
+    "+LISTENERS",
+    "+UPDATED",
+    "+KEPT",
+    "+IGNORED",
+    "+CLAMPED",
+    "+TIMED OUT",
     "FAILED",
 )
 
@@ -43,31 +40,37 @@ def shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def shortened(text: str) -> str:
-    """A text without its middle where it is too long to read."""
-    half = _CELL_MAX // 2
-    return text if len(text) <= _CELL_MAX else f"{text[: half - 2]}...{text[1 - half :]}"
-
-
-def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Lines of columns as wide as they have to be, up to a bound."""
-    lines = [heads, *(tuple(map(shortened, row)) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
-
-
 def print_table(
-    heads: tuple[str, ...],
-    rows: Sequence[tuple[str, ...]],
-    stacks: Sequence[tuple[str, ...]] = (),
+    columns: Sequence[Column], rows: Sequence[tuple[str, ...]], *, is_wide: bool = False
 ) -> None:
-    """Print a table: plainly, or by rich, if it is installed, so that it fits the terminal. Where
-    that is too narrow for a row, columns of one of `stacks` stand above each other."""
-    if sys.stdout.isatty() and len(rows) <= _RICH_ROWS:
-        with contextlib.suppress(ImportError):
-            _print_fitted(heads, rows, stacks)
-            return
-    print(table(heads, rows), end="")
+    """Print a table: at most as wide as the terminal; in a pipe, or if it `is_wide`, as wide as it
+    has to be."""
+    print(tables.table(columns, rows) if is_wide else fitted(columns, rows), end="")
+
+
+def fitted(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table that fits standard output."""
+    text = tables.table(columns, rows, _width() if sys.stdout.isatty() else None)
+    try:
+        tables.ELLIPSIS.encode(sys.stdout.encoding)
+    except UnicodeError:
+        return text.replace(tables.ELLIPSIS, "~")
+    return text
+
+
+def print_blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows as blocks, with a line for each cell."""
+    print(tables.blocks(columns, rows, _width()), end="")
+
+
+def print_folded(start: str, text: str) -> None:
+    """Print a text after `start`; on a terminal folded below itself."""
+    lines = tables.folded(text, _width() - len(start)) if sys.stdout.isatty() else [text]
+    print(start + ("\n" + " " * len(start)).join(lines))
+
+
+def _width() -> int:
+    return max(shutil.get_terminal_size().columns, tables.NARROWEST)
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -92,6 +95,15 @@ def option_cells(options: Options) -> tuple[str, ...]:
     return tuple(cell(getattr(options, row.field), row.unit) for row in ON_SOCKETS)
 
 
+def options_cell(options: Options) -> str:
+    """The options in one cell: 60s/10s/6 ut=120s."""
+    if not options.keepalive:
+        return "off"
+    idle, interval, probes, user_timeout = option_cells(options)
+    timeout = "" if user_timeout == "-" else f" ut={user_timeout}"
+    return f"{idle}/{interval}/{probes}{timeout}"
+
+
 def options_text(options: Options) -> str:
     """Options as a person would say them."""
     if not options.keepalive:
@@ -101,7 +113,7 @@ def options_text(options: Options) -> str:
     return ", ".join(["keepalive on", *words, *_rarer(options)])
 
 
-def more_cell(record: PolicyRecord) -> str:
+def other_cell(record: PolicyRecord) -> str:
     """What a policy says beyond OPTION_HEADS; - is nothing."""
     words = list(_rarer(record.options))
     if record.direction != Direction.BOTH:
@@ -187,38 +199,3 @@ def changes_text(resolution: Resolution) -> str:
         (len(changes.births), "rule for new cgroups", "rules for new cgroups"),
     )
     return ", ".join(count(*each) for each in counts if each[0]) or "nothing"
-
-
-def _print_fitted(
-    heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], stacks: Sequence[tuple[str, ...]]
-) -> None:
-    from rich.console import Console  # here, because it takes 70 ms
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    needed = max(map(len, table(heads, rows).splitlines()))
-    is_stacked = bool(stacks) and console.width < needed
-    if is_stacked:
-        places = [[heads.index(head) for head in stack if head in heads] for stack in stacks]
-        heads, *rows = (
-            tuple("\n".join(row[place] for place in stack) for stack in places)
-            for row in (heads, *rows)
-        )
-    fitted = Table(box=None, pad_edge=False)
-    for column, head in enumerate(heads):
-        lines = [line for row in rows for line in row[column].split("\n")]
-        is_narrow = all(len(line) <= _NARROW for line in lines)
-        title = head if is_stacked else head.replace("-", "\n")
-        fitted.add_column(title, overflow="fold", no_wrap=is_narrow)
-    styles = {"off": "yellow", "-": "dim"}
-    for row in rows:
-        fitted.add_row(
-            *(
-                Text("\n").join(Text(line, styles.get(line, "")) for line in cell.split("\n"))
-                for cell in row
-            )
-        )
-        if is_stacked:
-            fitted.add_row()
-    console.print(fitted)

@@ -7,7 +7,10 @@ import json
 
 from kabpf import output
 from kabpf.doctor.checks import CHECKS, Here, carried_out
-from kabpf.doctor.findings import Grade
+from kabpf.doctor.findings import Finding, Grade
+
+INDENT = 9  # of texts, beside the grades
+GRAVEST = (Grade.ERROR, Grade.WARNING, Grade.NOTE, Grade.OK)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -23,10 +26,16 @@ def doctor(arguments: argparse.Namespace) -> int:
         ]
         print(json.dumps(result, indent=2))
     else:
-        rows: list[tuple[str, ...]] = []
-        for name, finding in findings:
-            rows.append((finding.grade, name, output.shown(finding.text)))
-            if finding.advice:
-                rows.append(("", "", f"  {output.shown(finding.advice)}"))
-        output.print_table(("GRADE", "CHECK", "FOUND, AND WHAT TO DO"), rows)
+        _print(findings)
     return 1 if any(finding.grade == Grade.ERROR for _, finding in findings) else 0
+
+
+def _print(findings: list[tuple[str, Finding]]) -> None:
+    """The gravest first, each with what mends it on a line of its own, and a count at the end."""
+    for name, each in sorted(findings, key=lambda item: GRAVEST.index(item[1].grade)):
+        output.print_folded(f"{each.grade:{INDENT - 2}}  ", f"{name}: {output.shown(each.text)}")
+        if each.advice:
+            output.print_folded(f"{'fix: ':>{INDENT + 5}}", output.shown(each.advice))
+    grades = [each.grade for _, each in findings]
+    warnings, errors = grades.count(Grade.WARNING), grades.count(Grade.ERROR)
+    print(f"{output.count(warnings, 'warning')}, {output.count(errors, 'error')}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kabpf import output
+from kabpf import output, tables
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
@@ -178,7 +178,8 @@ def _lines(why: Reason, in_force: bool | None) -> Iterator[str]:
         origin = policy.origins.get(key)
         source, note = (str(origin.source), origin.note) if origin else ("default", "")
         rows.append((f"  {key.replace('_', ' ')}", text, source, note))
-    yield from output.table(("  OPTION", "VALUE", "FROM", ""), rows).splitlines()
+    columns = tables.columns("  OPTION", "VALUE", "SOURCE~", "~")
+    yield from output.fitted(columns, rows).splitlines()
     for destination in policy.rules.destinations:
         ports = f" port {', '.join(map(str, destination.ports))}" if destination.ports else ""
         yield f"  to {destination.to}{ports}: {output.options_text(destination.options)}"

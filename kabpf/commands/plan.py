@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from kabpf import output
+from kabpf import output, tables
 from kabpf.apply import reconcile
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.dataplane import PINS
 from kabpf.plan.state import record
 from kabpf.policy import files
-from kabpf.policy.model import options_json
+from kabpf.policy.model import Policy, options_json
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -32,29 +32,40 @@ def plan(arguments: argparse.Namespace) -> int:
         ],
         "changes": output.changes_json(resolution),
     }
-    rows = [
+    if arguments.json:
+        return output.answer(arguments, result, "")
+    if covered:
+        _print_table(covered, arguments.wide)
+    print(f"apply would change: {output.changes_text(resolution)}")
+    return 0
+
+
+COLUMNS = tables.columns("CGROUP~", "POLICY~", "OPTIONS~~", "SOURCE~")
+WIDE = tables.columns("CGROUP", "POLICY", "MODE", *output.OPTION_HEADS, "OTHER", "SOURCE")
+
+
+def _print_table(covered: list[tuple[str, Policy]], is_wide: bool) -> None:
+    if not is_wide:
+        rows = [
+            (
+                output.shown(path),
+                policy.name,
+                output.options_cell(policy.rules.options),
+                str(policy.source),
+            )
+            for path, policy in covered
+        ]
+        output.print_table(COLUMNS, rows)
+        return
+    wide_rows = [
         (
             output.shown(path),
             policy.name,
             str(policy.rules.mode),
             *output.option_cells(policy.rules.options),
-            output.more_cell(record(policy)),
+            output.other_cell(record(policy)),
             str(policy.source),
         )
         for path, policy in covered
     ]
-    heads = ("CGROUP", "POLICY", "MODE", *output.OPTION_HEADS, "MORE", "FROM")
-    if rows and not arguments.json:
-        output.print_table(heads, rows, _STACKS)
-    return output.answer(
-        arguments, result, f"apply would change: {output.changes_text(resolution)}"
-    )
-
-
-# In 80 columns.
-_STACKS = (
-    ("CGROUP", "FROM"),
-    ("POLICY", "MODE", "MORE"),
-    ("IDLE", "INTERVAL"),
-    ("PROBES", "USER-TIMEOUT"),
-)
+    output.print_table(WIDE, wide_rows, is_wide=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kabpf import output
+from kabpf import output, tables
 from kabpf.policy.presets import presets as preset_table
 
 
@@ -31,12 +31,15 @@ def presets(arguments: argparse.Namespace) -> int:
             f"{each.interval_s}s",
             str(each.probes),
             each.after,
-            each.source,
+            *((each.source,) if arguments.wide else ()),
         )
         for each in known
     ]
-    heads = ("PRESET", "TIME-OUT", "IDLE", "INTERVAL", "PROBES", "AFTER-IT", "SOURCE")
+    columns = tables.columns(
+        *("PRESET", "+IDLE TIMEOUT", "+IDLE", "+INTERVAL", "+PROBES"),
+        *(("ON EXPIRY", "SOURCE") if arguments.wide else ("ON EXPIRY~",)),
+    )
     if arguments.json:
         return output.answer(arguments, {"presets": result}, "")
-    output.print_table(heads, rows)
+    output.print_table(columns, rows, is_wide=arguments.wide)
     return 0

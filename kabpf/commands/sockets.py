@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from kabpf import output
+from kabpf import output, tables
 from kabpf.apply.drift import compare
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, loading, mountinfo
@@ -49,35 +49,36 @@ def sockets(arguments: argparse.Namespace) -> int:
     if arguments.json:
         result = [_socket_json(one, sources) for one in listed]
         return output.answer(arguments, {"sockets": result}, "")
-    _print_table(listed, sources)
+    print_list(listed, sources, is_wide=arguments.wide)
     return 0
 
 
-HEADS = ("LOCAL", "REMOTE", "STATE", "KEEPALIVE", *output.OPTION_HEADS, "NEXT-PROBE", "SET-BY")
-# In 80 columns.
-STACKS = (
-    ("CGROUP", "NETNS", "SET-BY"),
-    ("LOCAL", "REMOTE"),
-    ("STATE", "KEEPALIVE", "NEXT-PROBE"),
-    ("IDLE", "INTERVAL", "PROBES"),
-    ("USER-TIMEOUT",),
+COLUMNS = tables.columns("UNIT~", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY~")
+SEVERAL = tables.columns("UNIT~", "NETNS", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY~")
+WIDE = tables.columns(
+    *("CGROUP", "NETNS", "LOCAL", "PEER", "STATE", "KEEPALIVE"),
+    *(*output.OPTION_HEADS, "+NEXT", "SET BY"),
 )
 
 
-def _print_table(listed: list[tcp.Socket], sources: dict[str, str]) -> None:
+def print_list(listed: list[tcp.Socket], sources: dict[str, str], *, is_wide: bool) -> None:
+    """Print a line for each socket."""
+    if is_wide:
+        rows = [_wide_cells(one, sources) for one in listed]
+        output.print_table(WIDE, rows, is_wide=True)
+        return
     names = tcp.names(one.cgroup for one in listed if one.cgroup is not None)
     # Where there are several, addresses may be the same in two of them.
     several = len({one.namespace for one in listed}) > 1
-    heads = ("CGROUP", "NETNS", *HEADS) if several else ("CGROUP", *HEADS)
     rows = [
         (
             "(removed)" if one.cgroup is None else output.shown(names[one.cgroup]),
             *((str(one.namespace),) if several else ()),
-            *_socket_cells(one, sources),
+            *_cells(one),
         )
         for one in listed
     ]
-    output.print_table(heads, rows, STACKS)
+    output.print_table(SEVERAL if several else COLUMNS, rows)
 
 
 def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
@@ -99,23 +100,60 @@ def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _socket_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
-    unknown = one.idle_s is None
+def _cells(one: tcp.Socket) -> tuple[str, ...]:
+    return (
+        str(one.local),
+        str(one.remote),
+        _keepalive(one),
+        _next_probe(one, 0),
+        "-" if one.idle_s is None else _setters(one),
+    )
+
+
+def _wide_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
     values = [(row, getattr(one, row.field)) for row in ON_SOCKETS]
     return (
+        "(removed)" if one.cgroup is None else output.shown(one.cgroup),
+        str(one.namespace),
         str(one.local),
         str(one.remote),
         one.state,
         {None: "-", True: "on", False: "off"}[one.keepalive],
         *((value == 0 and row.none) or output.cell(value, row.unit) for row, value in values),
-        "-" if one.next_probe_ms is None else f"{one.next_probe_ms / 1000:.1f}s",
-        "-" if unknown else output.shown(_setters(one, sources)),
+        _next_probe(one, 1),
+        "-" if one.idle_s is None else output.shown(_setters_in_full(one, sources)),
     )
 
 
-def _setters(one: tcp.Socket, sources: dict[str, str]) -> str:
+def _keepalive(one: tcp.Socket) -> str:
+    """What the kernel does for a connection, as one word: 60s/10s/6, off, or - where it is not
+    known."""
+    if not one.keepalive:
+        return "-" if one.keepalive is None else "off"
+    if one.idle_s is None:
+        return "on"
+    return f"{one.idle_s}s/{one.interval_s}s/{one.probes}"
+
+
+def _next_probe(one: tcp.Socket, digits: int) -> str:
+    return "-" if one.next_probe_ms is None else f"{one.next_probe_ms / 1000:.{digits}f}s"
+
+
+# Of tcp.SETTERS, in the order in which they are shown; the system is what nobody else set.
+SETTERS = ("policy", "former policy", "application", "unknown")
+
+
+def _setters(one: tcp.Socket) -> str:
+    """Whoever set an option, the policy by its name."""
+    words = [setter for setter in SETTERS if setter in one.set_by.values()]
+    if words[:1] == ["policy"] and one.policy:
+        words[0] = output.shown(one.policy)
+    return ", ".join(words) or "system"
+
+
+def _setters_in_full(one: tcp.Socket, sources: dict[str, str]) -> str:
     words = []
-    for setter in ("policy", "former policy", "application"):
+    for setter in SETTERS:
         options = [option for option, by in one.set_by.items() if by == setter]
         names = ", ".join(option.removesuffix("_ms").removesuffix("_s") for option in options)
         if options and setter == "policy":

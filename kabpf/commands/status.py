@@ -7,22 +7,66 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from kabpf import output
+from kabpf import output, tables
 from kabpf.apply.drift import compare
+from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, dataplane, loading, mountinfo
 from kabpf.kernel.crash_recovery import is_interrupted
-from kabpf.kernel.dataplane import Dataplane
+from kabpf.kernel.dataplane import Counters, Dataplane
 from kabpf.kernel.loading import Loader
 from kabpf.plan.state import Needs, PolicyRecord
 from kabpf.policy.model import options_json
 from kabpf.runtime import pidlock
 from kabpf.runtime.last_good import time_text
 
+COLUMNS = tables.columns(
+    *("POLICY~", "+CGROUPS", "OPTIONS~~", "+NEW", "+UPDATED", "+TIMED OUT", "+FAILED")
+)
+WIDE = tables.columns(
+    *("POLICY", "+CGROUPS", "MODE", *output.OPTION_HEADS, "OTHER"),
+    *(*output.COUNTER_HEADS, "SOURCE"),
+)
+
+
+class Row(NamedTuple):
+    """A policy that is active, or is to be by the files."""
+
+    name: str
+    cgroups: int  # that have it
+    record: PolicyRecord
+    counters: Counters
+    source: str | None  # file and line
+
 
 def status(arguments: argparse.Namespace) -> int:
-    """Show what is in force, and what it did."""
+    """Show what is in force, and what it did; or of one policy all."""
+    result, rows = look()
+    if arguments.policy is not None:
+        rows = [row for row in rows if row.name == arguments.policy]
+        if not rows:
+            raise RefusedError(
+                f"policy {arguments.policy} is not in force",
+                hint="expected one that kabpfctl status shows",
+            )
+    if arguments.json:
+        return output.answer(arguments, result | {"policies": list(map(_as_json, rows))}, "")
+    if arguments.policy is not None:
+        output.print_blocks(WIDE, list(map(_wide_cells, rows)))
+        return 0
+    print("\n".join(_status_lines(result)))
+    if rows:
+        print()
+    if rows and arguments.wide:
+        output.print_table(WIDE, list(map(_wide_cells, rows)), is_wide=True)
+    elif rows:
+        output.print_table(COLUMNS, list(map(_cells, rows)))
+    return 0
+
+
+def look() -> tuple[dict[str, Any], list[Row]]:
+    """What is in force, as JSON has it but for the policies, and these."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     with loading.opened(dataplane.PINS, tree) as loaded:
         comparison = compare(tree, loaded)
@@ -31,11 +75,6 @@ def status(arguments: argparse.Namespace) -> int:
         )
         totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
         needs = loaded.needs() if loaded else Needs()
-    in_force = sorted(
-        (record.name, id, record)
-        for id, record in records.items()
-        if used[id] or record.name in comparison.sources
-    )
     pid = pidlock.running()
     result: dict[str, Any] = {
         "loaded": loaded is not None,
@@ -60,53 +99,15 @@ def status(arguments: argparse.Namespace) -> int:
             "unrecorded": totals.unrecorded,
         },
     }
-    if arguments.json:
-        policies = [
-            {
-                "policy": name,
-                **output.conditions_json(record),
-                "options": options_json(record.options),
-                "cgroups": used[id],
-                "counters": vars(counters[id]),
-                "source": comparison.sources.get(name),
-            }
-            for name, id, record in in_force
-        ]
-        return output.answer(arguments, result | {"policies": policies}, "")
-    print("\n".join(_status_lines(result)))
-    if in_force:
-        rows = [
-            (
-                output.shown(name),
-                str(used[id]),
-                str(record.mode),
-                *output.option_cells(record.options),
-                output.more_cell(record),
-                *output.counter_cells(counters[id]),
-                comparison.sources.get(name, "no file any more"),
-            )
-            for name, id, record in in_force
-        ]
-        heads = (
-            *("POLICY", "CGROUPS", "MODE", *output.OPTION_HEADS, "MORE"),
-            *(*output.COUNTER_HEADS, "FROM"),
-        )
-        print()
-        output.print_table(heads, rows, _STACKS)
-    return 0
+    rows = [
+        Row(record.name, used[id], record, counters[id], comparison.sources.get(record.name))
+        for id, record in sorted(records.items(), key=lambda item: (item[1].name, item[0]))
+        if used[id] or record.name in comparison.sources
+    ]
+    return result, rows
 
 
-# In 80 columns.
-_STACKS = (
-    ("POLICY", "FROM"),
-    ("MODE", "CGROUPS", "MORE"),
-    ("IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT"),
-    ("NEW", "LISTENERS", "RETROFITTED", "LEFT"),
-    ("SWALLOWED", "LIMITED", "DIED", "FAILED"),
-)
-
-
-_Kernel = tuple[dict[int, PolicyRecord], Counter[int], dict[int, dataplane.Counters]]
+_Kernel = tuple[dict[int, PolicyRecord], Counter[int], dict[int, Counters]]
 _NONE: _Kernel = ({}, Counter(), {})
 
 
@@ -114,6 +115,44 @@ def _read(loaded: Dataplane) -> _Kernel:
     """The policies that are in the kernel, how many cgroups have each, and what each did."""
     records = loaded.records()
     return records, loaded.usage(), loaded.counters(records)
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    return {
+        "policy": row.name,
+        **output.conditions_json(row.record),
+        "options": options_json(row.record.options),
+        "cgroups": row.cgroups,
+        "counters": vars(row.counters),
+        "source": row.source,
+    }
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    counts = (
+        row.counters.established,
+        row.counters.retrofitted,
+        row.counters.died,
+        sum(row.counters.failed.values()),
+    )
+    return (
+        output.shown(row.name),
+        str(row.cgroups),
+        output.options_cell(row.record.options),
+        *map(str, counts),
+    )
+
+
+def _wide_cells(row: Row) -> tuple[str, ...]:
+    return (
+        output.shown(row.name),
+        str(row.cgroups),
+        str(row.record.mode),
+        *output.option_cells(row.record.options),
+        output.other_cell(row.record),
+        *output.counter_cells(row.counters),
+        row.source or "no file any more",
+    )
 
 
 def _status_lines(status: dict[str, Any]) -> Iterator[str]:

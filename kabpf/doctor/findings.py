@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
-from kabpf.output import shortened
+from kabpf.tables import shortened
 
 SHOWN_MAX = 5  # names in one finding
 

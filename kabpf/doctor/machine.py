@@ -32,7 +32,7 @@ SYSCTLS = (
     "net.core.bpf_jit_enable",
     "kernel.unprivileged_bpf_disabled",
 )
-PACKAGES = ("rich", "pyroute2")
+PACKAGES = ("pyroute2",)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from kabpf.kernel import capabilities, cgroups, loading
 
 CGROUPS = "/sys/fs/cgroup"
 
-PURPOSES = {"rich": "tables that fit the terminal", "pyroute2": "kabpfctl sockets without root"}
+PURPOSES = {"pyroute2": "kabpfctl sockets without root"}
 RTO_MIN_S, RTO_MAX_S = 0.2, 120.0  # TCP_RTO_MIN and TCP_RTO_MAX in the kernel's net/tcp.h
 
 

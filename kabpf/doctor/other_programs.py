@@ -28,7 +28,7 @@ from kabpf.kernel.dataplane import (
 )
 from kabpf.kernel.libbpf import links, programs
 from kabpf.kernel.walk import Unread
-from kabpf.output import shortened
+from kabpf.tables import shortened
 
 PROGRAMS_MAX = 64  # at one hook of a cgroup (BPF_CGROUP_MAX_PROGS in the kernel's bpf-cgroup.h)
 CGROUPS_MAX = 10_000  # looked at; each takes some microseconds

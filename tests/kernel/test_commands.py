@@ -200,8 +200,11 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
     ]  # fmt: skip
     assert shown["changes"]["policies"] == 1
     heads, row, changes = kabpfctl("plan").stdout.splitlines()
-    assert heads.split() == [
-        "CGROUP", "POLICY", "MODE", "IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT", "MORE", "FROM",
+    assert heads.split() == ["CGROUP", "POLICY", "OPTIONS", "SOURCE"]
+    assert row.split() == [path_of(cgroup), "a", "61s/-/-", f"{file}:1"]
+    heads, row, _ = kabpfctl("plan", "--wide").stdout.splitlines()
+    assert heads.replace("USER TIMEOUT", "USER-TIMEOUT").split() == [
+        "CGROUP", "POLICY", "MODE", "IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT", "OTHER", "SOURCE",
     ]  # fmt: skip
     assert row.split() == [
         path_of(cgroup), "a", "fill", "61s", "-", "-", "-", "-", f"{file}:1",
@@ -355,8 +358,9 @@ def test_status_and_plan_say_what_a_policy_says_beyond_the_options(cgroup, kabpf
     )
     kabpfctl("apply")
     more = "jitter 10%, SYN retries 3, only out, no loopback, no open sockets, by destination"
-    assert f"  {more}  " in kabpfctl("plan").stdout
-    assert f"  {more}  " in kabpfctl("status").stdout
+    assert f"  {more}  " in kabpfctl("plan", "--wide").stdout
+    assert f"  {more}  " in kabpfctl("status", "--wide").stdout
+    assert f"OTHER         {more}\n" in kabpfctl("status", "a").stdout
 
 
 @pytest.mark.parametrize(

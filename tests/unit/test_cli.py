@@ -65,7 +65,7 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             "kabpfctl",
             f"argument COMMAND: invalid choice: enforce (choose from {COMMANDS})",
         ),
-        (["status", "all"], "kabpfctl", "unrecognized arguments: all"),
+        (["plan", "all"], "kabpfctl", "unrecognized arguments: all"),
         (["attach"], "kabpfctl attach", "the following arguments are required: --cgroup"),
         (["attach", "--cgroup"], "kabpfctl attach", "argument --cgroup: expected one argument"),
         (["detach"], "kabpfctl detach", "one of the arguments --cgroup --all is required"),

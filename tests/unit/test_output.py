@@ -6,15 +6,8 @@ import sys
 
 import pytest
 
-from kabpf import output
-from kabpf.commands import sockets
-
-
-def test_table_is_as_wide_as_its_cells() -> None:
-    """Columns are aligned, two spaces apart, and nothing trails."""
-    assert output.table(("A", "LONG", "B"), [("one", "x", ""), ("y", "z", "last")]) == (
-        "A    LONG  B\none  x\ny    z     last\n"
-    )
+from kabpf import output, tables
+from kabpf.policy.model import Options, Range
 
 
 @pytest.mark.parametrize(
@@ -47,42 +40,30 @@ def test_cell_has_its_unit(value: int | None, unit: str, text: str) -> None:
     assert output.cell(value, unit) == text
 
 
-def test_row_that_is_too_wide_is_stacked(
+def test_table_fits_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal of 80 columns every cell of a wide row is there, whole or folded."""
-    pytest.importorskip("rich")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    """It is cut on a terminal alone, and not where every column is asked for."""
+    columns, rows = tables.columns("ONE~", "TWO~"), [("a" * 60, "b" * 60)]
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-    heads = ("CGROUP", "NETNS", *sockets.HEADS)
-    address = "[2001:db8:1234:5678:9abc:def0:1234:5678]:48956"
-    row = (
-        *("user@1000.service/init.scope", "4026531840", address, "10.1.0.7:5432", "established"),
-        *("on", "32767s", "32768s", "127", "2147484ms", "29966.2s"),
-        "billing (/etc/kabpf/policy.d/billing.yaml:1), application (idle)",
-    )
-    output.print_table(heads, [row, row], sockets.STACKS)
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    starts = [lines[2].index(stack[-1]) for stack in sockets.STACKS]
-    texts = [
-        "".join("".join(line[start:end].split()) for line in lines)
-        for start, end in zip(starts, [*starts[1:], 80], strict=True)
-    ]
-    by_head = dict(zip(heads, row, strict=True))
-    for stack, text in zip(sockets.STACKS, texts, strict=True):
-        cells = "".join(by_head[head] for head in stack).replace(" ", "")
-        assert text == "".join(stack) + 2 * cells
+    output.print_table(columns, rows)
+    assert capsys.readouterr().out.splitlines()[1] == "  ".join(rows[0])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    output.print_table(columns, rows)
+    assert len(capsys.readouterr().out.splitlines()[1]) == 80
+    output.print_table(columns, rows, is_wide=True)
+    assert capsys.readouterr().out.splitlines()[1] == "  ".join(rows[0])
 
 
-def test_row_that_fits_is_a_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Columns stand side by side where there is room."""
-    pytest.importorskip("rich")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-    output.print_table(("ONE", "TWO"), [("a", "b")], (("ONE", "TWO"),))
-    assert capsys.readouterr().out.split() == ["ONE", "TWO", "a", "b"]
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (Options(keepalive=False), "off"),
+        (Options(), "-/-/-"),
+        (Options(idle_s=Range(30, 300), probes=Range.exactly(6)), "30s..300s/-/6"),
+        (Options(user_timeout_ms=Range.exactly(120_000)), "-/-/- ut=120s"),
+    ],
+)
+def test_options_are_one_word(options: Options, text: str) -> None:
+    """In the order idle, interval, probes; - is not set."""
+    assert output.options_cell(options) == text

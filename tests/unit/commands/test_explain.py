@@ -94,7 +94,7 @@ def test_each_option_has_its_line_and_arithmetic(
         f"policy unit, {file}:6",
         f"because unit x.service ({file}:8) names /b/x.service, which it is in",
         "not in force as it is now; kabpfctl apply does it",
-        "OPTION VALUE FROM",
+        "OPTION VALUE SOURCE",
         "mode fill default",
         f"direction out {file}:14",
         "loopback true default",

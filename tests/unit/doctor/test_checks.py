@@ -15,6 +15,7 @@ from kabpf.doctor.checks import Check, Here
 from kabpf.doctor.findings import Finding, Findings, error, note, ok, warning
 from kabpf.errors import PolicyError, RefusedError, UnsupportedError
 from kabpf.kernel.dataplane import Totals
+from kabpf.output import count
 
 
 @pytest.mark.parametrize(
@@ -89,9 +90,12 @@ def test_everybody_may_ask() -> None:
 
 
 def test_list_is_for_people() -> None:
-    """Each finding is a line, with what to do in the next."""
-    outcome = as_nobody("doctor")
-    heads, *lines = outcome.output.splitlines()
-    assert heads.split()[:2] == ["GRADE", "CHECK"]
-    place = next(place for place, line in enumerate(lines) if "capabilities" in line)
-    assert lines[place].startswith("note") and lines[place + 1].split()[0] == "sudo"
+    """The gravest findings come first, each with what mends it below; the last line counts them."""
+    *lines, last = as_nobody("doctor").output.splitlines()
+    place = next(place for place, line in enumerate(lines) if "  capabilities: " in line)
+    assert lines[place].startswith("note     capabilities: ")
+    assert lines[place + 1].startswith("         fix: sudo ")
+    grades = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert grades == sorted(grades, key=["error", "warning", "note", "ok"].index)
+    warnings, errors = grades.count("warning"), grades.count("error")
+    assert last == f"{count(warnings, 'warning')}, {count(errors, 'error')}"

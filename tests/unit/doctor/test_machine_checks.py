@@ -273,8 +273,11 @@ def test_what_is_missing_is_said_with_what_to_do(
         ),
         (
             "libraries",
-            {"packages_missing": ("rich",)},
-            note("rich is not installed: tables that fit the terminal", "apt install python3-rich"),
+            {"packages_missing": ("pyroute2",)},
+            note(
+                "pyroute2 is not installed: kabpfctl sockets without root",
+                "apt install python3-pyroute2",
+            ),
         ),
         (
             "sysctls",

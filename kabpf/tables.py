@@ -1,0 +1,151 @@
+"""Tables that fit a terminal.
+
+A table is as wide as it has to be. Where that is more than there is room for, texts are cut in
+their middle, the longest first. Where even short texts don't fit, each row becomes a block with a
+line for each column, and nothing is cut. So every column has its content at any width. Pure.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+GAP = "  "
+ELLIPSIS = "…"
+TEXT_MIN = 10  # columns of the terminal that a text is left with in a row; below that come blocks
+CELL_MAX = 400  # a cgroup path that a person chose is shorter
+NARROWEST = 40  # the least width that a table is made for
+
+
+class Column(NamedTuple):
+    """The head of a column; numbers stand to the right, texts may be cut."""
+
+    head: str
+    is_number: bool = False
+    may_be_cut: int = 0  # never; those of 1 before those of 2
+
+
+def columns(*heads: str) -> tuple[Column, ...]:
+    """Columns by their heads: `POLICY~` may be cut, `OPTIONS~~` where that is not enough, `+NEW` is
+    a number."""
+    return tuple(Column(head.strip("~+"), head.startswith("+"), head.count("~")) for head in heads)
+
+
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None = None
+) -> str:
+    """Lines with a head over each column, at most `width` columns of the terminal wide; None is
+    any width. Of a text that is too long to read, the middle is left out in any case."""
+    rows = [[shortened(cell) for cell in row] for row in rows]
+    if width is None:
+        return _lines(columns, rows, _natural(columns, rows))
+    widths = _fitted(columns, rows, width)
+    return _lines(columns, rows, widths) if widths else blocks(columns, rows, width)
+
+
+def blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
+    """A block of lines for each row: a head and its cell in each, folded to `width`."""
+    head_width = max(text_width(column.head) for column in columns)
+    room = width - head_width - len(GAP)
+    return "\n".join(
+        "".join(
+            _padded("" if number else column.head, head_width) + GAP + line + "\n"
+            for column, cell in zip(columns, row, strict=True)
+            for number, line in enumerate(folded(cell, room))
+        )
+        for row in rows
+    )
+
+
+def shortened(text: str) -> str:
+    """A text without its middle where it is too long to read."""
+    return cut(text, CELL_MAX)
+
+
+def cut(text: str, width: int) -> str:
+    """The text, without so much of its middle that it fits; the ends of names tell them apart."""
+    if text_width(text) <= width:
+        return text
+    room = width - text_width(ELLIPSIS)
+    start, end = "", ""
+    for before, after in zip(text, reversed(text), strict=True):
+        if text_width(start + before) + text_width(end) > room:
+            break
+        start += before
+        if text_width(start) + text_width(after + end) > room:
+            break
+        end = after + end
+    return start + ELLIPSIS + end
+
+
+def text_width(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return len(text) if text.isascii() else sum(map(_character_width, text))
+
+
+def _character_width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _natural(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [
+        max(text_width(column.head), *(text_width(row[place]) for row in rows), 0)
+        for place, column in enumerate(columns)
+    ]
+
+
+def _fitted(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
+) -> list[int] | None:
+    """The columns' widths; None where there is no room for a row."""
+    widths = _natural(columns, rows)
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    for turn in (1, 2):
+        least = {
+            place: max(TEXT_MIN, text_width(column.head))
+            for place, column in enumerate(columns)
+            if column.may_be_cut == turn
+        }
+        while excess > 0:
+            wider = [place for place in least if widths[place] > least[place]]
+            if not wider:
+                break
+            widths[max(wider, key=widths.__getitem__)] -= 1
+            excess -= 1
+    return None if excess > 0 else widths
+
+
+def _lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
+    lines = []
+    for row in ([column.head for column in columns], *rows):
+        cells = [
+            _padded(cut(cell, width), width, column.is_number)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        ]
+        lines.append(GAP.join(cells).rstrip() + "\n")
+    return "".join(lines)
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Lines of whole words; a word that is longer than a line is broken."""
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if text_width(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if text_width(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    return lines
+
+
+def _padded(text: str, width: int, is_number: bool = False) -> str:
+    padding = " " * (width - text_width(text))
+    return padding + text if is_number else text + padding
