@@ -59,8 +59,8 @@ def fitted(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def print_blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows as blocks, with a line for each cell."""
-    print(tables.blocks(columns, rows, _width()), end="")
+    """Print rows as blocks, with a line for each cell; on a terminal folded."""
+    print(tables.blocks(columns, rows, _width() if sys.stdout.isatty() else None), end="")
 
 
 def print_folded(start: str, text: str) -> None:

@@ -7,6 +7,7 @@ line for each column, and nothing is cut. So every column has its content at any
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -44,10 +45,12 @@ def table(
     return _lines(columns, rows, widths) if widths else blocks(columns, rows, width)
 
 
-def blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
+def blocks(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None = None
+) -> str:
     """A block of lines for each row: a head and its cell in each, folded to `width`."""
     head_width = max(text_width(column.head) for column in columns)
-    room = width - head_width - len(GAP)
+    room = sys.maxsize if width is None else width - head_width - len(GAP)
     return "\n".join(
         "".join(
             _padded("" if number else column.head, head_width) + GAP + line + "\n"
