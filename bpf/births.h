@@ -16,24 +16,94 @@ static __always_inline bool in_cgroup2(struct cgroup *cgrp)
 	return cgrp->root->hierarchy_id == 0;
 }
 
-/* This name here; or else this name anywhere and any name here together, of which the stronger
- * selector gives the policy. False where nothing is known of such a child. */
-static __always_inline bool find_birth(struct kabpf_birth *birth, struct kabpf_step *step,
-				       __u64 state)
+/* The number of a name that selectors spell out, or 0. What is in front of the name is overwritten,
+ * and the name itself where it has several pieces. */
+static __always_inline __u64 number_of(char *name)
 {
-	struct kabpf_birth *found, *rest;
+	__u64 number = 0, *found;
+	int at;
 
-	step->state = state;
-	found = bpf_map_lookup_elem(&kabpf_births, step);
-	if (found) {
-		*birth = *found;
-		return true;
+	for (at = 0; at < KABPF_NAME; at += KABPF_PIECE) {
+		bool is_last = !name[at + KABPF_PIECE - 1];
+		struct kabpf_piece *piece = (void *)(name + at - sizeof(piece->above));
+
+		piece->above = number;
+		found = bpf_map_lookup_elem(&kabpf_names, piece);
+		if (!found)
+			return 0;
+		number = *found;
+		if (is_last)
+			return number;
 	}
-	step->state = KABPF_STATE_ANYWHERE;
-	found = bpf_map_lookup_elem(&kabpf_births, step);
-	step->state = state;
-	__builtin_memset(step->name, 0, sizeof(step->name));
-	rest = bpf_map_lookup_elem(&kabpf_births, step);
+	return 0;
+}
+
+/* The number of the set of globs that match the name, or 0. */
+static __always_inline __u64 set_of(const char *name, __u32 generation)
+{
+	__u32 state, cell, number = 0, i;
+	struct kabpf_globs_head *head;
+	struct kabpf_block *block;
+	void *blocks;
+
+	blocks = bpf_map_lookup_elem(&kabpf_globs, &generation);
+	if (!blocks)
+		return 0;
+	block = bpf_map_lookup_elem(blocks, &number);
+	if (!block)
+		return 0;
+	head = (void *)block;
+	state = head->first;
+	for (i = 0; i < KABPF_NAME; i++) {
+		__u8 byte = name[i];
+
+		cell = state << (head->shift & 15) | head->classes[byte];
+		if (cell / KABPF_CELLS != number) {
+			number = cell / KABPF_CELLS;
+			block = bpf_map_lookup_elem(blocks, &number);
+			if (!block)
+				return 0;
+		}
+		state = block->cells[cell % KABPF_CELLS];
+		if (!byte)
+			return state;
+	}
+	return 0;
+}
+
+static __always_inline struct kabpf_birth *find_step(__u64 state, __u64 name)
+{
+	struct kabpf_step step = { .state = state, .name = name };
+
+	return bpf_map_lookup_elem(&kabpf_births, &step);
+}
+
+/* This name here; or else this name anywhere and any name here together, of which the stronger
+ * selector gives the policy. For a name that selectors don't spell out, neither here nor anywhere,
+ * the set of globs that match it stands. False where nothing is known of such a child. */
+static __always_inline bool find_birth(struct kabpf_birth *birth, char *name, __u64 state)
+{
+	__u32 generation = state % KABPF_GENERATIONS;
+	__u64 anywhere = KABPF_STATE_ANYWHERE | generation, number, set;
+	struct kabpf_birth *found = NULL, *rest;
+	bool is_set = false;
+
+	set = set_of(name, generation);
+	number = number_of(name);
+	if (number) {
+		found = find_step(state, number);
+		if (found)
+			goto alone;
+		found = find_step(anywhere, number);
+	}
+	if (!found && set) {
+		found = find_step(state, set);
+		if (found)
+			goto alone;
+		found = find_step(anywhere, set);
+		is_set = true;
+	}
+	rest = find_step(state, 0);
 	if (!found)
 		found = rest;
 	if (!found)
@@ -41,10 +111,15 @@ static __always_inline bool find_birth(struct kabpf_birth *birth, struct kabpf_s
 	*birth = *found;
 	if (!rest)
 		return true;
-	if (birth->state == KABPF_STATE_ANYWHERE)
+	if (is_set && rest->ask)
+		birth->ask = 1;
+	if (birth->state == anywhere)
 		birth->state = rest->state;
 	if (rest->strength > birth->strength)
 		birth->policy_id = rest->policy_id;
+	return true;
+alone:
+	*birth = *found;
 	return true;
 }
 

@@ -219,8 +219,6 @@ int BPF_PROG(kabpf_cgroup_mkdir, struct cgroup *cgrp)
 {
 	struct kabpf_cgroup child = {}, *parent;
 	struct kabpf_event event = {};
-	/* The stack has no room for both. */
-	struct kabpf_step *step = (void *)&event.parent_id;
 	struct kabpf_birth birth = {};
 	__u64 id, parent_id;
 	bool known;
@@ -233,8 +231,8 @@ int BPF_PROG(kabpf_cgroup_mkdir, struct cgroup *cgrp)
 	parent = bpf_map_lookup_elem(&kabpf_cgroups, &parent_id);
 	if (!parent)
 		return 0;
-	bpf_probe_read_kernel_str(step->name, sizeof(step->name), cgrp->kn->name);
-	known = find_birth(&birth, step, parent->state);
+	bpf_probe_read_kernel_str(event.name, sizeof(event.name), cgrp->kn->name);
+	known = find_birth(&birth, event.name, parent->state);
 	child.policy_id = birth.policy_id ? birth.policy_id : parent->policy_id;
 	if (known && parent->state != KABPF_STATE_UNKNOWN)
 		child.state = birth.state;

@@ -14,16 +14,21 @@
 /* As many cgroups as the memory controller can number (16 bits). */
 #define KABPF_CGROUPS 65536
 
+/* Rules for births, of one generation of globs; while a change of globs is applied two are there.
+ */
 #define KABPF_BIRTHS 65536
 
 /* A directory name, and with it a unit name, has at most 255 bytes (NAME_MAX). */
 #define KABPF_NAME 256
 
+/* Bytes of a name that are looked up at once; a part of KABPF_NAME. */
+#define KABPF_PIECE 64
+
 /* Bytes; the events of about 900 births that nobody has read yet. */
 #define KABPF_EVENTS (256 * 1024)
 
 /* Of the layout of everything here: another one when any of it changes. */
-#define KABPF_LAYOUT 3
+#define KABPF_LAYOUT 4
 
 /* Former policies that a cgroup remembers. */
 #define KABPF_FORMER 4
@@ -41,8 +46,14 @@
 /* The state of a cgroup that only user space can resolve; so are the cgroups below it. */
 #define KABPF_STATE_UNKNOWN 0
 
-/* The state from which only selectors that apply anywhere in the tree go on. */
-#define KABPF_STATE_ANYWHERE 1
+/* The state from which only selectors that apply anywhere in the tree go on; and below this bit of
+ * every other state, the generation of globs that it belongs to. So a birth goes on by the globs
+ * that its parent was resolved by. */
+#define KABPF_STATE_ANYWHERE 8
+#define KABPF_GENERATIONS 8
+
+/* Cells of 16 bits in a block of the automaton for globs. */
+#define KABPF_CELLS 16384
 
 /* What user space finds out before it loads the programs. */
 struct kabpf_constants {
@@ -111,10 +122,31 @@ struct kabpf_cgroup {
 	__u32 was_id[KABPF_FORMER]; /* policies whose values sockets may still hold; 0: none */
 };
 
-/* A step from a cgroup to a child of this name; no name stands for every other name. */
+/* A piece of a name that a selector spells out; the value is the number of the name up to its end.
+ * The last piece of a name ends with a NUL, and the rest is zeros. */
+struct kabpf_piece {
+	__u64 above; /* the number of the name before it; 0: the first */
+	char text[KABPF_PIECE];
+};
+
+/* Some of the automaton over the bytes of a name. A state has a row of 1 << shift cells, one for
+ * each class of bytes, which say the next state; that of the byte behind the name says the number
+ * of the set of globs that match, 0 for none. Blocks hold whole rows. */
+struct kabpf_block {
+	__u16 cells[KABPF_CELLS];
+};
+
+/* What the first block begins with, in place of its first rows. */
+struct kabpf_globs_head {
+	__u8 classes[256]; /* by byte */
+	__u16 shift;
+	__u16 first; /* state */
+};
+
+/* A step from a cgroup to a child. */
 struct kabpf_step {
 	__u64 state;
-	char name[KABPF_NAME];
+	__u64 name; /* the number of a name or of a set of globs; 0: any other name */
 };
 
 struct kabpf_birth {

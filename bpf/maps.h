@@ -55,10 +55,45 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, KABPF_BIRTHS);
+	__uint(max_entries, 2 * KABPF_BIRTHS);
 	__type(key, struct kabpf_step);
 	__type(value, struct kabpf_birth);
 } kabpf_births SEC(".maps");
+
+/* The names that selectors spell out, by pieces: a short key costs less than a whole name. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, KABPF_BIRTHS);
+	__type(key, struct kabpf_piece);
+	__type(value, __u64);
+} kabpf_names SEC(".maps");
+
+/* Since Linux kernel commit 4a8f87e60f6d ("bpf: Allow for map-in-map with dynamic inner array map
+ * entries") (in v5.10) arrays in a map may differ in size. */
+struct kabpf_blocks {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_INNER_MAP);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct kabpf_block));
+};
+
+/* The automaton for globs of each generation; none where there are no globs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, KABPF_GENERATIONS);
+	__type(key, __u32);
+	__array(values, struct kabpf_blocks);
+} kabpf_globs SEC(".maps");
+
+/* For user space: a digest of each generation of globs; 0 where there is none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KABPF_GENERATIONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} kabpf_digests SEC(".maps");
 
 /* How often which errno came, by policy. Empty on a healthy machine. */
 struct {

@@ -42,6 +42,7 @@ class Resolution:
     actual: Actual
     desired: dict[int, PolicyRecord]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
+    generation: int  # the number of the plan's globs in the kernel
 
 
 def open_or_load(
@@ -114,7 +115,8 @@ def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolut
     last_good.keep(snapshot)
     # What the daemon keeps of it are the records; the entries of 10,000 cgroups take 8 MiB.
     actual = Actual(resolution.actual.records)
-    return replace(resolution, actual=actual, changes=first or resolution.changes)
+    changes = replace(first or resolution.changes, globs=None)
+    return replace(resolution, actual=actual, changes=changes)
 
 
 def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, str]) -> bool:
@@ -194,7 +196,9 @@ def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
     resolved = {id: last.plan.cgroups[id] for id in now}
     records = last.actual.records | last.desired
     ids = diff.policy_ids(last.desired)
-    changed = diff.changed_entries(last.plan, resolved, now, records, ids, new=True)
+    changed = diff.changed_entries(
+        last.plan, resolved, now, records, ids, last.generation, new=True
+    )
     loaded.correct(changed)
     owed = {id: entry for id, entry in changed.items() if entry.owed}
     done = diff.settled(owed, records)
@@ -267,7 +271,8 @@ def _compared(policies: tuple[Policy, ...], looked: _Looked, *, visits: bool = T
             raise RefusedError(
                 "too many policies", hint=f"expected at most {abi.POLICIES - 1} in force"
             ) from None
-    return Resolution(automaton, cgroups, plan, actual, desired, changes)
+    generation = diff.generation(plan, actual)
+    return Resolution(automaton, cgroups, plan, actual, desired, changes, generation)
 
 
 def _settle_differences(

@@ -16,6 +16,8 @@ from kabpf import output
 from kabpf.errors import PolicyError
 from kabpf.kernel import dataplane, loading
 from kabpf.kernel.loading import Loader
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.resolve import left_text, left_to_kabpfd
 from kabpf.policy import btf_required, files, parser
 from kabpf.policy.model import Policy, warnings
 from kabpf.systemd import late_mounts
@@ -55,7 +57,9 @@ def _checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) 
             btf_required.require(policies)
     except PolicyError as error:
         return result | {"errors": list(error.findings)}
-    return result | {"policies": [each.name for each in policies], "warnings": warnings(policies)}
+    left = left_to_kabpfd(Automaton(policies), policies)
+    warned = [*warnings(policies), *map(left_text, left)]
+    return result | {"policies": [each.name for each in policies], "warnings": warned}
 
 
 def _read_alone(path: Path) -> tuple[Policy, ...]:

@@ -15,6 +15,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.patterns import Naming
+from kabpf.plan.resolve import left_text, left_to_kabpfd
 from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.model import OPTIONS, Policy, Selector, options_json
@@ -30,6 +31,7 @@ class Reason:
     policy: Policy | None
     selector: Selector | None
     beaten: tuple[tuple[Policy, Selector], ...]  # that name the same cgroup
+    waits: bool = False  # a new cgroup that the selector names waits for kabpfd
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -47,13 +49,15 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def reason(policies: tuple[Policy, ...], cgroup: Cgroup) -> Reason:
     """What decides about a cgroup."""
-    decided_at, winner = _decided(policies, cgroup.path)
+    automaton = Automaton(policies)
+    decided_at, winner = _decided(automaton, policies, cgroup.path)
     if winner is None:
         return Reason(cgroup, cgroup.path, None, None, ())
     naming = Naming(policies)(decided_at)
     own = next(selector for policy, selector in naming if policy is winner)
     beaten = tuple(each for each in naming if each[0] is not winner)
-    return Reason(cgroup, decided_at, winner, own, beaten)
+    waits = own in left_to_kabpfd(automaton, (winner,))
+    return Reason(cgroup, decided_at, winner, own, beaten, waits)
 
 
 def _is_over(policy: Policy, tree: CgroupTree) -> bool:
@@ -62,11 +66,12 @@ def _is_over(policy: Policy, tree: CgroupTree) -> bool:
     return until is not None and not tree.has(Cgroup(until.id, 0, until.path))
 
 
-def _decided(policies: tuple[Policy, ...], path: str) -> tuple[str, Policy | None]:
+def _decided(
+    automaton: Automaton, policies: tuple[Policy, ...], path: str
+) -> tuple[str, Policy | None]:
     ending = [(each.until.path, each) for each in policies if each.until]
     bound = {where: each for where, each in ending if each.owner is None}
     owned = {where: each for where, each in ending if each.owner is not None}
-    automaton = Automaton(policies)
     birth = automaton.root
     decided, here = ("/", birth.policy), ""
     for name in filter(None, path.split("/")):
@@ -133,6 +138,7 @@ def as_json(why: Reason, in_force: bool | None) -> dict[str, Any]:
         "source": str(policy.source),
         "decided_at": why.decided_at,
         "selector": {selector.kind: selector.text, "source": str(selector.source)},
+        "resolved_by_kabpfd": why.waits,
         "beaten": [
             {"policy": other.name, each.kind: each.text, "source": str(each.source)}
             for other, each in why.beaten
@@ -169,6 +175,8 @@ def _lines(why: Reason, in_force: bool | None) -> Iterator[str]:
         return
     yield f"  policy {output.shown(policy.name)}, {policy.source}"
     yield f"  because {_named(selector)} names {_where(why)}"
+    if why.waits:
+        yield f"  {left_text(selector)}"
     for other, each in why.beaten:
         yield f"    stronger than {_named(each)} of policy {output.shown(other.name)}"
     if in_force is False:

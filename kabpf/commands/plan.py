@@ -8,6 +8,7 @@ from kabpf import output, tables
 from kabpf.apply import reconcile
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.dataplane import PINS
+from kabpf.plan.resolve import left_text, left_to_kabpfd
 from kabpf.plan.state import record
 from kabpf.policy import files
 from kabpf.policy.model import Policy, options_json
@@ -16,8 +17,10 @@ from kabpf.policy.model import Policy, options_json
 def plan(arguments: argparse.Namespace) -> int:
     """Show which cgroup gets what, and what apply would do."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
+    policies = files.load(files.SYSTEM)
     with loading.opened(PINS, tree) as loaded:
-        resolution = reconcile.preview(files.load(files.SYSTEM), tree, loaded)
+        resolution = reconcile.preview(policies, tree, loaded)
+    left = list(map(left_text, left_to_kabpfd(resolution.automaton, policies)))
     covered = output.covered(resolution)
     result = {
         "cgroups": [
@@ -30,12 +33,15 @@ def plan(arguments: argparse.Namespace) -> int:
             }
             for path, policy in covered
         ],
+        "resolved_by_kabpfd": left,
         "changes": output.changes_json(resolution),
     }
     if arguments.json:
         return output.answer(arguments, result, "")
     if covered:
         _print_table(covered, arguments.wide)
+    for text in left:
+        print(output.shown(text))
     print(f"apply would change: {output.changes_text(resolution)}")
     return 0
 

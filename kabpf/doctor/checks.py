@@ -26,6 +26,8 @@ from kabpf.kernel.crash_recovery import is_interrupted
 from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.kernel.libbpf import links
 from kabpf.kernel.loading import Loader
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.resolve import left_text, left_to_kabpfd
 from kabpf.policy import btf_required, files
 from kabpf.policy.model import Policy, warnings
 from kabpf.runtime import last_good, pidlock
@@ -117,7 +119,8 @@ def _policy_files(here: Here) -> Findings:
             closed = text.endswith(os.strerror(errno.EACCES)) and not here.machine.is_root
             yield note(text, "sudo kabpfctl doctor") if closed else error(text, "kabpfctl check")
         return
-    for text in (*warnings(policies), *late_mounts.warnings(parsed)):
+    left = map(left_text, left_to_kabpfd(Automaton(policies), policies))
+    for text in (*warnings(policies), *left, *late_mounts.warnings(parsed)):
         yield warning(text, "kabpfctl check")
     if loading.loader(PINS) == Loader.BCC:
         for text in btf_required.findings(policies):
@@ -306,8 +309,7 @@ def _daemon(here: Here) -> Findings:
     with contextlib.suppress(KabpfError):
         if here.resolution.plan.asks:
             yield warning(
-                "not running, and some new cgroups wait for it: globs within names, or too many"
-                " rules",
+                "not running, and some new cgroups wait for it: too many globs or rules",
                 "systemctl start kabpf",
             )
             return

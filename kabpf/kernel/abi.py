@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
 import struct
 import sys
 from typing import Any, NamedTuple
 
+from kabpf.plan.globs import BLOCK_CELLS
+from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
-LAYOUT = 3
+LAYOUT = 4
 POLICIES = 4096
 CGROUPS = 65536
 BIRTHS = 65536
@@ -81,8 +81,24 @@ class CCgroup(ctypes.Structure):
     )
 
 
+class CPiece(ctypes.Structure):
+    _fields_ = (("above", ctypes.c_uint64), ("text", ctypes.c_char * PIECE))
+
+
+class CBlock(ctypes.Structure):
+    _fields_ = (("cells", ctypes.c_uint16 * BLOCK_CELLS),)
+
+
+class CGlobsHead(ctypes.Structure):
+    _fields_ = (
+        ("classes", ctypes.c_uint8 * 256),
+        ("shift", ctypes.c_uint16),
+        ("first", ctypes.c_uint16),
+    )
+
+
 class CStep(ctypes.Structure):
-    _fields_ = (("state", ctypes.c_uint64), ("name", ctypes.c_char * NAME))
+    _fields_ = (("state", ctypes.c_uint64), ("name", ctypes.c_uint64))
 
 
 class CBirth(ctypes.Structure):
@@ -242,31 +258,37 @@ def key(number: int, size: int = 4) -> bytes:
     return number.to_bytes(size, sys.byteorder)
 
 
-def step(step: tuple[int, str]) -> bytes:
-    """A key of kabpf_births."""
-    state, name = step
-    return bytes(CStep(state, os.fsencode(name)))
-
-
-_STEP = struct.Struct(f"=Q{NAME}s")
+_STEP = struct.Struct("=QQ")
 _BIRTH = struct.Struct("=QIII4x")
+_PIECE = struct.Struct(f"=Q{PIECE}s")
 
 
-def read_step(raw: bytes) -> tuple[int, str]:
+def step(step: tuple[int, int]) -> bytes:
+    """A key of kabpf_births."""
+    return _STEP.pack(*step)
+
+
+def read_step(raw: bytes) -> tuple[int, int]:
     """The step of a key of kabpf_births."""
     state, name = _STEP.unpack(raw)
-    return state, _read_name(name)
+    return state, name
+
+
+def piece(piece: Piece) -> bytes:
+    """A key of kabpf_names."""
+    return _PIECE.pack(*piece)
+
+
+def read_piece(raw: bytes) -> Piece:
+    """The piece of a key of kabpf_names."""
+    above, text = _PIECE.unpack(raw)
+    return above, text.rstrip(b"\0")
 
 
 def read_birth(raw: bytes) -> BirthEntry:
     """A value of kabpf_births."""
     state, policy_id, ask, strength = _BIRTH.unpack(raw)
     return BirthEntry(state, policy_id, bool(ask), strength)
-
-
-@functools.lru_cache(maxsize=4096)  # most names are in the rows of many states
-def _read_name(raw: bytes) -> str:
-    return os.fsdecode(raw.rstrip(b"\0"))
 
 
 def entry(entry: CgroupEntry) -> bytes:

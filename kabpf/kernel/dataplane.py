@@ -28,6 +28,7 @@ from kabpf.kernel.abi import (
     CFailure,
     CNetwork,
     COptions,
+    CPiece,
     CPolicy,
     CPort,
     CSocket,
@@ -36,7 +37,15 @@ from kabpf.kernel.abi import (
 )
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.libbpf import buffers, links, maps, programs
-from kabpf.plan.state import Actual, CgroupEntry, Changes, Needs, PolicyRecord
+from kabpf.plan.state import (
+    UNFINISHED,
+    Actual,
+    CgroupEntry,
+    Changes,
+    GlobsEntry,
+    Needs,
+    PolicyRecord,
+)
 from kabpf.policy import destinations
 from kabpf.policy.model import Policy
 
@@ -48,17 +57,21 @@ MAPS = {  # their keys and values
     "kabpf_counters": (4, CCounters),
     "kabpf_cgroups": (8, CCgroup),
     "kabpf_births": (ctypes.sizeof(CStep), CBirth),
+    "kabpf_names": (ctypes.sizeof(CPiece), ctypes.c_uint64),
+    "kabpf_digests": (4, ctypes.c_uint64),
     "kabpf_networks": (ctypes.sizeof(CNetwork), ctypes.c_uint32),
     "kabpf_ports": (ctypes.sizeof(CPort), COptions),
     "kabpf_failures": (ctypes.sizeof(CFailure), ctypes.c_uint64),
     "kabpf_totals": (4, CTotals),
 }
 ARRAYS = ("kabpf_policies", "kabpf_counters", "kabpf_totals")  # a slot of zeros is unused
+BIRTHS = ("kabpf_births", "kabpf_names", "kabpf_digests")  # rows that go with what is in GLOBS
+GLOBS = "kabpf_globs"  # can't be read back without CAP_SYS_ADMIN
 UNRESOLVED = "kabpf_events"  # births that user space has to resolve
 MONITORS = "kabpf_monitors"
 LOG = "kabpf_log"
 READERS = "kabpf_readers"
-CHANNELS = (UNRESOLVED, MONITORS, LOG, READERS)  # maps of which nothing is kept
+CHANNELS = (UNRESOLVED, MONITORS, LOG, READERS, GLOBS)  # maps of which nothing is kept
 LISTER = "kabpf_list"
 RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
@@ -151,6 +164,8 @@ class Dataplane:
             self._counters = opened("kabpf_counters")
             self._cgroups = opened("kabpf_cgroups")
             self._births = opened("kabpf_births")
+            self._names = opened("kabpf_names")
+            self._generations = opened("kabpf_digests")
             self._networks = opened("kabpf_networks")
             self._ports = opened("kabpf_ports")
             self._failures = opened("kabpf_failures")
@@ -180,6 +195,12 @@ class Dataplane:
             {abi.read_step(key): abi.read_birth(value) for key, value in self._births.items()},
             {abi.number(key): abi.read_entry(value) for key, value in self._cgroups.items()},
             self.needs(),
+            names={abi.read_piece(key): abi.number(value) for key, value in self._names.items()},
+            generations={
+                abi.number(key): abi.number(value)
+                for key, value in self._generations.items()
+                if any(value)
+            },
         )
 
     def records(self) -> dict[int, PolicyRecord]:
@@ -296,6 +317,10 @@ class Dataplane:
         self._write_records(changes.records)
         if changes.needs is not None:
             self._provide(changes.needs)
+        if changes.globs:
+            self._write_globs(changes.globs)
+        for piece, number in changes.names.items():
+            self._names.update(abi.piece(piece), abi.key(number, 8))
         with all_refusals() as collected:
             for step, birth in changes.births.items():
                 with collected():
@@ -311,6 +336,10 @@ class Dataplane:
                 self._cgroups.delete(abi.key(id, 8))
             for step in changes.stale_births:
                 self._births.delete(abi.step(step))
+            for piece in changes.stale_names:
+                self._names.delete(abi.piece(piece))
+            for number in changes.stale_generations:
+                self._forget_globs(number)
             for id in changes.stale_records:
                 self._policies.update(abi.key(id), bytes(CPolicy()))
             if changes.stale_records:
@@ -376,7 +405,7 @@ class Dataplane:
 
     def copy_from(self, pins: Path) -> None:
         """Take over what the maps pinned at `pins` hold, which have the same layout."""
-        for name in MAPS:
+        for name in MAPS.keys() - BIRTHS:
             with open_map(pins, name) as old, open_map(self.pins, name) as new:
                 for key in old.all_keys() if name == "kabpf_networks" else ():
                     new.update(key, old.look_up(key) or bytes(4))
@@ -415,6 +444,23 @@ class Dataplane:
             self._counters.update(abi.key(id), bytes(CCounters()))
             self._write_destinations(id, record)
             self._policies.update(abi.key(id), abi.policy(record))
+
+    def _write_globs(self, globs: GlobsEntry) -> None:
+        """A cgroup goes on by the generation that its entry's state names; none does so by this one
+        yet."""
+        self._generations.update(abi.key(globs.number), abi.key(UNFINISHED, 8))
+        with maps.Map(str(self.pins / GLOBS), 4, 4) as all_globs:
+            if globs.blocks:
+                with maps.new_array(GLOBS, globs.blocks) as automaton:
+                    all_globs.update(abi.key(globs.number), abi.key(automaton))
+            else:
+                all_globs.delete(abi.key(globs.number))
+        self._generations.update(abi.key(globs.number), abi.key(globs.digest, 8))
+
+    def _forget_globs(self, number: int) -> None:
+        with maps.Map(str(self.pins / GLOBS), 4, 4) as all_globs:
+            all_globs.delete(abi.key(number))
+        self._generations.update(abi.key(number), bytes(8))
 
     def _write_destinations(self, id: int, record: PolicyRecord) -> None:
         table = destinations.table(record.destinations)

@@ -2,27 +2,38 @@
 
 User space walks the automaton to resolve the cgroups that exist. The kernel walks a table of it
 (`Automaton.table`) at every mkdir, so that a cgroup that does not exist yet is resolved as well,
-and a parent that is removed and made again changes nothing.
+and a parent that is removed and made again changes nothing. Which globs within a name match is
+told there by an automaton over the name's bytes (globs), as the number of a set.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
+from kabpf.plan import globs
+from kabpf.plan.globs import Matched, NameAutomaton
 from kabpf.plan.patterns import ANY_DEPTH, Pattern, Rank, compiled, patterns_of, rank_of
 from kabpf.policy.model import GLOB, Policy
 
-# KABPF_STATE_UNKNOWN and KABPF_STATE_ANYWHERE in kabpf.h.
+# KABPF_STATE_UNKNOWN and KABPF_STATE_ANYWHERE in kabpf.h. The lowest bits of states are 0 here; in
+# the kernel they are the generation of globs (diff).
 UNKNOWN = 0
-ANYWHERE = 1
+ANYWHERE = 8
+GENERATIONS = 8  # a power of two: KABPF_GENERATIONS
+
+# A state, and a child's name that a selector spells out; or the number of the set of globs that
+# match it; or "" for any other.
+Step = tuple[int, str | int]
 
 
 class Birth(NamedTuple):
-    """What becomes of a child: its state, its policy, and whether a glob might say otherwise.
+    """What becomes of a child: its state, its policy, and whether a glob might say otherwise, of
+    which only user space can tell.
 
     The strength is that of the policy's selector: of two births of one child the kernel takes the
     policy of the stronger.
@@ -42,25 +53,16 @@ class _Globs:
     """Globs within a name, by the literal text at their ends, so that few are tried on a name."""
 
     def __init__(self) -> None:
+        self.by_text: dict[str, list[_Position]] = {}
         self._by_ends: dict[tuple[str, str], list[tuple[str, _Position]]] = {}
         self._lengths: set[tuple[int, int]] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._by_ends)
 
     def add(self, glob: str, position: _Position) -> None:
         start = re.split(r"[*?\[]", glob, maxsplit=1)[0]
         end = re.split(r"[*?\[\]]", glob)[-1]
         self._by_ends.setdefault((start, end), []).append((glob, position))
         self._lengths.add((len(start), len(end)))
-
-    def apart(self) -> Iterator[list[_Position]]:
-        """The positions that go together, because their globs are the same."""
-        apart: dict[str, list[_Position]] = {}
-        for globs in self._by_ends.values():
-            for glob, position in globs:
-                apart.setdefault(glob, []).append(position)
-        yield from apart.values()
+        self.by_text.setdefault(glob, []).append(position)
 
     def matching(self, name: str) -> list[_Position]:
         positions = []
@@ -122,45 +124,73 @@ class Automaton:
         self._positions: dict[int, _Positions] = {ANYWHERE: frozenset()}
         self._numbers: dict[_Positions, int] = {frozenset(): ANYWHERE}
         self._moves: dict[int, _Moves] = {}
-        self._tables: dict[int, dict[tuple[int, str], Birth]] = {}
+        self._tables: dict[int, dict[Step, Birth]] = {}
         self._anywhere_moves = self._moves_of(self._anywhere)
         self._anywhere_literals = {
             name: self._by_name(self._anywhere_moves, name) for name in self._anywhere_moves.literal
         }
         self.root = _birth(self._arrive(starts), False)
 
+    @functools.cached_property
+    def globs(self) -> NameAutomaton:
+        """The globs within names as the kernel has them; without those of `run` and of users."""
+        return globs.compiled_names(
+            frozenset(name for each in self._patterns for name in each.names if _is_glob(name))
+        )
+
+    @functools.cached_property
+    def globs_digest(self) -> int:
+        """A digest of the selectors with a glob within a name, in the order they were read. As long
+        as it stays, so do the numbers of sets, and what they mean for a state. It is none of the
+        numbers below 2."""
+        ranked = [
+            (each.names, each.rank.kind, each.rank.literal_prefix)
+            for each in self._patterns
+            if any(map(_is_glob, each.names))
+        ]
+        digest = hashlib.blake2b(repr(ranked).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") | 2
+
     def step(self, state: int, name: str | None) -> Birth:
         """From a parent in `state` to its child `name`; None stands for a name that no selector
         spells out, assuming that it matches no glob within a name."""
         moves = self._moves_from(state)
         if name is None:
-            return _birth(moves.always, bool(moves.globs or self._anywhere_moves.globs))
+            return _birth(moves.always, self._is_any_possible(moves, self._left_out))
         anywhere = self._anywhere_literals.get(name) or self._by_name(self._anywhere_moves, name)
         arrival = self._both(anywhere, self._by_name(moves, name))
         return _birth(self._both(moves.always, arrival), False)
 
-    def table(self, limit: int) -> dict[tuple[int, str], Birth]:
+    def table(self, limit: int) -> dict[Step, Birth]:
         """The automaton as kabpf_births, breadth first, with at most `limit` entries.
 
-        The kernel takes (state, name). Where there is none, it takes (ANYWHERE, name) and
-        (state, "") together, as `_merged` does. A state that the limit leaves out is UNKNOWN, so
-        that user space is asked; so is one that several globs lead to together.
+        The kernel takes (state, name). Where there is none it takes (ANYWHERE, name) and (state,
+        "") together, as `_merged` does; and where the name is spelled out for neither, the same
+        with the number of its set of globs. A state that the limit leaves out is UNKNOWN, so that
+        user space is asked; so is one that several globs lead to together of which only user space
+        can tell.
         """
         if limit not in self._tables:
             self._tables[limit] = self._new_table(limit)
         return self._tables[limit]
 
-    def _new_table(self, limit: int) -> dict[tuple[int, str], Birth]:
-        anywhere = _Anywhere(
-            {name: self.step(ANYWHERE, name) for name in sorted(self._anywhere_literals)}
+    def _new_table(self, limit: int) -> dict[Step, Birth]:
+        literals = sorted(self._anywhere_literals)
+        anywhere = _Anywhere[str]({name: self.step(ANYWHERE, name) for name in literals})
+        in_play = self._sets_with(self._anywhere_moves.globs)
+        anywhere_sets = _Anywhere[int](
+            {number: self._by_set(ANYWHERE, number) for number in in_play}
         )
-        entries: dict[tuple[int, str], Birth] = {}
+        entries: dict[Step, Birth] = {}
         included = set()
         waiting = [ANYWHERE, self.root.state]
         for state in waiting:
             if state in included:
                 continue
-            rows = dict(itertools.islice(self._rows(state, anywhere), limit - len(entries) + 1))
+            found = itertools.chain(
+                self._rows(state, anywhere), self._rows_of_sets(state, anywhere_sets)
+            )
+            rows = dict(itertools.islice(found, limit - len(entries) + 1))
             if len(entries) + len(rows) > limit:
                 break
             included.add(state)
@@ -172,7 +202,7 @@ class Automaton:
             for step, birth in entries.items()
         }
 
-    def _rows(self, state: int, anywhere: _Anywhere) -> Iterator[tuple[tuple[int, str], Birth]]:
+    def _rows(self, state: int, anywhere: _Anywhere[str]) -> Iterator[tuple[Step, Birth]]:
         """The rows of a state, without those that the kernel finds by merging."""
         rest = self.step(state, None)
         yield (state, ""), rest
@@ -180,18 +210,72 @@ class Automaton:
             yield from (((state, name), birth) for name, birth in anywhere.births.items())
             return
         moves = self._moves_from(state)
-        names = moves.literal.keys() | anywhere.names(rest, all=bool(moves.globs))
+        names = moves.literal.keys() | anywhere.names(rest, all=bool(moves.globs.by_text))
         for name in sorted(names):
             birth = self.step(state, name)
             if name not in anywhere.births or birth != _merged(anywhere.births[name], rest):
                 yield (state, name), birth
 
+    def _rows_of_sets(self, state: int, anywhere: _Anywhere[int]) -> Iterator[tuple[Step, Birth]]:
+        """The same for the sets of globs."""
+        if state == ANYWHERE:
+            yield from (((state, number), birth) for number, birth in anywhere.births.items())
+            return
+        rest = self.step(state, None)
+        numbers = {
+            *self._sets_with(self._moves_from(state).globs),
+            *anywhere.names(rest, all=False),
+        }
+        for number in sorted(numbers):
+            birth, merged = self._by_set(state, number), rest
+            if number in anywhere.births:
+                merged = _merged(anywhere.births[number], rest)
+                merged = merged._replace(ask=merged.ask or rest.ask)
+            if birth != merged:
+                yield (state, number), birth
+
+    def _sets_with(self, some: _Globs) -> list[int]:
+        """The numbers of the sets that any of these globs is in, or may be in."""
+        return sorted({number for glob in some.by_text for number in self._sets.get(glob, ())})
+
+    @functools.cached_property
+    def _sets(self) -> dict[str, list[int]]:
+        """The numbers of the sets that a glob is in, or may be in."""
+        found: dict[str, list[int]] = {}
+        for number, matched in enumerate(self.globs.sets):
+            for glob in matched.globs | matched.doubted:
+                found.setdefault(glob, []).append(number)
+        return found
+
+    def _by_set(self, state: int, number: int) -> Birth:
+        """From a parent in `state` to a child whose name no selector spells out that matters here,
+        and matches a set of globs."""
+        moves, matched = self._moves_from(state), self.globs.sets[number]
+        anywhere = self._by_globs(self._anywhere_moves, matched)
+        arrival = self._both(moves.always, self._both(anywhere, self._by_globs(moves, matched)))
+        return _birth(arrival, self._is_any_possible(moves, matched.doubted | self._left_out))
+
+    def _by_globs(self, moves: _Moves, matched: Matched) -> _Arrival:
+        texts = moves.globs.by_text
+        reached = [each for glob in matched.globs for each in texts.get(glob, ())]
+        return self._arrive(self._closed(reached)) if reached else _NOWHERE
+
+    @functools.cached_property
+    def _left_out(self) -> frozenset[str]:
+        return frozenset(self.globs.left_out)
+
+    def _is_any_possible(self, moves: _Moves, some: frozenset[str]) -> bool:
+        """Whether a selector goes on from here by one of these globs."""
+        here, anywhere = moves.globs.by_text, self._anywhere_moves.globs.by_text
+        return any(glob in here or glob in anywhere for glob in some)
+
     def _globbed(self, state: int) -> Iterator[int]:
-        """The states that user space may find a child in, by one glob."""
+        """The states that user space may find a child in, by one glob of which only it can tell."""
         moves = self._moves_from(state)
-        globs = self._anywhere_moves.globs if state == ANYWHERE else moves.globs
-        for positions in globs.apart():
-            yield self._both(moves.always, self._arrive(self._closed(positions))).state
+        texts = (self._anywhere_moves if state == ANYWHERE else moves).globs.by_text
+        for glob, positions in texts.items():
+            if glob in self._left_out or globs.is_doubtful(glob):
+                yield self._both(moves.always, self._arrive(self._closed(positions))).state
 
     def _by_name(self, moves: _Moves, name: str) -> _Arrival:
         """Where a name leads that a selector spells out or has a glob for."""
@@ -230,7 +314,7 @@ class Automaton:
             return known
         words = sorted(f"{'/'.join(self._patterns[i].names)}\0{n}" for i, n in positions)
         digest = hashlib.blake2b("\1".join(words).encode(), digest_size=8).digest()
-        number = int.from_bytes(digest, "little") | 2
+        number = (int.from_bytes(digest, "little") | 2 * ANYWHERE) & -GENERATIONS
         self._positions[number] = positions
         self._numbers[positions] = number
         return number
@@ -257,7 +341,7 @@ class Automaton:
     def _moves_of(self, positions: _Positions) -> _Moves:
         always: list[_Position] = []
         literal: dict[str, list[_Position]] = {}
-        globs = _Globs()
+        within = _Globs()
         for index, matched in positions:
             name = self._patterns[index].names[matched : matched + 1]
             if name == (ANY_DEPTH,):
@@ -265,31 +349,35 @@ class Automaton:
                     always.append((index, matched))
             elif name == ("*",):
                 always.append((index, matched + 1))
-            elif name and GLOB.search(name[0]):
-                globs.add(name[0], (index, matched + 1))
+            elif name and _is_glob(name[0]):
+                within.add(name[0], (index, matched + 1))
             elif name:
                 literal.setdefault(name[0], []).append((index, matched + 1))
-        return _Moves(self._arrive(self._closed(always)), literal, globs)
+        return _Moves(self._arrive(self._closed(always)), literal, within)
 
 
-class _Anywhere:
-    """What becomes of children whose names selectors that apply anywhere spell out."""
+_Name = TypeVar("_Name")
 
-    def __init__(self, births: dict[str, Birth]) -> None:
+
+class _Anywhere(Generic[_Name]):
+    """What becomes of children whose names selectors that apply anywhere spell out, or are in sets
+    that their globs are in."""
+
+    def __init__(self, births: dict[_Name, Birth]) -> None:
         self.births = births
-        self._by_strength: dict[int, set[str]] = {}
-        self._leading: set[str] = set()
+        self._by_strength: dict[int, set[_Name]] = {}
+        self._leading: set[_Name] = set()
         for name, birth in births.items():
             self._by_strength.setdefault(birth.strength, set()).add(name)
             if birth.state != ANYWHERE:
                 self._leading.add(name)
 
-    def names(self, rest: Birth, *, all: bool) -> set[str]:
+    def names(self, rest: Birth, *, all: bool) -> set[_Name]:
         """Those that merging with `rest` may not do justice to."""
         if all:
             return set(self.births)
-        equal = self._by_strength.get(rest.strength, set()) if rest.strength else set()
-        return equal | (self._leading if rest.state != ANYWHERE else set())
+        names = set(self._by_strength.get(rest.strength, ())) if rest.strength else set()
+        return names | self._leading if rest.state != ANYWHERE else names
 
 
 def _merged(anywhere: Birth, rest: Birth) -> Birth:
@@ -297,6 +385,11 @@ def _merged(anywhere: Birth, rest: Birth) -> Birth:
     stronger = rest if rest.strength > anywhere.strength else anywhere
     state = rest.state if anywhere.state == ANYWHERE else anywhere.state
     return Birth(state, stronger.policy, anywhere.ask, stronger.strength)
+
+
+def _is_glob(name: str) -> bool:
+    """Whether it is a glob within a name; * and ** are whole ones."""
+    return name not in ("*", ANY_DEPTH) and GLOB.search(name) is not None
 
 
 def _birth(arrival: _Arrival, ask: bool) -> Birth:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from kabpf.plan.automaton import UNKNOWN, Birth
+from kabpf.plan import names
+from kabpf.plan.automaton import GENERATIONS, UNKNOWN
 from kabpf.plan.state import (
     FORMER_MAX,
     Actual,
     BirthEntry,
     CgroupEntry,
     Changes,
+    GlobsEntry,
     Needs,
     Plan,
     PolicyRecord,
@@ -18,6 +21,8 @@ from kabpf.plan.state import (
     record,
 )
 from kabpf.policy.model import Policy, ranges
+
+ANY_NAME = 0  # neither spelled out nor in a set
 
 
 class TooManyError(Exception):
@@ -39,14 +44,30 @@ def number(
         raise TooManyError from None
 
 
+def generation(plan: Plan, actual: Actual) -> int:
+    """The number of the plan's generation of globs: the one that it has, or a free one.
+
+    Only where a process was killed in each of so many changes of globs none is free. Then cgroups
+    of the least used one are asked about until this one is in place.
+    """
+    for number, digest in actual.generations.items():
+        if digest == plan.globs_digest:
+            return number
+    used = Counter(entry.state % GENERATIONS for entry in actual.cgroups.values() if entry.state)
+    used.update(state % GENERATIONS for state, _ in actual.births)
+    return min(range(GENERATIONS), key=lambda each: (used[each], each in actual.generations, each))
+
+
 def diff(
     plan: Plan, actual: Actual, desired: dict[int, PolicyRecord], *, visits: bool = True
 ) -> Changes:
     """What brings `actual` to `plan`, whose policies have the records `desired`; without `visits`
     open sockets stay owed.
 
-    Stale births and records are left alone as long as anything else is to be written: a cgroup that
-    is born meanwhile may still need them. So apply, read again and diff until nothing is left.
+    Stale births, generations and records are left alone as long as anything else is to be written:
+    a cgroup that is born meanwhile may still need them. So apply, read again and diff until nothing
+    is left. Rows that the kernel puts together with others come last: until then an old one decides
+    by itself.
     """
     records = {id: record for id, record in desired.items() if id not in actual.records}
     known = actual.records | records
@@ -54,27 +75,46 @@ def diff(
     if owed and visits:  # what an interrupted apply left
         return Changes(retrofits=settled(owed, known))
     ids = policy_ids(desired)
+    number = generation(plan, actual)
+    known_globs = actual.generations.get(number, 0) == plan.globs_digest
+    globs = None if known_globs else GlobsEntry(number, plan.globs_digest, plan.globs.blocks)
+    desired_births = rows(plan, ids, number)
+    pieces = names.pieces({name for _, name in plan.births if isinstance(name, str) and name})
     births = {
-        step: entry
-        for step, birth in plan.births.items()
-        for entry in [_birth_entry(birth, ids)]
-        if actual.births.get(step) != entry
+        step: entry for step, entry in desired_births.items() if actual.births.get(step) != entry
     }
-    stale_births = tuple(actual.births.keys() - plan.births.keys())
-    if len(actual.births.keys() | births.keys()) > plan.births_max and stale_births:
+    unmoved = {
+        entry.state % GENERATIONS
+        for id, entry in actual.cgroups.items()
+        if id in plan.unreached and entry.state
+    }
+    stale_births = tuple(
+        (state, name)
+        for state, name in actual.births.keys() - desired_births.keys()
+        if state % GENERATIONS not in unmoved - {number}
+    )
+    stale_names = () if unmoved - {number} else tuple(actual.names.keys() - pieces.keys())
+    crowded = (
+        len(actual.births.keys() | births.keys()) > 2 * plan.births_max
+        or len(actual.names.keys() | pieces.keys()) > plan.births_max
+    )
+    if crowded and (stale_births or stale_names):
         # Not room for both: until the next pass, user space is asked about some cgroups.
-        return Changes(stale_births=stale_births)
-    cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids)
+        return Changes(stale_births=stale_births, stale_names=stale_names)
+    cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids, number)
+    new_pieces = dict(pieces.items() - actual.names.items())
     stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys() - plan.unreached)
     both = Needs(*map(any, zip(plan.needs, actual.needs, strict=True)))
     stale_attachments = tuple(actual.attachments.keys() - plan.attachments.keys())
     attachments = _attachments(plan, actual, stale=bool(stale_attachments))
-    if records or births or cgroups or attachments or both != actual.needs:
+    if records or globs or new_pieces or births or cgroups or attachments or both != actual.needs:
         owed = {id: entry for id, entry in cgroups.items() if entry.owed}
         return Changes(
             records,
             both if both != actual.needs else None,
-            births,
+            globs,
+            new_pieces,
+            dict(sorted(births.items(), key=lambda birth: birth[0][1] == ANY_NAME)),
             cgroups,
             settled(owed, known) if visits else {},
             attachments,
@@ -85,6 +125,8 @@ def diff(
         needs=plan.needs if plan.needs != actual.needs else None,
         stale_cgroups=stale_cgroups,
         stale_births=stale_births,
+        stale_names=stale_names,
+        stale_generations=tuple(actual.generations.keys() - {number, *unmoved}),
         stale_records=_unused(actual, actual.cgroups.values(), desired),
     )
 
@@ -113,6 +155,7 @@ def changed_entries(
     now: Mapping[int, CgroupEntry],
     records: Mapping[int, PolicyRecord],
     ids: Mapping[str, int],
+    generation: int,
     *,
     new: bool = False,
 ) -> dict[int, CgroupEntry]:
@@ -125,7 +168,8 @@ def changed_entries(
     """
     changed = {}
     for id, resolved in cgroups.items():
-        state = resolved.state if (resolved.state, "") in plan.births else UNKNOWN
+        included = (resolved.state, "") in plan.births
+        state = located(resolved.state, generation) if included else UNKNOWN
         policy_id = _id(ids, resolved.policy)
         before = now.get(id)
         if before and before.policy_id == policy_id:
@@ -155,9 +199,31 @@ def settled(
     }
 
 
+def rows(plan: Plan, ids: Mapping[str, int], generation: int) -> dict[tuple[int, int], BirthEntry]:
+    """The plan's births as the kernel has them, in a generation of globs; `ids` as above."""
+    return {
+        (located(state, generation), _number(name)): BirthEntry(
+            located(birth.state, generation), _id(ids, birth.policy), birth.ask, birth.strength
+        )
+        for (state, name), birth in plan.births.items()
+    }
+
+
+def located(state: int, generation: int) -> int:
+    """A state of the automaton as the kernel has it, in a generation of globs."""
+    return state | generation if state else UNKNOWN
+
+
 def policy_ids(records: Mapping[int, PolicyRecord]) -> dict[str, int]:
     """The ids of these records by their policies' names."""
     return {record.name: id for id, record in records.items()}
+
+
+def _number(name: str | int) -> int:
+    """What the kernel has for the name of a step."""
+    if isinstance(name, int):
+        return name
+    return names.number(name) if name else ANY_NAME
 
 
 def _id(ids: Mapping[str, int], policy: Policy | None) -> int:
@@ -171,10 +237,6 @@ def _unused(
     used = {id for entry in entries for id in (entry.policy_id, *entry.was)}
     used |= {birth.policy_id for birth in actual.births.values()}
     return tuple(actual.records.keys() - used - set(desired))
-
-
-def _birth_entry(birth: Birth, ids: Mapping[str, int]) -> BirthEntry:
-    return BirthEntry(birth.state, _id(ids, birth.policy), birth.ask, birth.strength)
 
 
 def _former(before: CgroupEntry | None, records: Mapping[int, PolicyRecord]) -> tuple[int, ...]:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from kabpf.plan.automaton import Automaton
+from kabpf.plan.patterns import patterns_of
 from kabpf.plan.state import (
     Cgroup,
     Plan,
     Resolved,
 )
-from kabpf.policy.model import Policy
+from kabpf.policy.model import Policy, Selector
 
 
 def resolve(
@@ -24,7 +25,14 @@ def resolve(
     resolved: dict[int, Resolved] = {}
     for cgroup in cgroups:
         resolved[cgroup.id] = resolve_one(automaton, cgroup, resolved.get(cgroup.parent_id))
-    return Plan(policies, automaton.table(births_max), resolved, births_max)
+    return Plan(
+        policies,
+        automaton.table(births_max),
+        resolved,
+        births_max,
+        globs=automaton.globs,
+        globs_digest=automaton.globs_digest,
+    )
 
 
 def with_attachments(plan: Plan, cgroups: Mapping[int, Cgroup]) -> Plan:
@@ -35,7 +43,26 @@ def with_attachments(plan: Plan, cgroups: Mapping[int, Cgroup]) -> Plan:
     for id in own:
         if above := own.intersection(_above(cgroups, id)):
             nested |= {id, *above}
-    return replace(plan, births={}, attachments={id: id in nested for id in own})
+    attachments = {id: id in nested for id in own}
+    return replace(plan, births={}, globs_digest=0, attachments=attachments)
+
+
+def left_to_kabpfd(automaton: Automaton, policies: Iterable[Policy]) -> list[Selector]:
+    """The selectors with a glob that the kernel has no room for, so that new cgroups which they
+    name wait for kabpfd."""
+    left = set(automaton.globs.left_out)
+    return [
+        selector
+        for policy in policies
+        for selector in policy.selectors
+        if left and any(not left.isdisjoint(names) for _, _, names in patterns_of(selector))
+    ]
+
+
+def left_text(selector: Selector) -> str:
+    """Says of one of `left_to_kabpfd` what becomes of it."""
+    named = f"{selector.kind} {selector.text}"
+    return f"{selector.source}: resolved by kabpfd: {named}, expected globs with fewer *"
 
 
 def _has_its_own(plan: Plan, cgroup: Cgroup, resolved: Resolved) -> bool:

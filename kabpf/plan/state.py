@@ -6,7 +6,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kabpf.plan.automaton import UNKNOWN, Birth
+from kabpf.plan.automaton import UNKNOWN, Birth, Step
+from kabpf.plan.globs import NameAutomaton
+from kabpf.plan.names import Piece
 from kabpf.policy.model import (
     BEFORE_SYN,
     Destination,
@@ -102,7 +104,8 @@ class Resolved(NamedTuple):
 
 
 class CgroupEntry(NamedTuple):
-    """What the kernel has for a cgroup, as kabpf_cgroup in kabpf.h says; 0 is no policy."""
+    """What the kernel has for a cgroup, as kabpf_cgroup in kabpf.h says; 0 is no policy. The state
+    has its generation of globs in it."""
 
     state: int
     policy_id: int
@@ -128,7 +131,16 @@ class Needs(NamedTuple):
     before_syn: bool = False  # to look at a connection before its SYN
 
 
-Step = tuple[int, str]
+class GlobsEntry(NamedTuple):
+    """A generation of globs: the kernel has up to GENERATIONS of them by their numbers, each with
+    states and rows of its own."""
+
+    number: int
+    digest: int  # UNFINISHED while it is written
+    blocks: tuple[bytes, ...]
+
+
+UNFINISHED = 1
 
 
 @dataclass(frozen=True)
@@ -141,15 +153,18 @@ class Plan:
     births_max: int = 0  # that the kernel has room for
     # Cgroups that could not be reached, and may be there: their entries stay as they are.
     unreached: frozenset[int] = frozenset()
+    globs: NameAutomaton = field(default_factory=lambda: NameAutomaton((), ()))
+    globs_digest: int = 0  # 0: the data plane sees no births
     # Of the data plane without BTF: cgroups that need an attachment of their own, and whether
     # another one is above or below.
     attachments: dict[int, bool] = field(default_factory=dict)
 
     @property
     def asks(self) -> bool:
-        """Whether some new cgroups have to wait for user space, because a selector has a glob
-        within a name, or because there are more rules than the kernel has room for."""
-        return any(birth.ask or birth.state == UNKNOWN for birth in self.births.values())
+        """Whether some new cgroups have to wait for user space, because there are more globs or
+        rules than the kernel has room for."""
+        unknown = (birth.state == UNKNOWN for birth in self.births.values())
+        return bool(self.globs.left_out) or any(unknown)
 
     @property
     def needs(self) -> Needs:
@@ -171,10 +186,12 @@ class Actual:
     """What is in the kernel."""
 
     records: dict[int, PolicyRecord] = field(default_factory=dict)
-    births: dict[Step, BirthEntry] = field(default_factory=dict)
+    births: dict[tuple[int, int], BirthEntry] = field(default_factory=dict)  # by state and number
     cgroups: dict[int, CgroupEntry] = field(default_factory=dict)
     needs: Needs = field(default_factory=Needs)
     attachments: dict[int, bool | None] = field(default_factory=dict)  # None: one half of it
+    names: dict[Piece, int] = field(default_factory=dict)
+    generations: dict[int, int] = field(default_factory=dict)  # the digests by number
 
     def leave_out_unreadable(self) -> None:
         """Leave out the cgroups whose policies have no record: both went while they were read."""
@@ -194,12 +211,16 @@ class Changes:
 
     records: dict[int, PolicyRecord] = field(default_factory=dict)
     needs: Needs | None = None
-    births: dict[Step, BirthEntry] = field(default_factory=dict)
+    globs: GlobsEntry | None = None
+    names: dict[Piece, int] = field(default_factory=dict)
+    births: dict[tuple[int, int], BirthEntry] = field(default_factory=dict)
     cgroups: dict[int, CgroupEntry] = field(default_factory=dict)
     retrofits: dict[int, CgroupEntry] = field(default_factory=dict)  # as they are once it is done
     attachments: dict[int, bool] = field(default_factory=dict)
     stale_attachments: tuple[int, ...] = ()
-    stale_births: tuple[Step, ...] = ()
+    stale_births: tuple[tuple[int, int], ...] = ()
+    stale_names: tuple[Piece, ...] = ()
+    stale_generations: tuple[int, ...] = ()
     stale_cgroups: tuple[int, ...] = ()
     stale_records: tuple[int, ...] = ()
 

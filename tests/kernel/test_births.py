@@ -167,17 +167,47 @@ def test_star_and_double_star_are_matched_by_the_kernel(make_cgroup, kabpfctl, w
     assert {name: _idle(peer, make_cgroup(name)) for name in expected} == expected
 
 
-def test_glob_within_a_name_is_resolved_by_the_daemon(
+def test_globs_within_names_are_matched_by_the_kernel(make_cgroup, kabpfctl, write_policy, peer):
+    """With no daemon running, a new cgroup that a glob selects has its policy on its first
+    connection, by the precedence of selectors."""
+    top = path_of(make_cgroup())
+    selectors = {
+        61: '{unit: "barglob@*.service"}',
+        62: f'{{cgroup: "{top}/worker-*"}}',
+        63: f'{{cgroup: "{top}/worker-a*.scope"}}',
+        64: f'{{cgroup: "{top}/**/docker-*.scope"}}',
+        65: f'{{cgroup: "{top}/*.service"}}',
+    }
+    write_policy(
+        "p.yaml",
+        "policies:\n"
+        + "".join(
+            f"  p{idle}: {{select: [{selector}], keepalive: {{idle: {idle}}}}}\n"
+            for idle, selector in selectors.items()
+        ),
+    )
+    kabpfctl("apply")
+    expected = {
+        "barglob@1-main.service": 65,  # of two globs the one with the longer text in front
+        "worker-1": 62, "worker-b.scope": 62, "worker-a1.scope": 63, "worker-a1.slice": 62,
+        "x/y/docker-0a1b.scope": 64, "docker-0a1b.scope": 64, "docker-0a1b.slice": None,
+        "q.service": 65, "worker": None, "deep/barglob@x.service": 61, "worker-1/inner": 62,
+    }  # fmt: skip
+    assert {name: _idle(peer, make_cgroup(name)) for name in expected} == expected
+    assert "wait for kabpfctl apply" not in kabpfctl("status").stdout
+
+
+def test_name_that_a_glob_has_doubts_about_is_resolved_by_the_daemon(
     make_cgroup, kabpfctl, write_policy, kabpfd, peer
 ):
-    """A new cgroup that only user space can match gets its policy from kabpfd, and with it the
+    """A new cgroup of which only user space can tell gets its policy from kabpfd, and with it the
     sockets that were opened before."""
     top = path_of(make_cgroup())
-    write_policy("p.yaml", f"policies:\n{_entry(f'{top}/*/worker-[0-9]', '{idle: 61}')}")
+    write_policy("p.yaml", f"policies:\n{_entry(f'{top}/*/worker-?', '{idle: 61}')}")
     kabpfd()
     make_cgroup("pool")
     _, address = peer().listener()
-    for name, covered in (("pool/worker-1", True), ("pool/worker-x", False)):
+    for name, covered in (("pool/worker-\u00e9", True), ("pool/worker-\u00e9x", False)):
         client = peer(make_cgroup(name))
         number = client.connection(address)
         took = client.wait_for_keepalive(number, 5 if covered else 0.2)
@@ -185,15 +215,15 @@ def test_glob_within_a_name_is_resolved_by_the_daemon(
         assert client.options(number) == (IDLE_61 if covered else UNTOUCHED)
 
 
-def test_cgroup_below_a_globbed_one_is_corrected_too(
+def test_cgroup_below_a_doubtful_one_is_corrected_too(
     make_cgroup, kabpfctl, write_policy, kabpfd, peer
 ):
     """What was born below a new cgroup before kabpfd had resolved it inherits its policy."""
     top = path_of(make_cgroup())
-    write_policy("p.yaml", f"policies:\n{_entry(f'{top}/worker-*', '{idle: 61}')}")
+    write_policy("p.yaml", f"policies:\n{_entry(f'{top}/worker-?', '{idle: 61}')}")
     daemon = kabpfd()
     daemon.process.send_signal(signal.SIGSTOP)
-    below = make_cgroup("worker-1/deep/deeper")
+    below = make_cgroup("worker-\u00e9/deep/deeper")
     _, address = peer().listener()
     client = peer(below)
     number = client.connection(address)
@@ -208,27 +238,33 @@ def test_more_births_than_the_ring_buffer_holds_are_all_resolved(
 ):
     """Where events were lost, kabpfd looks at the whole tree."""
     top = make_cgroup()
-    write_policy("p.yaml", f"policies:\n{_entry(f'{path_of(top)}/worker-*', '{idle: 61}')}")
+    write_policy("p.yaml", f"policies:\n{_entry(f'{path_of(top)}/[!a]*', '{idle: 61}')}")
     daemon = kabpfd()
     daemon.process.send_signal(signal.SIGSTOP)
     for number in range(1500):
-        (top / f"worker-{number}").mkdir()
+        (top / f"\u00e9-{number}").mkdir()
     _, address = peer().listener()
-    clients = [peer(top / f"worker-{number}") for number in (0, 1499)]
+    clients = [peer(top / f"\u00e9-{number}") for number in (0, 1499)]
     numbers = [client.connection(address) for client in clients]
     daemon.process.send_signal(signal.SIGCONT)
     for client, number in zip(clients, numbers, strict=True):
         assert client.wait_for_keepalive(number) is not None
 
 
-def test_glob_without_daemon_waits_for_apply(make_cgroup, kabpfctl, write_policy, peer):
-    """Without kabpfd a glob within a name covers a new cgroup at the next apply, and status says
-    so."""
+def test_glob_without_room_waits_for_apply(make_cgroup, kabpfctl, write_policy, peer):
+    """Without kabpfd a glob that the kernel has no room for covers a new cgroup at the next apply,
+    and the commands name it."""
     top = path_of(make_cgroup())
-    write_policy("p.yaml", f"policies:\n{_entry(f'{top}/worker-*', '{idle: 61}')}")
+    names = [f"*a{number}-*b{number}-*" for number in range(100)]
+    selectors = ", ".join(f'{{cgroup: "{top}/{name}"}}' for name in names)
+    write_policy("p.yaml", f"select: [{selectors}]\nkeepalive: {{idle: 61}}\n")
     kabpfctl("apply")
-    worker = make_cgroup("worker-1")
+    left = f"resolved by kabpfd: cgroup {top}/{names[99]}"
+    assert left in kabpfctl("check").stderr
+    assert left in kabpfctl("plan").stdout
+    worker = make_cgroup("a99-b99-")
     assert _idle(peer, worker) is None
+    assert left in kabpfctl("explain", path_of(worker)).stdout
     assert "some new cgroups wait for kabpfctl apply" in kabpfctl("status").stdout
     kabpfctl("apply")
     assert _idle(peer, worker) == 61

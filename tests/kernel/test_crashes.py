@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import held
 import pytest
 from harness import BIN, PINS, UNTOUCHED, path_of
 
@@ -192,6 +193,47 @@ def test_killed_change_is_completed(world, version, before, after):
         _check_between(world, before, after)
         this.kabpfctl("apply")
         _check_complete(world, this, after)
+
+
+@pytest.mark.core
+def test_killed_change_of_globs_is_completed(world, version):
+    """Where globs change, a cgroup born meanwhile has what the old ones say or the new ones; at the
+    end nothing is left of the old ones."""
+    this = version("this")
+    world.say(PLAIN)
+    inside = path_of(world.cgroups["one"])
+    before = (f'{{cgroup: "{inside}/born-*"}}', 71)
+    after = (f'{{cgroup: "{inside}/b*n-[0-9]*"}}, {{unit: "born@*.service"}}', 72)
+
+    def say(selectors, idle):
+        world.write_policy("glob.yaml", f"select: [{selectors}]\nkeepalive: {{idle: {idle}}}\n")
+
+    def apply(glob):
+        say(*glob)
+        this.kabpfctl("apply")
+        assert world.options_of_born() == _idle(glob[1])
+        assert (len(_globs()), this.kabpfctl("apply").stdout[-8:-1]) == (1, "nothing")
+
+    apply(before)
+    say(*after)
+    steps = _traced(this.kabpfctl("apply", fault="trace").stderr)
+    moments = _moments(steps)
+    assert {"write kabpf_globs", "write kabpf_digests", "delete from kabpf_globs"} <= {
+        moment.rpartition(",")[0] for moment in moments
+    }
+    for moment in moments:
+        apply(before)
+        say(*after)
+        _kill(this, moment, "apply")
+        _check_status(this)
+        assert world.options_of_born() in (_idle(71), _idle(72))
+        assert world.connect() == _expected(PLAIN)
+        apply(after)
+
+
+def _globs():
+    """The generations of globs that have an automaton, by other eyes than kabpf's."""
+    return held.listed("map", "dump", "pinned", str(PINS / "kabpf_globs"))
 
 
 @pytest.mark.parametrize(

@@ -257,11 +257,14 @@ def test_shadowed_file_and_unknown_unit_are_told(applied, write_policy, doctor):
 
 
 def test_daemon_is_told_and_missed_where_it_is_needed(cgroup, write_policy, kabpfd, doctor):
-    """A running daemon is named; without one, globs within names have new cgroups wait."""
-    select = f'select: [{{cgroup: "{path_of(cgroup)}-*"}}]'
-    write_policy("a.yaml", f"{select}\nkeepalive: {{idle: 61, user_timeout: off}}\n")
+    """A running daemon is named; without one, new cgroups wait if the kernel has no room for globs
+    of theirs."""
+    dear = ", ".join(f'{{cgroup: "{path_of(cgroup)}-*a{n}-*b{n}-*"}}' for n in range(100))
+    write_policy("a.yaml", f"select: [{dear}]\nkeepalive: {{idle: 61, user_timeout: off}}\n")
     daemon = kabpfd()
-    (found,) = doctor()["daemon"]
+    found = doctor()
+    assert "resolved by kabpfd: cgroup" in found["policy files"][0][1]
+    (found,) = found["daemon"]
     assert found[0] == "ok"
     assert found[1].startswith(f"process {daemon.process.pid}")
     daemon.process.kill()

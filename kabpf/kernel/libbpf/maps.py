@@ -6,7 +6,8 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel.libbpf.library import U32, checked, libbpf, object_info
 
-CGROUP_STORAGE, SK_STORAGE = 19, 24  # enum bpf_map_type: BPF_MAP_TYPE_*
-BPF_F_NO_PREALLOC, BPF_F_CLONE = 1, 1 << 9
+ARRAY, CGROUP_STORAGE, SK_STORAGE = 2, 19, 24  # enum bpf_map_type: BPF_MAP_TYPE_*
+BPF_F_NO_PREALLOC, BPF_F_CLONE, BPF_F_INNER_MAP = 1, 1 << 9, 1 << 12
 BPF_EXIST = 2  # bpf(2): update an entry that is there
 BATCH = 4096
 
@@ -174,6 +175,18 @@ def new_map(name: str, definition: MapDefinition) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def new_array(name: str, values: Sequence[bytes]) -> Iterator[int]:
+    """The descriptor of a new array of these values, for a map of such arrays."""
+    definition = MapDefinition(ARRAY, 4, len(values[0]), len(values), BPF_F_INNER_MAP)
+    with new_map(name, definition) as descriptor:
+        for number, value in enumerate(values):
+            key = number.to_bytes(4, sys.byteorder)
+            error = libbpf().bpf_map_update_elem(descriptor, key, value, 0)
+            checked(f"write {name}", error)
+        yield descriptor
 
 
 def _storage_types(value_size: int) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 
 from kabpf.kernel import abi, bcc, dataplane
 from kabpf.observe import events, sockets
-from kabpf.plan import automaton
+from kabpf.plan import automaton, globs, names
 from kabpf.plan.state import FORMER_MAX
 
 HEADER = (Path(__file__).parents[3] / "bpf/kabpf.h").read_text()
@@ -30,6 +30,9 @@ MIRRORS = {
     "kabpf_network": abi.CNetwork,
     "kabpf_port": abi.CPort,
     "kabpf_cgroup": abi.CCgroup,
+    "kabpf_piece": abi.CPiece,
+    "kabpf_block": abi.CBlock,
+    "kabpf_globs_head": abi.CGlobsHead,
     "kabpf_step": abi.CStep,
     "kabpf_birth": abi.CBirth,
     "kabpf_counters": abi.CCounters,
@@ -40,8 +43,9 @@ MIRRORS = {
     "kabpf_report": abi.CReport,
 }
 # BTF has what maps, constants and arguments of programs lead to; an event and a report go through a
-# ring buffer, a socket through the output of an iterator.
-IN_BTF = [name for name in MIRRORS if name not in ("kabpf_event", "kabpf_socket", "kabpf_report")]
+# ring buffer, a socket through the output of an iterator; of a map within a map there is the size.
+OUTSIDE = ("kabpf_event", "kabpf_socket", "kabpf_report", "kabpf_block", "kabpf_globs_head")
+IN_BTF = [name for name in MIRRORS if name not in OUTSIDE]
 
 HASH, ARRAY, PERF_EVENT_ARRAY, TRIE, RINGBUF = 1, 2, 4, 11, 27  # enum bpf_map_type
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
@@ -106,7 +110,9 @@ def test_mirror_has_the_members_of_the_object(name: str) -> None:
         ("kabpf_cgroups", HASH, 8, abi.CCgroup, 65536, NO_PREALLOC),
         ("kabpf_networks", TRIE, abi.CNetwork, 4, 65536, NO_PREALLOC),
         ("kabpf_ports", HASH, abi.CPort, abi.COptions, 65536, NO_PREALLOC),
-        ("kabpf_births", HASH, abi.CStep, abi.CBirth, abi.BIRTHS, NO_PREALLOC),
+        ("kabpf_births", HASH, abi.CStep, abi.CBirth, 2 * abi.BIRTHS, NO_PREALLOC),
+        ("kabpf_names", HASH, abi.CPiece, 8, abi.BIRTHS, NO_PREALLOC),
+        ("kabpf_digests", ARRAY, 4, 8, automaton.GENERATIONS, 0),
         ("kabpf_failures", HASH, abi.CFailure, 8, 1024, NO_PREALLOC),
         ("kabpf_totals", ARRAY, 4, abi.CTotals, 1, 0),
         ("kabpf_events", RINGBUF, 0, 0, 262144, 0),
@@ -185,6 +191,9 @@ def test_constants_are_all_that_is_read_only() -> None:
         ("KABPF_CGROUPS", abi.CGROUPS),
         ("KABPF_BIRTHS", abi.BIRTHS),
         ("KABPF_NAME", abi.NAME),
+        ("KABPF_PIECE", names.PIECE),
+        ("KABPF_CELLS", globs.BLOCK_CELLS),
+        ("KABPF_GENERATIONS", automaton.GENERATIONS),
         ("KABPF_LAYOUT", abi.LAYOUT),
         ("KABPF_FORMER", abi.FORMER),
         ("KABPF_FORMER", FORMER_MAX),
@@ -281,6 +290,8 @@ def maps() -> dict[str, dict[str, int]]:
         variable = known[place["type_id"]]
         definition = dict.fromkeys(("key", "value", "map_flags"), 0)
         for member in known[variable["type_id"]]["members"]:
+            if member["name"] == "values":  # what a map's own maps are like
+                continue
             target = known[known[member["type_id"]]["type_id"]]
             is_type = member["name"] in ("key", "value")
             size = size_of(target["id"]) if is_type else target["nr_elems"]

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from mkdir import find_birth
+from mkdir import Tables, find_birth
 
-from kabpf.plan import diff
-from kabpf.plan.automaton import ANYWHERE, UNKNOWN, Automaton, Birth
+from kabpf.plan import diff, globs
+from kabpf.plan.automaton import ANYWHERE, UNKNOWN, Automaton
 from kabpf.plan.patterns import Naming
 from kabpf.plan.resolve import resolve
 from kabpf.plan.state import Actual, Cgroup, Plan
@@ -100,17 +100,14 @@ def test_every_selector_that_names_a_cgroup_is_found(
 def test_kernel_gives_a_new_cgroup_what_user_space_would(
     selectors: list[list[dict[str, str]]], paths: list[list[str]]
 ) -> None:
-    """A cgroup born while no process of kabpf runs has its right policy and state, unless a glob
-    within a name might say otherwise; then user space is asked."""
+    """A cgroup born while no process of kabpf runs has its right policy and state."""
     policies = policies_of(selectors)
     automaton = Automaton(policies)
     cgroups = tree(paths)
     desired = resolve(policies, automaton, cgroups, NO_LIMIT)
     for cgroup, born in births(desired, cgroups):
-        if born.asked:
-            assert desired.asks
-        else:
-            assert (born.state, born.policy) == desired.cgroups[cgroup.id], cgroup.path
+        assert not born.asked
+        assert (born.state, born.policy) == desired.cgroups[cgroup.id], cgroup.path
 
 
 @THOROUGHLY
@@ -193,39 +190,92 @@ def test_number_of_a_state_is_the_same_in_every_process() -> None:
     assert not numbers & {b"%d\n" % UNKNOWN, b"%d\n" % ANYWHERE}
 
 
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernel takes no globs of two or more *."""
+    price = globs._Builder.build
+    monkeypatch.setattr(
+        globs._Builder,
+        "build",
+        lambda self: None if any(each.count("*") > 1 for each in self._globs) else price(self),
+    )
+    globs.compiled_names.cache_clear()
+    yield
+    globs.compiled_names.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ("selector", "needed"),
+    "selector",
     [
-        ({"unit": "a.service"}, False),
-        ({"unit": "a@.service"}, True),
-        ({"unit": "*.service"}, True),
-        ({"user_unit": "a.service"}, True),
-        ({"cgroup": "/"}, False),
-        ({"cgroup": "/a/b"}, False),
-        ({"cgroup": "/*/**/b/**"}, False),
-        ({"cgroup": "/a/b*"}, True),
-        ({"cgroup": "/?/b"}, True),
+        {"unit": "a.service"},
+        {"unit": "a@.service"},
+        {"unit": "*.service"},
+        {"user_unit": "a.service"},
+        {"cgroup": "/*/**/b/**"},
+        {"cgroup": "/a/b*"},
+        {"cgroup": "/?/b"},
     ],
 )
-def test_only_globs_within_a_name_need_user_space(selector: dict[str, str], needed: bool) -> None:
-    """The kernel matches names, * and ** by itself; globs within a name wait for the daemon."""
+def test_no_selector_needs_user_space(selector: dict[str, str]) -> None:
+    """The kernel matches every selector by itself."""
     policies = policies_of([[selector]])
-    assert resolve(policies, Automaton(policies), [], NO_LIMIT).asks is needed
+    assert not resolve(policies, Automaton(policies), [], NO_LIMIT).asks
 
 
-def test_kernel_asks_only_where_a_glob_might_match() -> None:
+@pytest.mark.usefixtures("no_room")
+def test_glob_without_room_needs_user_space() -> None:
+    """A plan says that user space is asked, and which globs are left to it."""
+    policies = policies_of([[{"cgroup": "/a/x*y*"}], [{"cgroup": "/a/x*"}]])
+    automaton = Automaton(policies)
+    assert resolve(policies, automaton, [], NO_LIMIT).asks
+    assert automaton.globs.left_out == ("x*y*",)
+
+
+@pytest.mark.usefixtures("no_room")
+def test_kernel_asks_only_where_a_glob_without_room_might_match() -> None:
     """A glob below one directory asks about births there and nowhere else, and not about names that
     a selector spells out."""
-    automaton = Automaton(policies_of([[{"cgroup": "/a/x*"}], [{"cgroup": "/a/b"}]]))
+    automaton = Automaton(policies_of([[{"cgroup": "/a/x*y*"}], [{"cgroup": "/a/b"}]]))
     asking = {step for step, birth in automaton.table(NO_LIMIT).items() if birth.ask}
     assert asking == {(state_at(automaton, "/a"), "")}
 
 
-def test_user_unit_asks_only_where_users_managers_are() -> None:
-    """A unit of users' managers leaves births elsewhere to the kernel."""
-    automaton = Automaton(policies_of([[{"user_unit": "a.service"}], [{"unit": "b.service"}]]))
+@pytest.mark.usefixtures("no_room")
+def test_kernel_asks_about_sets_of_other_globs_too() -> None:
+    """What matches another glob may match one without room as well; elsewhere it does not ask."""
+    automaton = Automaton(policies_of([[{"cgroup": "/a/x*y*"}], [{"unit": "x*.scope"}]]))
     asking = {step for step, birth in automaton.table(NO_LIMIT).items() if birth.ask}
-    assert asking == {(state_at(automaton, "/user.slice/user-1.slice"), "")}
+    inside = state_at(automaton, "/a")
+    assert asking == {(inside, "")}  # which the kernel puts together with the unit's row
+    everywhere = Automaton(policies_of([[{"unit": "x*y*.scope"}], [{"unit": "x*.scope"}]]))
+    assert all(birth.ask for birth in everywhere.table(NO_LIMIT).values())
+
+
+@pytest.mark.usefixtures("no_room")
+@settings(THOROUGHLY, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(POLICIES, PATHS)
+@example([[{"cgroup": "/a*b*"}], [{"unit": "a*.service"}]], [["ab.service"], ["a.service"]])
+def test_kernel_resolves_what_a_glob_without_room_leaves_to_it(
+    selectors: list[list[dict[str, str]]], paths: list[list[str]]
+) -> None:
+    """Globs that are left to user space change nothing but that it is asked."""
+    policies = policies_of([*selectors, [{"unit": "a*@*.service"}, {"cgroup": "/a/*a*"}]])
+    cgroups = tree(paths)
+    desired = resolve(policies, Automaton(policies), cgroups, NO_LIMIT)
+    for cgroup, born in births(desired, cgroups):
+        assert born.asked or (born.state, born.policy) == desired.cgroups[cgroup.id], cgroup.path
+
+
+def test_kernel_asks_only_about_a_name_that_a_glob_has_doubts_about() -> None:
+    """? and [...] lead to user space where they meet a character that is not of ASCII."""
+    policies = policies_of([[{"cgroup": "/a/x?"}], [{"cgroup": "/b/*\u00e9"}]])
+    automaton = Automaton(policies)
+    names = ("a", "b", "a/x1", "a/x\u00e9", "a/xyz", "a/y\u00e9", "b/x\u00e9", "b/\u00e9")
+    cgroups = tree([name.split("/") for name in names])
+    desired = resolve(policies, automaton, cgroups, NO_LIMIT)
+    assert not desired.asks
+    asked = {cgroup.path for cgroup, born in births(desired, cgroups) if born.asked}
+    assert asked == {"/a/x\u00e9"}
 
 
 @pytest.mark.parametrize(
@@ -289,21 +339,25 @@ def births(desired: Plan, cgroups: list[Cgroup]) -> Iterator[tuple[Cgroup, Born]
     """Every cgroup but the root as the kernel makes it (kabpf_cgroup_mkdir): below a parent that
     user space resolved, and below one that the kernel made as well."""
     numbers = diff.number(desired.policies, {}, NO_LIMIT)
-    entries = diff.diff(desired, Actual(), numbers).cgroups
+    changes = diff.diff(desired, Actual(), numbers)
+    assert changes.globs
+    tables = Tables(changes.births, changes.names, {0: changes.globs.blocks})
+    by_name = {each.name: each for each in desired.policies}
+    policies = {id: by_name[record.name] for id, record in numbers.items()}
     resolved = {
-        cgroup.id: Born(entries[cgroup.id].state, desired.cgroups[cgroup.id].policy, False)
+        cgroup.id: Born(changes.cgroups[cgroup.id].state, desired.cgroups[cgroup.id].policy, False)
         for cgroup in cgroups
     }
     made = {cgroups[0].id: resolved[cgroups[0].id]}
     for cgroup in cgroups[1:]:
-        yield cgroup, birth(desired.births, resolved[cgroup.parent_id], cgroup.name)
-        made[cgroup.id] = birth(desired.births, made[cgroup.parent_id], cgroup.name)
+        yield cgroup, birth(tables, policies, resolved[cgroup.parent_id], cgroup.name)
+        made[cgroup.id] = birth(tables, policies, made[cgroup.parent_id], cgroup.name)
         yield cgroup, made[cgroup.id]
 
 
-def birth(table: dict[tuple[int, str], Birth], parent: Born, name: str) -> Born:
-    found = find_birth(table, parent.state, name)
-    child = found.policy if found and found.policy else parent.policy
+def birth(tables: Tables, policies: dict[int, Policy], parent: Born, name: str) -> Born:
+    found = find_birth(tables, parent.state, name)
+    child = policies[found.policy_id] if found and found.policy_id else parent.policy
     state = found.state if found and parent.state != UNKNOWN else UNKNOWN
     asks = state == UNKNOWN or (found is not None and found.ask)
     return Born(state, child, parent.asked or asks)

@@ -3,6 +3,7 @@ it, applied to a kernel of dictionaries."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mkdir import find_birth
+from mkdir import Tables, find_birth
 from plans import (
     BIRTHS,
     POLICIES,
@@ -24,9 +25,9 @@ from plans import (
     unit_directories,
 )
 
-from kabpf.plan import diff
-from kabpf.plan.automaton import ANYWHERE, UNKNOWN, Automaton
-from kabpf.plan.resolve import resolve
+from kabpf.plan import diff, names
+from kabpf.plan.automaton import ANYWHERE, GENERATIONS, UNKNOWN, Automaton
+from kabpf.plan.resolve import resolve, resolve_one
 from kabpf.plan.state import (
     Actual,
     BirthEntry,
@@ -65,7 +66,8 @@ def test_first_plan_is_written_once() -> None:
     plan, desired = planned({"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b", "/c"]), Actual())
     changes = diff.diff(plan, Actual(), desired)
     assert changes.records == {1: PolicyRecord("a", idle(5))}
-    assert changes.births.keys() == plan.births.keys()
+    assert changes.births == diff.rows(plan, diff.policy_ids(desired), 0)
+    assert changes.names == names.pieces(["a"])
     assert changes.cgroups.keys() == plan.cgroups.keys()
     assert [changes.cgroups[id].policy_id for id in (1, 2, 3, 4)] == [0, 1, 1, 0]
     assert changes.retrofits == settled({id: changes.cgroups[id] for id in (2, 3)})
@@ -197,13 +199,11 @@ def test_births_that_have_no_room_beside_the_old_ones_come_after_them() -> None:
     new = {f"n{n}": ({"unit": f"n{n}.service"}, {"idle": 5}) for n in range(10)}
     actual = reconciled(Actual(), old, tree([]))
     plan, desired = planned(new, tree([]), actual)
-    plan = replace(plan, births_max=30)
+    plan = replace(plan, births_max=20)
     changes = diff.diff(plan, actual, desired)
-    assert changes == Changes(stale_births=changes.stale_births)
-    assert len(changes.stale_births) == 20
-    after = diff.diff(
-        plan, replace(actual, births=without(actual.births, changes.stale_births)), desired
-    )
+    assert changes == Changes(stale_births=changes.stale_births, stale_names=changes.stale_names)
+    assert len(changes.stale_births) == len(changes.stale_names) == 20
+    after = diff.diff(plan, applied(actual, changes), desired)
     assert len(after.births) == 20
 
 
@@ -215,7 +215,7 @@ def test_existing_says_nothing_about_younger_cgroups() -> None:
     born = {2: CgroupEntry(plan.cgroups[2].state, 0)}
     for new in (False, True):
         changed = diff.changed_entries(
-            plan, {2: plan.cgroups[2]}, born, desired, diff.policy_ids(desired), new=new
+            plan, {2: plan.cgroups[2]}, born, desired, diff.policy_ids(desired), 0, new=new
         )
         assert changed[2].owed == new
 
@@ -322,9 +322,10 @@ def test_stale_births_and_records_wait_for_everything_else() -> None:
     assert (changes.stale_births, changes.stale_records) == ((), ())
     before = applied(before, changes)
     changes = diff.diff(plan, before, desired)
-    stale = {(ANYWHERE, "a.service"), (ANYWHERE, "a.socket")}
-    assert changes == Changes(stale_births=changes.stale_births)
-    assert set(changes.stale_births) == stale
+    stale = names.pieces(["a.service", "a.socket"])
+    assert changes == Changes(stale_births=changes.stale_births, stale_names=changes.stale_names)
+    assert set(changes.stale_births) == {(ANYWHERE, number) for number in stale.values()}
+    assert set(changes.stale_names) == stale.keys()
     before = applied(before, changes)
     assert diff.diff(plan, before, desired) == Changes(stale_records=(1,))
 
@@ -335,12 +336,48 @@ def test_unrelated_unit_changes_only_its_own_births() -> None:
     actual = reconciled(Actual(), one, tree(["/a/b/c", "/d/u.service"]))
     more = one | {"x": ({"unit": "x.service"}, {"idle": 7})}
     plan, desired = planned(more, tree(["/a/b/c", "/d/u.service"]), actual)
+    new = ("x.service", "x.socket")
     births = {
-        step: BirthEntry(ANYWHERE, 3, False, plan.births[step].strength)
-        for step in ((ANYWHERE, "x.service"), (ANYWHERE, "x.socket"))
+        (ANYWHERE, names.number(name)): BirthEntry(
+            ANYWHERE, 3, False, plan.births[ANYWHERE, name].strength
+        )
+        for name in new
     }
     records = {3: PolicyRecord("x", idle(7))}
-    assert diff.diff(plan, actual, desired) == Changes(records=records, births=births)
+    expected = Changes(records=records, births=births, names=names.pieces(new))
+    assert diff.diff(plan, actual, desired) == expected
+
+
+def test_unrelated_policy_leaves_the_globs_alone() -> None:
+    """Only a change of globs makes another generation of them; then every cgroup moves there, and
+    the old one goes with its rows when nothing is left in it."""
+    one = {"a": ({"cgroup": "/a/w-*"}, {"idle": 5}), "u": ({"unit": "u@.service"}, {"idle": 6})}
+    cgroups = tree(["/a/w-1/c", "/d/u@1.service"])
+    actual = reconciled(Actual(), one, cgroups)
+    for unrelated in (
+        one | {"x": ({"unit": "x.service"}, {"idle": 7})},
+        one | {"u": ({"unit": "u@.service"}, {"idle": 8})},
+    ):
+        plan, desired = planned(unrelated, cgroups, actual)
+        changes = diff.diff(plan, actual, desired)
+        assert changes.globs is None
+        assert {state % GENERATIONS for state, _ in changes.births} == {0}
+        assert {entry.state % GENERATIONS for entry in changes.cgroups.values()} <= {0}
+    more = one | {"b": ({"cgroup": "/a/v-*"}, {"idle": 5})}
+    plan, desired = planned(more, cgroups, actual)
+    changes = diff.diff(plan, actual, desired)
+    assert changes.globs == (1, plan.globs_digest, plan.globs.blocks)
+    assert changes.births == diff.rows(plan, diff.policy_ids(desired), 1)
+    assert {entry.state % GENERATIONS for entry in changes.cgroups.values()} == {1}
+    assert changes.cgroups.keys() == actual.cgroups.keys()
+    between = applied(actual, changes)
+    unmoved = replace(between, cgroups={**between.cgroups, 99: actual.cgroups[1]})
+    waiting = replace(plan, unreached=frozenset({99}))
+    assert not diff.diff(waiting, unmoved, desired)
+    last = diff.diff(plan, between, desired)
+    assert set(last.stale_births) == actual.births.keys()
+    assert last.stale_generations == (0,)
+    assert applied(between, last).generations == {1: plan.globs_digest}
 
 
 def test_unrelated_path_changes_only_its_ancestors() -> None:
@@ -393,20 +430,26 @@ def test_state_without_room_is_written_as_unknown() -> None:
     assert entries[2].state == UNKNOWN != plan.cgroups[2].state
 
 
-def test_state_that_a_glob_leads_to_is_known() -> None:
+def test_state_that_a_doubtful_glob_leads_to_is_known() -> None:
     """Once user space has resolved a cgroup that a glob names, the kernel knows what is born in it;
-    but not where several globs name it together."""
-    policies = policies_of({"a": ({"cgroup": "/a*/**"}, "on"), "b": ({"cgroup": "/*b/x/**"}, "on")})
-    plan = resolve(policies, Automaton(policies), tree(["/ac/d", "/ab/x"]), BIRTHS)
+    but not where several globs name it together of which only user space can tell."""
+    policies = policies_of(
+        {"a": ({"cgroup": "/?\u00e9/**"}, "on"), "b": ({"cgroup": "/\u00e9?/x/**"}, "on")}
+    )
+    plan = resolve(
+        policies, Automaton(policies), tree(["/\u00e0\u00e9/d", "/\u00e9\u00e9/x"]), BIRTHS
+    )
     entries = diff.diff(plan, Actual(), diff.number(policies, {}, POLICIES)).cgroups
     assert [entries[id].state for id in (2, 3)] == [plan.cgroups[id].state for id in (2, 3)]
     assert entries[4].state == UNKNOWN != plan.cgroups[4].state
 
 
-PATHS = ("/", "/a", "/b", "/a/b", "/a/*", "/a/**", "/**/b", "/a*")
+PATHS = ("/", "/a", "/b", "/a/b", "/a/*", "/a/**", "/**/b", "/a*", "/**/*b", "/a*/b*", "/?")
 SELECTORS = st.one_of(
     st.sampled_from(PATHS).map(lambda path: {"cgroup": path}),
-    st.sampled_from(("a.service", "b.service")).map(lambda unit: {"unit": unit}),
+    st.sampled_from(("a.service", "b.service", "*.service", "a*.service")).map(
+        lambda unit: {"unit": unit}
+    ),
 )
 OPTIONS = st.sampled_from(("off", {"idle": 5}, {"idle": 6}))
 FILES = st.dictionaries(st.sampled_from("pqr"), st.tuples(SELECTORS, OPTIONS))
@@ -441,12 +484,96 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
             entry, resolved = actual.cgroups[cgroup.id], plan.cgroups[cgroup.id]
             has = actual.records.get(entry.policy_id)
             assert (entry.state, has) == (
-                resolved.state,
+                diff.located(resolved.state, diff.generation(plan, actual)),
                 record(resolved.policy) if resolved.policy else None,
             )
         stale = actual.records.keys() - desired.keys()
         assert stale <= {id for entry in actual.cgroups.values() for id in entry.was}
-        assert actual.births.keys() == plan.births.keys()
+        number = diff.generation(plan, actual)
+        assert actual.births == diff.rows(plan, diff.policy_ids(desired), number)
+        assert actual.generations == {number: plan.globs_digest}
+
+
+@settings(max_examples=200, deadline=2000, database=None)
+@given(FILES, st.lists(st.tuples(FILES, st.integers(0, 30)), max_size=12), FILES)
+def test_birth_during_a_change_of_globs_follows_the_old_policies_or_the_new(
+    before: Files, killed: list[tuple[Files, int]], after: Files
+) -> None:
+    """Whenever a process is killed in a change, and whatever is applied then: a cgroup born below
+    any other has the policy that it would have had before, or that of one of the changes; and once
+    one is complete its."""
+    cgroups = tree(["/a/b", "/b/a.service", "/ab"])
+    actual = reconciled(Actual(), before, cgroups)
+    possible = [plan_of_births(before, cgroups)]
+    for named, count in [*killed[: GENERATIONS - 2], (after, -1)]:
+        plan, desired = planned(named, cgroups, actual)
+        if plan.globs_digest in actual.generations.values():
+            continue  # a change within a generation is made row by row
+        possible.append(plan_of_births(named, cgroups))
+        for _ in range(10):
+            changes = diff.diff(plan, actual, desired)
+            for now in itertools.islice(
+                single_writes(actual, changes), None if count < 0 else count
+            ):
+                actual = now
+                count -= count > 0
+                for found in born_everywhere(actual, cgroups):
+                    assert found in set().union(*possible), found
+            plan, desired = planned(named, cgroups, actual)
+            if not count or not changes:
+                break
+        if count:
+            assert not changes
+            assert born_everywhere(actual, cgroups) == possible[-1]
+            possible = possible[-1:]
+
+
+CHILDREN = ("a", "b", "ab", "ba", "a.service", "b.service", "c.service", "\u00e9")
+
+
+def plan_of_births(named: Files, cgroups: list[Cgroup]) -> set[tuple[str, str, Options | None]]:
+    """What each of CHILDREN would have in each of the cgroups, as the kernel sees it. Of one it has
+    doubts."""
+    actual = reconciled(Actual(), named, cgroups)
+    found = born_everywhere(actual, cgroups)
+    policies = policies_of(named)
+    automaton = Automaton(policies)
+    resolved = resolve(policies, automaton, cgroups, BIRTHS).cgroups
+    for cgroup in cgroups:
+        for name in CHILDREN:
+            child = resolve_one(automaton, Cgroup(99, cgroup.id, f"/{name}"), resolved[cgroup.id])
+            options = child.policy.rules.options if child.policy else None
+            if name != "\u00e9":
+                assert (cgroup.path, name, options) in found
+    return found
+
+
+def born_everywhere(actual: Actual, cgroups: list[Cgroup]) -> set[tuple[str, str, Options | None]]:
+    found = set()
+    for cgroup in cgroups:
+        for name in CHILDREN:
+            entry = born(actual, actual.cgroups[cgroup.id], name)
+            record = actual.records.get(entry.policy_id)
+            found.add((cgroup.path, name, record.options if record else None))
+    return found
+
+
+def single_writes(actual: Actual, changes: Changes) -> Iterator[Actual]:
+    """As `writes`, a row at a time, and without what comes before births."""
+    actual = replace(actual, records=actual.records | changes.records)
+    if changes.globs:
+        number, digest, _ = changes.globs
+        yield (actual := replace(actual, generations=actual.generations | {number: 1}))
+        yield (actual := replace(actual, generations=actual.generations | {number: digest}))
+    actual = replace(actual, names=actual.names | changes.names)
+    for step, birth in changes.births.items():
+        yield (actual := replace(actual, births=actual.births | {step: birth}))
+    for id, entry in (*changes.cgroups.items(), *changes.retrofits.items()):
+        yield (actual := replace(actual, cgroups=actual.cgroups | {id: entry}))
+    for step in changes.stale_births:
+        yield (actual := replace(actual, births=without(actual.births, (step,))))
+    *_, last = writes(actual, changes)
+    yield last
 
 
 def bear(actual: Actual, cgroups: list[Cgroup], seed: int) -> None:
@@ -457,12 +584,21 @@ def bear(actual: Actual, cgroups: list[Cgroup], seed: int) -> None:
     above = actual.cgroups.get(parent.id)
     if above is None or path in (cgroup.path for cgroup in cgroups):
         return
-    found = find_birth(actual.births, above.state, name)
-    state = found.state if found and above.state != UNKNOWN else UNKNOWN
-    policy_id = found.policy_id if found and found.policy_id else above.policy_id
     id = 100 + len(cgroups)
     cgroups.append(Cgroup(id, parent.id, path))
-    actual.cgroups[id] = CgroupEntry(state, policy_id)
+    actual.cgroups[id] = born(actual, above, name)
+
+
+AUTOMATA: dict[int, tuple[bytes, ...]] = {}  # that were planned, by digest
+
+
+def born(actual: Actual, above: CgroupEntry, name: str) -> CgroupEntry:
+    """What kabpf_cgroup_mkdir makes of a child of this name."""
+    globs = {number: AUTOMATA.get(digest, ()) for number, digest in actual.generations.items()}
+    found = find_birth(Tables(actual.births, actual.names, globs), above.state, name)
+    state = found.state if found and above.state != UNKNOWN else UNKNOWN
+    policy_id = found.policy_id if found and found.policy_id else above.policy_id
+    return CgroupEntry(state, policy_id)
 
 
 def settled(entries: dict[int, CgroupEntry]) -> dict[int, CgroupEntry]:
@@ -494,11 +630,18 @@ def writes(actual: Actual, changes: Changes) -> Iterator[Actual]:
     yield (actual := replace(actual, records=records | changes.records))
     if changes.needs is not None:
         yield (actual := replace(actual, needs=changes.needs))
+    if changes.globs:
+        number, digest, _ = changes.globs
+        yield (actual := replace(actual, generations=actual.generations | {number: digest}))
+    yield (actual := replace(actual, names=actual.names | changes.names))
     yield (actual := replace(actual, births=births | changes.births))
     yield (actual := replace(actual, cgroups=cgroups | changes.cgroups))
     yield (actual := replace(actual, cgroups=actual.cgroups | changes.retrofits))
     yield (actual := replace(actual, cgroups=without(actual.cgroups, changes.stale_cgroups)))
     yield (actual := replace(actual, births=without(actual.births, changes.stale_births)))
+    yield (actual := replace(actual, names=without(actual.names, changes.stale_names)))
+    generations = without(actual.generations, changes.stale_generations)
+    yield (actual := replace(actual, generations=generations))
     yield replace(actual, records=without(actual.records, changes.stale_records))
 
 
@@ -531,4 +674,5 @@ def planned_policies(
 ) -> tuple[Plan, dict[int, PolicyRecord]]:
     policies = read(named)
     plan = resolve(policies, Automaton(policies), cgroups, BIRTHS)
+    AUTOMATA[plan.globs_digest] = plan.globs.blocks
     return plan, diff.number(policies, actual.records if actual else {}, POLICIES)

@@ -1,0 +1,267 @@
+"""Globs within a name as one automaton over the bytes of the name, which the kernel walks at mkdir.
+
+It tells which of the globs match, as the number of a set; the sets are worked out here. * and
+literal text are exact for any bytes. ? and [...] are exact for ASCII: where one of them meets a
+byte above 127, of which fnmatch(3) in Python makes characters first, the glob is in doubt.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# What one automaton may take. The steps stand for time, about 1 us each: what is left out must not
+# depend on how busy the machine is.
+STATES_MAX = 65535  # 16 bits
+BYTES_MAX = 4 << 20  # two of them are in the kernel during a reload
+STEPS_MAX = 250_000
+
+# kabpf_block in kabpf.h: cells of 16 bits, and in the first block what tells how to read them.
+BLOCK_CELLS = 16384
+HEAD_CELLS = 130  # the class of each byte, in 256 bytes; the shift; the first state
+
+ASCII = 128
+_STAR, _ANY = object(), object()
+_Element = object | int | frozenset[int]  # *, ?, a byte, or the ASCII bytes of a [...]
+
+
+class Matched(NamedTuple):
+    """What is known of a name: the globs that match it, and those that only user space can tell."""
+
+    globs: frozenset[str]
+    doubted: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class NameAutomaton:
+    """The automaton; `sets` by their numbers, of which 0 is the set of none."""
+
+    sets: tuple[Matched, ...]
+    blocks: tuple[bytes, ...]  # values of the kernel's array; none where there are no globs
+    left_out: tuple[str, ...] = ()  # globs that there was no room for
+
+
+@functools.lru_cache(maxsize=1)  # most reloads leave the globs alone
+def compiled_names(globs: frozenset[str]) -> NameAutomaton:
+    """The automaton of these globs, without the dearest of them where it takes too much."""
+    by_price = sorted(globs, key=_price)
+    fits, best, count = 0, _Builder(()).build(), len(by_price)
+    too_many = count + 1
+    while fits + 1 < too_many:
+        if built := _Builder(by_price[:count]).build():
+            fits, best = count, built
+        else:
+            too_many = count
+        count = (fits + too_many) // 2
+    assert best
+    return NameAutomaton(*best, tuple(reversed(by_price[fits:])))
+
+
+def is_doubtful(glob: str) -> bool:
+    """Whether there are names of which only user space can tell whether the glob matches them."""
+    return any(element is _ANY or isinstance(element, frozenset) for element in _elements(glob))
+
+
+def _price(glob: str) -> tuple[int, bool, int, str]:
+    """Every * with text behind it remembers more of what came before, and one at the beginning
+    does so for every name."""
+    return glob.count("*"), glob.startswith("*"), len(glob), glob
+
+
+def _elements(glob: str) -> list[_Element]:
+    """As fnmatch.translate reads it."""
+    elements: list[_Element] = []
+    at = 0
+    while at < len(glob):
+        end = at + 1
+        if glob[at] == "*":
+            if elements[-1:] != [_STAR]:
+                elements.append(_STAR)
+        elif glob[at] == "?":
+            elements.append(_ANY)
+        elif glob[at] == "[" and (closed := _end_of_class(glob, at)):
+            end = closed
+            text = glob[at:end]
+            elements.append(
+                frozenset(n for n in range(1, ASCII) if fnmatch.fnmatchcase(chr(n), text))
+            )
+        else:
+            elements += os.fsencode(glob[at])
+        at = end
+    return elements
+
+
+def _end_of_class(glob: str, at: int) -> int:
+    """Where a [...] ends that begins there; 0 where it does not, so that the [ is a literal one."""
+    first = at + 1
+    if glob[first : first + 1] == "!":
+        first += 1
+    return glob.find("]", first + 1) + 1
+
+
+class _TooDearError(Exception):
+    """The automaton takes more than it may."""
+
+
+class _Builder:
+    """The subset construction, over positions in globs.
+
+    A position waits for one element of its glob. It `loops` where a * is before that, and then
+    stays on any byte; all positions before it are of no account then, because whatever they would
+    accept it accepts as well.
+    """
+
+    def __init__(self, globs: Sequence[str]) -> None:
+        elements = [_elements(glob) for glob in globs]
+        self._globs = globs
+        self._classes, self._ascii_classes, self._class_count = _classes(elements)
+        self._shift = (self._class_count - 1).bit_length()
+        # By position.
+        self._loops: list[bool] = []
+        self._of: list[int] = []  # the glob
+        self._reads: list[tuple[int, ...]] = []  # classes, but for those of ?
+        self._is_any: list[bool] = []
+        self._doubt: list[int] = []  # the position of a glob that is in doubt; 0: not from here
+        self._ends: dict[int, bool] = {}  # positions that accept, and whether in doubt
+        starts = [self._add(number, each) for number, each in enumerate(elements)]
+        self._steps = 0
+        first = -(-HEAD_CELLS >> self._shift)
+        self._no_row = array("H", bytes(2 << self._shift))
+        self._cells = self._no_row * first
+        self._numbers: dict[tuple[int, ...], int] = {}
+        self._waiting: list[tuple[int, ...]] = []
+        self._sets = {Matched(frozenset()): 0}
+        self._starts = tuple(starts)
+        self._first = first
+
+    def build(self) -> tuple[tuple[Matched, ...], tuple[bytes, ...]] | None:
+        """Sets and blocks; None where they take too much."""
+        if not self._globs:
+            return tuple(self._sets), ()
+        try:
+            self._number(self._starts)
+            while self._waiting:
+                self._expand(self._waiting.pop())
+        except _TooDearError:
+            return None
+        return tuple(self._sets), self._blocks()
+
+    def _add(self, glob: int, elements: list[_Element]) -> int:
+        """Add the positions of a glob; its first one."""
+        first = len(self._loops)
+        texts = [each for each in elements if each is not _STAR]
+        in_doubt = first + len(texts) + 1
+        loops = False
+        for element in (*elements, None):
+            if element is _STAR:
+                loops = True
+                continue
+            reads: tuple[int, ...] = ()
+            if isinstance(element, int):
+                reads = (self._classes[element],)
+            elif isinstance(element, frozenset):
+                reads = tuple(sorted({self._classes[byte] for byte in element}))
+            self._append(glob, loops, reads)
+            self._is_any[-1] = element is _ANY
+            if element is _ANY or isinstance(element, frozenset):
+                self._doubt[-1] = in_doubt
+            loops = False
+        self._ends[len(self._loops) - 1] = False
+        self._append(glob, True, ())
+        self._ends[len(self._loops) - 1] = True
+        return first
+
+    def _append(self, glob: int, loops: bool, reads: tuple[int, ...]) -> None:
+        self._loops.append(loops)
+        self._of.append(glob)
+        self._reads.append(reads)
+        self._is_any.append(False)
+        self._doubt.append(0)
+
+    def _expand(self, positions: tuple[int, ...]) -> None:
+        stay, go_on = [], []
+        doubtful = set()
+        by_class: dict[int, list[int]] = {}
+        for position in positions:
+            if self._loops[position]:
+                stay.append(position)
+            for each in self._reads[position]:
+                by_class.setdefault(each, []).append(position + 1)
+            if self._is_any[position]:
+                go_on.append(position + 1)
+            if self._doubt[position]:
+                doubtful.add(self._doubt[position])
+        doubts = list(doubtful)
+        row = array("H", [self._target(stay, go_on)]) * self._class_count
+        if go_on or doubts:
+            others = self._class_count - self._ascii_classes
+            row[self._ascii_classes :] = array("H", [self._target(stay, doubts)]) * others
+        for each, advanced in by_class.items():
+            rest = go_on if each < self._ascii_classes else doubts
+            row[each] = self._target(stay, advanced + rest if rest else advanced)
+        row[0] = self._set(positions)
+        at = self._numbers[positions] << self._shift
+        self._cells[at : at + len(row)] = row
+
+    def _target(self, stay: list[int], advanced: list[int]) -> int:
+        """The state of these positions, none of which is in both."""
+        positions = stay + advanced
+        self._steps += 1 + len(positions)
+        for each in advanced:
+            if self._loops[each]:
+                glob = self._of[each]
+                positions = [one for one in positions if one >= each or self._of[one] != glob]
+        if len(positions) > 1:
+            positions.sort()
+        return self._number(tuple(positions))
+
+    def _number(self, positions: tuple[int, ...]) -> int:
+        number = self._numbers.get(positions)
+        if number is None:
+            number = self._numbers[positions] = self._first + len(self._numbers)
+            self._cells.extend(self._no_row)
+            too_long = 2 * len(self._cells) > BYTES_MAX
+            if number > STATES_MAX or too_long or self._steps > STEPS_MAX:
+                raise _TooDearError
+            self._waiting.append(positions)
+        return number
+
+    def _set(self, positions: tuple[int, ...]) -> int:
+        ends = self._ends.keys() & positions
+        if not ends:
+            return 0
+        globs, doubted = (
+            frozenset(self._globs[self._of[each]] for each in ends if self._ends[each] is doubt)
+            for doubt in (False, True)
+        )
+        return self._sets.setdefault(Matched(globs, doubted), len(self._sets))
+
+    def _blocks(self) -> tuple[bytes, ...]:
+        head = array("H", bytes(self._classes)) + array("H", [self._shift, self._first])
+        self._cells[:HEAD_CELLS] = head
+        raw, size = self._cells.tobytes(), 2 * BLOCK_CELLS
+        return tuple(raw[at : at + size].ljust(size, b"\0") for at in range(0, len(raw), size))
+
+
+def _classes(globs: list[list[_Element]]) -> tuple[list[int], int, int]:
+    """The class of each byte: bytes that the globs don't tell apart have one. How many classes
+    there are of ASCII, and in all. 0 is that of the byte behind the name."""
+    literals = {each for elements in globs for each in elements if isinstance(each, int)}
+    groups = {each for elements in globs for each in elements if isinstance(each, frozenset)}
+    ordered = sorted(groups, key=sorted)
+    numbers: dict[object, int] = {0: 0}
+    classes = [0]
+    ascii_classes = 0
+    for byte in range(1, 256):
+        kind: object = byte
+        if byte == ASCII:
+            ascii_classes = len(numbers)
+        if byte not in literals:
+            kind = byte >= ASCII, tuple(byte in group for group in ordered)
+        classes.append(numbers.setdefault(kind, len(numbers)))
+    return classes, ascii_classes, len(numbers)
