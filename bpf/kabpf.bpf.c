@@ -12,6 +12,7 @@
  */
 #include "births.h"
 #include "connection_failed.h"
+#include "holders.h"
 #include "kabpf.h"
 #include "kernel.h"
 #include "maps.h"
@@ -294,28 +295,46 @@ SEC("iter/tcp")
 int kabpf_list(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
-	struct kabpf_socket s = {};
-	struct kabpf_cgroup *cgroup;
-	struct tcp_sock *tp;
 
-	if (!skc)
+	if (skc)
+		list_socket(ctx->meta->seq, bpf_skc_to_tcp_sock(skc));
+	return 0;
+}
+
+/* The same for the sockets that processes have open, without a lock: where kabpf_list would wait
+ * for one. A socket that several processes have comes several times. */
+SEC("iter/task_file")
+int kabpf_open_list(struct bpf_iter__task_file *ctx)
+{
+	struct sock *sk = socket_of(ctx);
+
+	if (sk && sk->sk_protocol == IPPROTO_TCP)
+		list_socket(ctx->meta->seq, bpf_skc_to_tcp_sock(sk));
+	return 0;
+}
+
+SEC("iter/task_file")
+int kabpf_holders(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct sock *sk = socket_of(ctx);
+	struct kabpf_holder h = {};
+	struct kabpf_cgroup *cgroup;
+
+	if (!sk || !task)
 		return 0;
-	tp = bpf_skc_to_tcp_sock(skc);
-	if (!tp)
+	h.cgroup_id = sk->sk_cgrp_data.cgroup->kn->id;
+	h.namespace = sk->__sk_common.skc_net.net->ns.inum;
+	if (sk->sk_lock.owned)
+		h.flags |= KABPF_HELD;
+	else if (was_just_told(&h, ctx->meta->session_id))
 		return 0;
-	s.cgroup_id = cgroup_id_of(tp);
-	cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &s.cgroup_id);
-	if (cgroup)
-		s.policy_id = cgroup->policy_id;
-	s.namespace = skc->skc_net.net->ns.inum;
-	s.state = skc->skc_state;
-	s.family = skc->skc_family;
-	s.local_port = skc->skc_num;
-	s.remote_port = bpf_ntohs(skc->skc_dport);
-	put_addresses(s.local, s.remote, skc);
-	put_options(&s, tp, skc->skc_net.net);
-	put_setters(&s, tp, cgroup);
-	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
+	cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &h.cgroup_id);
+	if (cgroup && cgroup->owed)
+		h.flags |= KABPF_OWED;
+	h.pid = pid_of(task);
+	h.descriptor = ctx->fd;
+	bpf_seq_write(ctx->meta->seq, &h, sizeof(h));
 	return 0;
 }
 

@@ -221,6 +221,19 @@ struct kabpf_socket {
 	__u32 reserved;
 };
 
+#define KABPF_HELD 1 /* a process has the socket's lock */
+#define KABPF_OWED 2 /* its cgroup's open sockets still wait for kabpf_retrofit */
+
+/* A descriptor of a TCP socket, as kabpf_holders writes it: each one that is held, and one of those
+ * that follow each other in one cgroup and one network namespace. */
+struct kabpf_holder {
+	__u64 cgroup_id; /* the socket's */
+	__u32 namespace; /* the inode number of its network namespace */
+	__u32 pid;
+	__u32 descriptor;
+	__u32 flags; /* KABPF_HELD and so on */
+};
+
 /* Why a connection failed. */
 #define KABPF_KEEPALIVE 1 /* probes were not answered, for the user timeout where there is one */
 #define KABPF_USER_TIMEOUT 2 /* data were not acknowledged, or could not be sent, for so long */

@@ -88,10 +88,17 @@ struct timer_list {
 	unsigned long expires; /* jiffies */
 };
 
+typedef struct {
+	int owned; /* by a process, which may sleep */
+} socket_lock_t;
+
 struct sock {
 	struct sock_common __sk_common;
 	struct timer_list sk_timer;
 	struct sock_cgroup_data sk_cgrp_data;
+	socket_lock_t sk_lock;
+	__u16 sk_type;
+	__u16 sk_protocol;
 	__u32 sk_max_ack_backlog; /* what listen() was given */
 	int sk_err;
 	int sk_err_soft; /* what ICMP said meanwhile */
@@ -142,13 +149,36 @@ struct mptcp_sock {
 	struct mptcp_pm_data pm;
 };
 
+struct upid {
+	int nr;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1]; /* one for each pid namespace, from the outermost */
+};
+
 struct task_struct {
 	int tgid;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
 	char comm[16];
 };
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
+	__u64 session_id;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
 };
 
 struct bpf_iter__tcp {

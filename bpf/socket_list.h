@@ -118,4 +118,28 @@ static __always_inline void put_options(struct kabpf_socket *s, struct tcp_sock 
 	s->next_probe_ms = next_probe_ms(s, tp, idle);
 }
 
+static __always_inline void list_socket(struct seq_file *seq, struct tcp_sock *tp)
+{
+	struct kabpf_cgroup *cgroup;
+	struct kabpf_socket s = {};
+	struct sock_common *skc;
+
+	if (!tp)
+		return;
+	skc = &tp->inet_conn.icsk_inet.sk.__sk_common;
+	s.cgroup_id = cgroup_id_of(tp);
+	cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &s.cgroup_id);
+	if (cgroup)
+		s.policy_id = cgroup->policy_id;
+	s.namespace = skc->skc_net.net->ns.inum;
+	s.state = skc->skc_state;
+	s.family = skc->skc_family;
+	s.local_port = skc->skc_num;
+	s.remote_port = bpf_ntohs(skc->skc_dport);
+	put_addresses(s.local, s.remote, skc);
+	put_options(&s, tp, skc->skc_net.net);
+	put_setters(&s, tp, cgroup);
+	bpf_seq_write(seq, &s, sizeof(s));
+}
+
 #endif

@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from kabpf import tables
@@ -33,6 +33,12 @@ def answer(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> 
     """Print the result as JSON or the text, whichever was asked for; the exit status."""
     print(json.dumps(result, indent=2) if arguments.json else text)
     return 0
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Say on standard error what a command could not do, although it did the rest."""
+    for line in lines:
+        print(f"kabpfctl: {shown(line)}", file=sys.stderr)
 
 
 def shown(text: str) -> str:

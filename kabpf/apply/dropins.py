@@ -42,13 +42,15 @@ def winner(policies: tuple[Policy, ...], file: Path, cgroup: Cgroup, tree: Cgrou
     return resolved.policy
 
 
-def attach(policy: Policy, snapshot: Snapshot, loaded: Dataplane) -> int | None:
+def attach(
+    policy: Policy, snapshot: Snapshot, loaded: Dataplane
+) -> tuple[int | None, tuple[str, ...]]:
     """Put a drop-in's policy in force, with all others, under the lock; how many open sockets it
-    has changed, or None where the data plane leaves those alone."""
+    has changed, or None where the data plane leaves those alone, and why some are unchanged."""
     before = _retrofitted(loaded, policy)
-    put_in_force(snapshot, loaded)
+    left = put_in_force(snapshot, loaded).left
     changed = _retrofitted(loaded, policy) - before
-    return changed if loaded.updates_open_sockets else None
+    return (changed if loaded.updates_open_sockets else None), left
 
 
 def put_in_force(snapshot: Snapshot, loaded: Dataplane) -> Resolution:

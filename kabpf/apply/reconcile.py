@@ -43,6 +43,7 @@ class Resolution:
     desired: dict[int, PolicyRecord]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
     generation: int  # the number of the plan's globs in the kernel
+    left: tuple[str, ...] = ()  # why some open sockets are not updated yet
 
 
 def open_or_load(
@@ -96,12 +97,18 @@ def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolut
     loaded.require_supported(policies)
     sources = {policy.name: str(policy.source) for policy in policies}
     first: Changes | None = None
+    left = retrofit.Left()
     try:
         loaded.check()
         try:
             for resolution in _passes(policies, loaded):
                 first = first or resolution.changes
-                loaded.apply(resolution.changes, retrofit.visit)
+                left = _apply(resolution.changes, loaded)
+                if left:
+                    break
+            # What is left stays owed, and keeps nothing from what comes after it.
+            for resolution in _passes(policies, loaded, visits=False) if left else ():
+                loaded.apply(resolution.changes)
         except RefusedError as error:
             # Open sockets that can't be visited must not keep what comes after them from new ones.
             for resolution in _passes(policies, loaded, visits=False):
@@ -111,12 +118,12 @@ def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolut
     except RefusedError as error:
         notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
         raise
-    notes.keep_applied(Applied(stamp, resolution.plan.asks, sources), run)
+    notes.keep_applied(Applied(stamp, resolution.plan.asks, sources, "; ".join(left.reasons)), run)
     last_good.keep(snapshot)
     # What the daemon keeps of it are the records; the entries of 10,000 cgroups take 8 MiB.
     actual = Actual(resolution.actual.records)
     changes = replace(first or resolution.changes, globs=None)
-    return replace(resolution, actual=actual, changes=changes)
+    return replace(resolution, actual=actual, changes=changes, left=left.reasons)
 
 
 def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, str]) -> bool:
@@ -207,10 +214,27 @@ def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
     loaded.correct({id: entry for id, entry in done.items() if id not in busy})
     processes = tree.processes(fresh[id].path for id in busy)
     try:
-        loaded.apply(Changes(retrofits=busy), lambda: retrofit.visit(processes=processes))
+        left = _apply(Changes(retrofits=busy), loaded, processes)
     except RefusedError as error:
         raise UnvisitedError(str(error)) from None
+    if left:
+        raise UnvisitedError("; ".join(left.reasons))
     return True
+
+
+def _apply(
+    changes: Changes, loaded: Dataplane, processes: Collection[int] | None = None
+) -> retrofit.Left:
+    """Write changes, open sockets included; what of these is left."""
+    left = retrofit.Left()
+
+    def visit() -> frozenset[int]:
+        nonlocal left
+        left = retrofit.visit(changes.retrofits, loaded.pins, processes)
+        return left.cgroups
+
+    loaded.apply(changes, visit)
+    return left
 
 
 def _passes(

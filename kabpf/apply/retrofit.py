@@ -1,8 +1,10 @@
-"""Visits the sockets that are open when a policy comes into force.
+"""Updates the sockets that are open when a policy becomes active.
 
-The iterator sees one network namespace. To visit all of them takes capabilities that kabpfd does
-without; it asks kabpf-retrofit (systemd/), which has them and does nothing else: one connection is
-one request, which names processes, or none for the whole machine. Both sides speak JSON.
+The iterator sees one network namespace. Which ones have sockets of cgroups that are owed the update
+is what processes' descriptors say, at a price that does not grow with the namespaces of others. To
+enter them takes capabilities that kabpfd does without; it asks kabpf-retrofit (systemd/), which has
+them and does nothing else: one connection is one request, which names processes, or none for the
+whole machine. Both sides speak JSON.
 """
 
 from __future__ import annotations
@@ -11,28 +13,49 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from kabpf.errors import RefusedError, all_refusals
-from kabpf.kernel import capabilities, dataplane
-from kabpf.kernel.dataplane import PINS
-from kabpf.kernel.namespaces import network_namespaces
+from kabpf.apply.visitors import Outcome, Part, outcomes
+from kabpf.errors import RefusedError
+from kabpf.faults import fault_point
+from kabpf.kernel import abi, capabilities, dataplane
+from kabpf.kernel.dataplane import PINS, RETROFIT, Holder
+from kabpf.kernel.namespaces import WAYS_MAX, Namespace, held_namespaces, own_namespace
 
 HELPER = Path("/run/kabpf/retrofit.socket")
 ANSWER_S = 120  # what a hundred million sockets take; RuntimeMaxSec= of the helper
 
+# For namespaces in which no descriptor of a process is known to be of a socket that is owed the
+# update: it may be in flight between two processes, or registered with an io_uring.
+UNKNOWN_S = 1.0
 
-def visit(pins: Path = PINS, processes: Iterable[int] | None = None) -> None:
-    """Give the open sockets of cgroups that are owed it what their policy says: in the network
-    namespaces of these processes, or with None in every one of the machine.
+NAMED_MAX = 3  # processes in a message
+SAID_MAX = 5  # messages
+
+
+@dataclass(frozen=True)
+class Left:
+    """What could not be updated yet; false where that is nothing."""
+
+    cgroups: frozenset[int] = frozenset()  # that have sockets there, and stay owed
+    reasons: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.reasons)
+
+
+def visit(owed: Iterable[int], pins: Path = PINS, processes: Iterable[int] | None = None) -> Left:
+    """Give the open sockets of the cgroups `owed`, which the kernel has as owed it, what their
+    policies say: in the network namespaces of these processes and of their sockets, or with None
+    in every one of the machine.
 
     Raises RefusedError with all that was refused; the other namespaces are visited.
     """
     if capabilities.missing(("CAP_SYS_ADMIN",)):
-        _ask(None if processes is None else sorted(processes))
-    else:
-        _visit(pins, processes)
+        return _ask(sorted(owed), None if processes is None else sorted(processes))
+    return _visit(pins, frozenset(owed), processes)
 
 
 def serve(descriptor: int) -> None:
@@ -47,27 +70,107 @@ def serve(descriptor: int) -> None:
     with connection, contextlib.suppress(ConnectionError):
         if not (request := _received(connection)):
             return
-        refused = ""
+        refused, left = "", Left()
         try:
-            _visit(PINS, json.loads(request))
+            asked = json.loads(request)
+            left = _visit(PINS, frozenset(asked["owed"]), asked["processes"])
         except RefusedError as error:
             refused = str(error)
-        connection.sendall(json.dumps({"refused": refused}).encode())
+        answer = {"refused": refused, "cgroups": sorted(left.cgroups), "left": left.reasons}
+        connection.sendall(json.dumps(answer).encode())
 
 
-def _visit(pins: Path, processes: Iterable[int] | None) -> None:
-    with all_refusals() as collected:
-        for namespace in network_namespaces(processes):
-            with collected():
-                dataplane.retrofit(pins, namespace)
+def _visit(pins: Path, owed: frozenset[int], processes: Iterable[int] | None) -> Left:
+    fault_point("retrofit")
+    own = own_namespace()
+    holders: list[Holder] = []
+
+    def parts() -> Iterator[Part]:
+        yield Part([own])
+        # While a visitor is at work there already: most sockets are in this one.
+        holders.extend(dataplane.holders(pins))
+        known, others = sorted_namespaces(own, holders, held_namespaces(processes))
+        yield Part(known)
+        yield Part(others, UNKNOWN_S)
+
+    refused: dict[str, None] = {}
+    unreached: dict[int, Outcome] = {}
+    skipped = 0
+    for outcome in outcomes(pins / RETROFIT, parts()):
+        if outcome.was_skipped:
+            skipped += 1
+        elif outcome.is_held:
+            unreached[outcome.namespace] = outcome
+        elif outcome.refused:
+            refused[outcome.refused] = None
+    if refused:
+        raise RefusedError("; ".join(refused))
+    if not unreached:
+        return Left(frozenset(), _skipped(skipped))
+    holders += dataplane.holders(pins)
+    cgroups = {one.cgroup_id for one in holders if one.namespace in unreached}
+    reasons = [_reason(outcome, holders) for outcome in unreached.values()]
+    return Left(owed & cgroups, (*reasons[:SAID_MAX], *_more(reasons), *_skipped(skipped)))
 
 
-def _ask(processes: list[int] | None) -> None:
+def sorted_namespaces(
+    own: Namespace, holders: Iterable[Holder], held: Mapping[int, Namespace]
+) -> tuple[list[Namespace], list[Namespace]]:
+    """The namespaces other than `own`: those that have sockets of cgroups that are owed the update,
+    the ones in which a process has a socket's lock last; and all others."""
+    found = dict(held)
+    are_owed: set[int] = set()
+    are_locked: set[int] = set()
+    for one in holders:
+        sockets = found.setdefault(one.namespace, Namespace(one.namespace)).sockets
+        if len(sockets) < WAYS_MAX:
+            sockets.append((one.process, one.descriptor))
+        if one.flags & abi.OWED:
+            are_owed.add(one.namespace)
+        if one.flags & abi.HELD:
+            are_locked.add(one.namespace)
+    found.pop(own.inode, None)
+    known = [found[inode] for inode in are_owed & found.keys()]
+    known.sort(key=lambda namespace: namespace.inode in are_locked)
+    return known, [each for inode, each in found.items() if inode not in are_owed]
+
+
+def _reason(outcome: Outcome, holders: Iterable[Holder]) -> str:
+    where = f"open sockets in network namespace {outcome.namespace} are not updated yet"
+    if outcome.refused:
+        return f"{where}: {outcome.refused}"
+    processes = {
+        one.process
+        for one in holders
+        if one.namespace == outcome.namespace and one.flags & abi.HELD
+    }
+    if not processes:
+        return f"{where}: a socket there is held"
+    named = ", ".join(map(str, sorted(processes)[:NAMED_MAX]))
+    who = f"process {named} holds" if len(processes) == 1 else f"one of the processes {named} holds"
+    return f"{where}: {who} a socket there"
+
+
+def _more(reasons: list[str]) -> tuple[str, ...]:
+    more = len(reasons) - SAID_MAX
+    return (f"and so in {more} more network namespaces",) if more > 0 else ()
+
+
+def _skipped(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (
+        f"{count} network namespaces were not looked into, in which no process has a socket of"
+        " these cgroups open",
+    )
+
+
+def _ask(owed: list[int], processes: list[int] | None) -> Left:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(ANSWER_S)
         try:
             connection.connect(str(HELPER))
-            connection.sendall(json.dumps(processes).encode())
+            connection.sendall(json.dumps({"owed": owed, "processes": processes}).encode())
             connection.shutdown(socket.SHUT_WR)
             answer = json.loads(_received(connection))
         except (OSError, ValueError) as error:
@@ -78,6 +181,7 @@ def _ask(processes: list[int] | None) -> None:
             ) from None
     if answer["refused"]:
         raise RefusedError(answer["refused"])
+    return Left(frozenset(answer["cgroups"]), tuple(answer["left"]))
 
 
 def _received(connection: socket.socket) -> bytes:

@@ -20,6 +20,7 @@ def apply(arguments: argparse.Namespace) -> int:
         snapshot = files.snapshot(files.SYSTEM)
         with reconcile.open_or_load(snapshot.policies, tree, arguments.loader) as loaded:
             resolution = dropins.put_in_force(snapshot, loaded)
+    output.warn(resolution.left)
     result = {
         "policies": len(resolution.plan.policies),
         "cgroups": len(resolution.cgroups),

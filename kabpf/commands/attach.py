@@ -61,7 +61,8 @@ def _attach(
             winner = dropins.winner(snapshot.policies, file, cgroup, tree)
             loaded = reconcile.open_or_load(snapshot.policies, tree, arguments.loader)
         with loaded:
-            changed = dropins.attach(winner, snapshot, loaded)
+            changed, left = dropins.attach(winner, snapshot, loaded)
+    output.warn(left)
     return {
         "cgroup": cgroup.path,
         "policy": winner.name,

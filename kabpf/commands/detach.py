@@ -45,7 +45,7 @@ def detach(arguments: argparse.Namespace) -> int:
             snapshot = None if arguments.all else files.snapshot(files.SYSTEM)
         if snapshot:
             with reconcile.open_or_load(snapshot.policies, tree) as loaded:
-                dropins.put_in_force(snapshot, loaded)
+                output.warn(dropins.put_in_force(snapshot, loaded).left)
         else:
             reconcile.lift(tree)
             last_good.forget(removed)

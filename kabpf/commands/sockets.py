@@ -35,12 +35,18 @@ def sockets(arguments: argparse.Namespace) -> int:
                 f"policy {selection.policy} is not in force" if is_root else "--policy: not root",
                 hint="expected one that kabpfctl status shows" if is_root else "expected root",
             )
-        all_sockets = tcp.from_dataplane(loaded, policies) if loaded else tcp.from_inet_diag(tree)
+        left: list[str] = []
+        all_sockets = (
+            tcp.from_dataplane(loaded, policies, left.append)
+            if loaded
+            else tcp.from_inet_diag(tree)
+        )
         listed = sorted(
             filter(selection, all_sockets),
             key=lambda one: (one.cgroup or "", one.local, one.remote),
         )
         sources = compare(tree, loaded).sources if loaded else {}
+    output.warn(left)
     if not loaded:
         reason = "the data plane is not loaded; kabpfctl apply does it" if is_root else "not root"
         if opened:

@@ -14,7 +14,7 @@ from kabpf.daemon.cgroup_ends import Ends
 from kabpf.daemon.open_dataplane import OpenDataplane
 from kabpf.daemon.policy_files import PolicyFiles
 from kabpf.daemon.socket_log import SocketLog
-from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
 from kabpf.kernel import dataplane, loading
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files
@@ -193,8 +193,13 @@ class ActivePolicies:
         logging = sum(policy.log for policy in snapshot.policies)
         self.log.listen(policies=logging if tells else 0)
         self._last = reconcile.reconcile(snapshot, self.dataplane.loaded)
-        if not isinstance(self.problem, PolicyError):  # which only other files mend
-            self.problem = None
+        if isinstance(self.problem, PolicyError):  # which only other files mend
+            return
+        before, self.problem = self.problem, None
+        if left := "; ".join(self._last.left):
+            self.problem = UnvisitedError(left)
+            if left != str(before):
+                log.warning("%s", left)
 
     def _is_open(self) -> bool:
         """Whether what is pinned is open here, and active; anything else is open no more."""

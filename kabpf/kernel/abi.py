@@ -170,6 +170,16 @@ class CSocket(ctypes.Structure):
     )
 
 
+class CHolder(ctypes.Structure):
+    _fields_ = (
+        ("cgroup_id", ctypes.c_uint64),
+        ("namespace", ctypes.c_uint32),
+        ("pid", ctypes.c_uint32),
+        ("descriptor", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    )
+
+
 class CReport(ctypes.Structure):
     _fields_ = (
         ("time_ns", ctypes.c_uint64),
@@ -257,6 +267,9 @@ def key(number: int, size: int = 4) -> bytes:
     """A number as a map's key or value of so many bytes."""
     return number.to_bytes(size, sys.byteorder)
 
+
+HOLDER = struct.Struct("=QIIII")  # CHolder
+HELD, OWED = 1, 2  # its flags: KABPF_HELD and so on
 
 _STEP = struct.Struct("=QQ")
 _BIRTH = struct.Struct("=QIII4x")

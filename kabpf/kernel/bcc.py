@@ -8,7 +8,7 @@ import hashlib
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +117,7 @@ class BccDataplane(Dataplane):
             if not (self.pins / name).exists():
                 raise RefusedError(f"{self.pins / name} is missing", hint="expected kabpfctl apply")
 
-    def apply(self, changes: Changes, visit: Callable[[], None] | None = None) -> None:
+    def apply(self, changes: Changes, visit: Callable[[], Set[int]] | None = None) -> None:
         """Write `changes` in their order. What one cgroup refuses stops no other; all refusals are
         raised at the end as one RefusedError."""
         with all_refusals() as collected:

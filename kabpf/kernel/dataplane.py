@@ -7,11 +7,12 @@ import ctypes
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from kabpf.errors import RefusedError, all_refusals
 from kabpf.faults import fault_point
-from kabpf.kernel import abi, syscalls
+from kabpf.kernel import abi
 from kabpf.kernel.abi import (
     CBirth,
     CCgroup,
@@ -73,6 +74,8 @@ LOG = "kabpf_log"
 READERS = "kabpf_readers"
 CHANNELS = (UNRESOLVED, MONITORS, LOG, READERS, GLOBS)  # maps of which nothing is kept
 LISTER = "kabpf_list"
+OPEN_LISTER = "kabpf_open_list"
+HOLDERS = "kabpf_holders"
 RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
 TRACERS = (
@@ -81,6 +84,8 @@ TRACERS = (
     "kabpf_connection_failed",
     RETROFIT,
     LISTER,
+    OPEN_LISTER,
+    HOLDERS,
 )
 SOCK_OPS = "kabpf_sockops"
 SOCK_OPS_PROGRAM = "kabpf_sockops_program"
@@ -306,12 +311,13 @@ class Dataplane:
         with opened_directory(self.tree.mount) as cgroup:
             return links.sock_ops_programs(cgroup)
 
-    def apply(self, changes: Changes, visit: Callable[[], None] | None = None) -> None:
+    def apply(self, changes: Changes, visit: Callable[[], Set[int]] | None = None) -> None:
         """Write `changes` in their order; open sockets have their options when it returns.
 
-        `visit` runs `retrofit` where sockets of cgroups that are owed it may be; without it they
-        stay owed. What one cgroup refuses stops no other; all refusals are raised at the end as one
-        RefusedError. A retrofit that was refused stays owed. Where a policy itself is refused,
+        `visit` runs RETROFIT where sockets of cgroups that are owed it may be, and returns the
+        cgroups that stay owed; without it all do. What one cgroup refuses stops no other; all
+        refusals are raised at the end as one RefusedError. A retrofit that was refused stays owed.
+        Where a policy itself is refused,
         nothing else is written.
         """
         self._write_records(changes.records)
@@ -330,8 +336,9 @@ class Dataplane:
                     self._cgroups.update(abi.key(id, 8), abi.entry(entry))
             if changes.retrofits and visit:
                 with collected():
-                    visit()
-                    self.correct(changes.retrofits)
+                    left = visit()
+                    done = changes.retrofits
+                    self.correct({id: done[id] for id in done.keys() - left})
             for id in changes.stale_cgroups:
                 self._cgroups.delete(abi.key(id, 8))
             for step in changes.stale_births:
@@ -378,17 +385,6 @@ class Dataplane:
         """What went wrong since the data plane was loaded."""
         raw = self._read_totals()
         return Totals(raw.events_dropped, raw.unrecorded)
-
-    def sockets(self, namespaces: Iterable[int]) -> Iterator[CSocket]:
-        """The TCP sockets of these network namespaces (descriptors), as kabpf_socket in kabpf.h
-        says. One that is opened or closed meanwhile may be missing or come still.
-
-        Raises RefusedError where a namespace can't be entered.
-        """
-        for namespace in namespaces:
-            with syscalls.network_namespace(namespace):
-                raw = b"".join(_output(self.pins / LISTER))
-            yield from (CSocket * (len(raw) // ctypes.sizeof(CSocket))).from_buffer_copy(raw)
 
     def events(self, receive: Callable[[Born], None]) -> buffers.RingBuffer:
         """The births that user space has to resolve, for one reader on the machine."""
@@ -487,13 +483,26 @@ def jiffies() -> int:
     return round(1 / time.clock_getres(CLOCK_MONOTONIC_COARSE))
 
 
-def retrofit(pins: Path, namespace: int) -> None:
-    """Give the open sockets of a network namespace (a descriptor) what their policies say, where
-    their cgroups are owed it."""
-    with syscalls.network_namespace(namespace):
-        fault_point("retrofit")
-        for _ in _output(pins / RETROFIT):
-            pass
+class Holder(NamedTuple):
+    """A descriptor of a TCP socket, as kabpf_holder in kabpf.h says."""
+
+    cgroup_id: int
+    namespace: int
+    process: int
+    descriptor: int
+    flags: int  # abi.HELD, abi.OWED
+
+
+def holders(pins: Path) -> Iterator[Holder]:
+    """Which processes have TCP sockets, of which cgroups, in which network namespaces. It takes no
+    lock of any socket."""
+    for piece in output(pins / HOLDERS):
+        yield from itertools.starmap(Holder, abi.HOLDER.iter_unpack(piece))
+
+
+def sockets(raw: bytes) -> Iterable[CSocket]:
+    """What LISTER or OPEN_LISTER wrote."""
+    return (CSocket * (len(raw) // ctypes.sizeof(CSocket))).from_buffer_copy(raw)
 
 
 def is_linked(pins: Path) -> bool:
@@ -521,7 +530,7 @@ def opened_directory(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _output(iterator: Path) -> Iterator[bytes]:
+def output(iterator: Path) -> Iterator[bytes]:
     """Run a pinned iterator to its end; what it writes."""
     try:
         descriptor = os.open(iterator, os.O_RDONLY | os.O_CLOEXEC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import functools
 import os
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from kabpf.faults import fault_point
 RENAME_EXCHANGE = 2
 CLONE_NEWNET = 0x40000000
 SYS_OPENAT2 = 437  # on all architectures but Alpha
+SYS_PIDFD_GETFD = 438  # the same
+SIOCGSKNS = 0x894C
 
 # RESOLVE_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS and _BENEATH (openat2(2))
 RESOLVE_WITHIN = 0x01 | 0x02 | 0x04 | 0x08
@@ -32,6 +35,27 @@ def network_namespace(descriptor: int) -> Iterator[None]:
             yield
         finally:
             _setns(own)
+    finally:
+        os.close(own)
+
+
+def enter_network_namespace(descriptor: int) -> None:
+    """Go into a network namespace for good (setns(2))."""
+    _setns(descriptor)
+
+
+def namespace_of_socket(process: int, descriptor: int) -> int:
+    """A descriptor of the network namespace of a socket that another process has open
+    (pidfd_getfd(2), and SIOCGSKNS of linux/sockios.h). Raises OSError."""
+    target = os.pidfd_open(process)
+    try:
+        own = libc().syscall(SYS_PIDFD_GETFD, target, descriptor, 0)
+        if own < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(target)
+    try:
+        return fcntl.ioctl(own, SIOCGSKNS)
     finally:
         os.close(own)
 

@@ -11,15 +11,20 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from kabpf.errors import UnsupportedError
-from kabpf.kernel.abi import NEVER
+from kabpf.apply.retrofit import sorted_namespaces
+from kabpf.apply.visitors import Part, outcomes
+from kabpf.errors import RefusedError, UnsupportedError
+from kabpf.kernel import dataplane
+from kabpf.kernel.abi import NEVER, CSocket
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.kernel.dataplane import Dataplane
-from kabpf.kernel.namespaces import network_namespaces
+from kabpf.kernel.dataplane import LISTER, OPEN_LISTER, Dataplane
+from kabpf.kernel.namespaces import held_namespaces, own_namespace
 from kabpf.policy.model import ON_SOCKETS
 
 # include/net/tcp_states.h in the kernel.
@@ -112,9 +117,14 @@ def is_inside(path: str | None, cgroup: str | None, named: tuple[str, ...] | Non
     )
 
 
-def from_dataplane(loaded: Dataplane, policies: Mapping[int, str]) -> Iterator[Socket]:
-    """The sockets of every network namespace; `policies` are the names of policies by their ids."""
-    records = list(loaded.sockets(network_namespaces()))
+def from_dataplane(
+    loaded: Dataplane, policies: Mapping[int, str], say: Callable[[str], None]
+) -> Iterator[Socket]:
+    """The sockets of every network namespace; `policies` are the names of policies by their ids.
+
+    `say` is told of namespaces of which only those sockets are listed that processes have open.
+    """
+    records = _records(loaded.pins, say)
     # Read last: whatever is missing is gone, and not newer.
     paths = _paths(loaded.tree, {record.cgroup_id for record in records})
     for record in records:
@@ -135,6 +145,37 @@ def from_dataplane(loaded: Dataplane, policies: Mapping[int, str]) -> Iterator[S
             policies.get(record.policy_id),
             _set_by(bytes(record.by)),
         )
+
+
+def _records(pins: Path, say: Callable[[str], None]) -> list[CSocket]:
+    def parts() -> Iterator[Part]:
+        own = own_namespace()
+        yield Part([own])
+        holders = dataplane.holders(pins)
+        yield Part([*chain(*sorted_namespaces(own, holders, held_namespaces()))])
+
+    records: list[CSocket] = []
+    incomplete: set[int] = set()
+    for outcome in outcomes(pins / LISTER, parts()):
+        if outcome.is_held:
+            incomplete.add(outcome.namespace)
+        elif outcome.refused:
+            raise RefusedError(outcome.refused)
+        else:
+            records += dataplane.sockets(outcome.output)
+    if incomplete:
+        raw = b"".join(dataplane.output(pins / OPEN_LISTER))
+        found = (one for one in dataplane.sockets(raw) if one.namespace in incomplete)
+        # Several processes may have one socket.
+        records += {_identity(one): one for one in found}.values()
+    for inode in sorted(incomplete):
+        say(f"network namespace {inode}: a socket there is held; others may be missing")
+    return records
+
+
+def _identity(one: CSocket) -> tuple[object, ...]:
+    ends = bytes(one.local), one.local_port, bytes(one.remote), one.remote_port
+    return one.namespace, one.cgroup_id, one.state, *ends
 
 
 def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:

@@ -125,7 +125,7 @@ def attach(request: Request) -> Mapping[str, Any]:
             with dropins.written(file, content):
                 snapshot = reading.read()
                 policy = dropins.winner(snapshot.policies, file, request.cgroup, tree)
-            changed = dropins.attach(policy, snapshot, loaded)
+            changed, _ = dropins.attach(policy, snapshot, loaded)
     return {
         "cgroup": request.cgroup.path,
         "policy": policy.name,

@@ -15,6 +15,7 @@ from harness import BIN, PATIENCE, WITHOUT_SYS_ADMIN, path_of
 pytestmark = pytest.mark.core
 
 SOCKET = "/run/kabpf/retrofit.socket"
+REQUEST = b'{"owed": [], "processes": null}'
 
 
 @pytest.fixture
@@ -76,14 +77,15 @@ def test_helper_says_what_was_refused(cgroup, peer, write_policy, kabpfctl, list
     assert client.options(number)["idle"] == 61
 
 
-def test_helper_without_the_capability_does_not_ask_itself(listening):
+def test_helper_without_the_capability_does_not_ask_itself(listening, kabpfctl):
     """A helper that may not enter namespaces says so, instead of calling for another one."""
+    kabpfctl("apply")
     listening(str(BIN / "kabpfd"), "--retrofit")
     with closing(socket.socket(socket.AF_UNIX)) as own:
         own.connect(SOCKET)  # so that a second connection would wait for ever
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            ours.sendall(b"null")
+            ours.sendall(REQUEST)
             ours.shutdown(socket.SHUT_WR)
             command = [*WITHOUT_SYS_ADMIN, BIN / "kabpfd", "--retrofit"]
             subprocess.run(command, stdin=theirs, check=True, timeout=20 * PATIENCE)
@@ -91,7 +93,7 @@ def test_helper_without_the_capability_does_not_ask_itself(listening):
         own.shutdown(socket.SHUT_WR)
 
 
-@pytest.mark.parametrize("request_", [b"", b"null"], ids=["no request", "gone before the answer"])
+@pytest.mark.parametrize("request_", [b"", REQUEST], ids=["no request", "gone before the answer"])
 def test_helper_ends_with_who_asked(request_):
     """Where kabpfd dies the helper ends, without a word."""
     ours, theirs = socket.socketpair()

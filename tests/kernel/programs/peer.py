@@ -144,6 +144,17 @@ def connection_in(namespace, address):
     return number
 
 
+def listener_in_new_namespace():
+    """A listener in a network namespace that nothing else keeps."""
+    libc = ctypes.CDLL(None)
+    with open("/proc/self/ns/net") as own:
+        assert libc.unshare(0x40000000) == 0  # CLONE_NEWNET
+        number = open_socket(socket.AF_INET)
+        listen(number, ["", 0])
+        assert libc.setns(own.fileno(), 0) == 0
+    return number
+
+
 def in_child(address):
     """The options of a connection that a forked child opens."""
     end, child_end = os.pipe()

@@ -40,11 +40,16 @@ MIRRORS = {
     "kabpf_totals": abi.CTotals,
     "kabpf_event": abi.CEvent,
     "kabpf_socket": abi.CSocket,
+    "kabpf_holder": abi.CHolder,
     "kabpf_report": abi.CReport,
 }
 # BTF has what maps, constants and arguments of programs lead to; an event and a report go through a
-# ring buffer, a socket through the output of an iterator; of a map within a map there is the size.
-OUTSIDE = ("kabpf_event", "kabpf_socket", "kabpf_report", "kabpf_block", "kabpf_globs_head")
+# ring buffer, a socket and a holder through the output of an iterator; of a map within a map there
+# is the size.
+OUTSIDE = (
+    *("kabpf_event", "kabpf_socket", "kabpf_holder", "kabpf_report"),
+    *("kabpf_block", "kabpf_globs_head"),
+)
 IN_BTF = [name for name in MIRRORS if name not in OUTSIDE]
 
 HASH, ARRAY, PERF_EVENT_ARRAY, TRIE, RINGBUF = 1, 2, 4, 11, 27  # enum bpf_map_type

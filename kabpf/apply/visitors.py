@@ -1,0 +1,314 @@
+"""Processes that run an iterator over TCP sockets in network namespaces, and can be left behind.
+
+The kernel's iterator takes the lock of every socket (bpf_iter_tcp_seq_show() in
+net/ipv4/tcp_ipv4.c). A process that sleeps with such a lock, as in a page fault within send(2) that
+nobody answers, keeps whoever runs the iterator from being killed, for as long as it likes. So that
+is done by processes that hold nothing of ours: no lock but one that says where they are, no
+descriptor, no directory. One that waits for too long is killed, which ends it when the socket is
+let go of, and another one does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import math
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from kabpf import proc
+from kabpf.errors import RefusedError
+from kabpf.kernel import dataplane, syscalls
+from kabpf.kernel.namespaces import Namespace, has_tcp_sockets
+from kabpf.runtime.locks import RUN, open_lock
+
+LOCK = "visitors.lock"  # a byte for each network namespace, by its inode number
+
+LOOK_S = 0.05  # between two looks at a process that is silent
+HELD_S = 1.0  # in one sleep that no signal ends: a socket is held
+STUCK_S = 1.5  # for all namespaces where one is, from the first
+TURN_S = 10.0  # for another command's visit of the same namespace to end
+VISITORS_MAX = 16  # at once; one more for each that seems to be stuck
+
+# struct flock (fcntl(2)), with a pid at its end.
+_FLOCK = struct.Struct("@hhqqi")
+_HEAD = struct.Struct("=IBI")  # a namespace, what about it, and how many bytes follow
+
+_ENTERED, _WAITS, _PIECE, _DONE, _REFUSED, _UNREACHED, _SKIPPED = range(7)
+
+
+class Outcome(NamedTuple):
+    """What became of one namespace."""
+
+    namespace: int  # its inode number
+    output: bytes = b""
+    refused: str = ""
+    is_held: bool = False  # a socket's lock is, or there is no way in; `refused` says why
+    was_skipped: bool = False  # the part's time was over
+
+
+class Part(NamedTuple):
+    """Namespaces that are visited one after the other, as far as the time goes."""
+
+    namespaces: list[Namespace]
+    seconds: float = math.inf
+
+
+def outcomes(program: Path, parts: Iterable[Part]) -> Iterator[Outcome]:
+    """Run a pinned iterator in namespaces, and tell what it wrote in each; of one that is gone, or
+    has no TCP socket, nothing.
+
+    Each part has a process of its own, which is at work while the next one is found out.
+    """
+    running = _Running(program)
+    try:
+        for part in parts:
+            if part.namespaces:
+                running.start(part)
+        yield from running.outcomes()
+    finally:
+        running.end()
+
+
+@dataclass
+class _Visitor:
+    """A process at work, as seen from outside."""
+
+    process: int
+    pipe: int
+    waiting: list[Namespace]  # those that it did not begin yet
+    seconds: float
+    namespace: int = 0  # where it is now
+    watched: int = 0  # the process whose progress counts: itself, or another command's visitor
+    said: bytes = b""
+    pieces: list[bytes] = field(default_factory=list)
+    sleep: bytes | None = None  # in which it was seen last
+    since: float = 0.0  # that it was seen there, or began to wait for its turn
+
+
+class _Running:
+    def __init__(self, program: Path) -> None:
+        self._program = program
+        self._visitors: dict[int, _Visitor] = {}  # by pipe
+        self._left: list[Part] = []  # for which there is no process
+        self._stuck_at: float | None = None
+        self._poll = select.poll()
+
+    def start(self, part: Part) -> None:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            if not (child := os.fork()):
+                _fork_visitor(self._program, part, theirs)
+        finally:
+            os.close(theirs)
+        os.waitpid(child, 0)
+        raw = os.read(ours, 4)
+        if len(raw) < 4:
+            os.close(ours)
+            raise RefusedError("start a process to update open sockets")
+        visitor = _Visitor(int.from_bytes(raw, "little"), ours, *part)
+        visitor.watched, visitor.since = visitor.process, time.monotonic()
+        os.set_blocking(ours, False)
+        self._visitors[ours] = visitor
+        self._poll.register(ours, select.POLLIN)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        while self._visitors:
+            ready = {pipe for pipe, _ in self._poll.poll(LOOK_S * 1000)}
+            for pipe in ready:
+                yield from self._hear(self._visitors[pipe])
+            for visitor in [self._visitors[pipe] for pipe in self._visitors.keys() - ready]:
+                yield from self._look_at(visitor)
+            while self._left and len(self._visitors) < VISITORS_MAX and not self._is_late():
+                self.start(self._left.pop(0))
+        for namespace in (each for part in self._left for each in part.namespaces):
+            yield Outcome(namespace.inode, is_held=True, refused="others took all the time")
+
+    def end(self) -> None:
+        """Whoever is at work still is of no use any more."""
+        for visitor in list(self._visitors.values()):
+            self._leave(visitor)
+
+    def _hear(self, visitor: _Visitor) -> Iterator[Outcome]:
+        try:
+            said = os.read(visitor.pipe, 1 << 20)
+        except BlockingIOError:
+            return
+        if not said:
+            self._forget(visitor)
+            # It did its work; or somebody has killed it.
+            for inode in (visitor.namespace, *(each.inode for each in visitor.waiting)):
+                if inode:
+                    yield Outcome(inode, refused="the process that updates open sockets was killed")
+            return
+        visitor.said += said
+        visitor.sleep = None
+        while len(visitor.said) >= _HEAD.size:
+            inode, what, size = _HEAD.unpack_from(visitor.said)
+            if len(visitor.said) < _HEAD.size + size:
+                return
+            content = visitor.said[_HEAD.size : _HEAD.size + size]
+            visitor.said = visitor.said[_HEAD.size + size :]
+            yield from self._understand(visitor, inode, what, content)
+
+    def _understand(
+        self, visitor: _Visitor, inode: int, what: int, content: bytes
+    ) -> Iterator[Outcome]:
+        if what == _ENTERED:
+            visitor.namespace, visitor.watched = inode, visitor.process
+            visitor.waiting = [each for each in visitor.waiting if each.inode != inode]
+            visitor.pieces = []
+        elif what == _WAITS:
+            visitor.watched, visitor.since = int.from_bytes(content, "little"), time.monotonic()
+        elif what == _PIECE:
+            visitor.watched = visitor.process
+            visitor.pieces.append(content)
+        elif what == _DONE:
+            visitor.namespace = 0
+            yield Outcome(inode, b"".join(visitor.pieces))
+        else:
+            visitor.namespace = 0
+            visitor.waiting = [each for each in visitor.waiting if each.inode != inode]
+            yield Outcome(
+                inode,
+                refused=os.fsdecode(content),
+                is_held=what == _UNREACHED,
+                was_skipped=what == _SKIPPED,
+            )
+
+    def _look_at(self, visitor: _Visitor) -> Iterator[Outcome]:
+        now = time.monotonic()
+        before, visitor.sleep = visitor.sleep, _sleep_of(visitor.watched)
+        is_stuck = visitor.sleep is not None and visitor.sleep == before
+        takes_turns = visitor.watched != visitor.process
+        if not is_stuck:
+            if not takes_turns:
+                visitor.since = now
+            elif now > visitor.since + TURN_S:
+                yield from self._abandon(visitor)
+            return
+        if visitor.waiting:  # for another one, as this one may never come to them
+            self._left.append(Part(visitor.waiting, visitor.seconds))
+            visitor.waiting = []
+        self._stuck_at = self._stuck_at or now
+        # One that has waited for another command already need not be waited for again.
+        if takes_turns or now > visitor.since + HELD_S or self._is_late():
+            yield from self._abandon(visitor)
+
+    def _is_late(self) -> bool:
+        return self._stuck_at is not None and time.monotonic() > self._stuck_at + STUCK_S
+
+    def _abandon(self, visitor: _Visitor) -> Iterator[Outcome]:
+        if visitor.waiting:
+            self._left.append(Part(visitor.waiting, visitor.seconds))
+        self._leave(visitor)
+        yield Outcome(visitor.namespace, is_held=True)
+
+    def _leave(self, visitor: _Visitor) -> None:
+        # It has the other end of the pipe still, so its number is its own.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(visitor.process, signal.SIGKILL)
+        self._forget(visitor)
+
+    def _forget(self, visitor: _Visitor) -> None:
+        self._poll.unregister(visitor.pipe)
+        del self._visitors[visitor.pipe]
+        os.close(visitor.pipe)
+
+
+def _sleep_of(process: int) -> bytes | None:
+    """Which sleep a process is in that no signal ends (proc_pid_status(5)); None for any other."""
+    try:
+        status = proc.read(f"/proc/{process}/status")
+        if proc.fields(status, b"State")[:1] != [b"D"]:
+            return None
+        return b" ".join(proc.fields(status, b"voluntary_ctxt_switches"))
+    except OSError:
+        return None
+
+
+def _fork_visitor(program: Path, part: Part, pipe: int) -> NoReturn:
+    """Be the parent of a visitor that is nobody's child when this returns to the system: it may
+    end long after who wanted it, and leaves no zombie."""
+    try:
+        if not os.fork():
+            _visit(program, part, pipe)
+    finally:
+        os._exit(0)
+
+
+def _visit(program: Path, part: Part, pipe: int) -> NoReturn:
+    def say(inode: int, what: int, content: bytes = b"") -> None:
+        message = _HEAD.pack(inode, what, len(content)) + content
+        while message:
+            message = message[os.write(pipe, message) :]
+
+    try:
+        os.write(pipe, os.getpid().to_bytes(4, "little"))
+        _let_go(pipe)
+        lock = open_lock(RUN, LOCK)
+        deadline = time.monotonic() + part.seconds
+        for namespace in part.namespaces:
+            inode = namespace.inode
+            if time.monotonic() > deadline:
+                say(inode, _SKIPPED)
+                continue
+            say(inode, _ENTERED)
+            try:
+                descriptor = namespace.open()
+            except OSError as error:
+                say(inode, _UNREACHED, os.fsencode(f"there is no way in: {error.strerror}"))
+                continue
+            if descriptor is None:
+                say(inode, _DONE)
+                continue
+            try:
+                syscalls.enter_network_namespace(descriptor)
+                if has_tcp_sockets():
+                    _take_turn(lock, inode, functools.partial(say, inode, _WAITS))
+                    for piece in dataplane.output(program):
+                        say(inode, _PIECE, piece)
+                    fcntl.lockf(lock, fcntl.LOCK_UN, 1, inode)
+                say(inode, _DONE)
+            except RefusedError as error:
+                say(inode, _REFUSED, os.fsencode(str(error)))
+            finally:
+                os.close(descriptor)
+    finally:
+        os._exit(0)
+
+
+def _let_go(pipe: int) -> None:
+    """Keep nothing that somebody else waits for, whatever becomes of this process."""
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.chdir("/")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        if descriptor != pipe:
+            os.dup2(nothing, descriptor)
+    os.closerange(3, pipe)
+    os.closerange(max(3, pipe + 1), os.sysconf("SC_OPEN_MAX"))
+
+
+def _take_turn(lock: int, inode: int, waits: Callable[[bytes], None]) -> None:
+    """Be the one visitor of a namespace: who is stuck in it need not have company."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, inode)
+    except BlockingIOError:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, inode, 1, 0)
+        kind, *_, process = _FLOCK.unpack(fcntl.fcntl(lock, fcntl.F_GETLK, asked))
+        if kind != fcntl.F_UNLCK and process > 0:
+            waits(process.to_bytes(4, "little"))
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, inode)

@@ -1,0 +1,57 @@
+"""A process that holds the lock of one of its TCP sockets: it sends from memory that nobody ever
+fills (userfaultfd(2)). It says "held" on standard output, and holds it until standard input ends.
+When it is killed the kernel lets go of the socket."""
+
+import ctypes
+import fcntl
+import mmap
+import os
+import socket
+import struct
+import sys
+import threading
+
+USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
+API, MISSING = 0xAA, 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def unfilled():
+    """The address of a page whose first reader waits for ever."""
+    descriptor = libc.syscall(USERFAULTFD[os.uname().machine], os.O_CLOEXEC)
+    if descriptor < 0:
+        sys.exit(f"userfaultfd: {os.strerror(ctypes.get_errno())}")
+    fcntl.ioctl(descriptor, UFFDIO_API, bytearray(struct.pack("QQQ", API, 0, 0)))
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    register = struct.pack("QQQQ", address, mmap.PAGESIZE, MISSING, 0)
+    fcntl.ioctl(descriptor, UFFDIO_REGISTER, bytearray(register))
+    return descriptor, page, address
+
+
+def begin_to_send(connection, address):
+    """Return when the sending thread sleeps in the fault."""
+    threads = []
+
+    def send():
+        threads.append(threading.get_native_id())
+        libc.send(connection.fileno(), ctypes.c_void_p(address), 100, 0)
+
+    threading.Thread(target=send, daemon=True).start()
+    while True:
+        if threads:
+            with open(f"/proc/self/task/{threads[0]}/wchan") as place:
+                if "userfault" in place.read():
+                    return
+
+
+descriptor, page, address = unfilled()
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+begin_to_send(client, address)
+print("held", flush=True)
+sys.stdin.read()
+# Not by the interpreter's end, which would close the socket and wait for its own thread.
+os.kill(os.getpid(), 9)
