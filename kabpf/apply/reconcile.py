@@ -28,8 +28,10 @@ from kabpf.runtime.locks import RUN
 from kabpf.runtime.notes import Applied
 from kabpf.systemd import relations
 
-# Each pass but the last writes something; cgroups that come and go can ask for another one.
-PASSES_MAX = 50
+# Each pass but the last writes something. Files' changes need four at most: what is new, open
+# sockets, and what is stale in two. More are for cgroups that were born while those were written.
+PASSES_MAX = 10
+SETTLED = 3  # the pass from which cgroups that come and go keep nothing else waiting
 
 
 @dataclass(frozen=True)
@@ -240,16 +242,24 @@ def _apply(
 def _passes(
     policies: tuple[Policy, ...], loaded: Dataplane, *, visits: bool = True
 ) -> Iterator[Resolution]:
-    """Looks at policies, tree and kernel, until there is nothing left to do; the caller applies
-    each one's changes before it asks for the next."""
+    """Looks at policies, tree and kernel, until there is nothing left to do but for cgroups that
+    come and go, whose births the kernel resolves, or asks about; the caller applies each one's
+    changes before it asks for the next."""
     automaton = automaton_of(policies)
-    for _ in range(PASSES_MAX):
+    visits = visits and loaded.updates_open_sockets
+    for number in range(PASSES_MAX):
         looked = _look(policies, automaton, loaded.tree, loaded)
-        resolution = _compared(policies, looked, visits=visits and loaded.updates_open_sockets)
+        settles = number >= SETTLED
+        resolution = _compared(policies, looked, visits=visits, settles=settles)
         yield resolution
-        if not resolution.changes:
+        if not resolution.changes or (settles and _come_and_go(resolution)):
             return
-    raise RefusedError("reconcile", hint="cgroups come and go faster than they can be resolved")
+
+
+def _come_and_go(resolution: Resolution) -> bool:
+    """Whether all that was to do were cgroups that the kernel did not have, or has no more."""
+    changes, known = resolution.changes, resolution.actual.cgroups
+    return changes.is_of_cgroups and not changes.retrofits and not changes.cgroups.keys() & known
 
 
 class _Looked(NamedTuple):
@@ -283,12 +293,14 @@ def _look(
     return _Looked(automaton, actual, cgroups, plan)
 
 
-def _compared(policies: tuple[Policy, ...], looked: _Looked, *, visits: bool = True) -> Resolution:
+def _compared(
+    policies: tuple[Policy, ...], looked: _Looked, *, visits: bool = True, settles: bool = False
+) -> Resolution:
     automaton, actual, cgroups, plan = looked
     desired: dict[int, PolicyRecord] = {}
     try:
         desired = diff.number(policies, actual.records, abi.POLICIES)
-        changes = diff.diff(plan, actual, desired, visits=visits)
+        changes = diff.diff(plan, actual, desired, visits=visits, settles=settles)
     except diff.TooManyError:
         changes = diff.forget_former(actual)
         if not changes.stale_records:

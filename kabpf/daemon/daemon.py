@@ -118,8 +118,12 @@ class Daemon:
         elif news := self._active.ends.news():
             # A user's policy ends with the cgroup, which its manager removes in a moment.
             self._timers.start(Timer.END, SETTLE_S)
-            if self._active.is_any_over(news):
-                self._update(self._active.look_again)
+            # At most once in a second, as a user may have cgroups come and go all the time.
+            if not self._timers.runs(Timer.REST) and self._active.is_any_over(news):
+                self._take_back()
+        elif self._timers.take(Timer.REST):
+            if self._active.is_any_over():
+                self._take_back()
         elif self._timers.take(Timer.END):
             if self._active.is_any_over():
                 self._update(self._active.look_again)
@@ -130,6 +134,10 @@ class Daemon:
         elif not self._active.dataplane.has_births:
             self._poll.poll(self._timers.rest_s(self._active.log.due))
             self._signals.drain()
+
+    def _take_back(self) -> None:
+        self._timers.start(Timer.REST, SETTLE_S)
+        self._update(self._active.look_again)
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

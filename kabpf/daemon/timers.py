@@ -10,6 +10,7 @@ from enum import Enum, auto
 class Timer(Enum):
     """What becomes due."""
 
+    REST = auto()  # after which policies are taken back again, whose cgroups have ended
     END = auto()  # of a policy whose cgroup the kernel has told something of
     LOOK = auto()  # at the files, once more after a reload
     BEAT = auto()  # of systemd's watchdog
@@ -29,6 +30,10 @@ class Timers:
     def stop(self, timer: Timer) -> None:
         """Have a timer not end, if it runs."""
         self._ends.pop(timer, None)
+
+    def runs(self, timer: Timer) -> bool:
+        """Whether a timer was started, and has not been taken since."""
+        return timer in self._ends
 
     def take(self, timer: Timer) -> bool:
         """Whether a timer has ended; then it runs no more, so that this is said once."""

@@ -59,7 +59,12 @@ def generation(plan: Plan, actual: Actual) -> int:
 
 
 def diff(
-    plan: Plan, actual: Actual, desired: dict[int, PolicyRecord], *, visits: bool = True
+    plan: Plan,
+    actual: Actual,
+    desired: dict[int, PolicyRecord],
+    *,
+    visits: bool = True,
+    settles: bool = False,
 ) -> Changes:
     """What brings `actual` to `plan`, whose policies have the records `desired`; without `visits`
     open sockets stay owed.
@@ -67,7 +72,8 @@ def diff(
     Stale births, generations and records are left alone as long as anything else is to be written:
     a cgroup that is born meanwhile may still need them. So apply, read again and diff until nothing
     is left. Rows that the kernel puts together with others come last: until then an old one decides
-    by itself.
+    by itself. Where it `settles`, entries of cgroups alone keep what is stale no longer: what a
+    birth may refer to is in an entry or a birth, and those that `actual` has are respected.
     """
     records = {id: record for id, record in desired.items() if id not in actual.records}
     known = actual.records | records
@@ -83,10 +89,11 @@ def diff(
     births = {
         step: entry for step, entry in desired_births.items() if actual.births.get(step) != entry
     }
+    cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids, number)
     unmoved = {
         entry.state % GENERATIONS
         for id, entry in actual.cgroups.items()
-        if id in plan.unreached and entry.state
+        if entry.state and (id in plan.unreached or (settles and id in cgroups))
     }
     stale_births = tuple(
         (state, name)
@@ -101,14 +108,15 @@ def diff(
     if crowded and (stale_births or stale_names):
         # Not room for both: until the next pass, user space is asked about some cgroups.
         return Changes(stale_births=stale_births, stale_names=stale_names)
-    cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids, number)
     new_pieces = dict(pieces.items() - actual.names.items())
     stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys() - plan.unreached)
     both = Needs(*map(any, zip(plan.needs, actual.needs, strict=True)))
     stale_attachments = tuple(actual.attachments.keys() - plan.attachments.keys())
     attachments = _attachments(plan, actual, stale=bool(stale_attachments))
-    if records or globs or new_pieces or births or cgroups or attachments or both != actual.needs:
-        owed = {id: entry for id, entry in cgroups.items() if entry.owed}
+    owed = {id: entry for id, entry in cgroups.items() if entry.owed}
+    retrofits = settled(owed, known) if visits else {}
+    is_new = records or globs or new_pieces or births or attachments or both != actual.needs
+    if is_new or (cgroups and not settles):
         return Changes(
             records,
             both if both != actual.needs else None,
@@ -116,11 +124,13 @@ def diff(
             new_pieces,
             dict(sorted(births.items(), key=lambda birth: birth[0][1] == ANY_NAME)),
             cgroups,
-            settled(owed, known) if visits else {},
+            retrofits,
             attachments,
             stale_cgroups=stale_cgroups,
         )
     return Changes(
+        cgroups=cgroups,
+        retrofits=retrofits,
         stale_attachments=stale_attachments,
         needs=plan.needs if plan.needs != actual.needs else None,
         stale_cgroups=stale_cgroups,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kabpf.plan.automaton import UNKNOWN, Birth, Step
@@ -226,6 +226,12 @@ class Changes:
 
     def __bool__(self) -> bool:
         return self.needs is not None or any(vars(self).values())
+
+    @property
+    def is_of_cgroups(self) -> bool:
+        """Whether it writes entries of cgroups, and nothing else."""
+        others = replace(self, cgroups={}, retrofits={}, stale_cgroups=())
+        return bool(self) and not others
 
 
 def record(policy: Policy) -> PolicyRecord:

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from harness import known_cgroups, options_of_new, path_of, wait_until
+from harness import PATIENCE, known_cgroups, options_of_new, path_of, wait_until
 
 NAME, DEPTH = "x" * 250, 20  # 5,000 bytes, more than PATH_MAX
 
@@ -66,3 +67,51 @@ def test_cgroup_out_of_reach_stays_covered(make_cgroup, peer, kabpfctl, write_po
         subprocess.run(bound, check=False, capture_output=True)
         assert id in known_cgroups(), most
     assert options_of_new(peer, cgroup)["idle"] == 61
+
+
+STORM = """
+import os, sys
+os.chdir(sys.argv[1])
+number = 0
+while True:
+    number += 1
+    os.mkdir(f"g{number}")
+    os.mkdir(f"g{number}/below")
+    os.rmdir(f"g{number}/below")
+    os.rmdir(f"g{number}")
+"""
+
+
+@pytest.fixture
+def storm(make_cgroup):
+    """Begins processes that make and remove cgroups below one as fast as they can."""
+    running = []
+
+    def begin(cgroup, count):
+        for number in range(count):
+            own = make_cgroup(f"{cgroup.name}/{number}")
+            command = [sys.executable, "-c", STORM, own]
+            running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+
+    yield begin
+    for each in running:
+        each.kill()
+        each.wait()
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["names", "globs"])
+def test_cgroups_that_come_and_go_keep_no_apply(
+    make_cgroup, storm, peer, kabpfctl, write_policy, asks
+):
+    """It ends with status 0, in a bounded time, and its policies are active; what is stale goes."""
+    top = make_cgroup("top")
+    quiet = [make_cgroup(f"top/quiet/{number}") for number in range(100)][-1]
+    storm(top, 2)
+    more = f"- {{cgroup: {path_of(top)}/*/g*}}\n" if asks else ""
+    for idle in range(61, 67):
+        text = ENFORCED.format(path=path_of(top), idle=idle)
+        write_policy("a.yaml", text.replace("select: [", f"select:\n{more}- ").replace("}]", "}"))
+        begin = time.monotonic()
+        kabpfctl("apply")
+        assert time.monotonic() - begin < 10 * PATIENCE
+        assert options_of_new(peer, quiet)["idle"] == idle

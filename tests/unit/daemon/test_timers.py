@@ -33,9 +33,11 @@ def test_timer_ends_once_after_its_time(timers: Timers, clock: Clock) -> None:
     timers.start(Timer.LOOK, 2)
     clock.now_s += 1.5
     assert not timers.take(Timer.LOOK)
+    assert timers.runs(Timer.LOOK)
     clock.now_s += 0.5
     assert timers.take(Timer.LOOK)
     assert not timers.take(Timer.LOOK)
+    assert not timers.runs(Timer.LOOK)
 
 
 def test_timers_end_apart(timers: Timers, clock: Clock) -> None:

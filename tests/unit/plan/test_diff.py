@@ -291,6 +291,34 @@ def test_entry_of_a_removed_cgroup_goes() -> None:
     assert diff.diff(plan, actual, desired) == Changes(stale_cgroups=(3,))
 
 
+def test_entry_of_a_cgroup_out_of_reach_stays() -> None:
+    """With the records that it refers to, whatever the policies are now."""
+    one = {"a": ({"cgroup": "/a"}, {"idle": 5})}
+    actual = reconciled(Actual(), one, tree(["/a/b"]))
+    plan, desired = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
+    plan = replace(plan, unreached=frozenset({3}))
+    while changes := diff.diff(plan, actual, desired):
+        actual = applied(actual, changes)
+    assert actual.cgroups[3].policy_id == 1
+    assert actual.records[1] == PolicyRecord("a", idle(5))
+
+
+def test_cgroups_that_come_and_go_keep_what_is_stale_no_longer_than_wanted() -> None:
+    """Where it settles, stale births and records go beside entries of cgroups, but for those that
+    an entry still has."""
+    actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a"]))
+    born = replace(actual, cgroups=actual.cgroups | {7: CgroupEntry(2, 1)})
+    plan, desired = planned({}, tree(["/a"]), born)
+    plan.cgroups[8] = plan.cgroups[1]  # not in the kernel yet
+    assert not diff.diff(plan, born, desired).stale_births
+    changes = diff.diff(plan, born, desired, settles=True)
+    assert 8 in changes.cgroups
+    assert changes.stale_births
+    assert changes.stale_records == ()
+    assert not changes.is_of_cgroups
+    assert replace(changes, stale_births=(), stale_names=()).is_of_cgroups
+
+
 def test_interrupted_apply_is_completed_first() -> None:
     """Entries that still owe their sockets a visit come before any other change, as they are: they
     name the policies between which the sockets are."""
