@@ -107,6 +107,12 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     _add_wide(status)
     status.add_argument("policy", nargs="?", metavar="POLICY", help="all of one policy")
 
+    _command(
+        commands,
+        "verify",
+        "exit status 0 where everything that the policy files say is active, else 1 and why",
+    )
+
     explain = _command(commands, "explain", "say where a cgroup's policy comes from")
     explain.set_defaults(needs_root=False)
     explain.add_argument(

@@ -1,0 +1,60 @@
+"""kabpfctl verify: the exit status for scripts and monitoring."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+from harness import PINS, path_of
+
+
+@pytest.fixture
+def covered(cgroup, write_policy, kabpfctl):
+    """A policy file that is active."""
+    text = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 61}}\nmode: enforce\n'
+    file = write_policy("a.yaml", text)
+    kabpfctl("apply")
+    return file
+
+
+def test_what_is_active_is_verified(covered, kabpfctl):
+    """Status 0, and a line for people."""
+    assert kabpfctl("verify").stdout == "1 policy active, covering 1 cgroup\n"
+    assert json.loads(kabpfctl("verify", "--json").stdout) == {"verified": True, "reasons": []}
+
+
+def test_nothing_to_do_is_verified(kabpfctl):
+    """Without policies nothing is missing, kabpf loaded or not."""
+    assert kabpfctl("verify").stdout == "0 policies active, covering 0 cgroups\n"
+
+
+def test_changed_files_are_not_verified(covered, kabpfctl):
+    """What waits for an apply is said, and what is wrong with file and line."""
+    covered.write_text(covered.read_text().replace("61", "62"))
+    reason = "the policy files changed since the last apply; try: kabpfctl apply"
+    assert kabpfctl("verify", status=1).stdout == f"{reason}\n"
+    covered.write_text("select: [{cgroup: /a}]\nkeepalive: maybe\n")
+    (found,) = json.loads(kabpfctl("verify", "--json", status=1).stdout)["reasons"]
+    assert found.startswith(f"{covered}:2: keepalive: maybe")
+
+
+def test_kabpf_that_is_not_loaded_is_not_verified(covered, kabpfctl):
+    """Policies without the data plane are not active."""
+    kabpfctl("detach", "--all")
+    assert kabpfctl("verify", status=1).stdout == "kabpf is not loaded; try: kabpfctl apply\n"
+
+
+@pytest.mark.parametrize("pin", ["kabpf_sockops", "kabpf_setsockopt"])
+def test_severed_link_is_not_verified(covered, kabpfctl, pin):
+    """Whoever detaches a program of ours is seen, and apply mends it."""
+    subprocess.run(["bpftool", "link", "detach", "pinned", PINS / pin], check=True)
+    assert pin in kabpfctl("verify", status=1).stdout
+    kabpfctl("apply")
+    kabpfctl("verify")
+
+
+def test_missing_map_is_not_verified(covered, kabpfctl):
+    """A pin that is gone is a reason."""
+    (PINS / "kabpf_networks").unlink()
+    assert "kabpf_networks is missing" in kabpfctl("verify", status=1).stdout
