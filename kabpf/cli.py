@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from kabpf import __version__, streams
-from kabpf.errors import BpfError, KabpfError, PolicyError
+from kabpf.errors import LIMITS, BpfError, KabpfError, LimitError, PolicyError
 from kabpf.kernel.capabilities import require_root
 from kabpf.policy import options
 from kabpf.policy.model import ON_COMMAND_LINE
@@ -43,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in LIMITS:
+            print(f"kabpfctl: {LimitError('open a file', error.errno)}", file=sys.stderr)
+            return 1
         import traceback  # here, because it takes 3 ms
 
         traceback.print_exc()

@@ -3,6 +3,7 @@
     KabpfError              something outside kabpf is wrong; the message says where and what
     ├── PolicyError         policy files, one line for each finding
     ├── UnsupportedError    this machine lacks something that kabpf needs
+    ├── LimitError          this process may not open as many files as a step needs
     └── RefusedError        the kernel or the state of the machine refused one step
         ├── BpfError        bpf(2) refused it
         ├── UnvisitedError  new sockets have what the policies say, open ones do not
@@ -48,6 +49,17 @@ def collected(findings: list[str]) -> Iterator[None]:
 
 class UnsupportedError(KabpfError):
     """This machine lacks something that kabpf needs; the message names it and the remedy."""
+
+
+class LimitError(KabpfError):
+    """This process, or the machine, may open no more files; `error` is one of LIMITS. Whatever it
+    was to look at may be all right."""
+
+    def __init__(self, step: str, error: int) -> None:
+        super().__init__(f"{step}: {os.strerror(error)}, expected a higher limit: ulimit -n 1024")
+
+
+LIMITS = (errno.EMFILE, errno.ENFILE)
 
 
 class RefusedError(KabpfError):

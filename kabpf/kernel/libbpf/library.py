@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kabpf.errors import BpfError, UnsupportedError
+from kabpf.errors import LIMITS, BpfError, KabpfError, LimitError, UnsupportedError
 from kabpf.faults import fault_point
 from kabpf.kernel.syscalls import libc
 
@@ -172,14 +172,19 @@ def logged() -> Iterator[list[str]]:
 
 
 def checked(step: str, result: int) -> int:
-    """The result of a call. Raises BpfError where it is a negative errno."""
+    """The result of a call. Raises BpfError where it is a negative errno, LimitError where it is
+    one of LIMITS."""
     if result < 0:
-        raise BpfError(step, -result)
+        raise _error(step, -result)
     return result
 
 
 def pointer(step: str, result: int | None) -> int:
-    """The pointer that a call gave. Raises BpfError, with errno, where it is NULL."""
+    """The pointer that a call gave. Raises as `checked`, with errno, where it is NULL."""
     if not result:
-        raise BpfError(step, ctypes.get_errno())
+        raise _error(step, ctypes.get_errno())
     return result
+
+
+def _error(step: str, error: int) -> KabpfError:
+    return LimitError(step, error) if error in LIMITS else BpfError(step, error)
