@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf.apply import retrofit
+from kabpf.apply import retrofit, transient
 from kabpf.errors import RefusedError, UnvisitedError
 from kabpf.kernel import abi, loading
 from kabpf.kernel.cgroups import CgroupTree
@@ -170,6 +170,7 @@ def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | 
     Without the lock: where a command changes records meanwhile, whose ids it also uses again, the
     kernel is looked at again.
     """
+    policies = transient.without_former_owners(policies, tree)
     automaton = automaton_of(policies)
     if loaded is None:
         return _compared(policies, _look(policies, automaton, tree, None))
@@ -245,6 +246,7 @@ def _passes(
     """Looks at policies, tree and kernel, until there is nothing left to do but for cgroups that
     come and go, whose births the kernel resolves, or asks about; the caller applies each one's
     changes before it asks for the next."""
+    policies = transient.without_former_owners(policies, loaded.tree)
     automaton = automaton_of(policies)
     visits = visits and loaded.updates_open_sockets
     for number in range(PASSES_MAX):

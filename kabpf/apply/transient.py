@@ -103,7 +103,7 @@ class Ending(NamedTuple):
     """What a drop-in says of its end."""
 
     until: Until
-    is_of_user: bool
+    owner: int | None = None  # the user whose policy it is
 
 
 def prune(tree: CgroupTree) -> list[str]:
@@ -151,11 +151,25 @@ def standing() -> dict[Path, Ending]:
                 continue
             text = root_files.read(file, files.FILE_SIZE_MAX).decode()
             if until := writer.until_of(text):
-                endings[file] = Ending(until, is_of_user="\nowner: " in text)
+                endings[file] = Ending(until, writer.owner_of(text))
     return endings
 
 
 def is_over(ending: Ending, tree: CgroupTree) -> bool:
-    """Whether the cgroup is gone, or is one of `kabpfctl run` and has no process any more."""
+    """Whether the cgroup is gone, or does not belong to the policy's user any more, or is one of
+    `kabpfctl run` and has no process left."""
     cgroup = Cgroup(ending.until.id, 0, ending.until.path)
-    return not tree.has(cgroup) or not (ending.is_of_user or tree.is_populated(cgroup))
+    if ending.owner:  # and root may ask for anybody
+        return not tree.belongs_to(cgroup, ending.owner)
+    return not tree.has(cgroup) or (ending.owner is None and not tree.is_populated(cgroup))
+
+
+def without_former_owners(policies: tuple[Policy, ...], tree: CgroupTree) -> tuple[Policy, ...]:
+    """The policies that count: a user's does while the cgroup is that user's."""
+    return tuple(
+        policy
+        for policy in policies
+        if not policy.owner
+        or policy.until is None
+        or tree.belongs_to(Cgroup(policy.until.id, 0, policy.until.path), policy.owner)
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kabpf import output, tables
+from kabpf.apply import transient
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
@@ -37,9 +38,8 @@ class Reason:
 def explain(arguments: argparse.Namespace) -> int:
     """Explain the policy of a cgroup, of a unit's cgroups, or of a process's."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    policies = relations.followed(
-        tuple(each for each in files.load(files.SYSTEM) if not _is_over(each, tree))
-    )
+    counting = transient.without_former_owners(files.load(files.SYSTEM), tree)
+    policies = relations.followed(tuple(each for each in counting if not _is_over(each, tree)))
     reasons = [reason(policies, cgroup) for cgroup in _cgroups(arguments.what, tree)]
     in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
     result = [as_json(each, in_force.get(each.cgroup.id)) for each in reasons]

@@ -118,6 +118,16 @@ class CgroupTree:
         except OSError as error:
             return not is_gone(error)
 
+    def belongs_to(self, cgroup: Cgroup, uid: int) -> bool:
+        """Whether the cgroup is there still and its directory is that user's, or can't be
+        reached."""
+        try:
+            with self._directory(cgroup.path) as descriptor:
+                status = os.fstat(descriptor)
+        except OSError as error:
+            return not is_gone(error)
+        return (status.st_ino, status.st_uid) == (cgroup.id, uid)
+
     def is_populated(self, cgroup: Cgroup) -> bool:
         """Whether a process lives in the cgroup or below it, as in one that can't be reached; the
         root has no such file and does."""

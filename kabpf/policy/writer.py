@@ -25,6 +25,8 @@ COMMENT_MAX = 1000  # characters
 _PLAIN = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/_.@%-]*")
 _UNTIL = re.compile(r'^until: \{cgroup: ("[^\n]*"), id: ([0-9]+)\}$', re.MULTILINE)
 
+_OWNER = re.compile(r"^owner: ([0-9]{1,10})$", re.MULTILINE)
+
 
 def text(policy: Policy, comment: str, words: Mapping[str, str] | None = None) -> str:
     """The text of a drop-in that makes this policy, below a comment, which stays one line.
@@ -47,6 +49,12 @@ def until_of(text: str) -> Until | None:
     parser, which takes longer. Raises ValueError where something else wrote it."""
     match = _UNTIL.search(text)
     return Until(json.loads(match[1]), int(match[2])) if match else None
+
+
+def owner_of(text: str) -> int | None:
+    """The user whose policy a drop-in has, if any version of this wrote the text."""
+    match = _OWNER.search(text)
+    return int(match[1]) if match else None
 
 
 def _lines(policy: Policy, comment: str, words: Mapping[str, str] | None) -> Iterator[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kabpf import __version__
-from kabpf.apply import dropins
+from kabpf.apply import dropins, transient
+from kabpf.apply.transient import Ending
 from kabpf.errors import PolicyError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
@@ -231,12 +232,13 @@ def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:
 def _others(
     policies: Iterable[Policy], tree: CgroupTree, id: int
 ) -> tuple[list[Policy], list[Policy]]:
-    """Users' policies for other cgroups: those in force, and those whose cgroup is gone."""
+    """Users' policies for other cgroups: those in force, and those whose cgroup is gone or somebody
+    else's by now."""
     alive: list[Policy] = []
     over: list[Policy] = []
     for policy in policies:
         if policy.until and policy.owner is not None and policy.until.id != id:
-            is_over = not tree.has(Cgroup(policy.until.id, 0, policy.until.path))
+            is_over = transient.is_over(Ending(policy.until, policy.owner), tree)
             (over if is_over else alive).append(policy)
     return alive, over
 

@@ -265,6 +265,28 @@ def test_cgroup_made_anew_has_nothing_of_it(ask, own, peer):
     assert options_of_new(peer, own) == UNTOUCHED
 
 
+def test_policy_ends_when_the_cgroup_is_given_to_somebody_else(ask, own, peer, kabpfctl):
+    """It does not count for any command from then on, and the next one removes it."""
+    assert ask(OWNER, attach(own, idle="61"))[0]["parameters"]["policy"]
+    os.chown(own, STRANGER, STRANGER)
+    shown = json.loads(kabpfctl("explain", own, "--json").stdout)
+    assert shown["cgroups"][0]["policy"] is None
+    assert json.loads(kabpfctl("plan", "--json").stdout)["cgroups"] == []
+    kabpfctl("apply")
+    assert options_of_new(peer, own) == UNTOUCHED
+    assert list(RUNTIME.iterdir()) == []
+
+
+def test_daemon_ends_the_policy_of_a_former_owner(ask, own, peer, kabpfd):
+    """Nothing tells of it; the watchdog looks."""
+    ask(OWNER, attach(own, idle="61"))
+    daemon = kabpfd("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
+    daemon.wait_for("policies in force: 1")
+    os.chown(own, STRANGER, STRANGER)
+    daemon.wait_for("policies in force: 0")
+    assert options_of_new(peer, own) == UNTOUCHED
+
+
 def test_policy_of_a_cgroup_that_is_gone_goes_with_the_next(ask, own, make_cgroup, kabpfctl):
     """Where no daemon removes what is over, the next request does, whoever makes it."""
     other = make_cgroup("other")
@@ -492,6 +514,7 @@ def test_number_of_policies_of_a_user_is_bounded(ask, own, make_cgroup, kabpfctl
     RUNTIME.mkdir(exist_ok=True)
     for number in range(POLICIES_MAX):
         cgroup = make_cgroup(f"many-{number}")
+        os.chown(cgroup, OWNER, OWNER)
         path, id = path_of(cgroup), cgroup.stat().st_ino
         text = f"select: [{{cgroup: {path}}}]\nkeepalive: on\nowner: {OWNER}\n"
         file = RUNTIME / f"user-{OWNER}-{id}.yaml"

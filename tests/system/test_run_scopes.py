@@ -135,6 +135,15 @@ def test_user_without_the_service_is_told(machine, alice):
     assert "expected an administrator to have said: systemctl enable --now" in done.stderr
 
 
+def test_user_without_a_manager_is_told(machine):
+    """As of `su - bob` or cron: what starts one is named, and the command does not begin."""
+    machine.run("useradd", "--create-home", "bob")
+    uid = machine.run("id", "--user", "bob")
+    done = machine.attempt("runuser", "--user=bob", "--", "kabpfctl", "run", "echo")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"or an administrator: loginctl enable-linger {uid}\n" in done.stderr
+
+
 def test_root_of_a_user_namespace_is_told(machine, alice):
     """Who is root there alone is nobody here."""
     done = machine.attempt(*alice, "unshare", "--map-root-user", "kabpfctl", "run", "echo")
