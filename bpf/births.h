@@ -123,6 +123,21 @@ alone:
 	return true;
 }
 
+static long forget_this(void *map, __u64 *id, struct kabpf_removed *removed, void *unused)
+{
+	__u64 key = *id;
+
+	bpf_map_delete_elem(&kabpf_cgroups, &key);
+	bpf_map_delete_elem(&kabpf_removed, &key);
+	return 1; /* and no other */
+}
+
+/* Makes room where there is none: for a cgroup that is there, or was removed later. */
+__noinline int kabpf_forget_removed(void)
+{
+	return bpf_for_each_map_elem(&kabpf_removed, forget_this, NULL, 0);
+}
+
 static __always_inline void count_total(bool recorded)
 {
 	struct kabpf_totals *totals;

@@ -237,8 +237,11 @@ int BPF_PROG(kabpf_cgroup_mkdir, struct cgroup *cgrp)
 	child.policy_id = birth.policy_id ? birth.policy_id : parent->policy_id;
 	if (known && parent->state != KABPF_STATE_UNKNOWN)
 		child.state = birth.state;
-	if (bpf_map_update_elem(&kabpf_cgroups, &id, &child, BPF_ANY))
-		count_total(false);
+	if (bpf_map_update_elem(&kabpf_cgroups, &id, &child, BPF_ANY)) {
+		kabpf_forget_removed();
+		if (bpf_map_update_elem(&kabpf_cgroups, &id, &child, BPF_ANY))
+			count_total(false);
+	}
 	if (child.state == KABPF_STATE_UNKNOWN || birth.ask)
 		ask(id, parent_id, cgrp);
 	if (is_heard())
@@ -246,8 +249,33 @@ int BPF_PROG(kabpf_cgroup_mkdir, struct cgroup *cgrp)
 	return 0;
 }
 
+/* Sockets may outlive their cgroup, with whoever has them by then: it keeps its policy, and user
+ * space has to know which one it would have. */
 SEC("tp_btf/cgroup_rmdir")
 int BPF_PROG(kabpf_cgroup_rmdir, struct cgroup *cgrp)
+{
+	struct kabpf_removed removed = {};
+	__u64 id;
+
+	if (!in_cgroup2(cgrp))
+		return 0;
+	id = cgrp->kn->id;
+	if (!bpf_map_lookup_elem(&kabpf_cgroups, &id))
+		return 0;
+	removed.parent_id = cgrp->self.parent->cgroup->kn->id;
+	bpf_probe_read_kernel_str(removed.name, sizeof(removed.name), cgrp->kn->name);
+	if (!bpf_map_update_elem(&kabpf_removed, &id, &removed, BPF_ANY))
+		return 0;
+	kabpf_forget_removed();
+	if (bpf_map_update_elem(&kabpf_removed, &id, &removed, BPF_ANY))
+		bpf_map_delete_elem(&kabpf_cgroups, &id);
+	return 0;
+}
+
+/* Comes when nothing refers to the cgroup any more, no socket, process or cached page: soon after
+ * the rmdir, mostly (css_release_work_fn() in kernel/cgroup/cgroup.c). */
+SEC("tp_btf/cgroup_release")
+int BPF_PROG(kabpf_cgroup_release, struct cgroup *cgrp)
 {
 	__u64 id;
 
@@ -255,6 +283,7 @@ int BPF_PROG(kabpf_cgroup_rmdir, struct cgroup *cgrp)
 		return 0;
 	id = cgrp->kn->id;
 	bpf_map_delete_elem(&kabpf_cgroups, &id);
+	bpf_map_delete_elem(&kabpf_removed, &id);
 	return 0;
 }
 

@@ -16,6 +16,9 @@
 
 /* Rules for births, of one generation of globs; while a change of globs is applied two are there.
  */
+/* Removed ones that are remembered as long as sockets, or whatever else, refer to them. */
+#define KABPF_REMOVED 16384
+
 #define KABPF_BIRTHS 65536
 
 /* A directory name, and with it a unit name, has at most 255 bytes (NAME_MAX). */
@@ -28,7 +31,7 @@
 #define KABPF_EVENTS (256 * 1024)
 
 /* Of the layout of everything here: another one when any of it changes. */
-#define KABPF_LAYOUT 4
+#define KABPF_LAYOUT 5
 
 /* Former policies that a cgroup remembers. */
 #define KABPF_FORMER 4
@@ -141,6 +144,12 @@ struct kabpf_globs_head {
 	__u8 classes[256]; /* by byte */
 	__u16 shift;
 	__u16 first; /* state */
+};
+
+/* Where a cgroup was that is removed, and still has an entry; the key is the cgroup id. */
+struct kabpf_removed {
+	__u64 parent_id;
+	char name[KABPF_NAME];
 };
 
 /* A step from a cgroup to a child. */

@@ -51,6 +51,15 @@ struct {
 	__type(value, struct kabpf_cgroup);
 } kabpf_cgroups SEC(".maps");
 
+/* Those of them that are removed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, KABPF_REMOVED);
+	__type(key, __u64);
+	__type(value, struct kabpf_removed);
+} kabpf_removed SEC(".maps");
+
 /* The selectors as an automaton: from a parent's state, by the child's name, to the child's. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -170,12 +170,12 @@ def counter_cells(counters: Counters) -> tuple[str, ...]:
 
 def covered(resolution: Resolution) -> list[tuple[str, Policy]]:
     """The paths of the cgroups that have a policy, with it, in the order of the paths."""
-    paths = resolution.cgroups
+    paths = resolution.present
     return sorted(
         (
             (paths[id].path, resolved.policy)
             for id, resolved in resolution.plan.cgroups.items()
-            if resolved.policy
+            if resolved.policy and id in paths
         ),
         key=lambda item: item[0],
     )

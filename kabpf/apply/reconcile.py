@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from kabpf.errors import RefusedError, UnvisitedError
 from kabpf.kernel import abi, loading
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.crash_recovery import complete
-from kabpf.kernel.dataplane import PINS, Born, Dataplane
+from kabpf.kernel.dataplane import PINS, Born, Dataplane, Removed
 from kabpf.kernel.loading import Loader
 from kabpf.kernel.walk import Unread
 from kabpf.plan import diff
@@ -39,12 +40,19 @@ class Resolution:
     """What policies, tree and kernel come to: the plan, and what there is to do for it."""
 
     automaton: Automaton
-    cgroups: dict[int, Cgroup]
+    cgroups: dict[int, Cgroup]  # those that are removed included
+    removed: frozenset[int]  # of these; sockets of theirs may be there still
     plan: Plan
     actual: Actual
     desired: dict[int, PolicyRecord]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
     generation: int  # the number of the plan's globs in the kernel
+
+    @property
+    def present(self) -> dict[int, Cgroup]:
+        """The cgroups that are there."""
+        return {id: each for id, each in self.cgroups.items() if id not in self.removed}
+
     left: tuple[str, ...] = ()  # why some open sockets are not updated yet
 
 
@@ -159,9 +167,29 @@ def forget(names: Collection[str], loaded: Dataplane, stamps: tuple[str, str]) -
     usage = loaded.usage()
     if any(usage[id] for id in ids) or any(loaded.needs()):
         return False
+    _inherit(set(ids), loaded)
     loaded.apply(Changes(stale_records=tuple(ids)))
     notes.keep_pruned(*stamps, names, RUN)
     return True
+
+
+def _inherit(ids: set[int], loaded: Dataplane) -> None:
+    """Give removed cgroups that have policies of these ids what they were in has, until the next
+    reconcile finds out what their paths have."""
+    removed = loaded.removed()
+    entries = loaded.entries(removed)
+    corrected = {}
+    for id, entry in entries.items():
+        if ids.isdisjoint((entry.policy_id, *entry.was)):
+            continue
+        above, policy_id = id, entry.policy_id
+        while policy_id in ids:
+            above = removed[above].parent_id if above in removed else 0
+            parent = loaded.entries([above]).get(above)
+            policy_id = parent.policy_id if parent else 0
+        was = tuple(each for each in entry.was if each not in ids)
+        corrected[id] = entry._replace(policy_id=policy_id, was=was)
+    loaded.correct(corrected)
 
 
 def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:
@@ -270,6 +298,7 @@ class _Looked(NamedTuple):
     automaton: Automaton
     actual: Actual
     cgroups: dict[int, Cgroup]
+    removed: frozenset[int]
     plan: Plan
 
 
@@ -284,21 +313,36 @@ def _look(
     actual = loaded.actual() if loaded else Actual()
     unread = Unread()
     cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups(unread)}
+    # Last: what was removed until it was looked at is among them.
+    removed = loaded.removed() if loaded else {}
+    _add_removed(cgroups, removed)
     plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
     if loaded:
         _settle_differences(loaded, actual, cgroups, plan)
-        if unread:  # which of them are gone is not known
-            unreached = frozenset(actual.cgroups.keys() - cgroups.keys())
-            plan = replace(plan, unreached=unreached)
+        missing = frozenset(actual.cgroups.keys() - cgroups.keys())
+        # Which of them are gone is not known, or of those that are removed, where they were.
+        plan = replace(plan, unreached=missing if unread else missing & removed.keys())
         if loaded.needs_pins_per_cgroup:
             plan = with_attachments(plan, cgroups)
-    return _Looked(automaton, actual, cgroups, plan)
+    return _Looked(automaton, actual, cgroups, frozenset(cgroups.keys() & removed.keys()), plan)
+
+
+def _add_removed(cgroups: dict[int, Cgroup], removed: Mapping[int, Removed]) -> None:
+    """Put those that are removed where they were, if that is known: they have the policies that
+    their paths have."""
+    for id in removed:
+        above = [id]
+        while above[-1] not in cgroups and above[-1] in removed:
+            above.append(removed[above[-1]].parent_id)
+        if above[-1] in cgroups:
+            for parent, child in itertools.pairwise(reversed(above)):
+                cgroups[child] = cgroups[parent].child(child, removed[child].name)
 
 
 def _compared(
     policies: tuple[Policy, ...], looked: _Looked, *, visits: bool = True, settles: bool = False
 ) -> Resolution:
-    automaton, actual, cgroups, plan = looked
+    automaton, actual, cgroups, removed, plan = looked
     desired: dict[int, PolicyRecord] = {}
     try:
         desired = diff.number(policies, actual.records, abi.POLICIES)
@@ -310,7 +354,7 @@ def _compared(
                 "too many policies", hint=f"expected at most {abi.POLICIES - 1} in force"
             ) from None
     generation = diff.generation(plan, actual)
-    return Resolution(automaton, cgroups, plan, actual, desired, changes, generation)
+    return Resolution(automaton, cgroups, removed, plan, actual, desired, changes, generation)
 
 
 def _settle_differences(

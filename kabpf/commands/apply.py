@@ -23,13 +23,13 @@ def apply(arguments: argparse.Namespace) -> int:
     output.warn(resolution.left)
     result = {
         "policies": len(resolution.plan.policies),
-        "cgroups": len(resolution.cgroups),
+        "cgroups": len(resolution.present),
         "covered": len(output.covered(resolution)),
         "changes": output.changes_json(resolution),
     }
     if any(policy.log for policy in snapshot.policies):
         pidlock.wait_for_log()
     in_force = output.count(len(snapshot.policies), "policy", "policies")
-    covered = f"{result['covered']} of {output.count(len(resolution.cgroups), 'cgroup')} covered"
+    covered = f"{result['covered']} of {output.count(len(resolution.present), 'cgroup')} covered"
     text = f"{in_force} in force, {covered}; changed: {output.changes_text(resolution)}"
     return output.answer(arguments, result, text)

@@ -141,7 +141,7 @@ def _selectors(here: Here) -> Findings:
     resolution = here.resolution
     has = {
         cgroup: resolved.policy.name if (resolved := resolution.plan.cgroups[id]).policy else None
-        for id, cgroup in resolution.cgroups.items()
+        for id, cgroup in resolution.present.items()
     }
     covered = sum(1 for name in has.values() if name)
     files_of_units = {kind: unit_names(where) for kind, where in DIRECTORIES.items()}

@@ -12,7 +12,7 @@ from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
-LAYOUT = 4
+LAYOUT = 5
 POLICIES = 4096
 CGROUPS = 65536
 BIRTHS = 65536
@@ -137,6 +137,10 @@ class CTotals(ctypes.Structure):
         ("events_dropped", ctypes.c_uint64),
         ("unrecorded", ctypes.c_uint64),
     )
+
+
+class CRemoved(ctypes.Structure):
+    _fields_ = (("parent_id", ctypes.c_uint64), ("name", ctypes.c_char * NAME))
 
 
 class CEvent(ctypes.Structure):

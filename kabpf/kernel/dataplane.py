@@ -32,6 +32,7 @@ from kabpf.kernel.abi import (
     CPiece,
     CPolicy,
     CPort,
+    CRemoved,
     CSocket,
     CStep,
     CTotals,
@@ -57,6 +58,7 @@ MAPS = {  # their keys and values
     "kabpf_policies": (4, CPolicy),
     "kabpf_counters": (4, CCounters),
     "kabpf_cgroups": (8, CCgroup),
+    "kabpf_removed": (8, CRemoved),
     "kabpf_births": (ctypes.sizeof(CStep), CBirth),
     "kabpf_names": (ctypes.sizeof(CPiece), ctypes.c_uint64),
     "kabpf_digests": (4, ctypes.c_uint64),
@@ -80,6 +82,7 @@ RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
 TRACERS = (
     "kabpf_cgroup_mkdir",
+    "kabpf_cgroup_release",
     "kabpf_cgroup_rmdir",
     "kabpf_connection_failed",
     RETROFIT,
@@ -108,6 +111,13 @@ class Born(NamedTuple):
     """A new cgroup that the kernel could not resolve alone."""
 
     id: int
+    parent_id: int
+    name: str
+
+
+class Removed(NamedTuple):
+    """Where a cgroup was that is removed."""
+
     parent_id: int
     name: str
 
@@ -168,6 +178,7 @@ class Dataplane:
             self._policies = opened("kabpf_policies")
             self._counters = opened("kabpf_counters")
             self._cgroups = opened("kabpf_cgroups")
+            self._removed = opened("kabpf_removed")
             self._births = opened("kabpf_births")
             self._names = opened("kabpf_names")
             self._generations = opened("kabpf_digests")
@@ -238,14 +249,25 @@ class Dataplane:
         values = {id: self._cgroups.look_up(abi.key(id, 8)) for id in ids}
         return {id: abi.read_entry(value) for id, value in values.items() if value}
 
+    def removed(self) -> dict[int, Removed]:
+        """The cgroups that are removed and have an entry still, by their ids; a parent may be one
+        of them. Every rmdir that began before has ended, and is in it."""
+        self.attached()
+        found = (
+            (abi.number(key), CRemoved.from_buffer_copy(value))
+            for key, value in self._removed.items()
+        )
+        return {id: Removed(raw.parent_id, os.fsdecode(raw.name)) for id, raw in found}
+
     def policy_name(self, id: int) -> str | None:
         """The name of the policy that has this id now, or None."""
         raw = self._policies.look_up(abi.key(id)) or bytes(CPolicy())
         return CPolicy.from_buffer_copy(raw).name.decode() or None
 
     def usage(self) -> Counter[int]:
-        """How many cgroups have each policy, by its id."""
-        values = (value for _, value in self._cgroups.items())
+        """How many cgroups have each policy, by its id; those that are removed are left out."""
+        removed = {key for key, _ in self._removed.items()}
+        values = (value for key, value in self._cgroups.items() if key not in removed)
         return Counter(map(abi.read_policy_id, values))
 
     def needs(self) -> Needs:

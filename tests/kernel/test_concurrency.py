@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness import BIN, PATIENCE, PINS, UNTOUCHED, cgroup_root, known_cgroups, path_of
+from harness import BIN, PATIENCE, PINS, UNTOUCHED, cgroup_root, known_cgroups, path_of, wait_until
 
 SECONDS = float(os.environ.get("KABPF_STRESS_SECONDS", "8"))
 WORKERS = max(10, int(50 / PATIENCE))
@@ -105,7 +105,7 @@ def test_many_commands_at_once_end_as_the_files_say(make_cgroup, write_policy, k
     assert files == {name.replace("/", "-") for name in names}
     ids = {os.stat(directory).st_ino for directory, _, _ in os.walk(cgroup_root())}
     assert {worker.cgroup.stat().st_ino for worker in workers} <= known_cgroups()
-    assert len(known_cgroups() - ids) == 0
+    wait_until(lambda: not known_cgroups() - ids, "the kernel to release the cgroups")
     subprocess.run([BIN / "kabpfctl", "detach", "--all"], check=True, capture_output=True)
     assert not PINS.exists()
     assert daemon.stop() == 0

@@ -33,6 +33,7 @@ MIRRORS = {
     "kabpf_piece": abi.CPiece,
     "kabpf_block": abi.CBlock,
     "kabpf_globs_head": abi.CGlobsHead,
+    "kabpf_removed": abi.CRemoved,
     "kabpf_step": abi.CStep,
     "kabpf_birth": abi.CBirth,
     "kabpf_counters": abi.CCounters,
@@ -164,6 +165,8 @@ def test_python_pins_every_map_and_attaches_every_program() -> None:
         "find_options",
         "kabpf_either",
         "kabpf_end_connect_timeout",
+        "kabpf_forget_removed",
+        "forget_this",
     }
 
 
