@@ -144,6 +144,19 @@ struct {
 	__uint(max_entries, KABPF_LOG_BYTES);
 } kabpf_log SEC(".maps");
 
+/* How much of that each policy has had lately, by its id: one that fills it would leave the others
+ * no room. Nobody else reads it, so it is not pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KABPF_POLICIES);
+	__type(key, __u32);
+	__type(
+	    value, struct {
+		    __u64 window;
+		    __u64 events;
+	    });
+} kabpf_log_parts SEC(".maps");
+
 /* Who reads what is told, a byte for each monitor: 1 if it was there when it was last told
  * something; and then how much each one lost. On a machine without a monitor, a look at the first
  * is all that they cost a connection. */

@@ -40,6 +40,23 @@ static __always_inline void count_lost(__u32 monitor)
 		__sync_fetch_and_add(lost, 1);
 }
 
+/* Whether the log has room for one event more of this policy now. A race gives it some more. */
+static __always_inline bool has_part(__u32 policy_id, __u64 now_ns)
+{
+	struct {
+		__u64 window;
+		__u64 events;
+	} *part = bpf_map_lookup_elem(&kabpf_log_parts, &policy_id);
+
+	if (!part)
+		return false;
+	if (part->window != now_ns >> 28) {
+		part->window = now_ns >> 28;
+		part->events = 0;
+	}
+	return __sync_fetch_and_add(&part->events, 1) < KABPF_LOG_PART;
+}
+
 /* To each monitor that reads; the log only if `log`. One that is not there any more is not told
  * again, nor one whose perf event is off, as its processor was away for a while; nobody waits for
  * one that does not read. */
@@ -103,9 +120,14 @@ static __always_inline void put_process(struct kabpf_report *r)
 static __always_inline void tell_report(void *ctx, struct kabpf_report *r, __u32 policy_id)
 {
 	struct kabpf_policy *policy = bpf_map_lookup_elem(&kabpf_policies, &policy_id);
+	bool log = policy && policy->flags & KABPF_LOG;
 
 	r->policy_id = policy_id;
-	tell(ctx, r, sizeof(*r), policy && policy->flags & KABPF_LOG);
+	if (log && !has_part(policy_id, r->time_ns)) {
+		count_lost(KABPF_LOGGER);
+		log = false;
+	}
+	tell(ctx, r, sizeof(*r), log);
 }
 
 /* What happened to a connection or a listener. The kernel works for the process in connect(2) and

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from kabpf import __version__, streams
 from kabpf.errors import LIMITS, BpfError, KabpfError, LimitError, PolicyError
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KabpfError as error:
         from kabpf import output  # here, because run does without
 
-        for line in f"kabpfctl: {error}".expandtabs().splitlines():
+        for line in f"kabpfctl: {error}".expandtabs().split("\n"):
             print(output.shown(line), file=sys.stderr)
         if isinstance(error, BpfError):
             from kabpf.doctor import refusals  # here, because it takes all of doctor
@@ -64,9 +64,17 @@ def _run(arguments: list[str]) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Show arguments, which may be the names of strangers' files, as a terminal can take."""
+        from kabpf import output  # here, because run does without
+
+        super().error(output.shown(message))
+
+
 def parser(command: str = "") -> argparse.ArgumentParser:
     """Every command with its options; or `run` alone, where that is the command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "kabpfctl",
         description="TCP keepalive by policy, for the sockets of selected cgroups.",
         allow_abbrev=False,
@@ -79,7 +87,9 @@ def parser(command: str = "") -> argparse.ArgumentParser:
 
     attach = _command(commands, "attach", "put a policy in force on one cgroup")
     attach.set_defaults(needs_root=False)
-    attach.add_argument("--cgroup", required=True, metavar="PATH", help="the cgroup's directory")
+    attach.add_argument(
+        "--cgroup", type=_line, required=True, metavar="PATH", help="the cgroup's directory"
+    )
     _add_options(attach)
     attach.add_argument(
         "--persist", action="store_true", help="keep it over a reboot, in /etc/kabpf/policy.d"
@@ -92,7 +102,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     detach = _command(commands, "detach", "undo attach; sockets keep their options")
     detach.set_defaults(needs_root=False)
     scope = detach.add_mutually_exclusive_group(required=True)
-    scope.add_argument("--cgroup", metavar="PATH", help="the cgroup's directory")
+    scope.add_argument("--cgroup", type=_line, metavar="PATH", help="the cgroup's directory")
     scope.add_argument(
         "--all", action="store_true", help="undo every attach and take kabpf out of the kernel"
     )
@@ -119,7 +129,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     explain = _command(commands, "explain", "say where a cgroup's policy comes from")
     explain.set_defaults(needs_root=False)
     explain.add_argument(
-        "what", metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process"
+        "what", type=_line, metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process"
     )
     presets = _command(commands, "presets", "list middleboxes and what fits them")
     presets.set_defaults(needs_root=False)
@@ -135,9 +145,15 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     sockets = _command(commands, "sockets", "list TCP sockets, to root with their options")
     sockets.set_defaults(needs_root=False)
     _add_wide(sockets)
-    sockets.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
-    sockets.add_argument("--unit", metavar="NAME", help="only of this unit; * stands for any text")
-    sockets.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
+    sockets.add_argument(
+        "--cgroup", type=_line, metavar="PATH", help="only of this cgroup and all below it"
+    )
+    sockets.add_argument(
+        "--unit", type=_line, metavar="NAME", help="only of this unit; * stands for any text"
+    )
+    sockets.add_argument(
+        "--policy", type=_line, metavar="NAME", help="only of cgroups that have this policy"
+    )
     sockets.add_argument(
         "--without-keepalive", action="store_true", help="only where keepalive is off"
     )
@@ -145,9 +161,15 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     monitor = _command(
         commands, "monitor", "print what happens to sockets, a line each, as it happens"
     )
-    monitor.add_argument("--cgroup", metavar="PATH", help="only of this cgroup and all below it")
-    monitor.add_argument("--unit", metavar="NAME", help="only of this unit; * stands for any text")
-    monitor.add_argument("--policy", metavar="NAME", help="only of cgroups that have this policy")
+    monitor.add_argument(
+        "--cgroup", type=_line, metavar="PATH", help="only of this cgroup and all below it"
+    )
+    monitor.add_argument(
+        "--unit", type=_line, metavar="NAME", help="only of this unit; * stands for any text"
+    )
+    monitor.add_argument(
+        "--policy", type=_line, metavar="NAME", help="only of cgroups that have this policy"
+    )
     monitor.add_argument(
         "--event",
         action="append",
@@ -228,6 +250,13 @@ def _late(command: str) -> Callable[[argparse.Namespace], int]:
         return int(getattr(import_module(f"kabpf.commands.{name}"), name)(arguments))
 
     return call
+
+
+def _line(text: str) -> str:
+    """The name of a cgroup, a unit or a policy, as an error shows it on one line."""
+    if "\n" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has a newline, expected a name")
+    return text
 
 
 def _event(text: str) -> str:

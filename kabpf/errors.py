@@ -26,6 +26,11 @@ class KabpfError(Exception):
     status = 1  # that a command exits with
 
 
+def _one_line(text: str) -> str:
+    """A text in which the name of somebody's file or the value of a variable may stand."""
+    return text.replace("\n", "\\n")
+
+
 class PolicyError(KabpfError):
     """One or more findings in policy files, as `file:line: key: what, what was expected`.
 
@@ -33,8 +38,8 @@ class PolicyError(KabpfError):
     """
 
     def __init__(self, *findings: str, since: float | None = None) -> None:
-        super().__init__("\n".join(findings))
-        self.findings = findings
+        self.findings = tuple(map(_one_line, findings))
+        super().__init__("\n".join(self.findings))
         self.since = since
 
 
@@ -63,11 +68,11 @@ LIMITS = (errno.EMFILE, errno.ENFILE)
 
 
 class RefusedError(KabpfError):
-    """One step was refused; `error` is its errno, or 0."""
+    """One step was refused; `error` is its errno, or 0. A hint may have lines of its own."""
 
     def __init__(self, step: str, error: int = 0, hint: str = "") -> None:
         reason = f": {os.strerror(error)}" if error else ""
-        super().__init__(f"{step}{reason}{', ' if hint else ''}{hint}")
+        super().__init__(f"{_one_line(step)}{reason}{', ' if hint else ''}{hint}")
         self.error = error
 
 

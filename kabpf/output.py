@@ -51,12 +51,12 @@ def print_table(
 ) -> None:
     """Print a table: at most as wide as the terminal; in a pipe, or if it `is_wide`, as wide as it
     has to be."""
-    print(tables.table(columns, rows) if is_wide else fitted(columns, rows), end="")
+    print(tables.table(columns, _shown(rows)) if is_wide else fitted(columns, rows), end="")
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
     """A table that fits standard output."""
-    text = tables.table(columns, rows, _width() if sys.stdout.isatty() else None)
+    text = tables.table(columns, _shown(rows), _width() if sys.stdout.isatty() else None)
     try:
         tables.ELLIPSIS.encode(sys.stdout.encoding)
     except UnicodeError:
@@ -66,17 +66,22 @@ def fitted(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
 
 def print_blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows as blocks, with a line for each cell; on a terminal folded."""
-    print(tables.blocks(columns, rows, _width() if sys.stdout.isatty() else None), end="")
+    print(tables.blocks(columns, _shown(rows), _width() if sys.stdout.isatty() else None), end="")
 
 
 def print_folded(start: str, text: str) -> None:
     """Print a text after `start`; on a terminal folded below itself."""
+    text = shown(text)
     lines = tables.folded(text, _width() - len(start)) if sys.stdout.isatty() else [text]
     print(start + ("\n" + " " * len(start)).join(lines))
 
 
 def _width() -> int:
     return max(shutil.get_terminal_size().columns, tables.NARROWEST)
+
+
+def _shown(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [tuple(map(shown, row)) for row in rows]
 
 
 def count(number: int, one: str, many: str = "") -> str:

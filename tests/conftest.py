@@ -47,8 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(suite or f"{tier}-{item.path.stem}"))
     # Machines come first, as a worker that has entered the kernel tier's namespaces stays in them.
     # What has to be alone comes last of its tier, so that others wait for it once.
-    order = {"system": 0, "kernel": 1}
-    items.sort(key=lambda item: (order.get(_directory(item), 2), _is_alone(item)))
+    order = {"system": 0, "strangers": 1, "kernel": 2}
+    items.sort(key=lambda item: (order.get(_directory(item), 3), _is_alone(item)))
 
 
 def _directory(item: pytest.Item) -> str:
@@ -179,6 +179,7 @@ PRIVILEGED = (
 
 TIERS = {
     "kernel": _lacking_for_kernel,
+    "strangers": _lacking_for_kernel,
     "system": _lacking_for_system,
     "ancestors": _lacking_for_ancestors,
     "matrix": _lacking_for_matrix,

@@ -45,7 +45,8 @@ def check(arguments: argparse.Namespace) -> int:
         elif not arguments.json:
             count = output.count(len(result["policies"]), "policy", "policies")
             warned = output.count(len(result["warnings"]), "warning")
-            print(f"{result['file']}: ok, {count}{f', {warned}' if result['warnings'] else ''}")
+            more = f", {warned}" if result["warnings"] else ""
+            print(f"{output.shown(result['file'])}: ok, {count}{more}")
     return 1 if any(result["errors"] for result in results) else 0
 
 

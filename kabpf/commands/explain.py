@@ -187,7 +187,7 @@ def _lines(why: Reason, in_force: bool | None) -> Iterator[str]:
         source, note = (str(origin.source), origin.note) if origin else ("default", "")
         rows.append((f"  {key.replace('_', ' ')}", text, source, note))
     columns = tables.columns("  OPTION", "VALUE", "SOURCE~", "~")
-    yield from output.fitted(columns, rows).splitlines()
+    yield from output.fitted(columns, rows).rstrip("\n").split("\n")
     for destination in policy.rules.destinations:
         ports = f" port {', '.join(map(str, destination.ports))}" if destination.ports else ""
         yield f"  to {destination.to}{ports}: {output.options_text(destination.options)}"

@@ -48,7 +48,7 @@ def text(found: Found) -> Iterator[str]:
         yield "neither libkeepalive nor libdontdie was found where import looks"
     for each in found.policies:
         yield f"write {each.file}:"
-        yield from (f"    {line}" for line in each.text.splitlines())
+        yield from (f"    {line}" for line in each.text.rstrip("\n").split("\n"))
     if found.policies:
         yield "put it in force: kabpfctl apply"
     for removal in found.remove:

@@ -82,7 +82,9 @@ def run(arguments: argparse.Namespace) -> NoReturn:
 
 
 def _warn(text: str) -> None:
-    print(f"kabpfctl: {text}", file=sys.stderr)
+    from kabpf import output  # here, because run does without
+
+    print(f"kabpfctl: {output.shown(text)}", file=sys.stderr)
 
 
 def _without_variables_for_root(

@@ -42,7 +42,7 @@ def main() -> int:
         return 1
     except KabpfError as error:
         log.error("%s", error)
-        notify(f"STATUS={'; '.join(str(error).splitlines())}")
+        notify("STATUS=" + "; ".join(str(error).split("\n")))
         return LACKING if isinstance(error, UnsupportedError) else 1
     return 0
 

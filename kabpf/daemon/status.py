@@ -18,7 +18,7 @@ def text(loaded: Dataplane | None, good: Snapshot | None, problem: KabpfError | 
     if problem is None:
         return counts
     # A line, because sd_notify() takes the next one for another assignment.
-    lines = str(problem).splitlines()
+    lines = str(problem).split("\n")
     stays = f", and {_STAYS}" if _stays(problem) else ""
     return f"{counts}{_since(problem)}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
 

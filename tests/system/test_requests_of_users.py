@@ -224,8 +224,8 @@ def test_requests_share_one_slice(machine, as_alice, sync):
     with machine.start(*command, stdin=-1, stdout=-1) as holder:
         assert holder.stdout.readline() == "held\n"
         wait_until(lambda: len(list(slice.glob("*kabpf*.service"))) == 3, "three requests")
-        assert (slice / "cpu.weight").read_text() == "10\n"
-        assert (slice / "memory.max").read_text() == f"{384 << 20}\n"
+        assert machine.show(slice.name, "CPUWeight") == "10"
+        assert machine.show(slice.name, "MemoryMax") == f"{384 << 20}"
         holder.stdin.close()
 
 

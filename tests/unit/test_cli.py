@@ -40,7 +40,7 @@ COMMANDS = (
         ("--idle", '5", probes: "6', f'5", probes: "6, expected {SECONDS}'),
         ("--idle", "\U0001f600", f"\U0001f600, expected {SECONDS}"),
         ("--interval", "0s", "0s is not in 1 to 32767 seconds"),
-        ("--interval", "é\n", f"é\n, expected {SECONDS}"),
+        ("--interval", "é\n", f"é\\n, expected {SECONDS}"),
         ("--probes", "128", "128 is not in 1 to 127"),
         ("--probes", "9" * 5000, f"{'9' * 300}..., expected a number, 1 to 127, or a range (3..9)"),
         ("--probes", "six", "six, expected a number, 1 to 127, or a range (3..9)"),

@@ -155,7 +155,10 @@ def test_fallback_declares_what_python_makes_room_for() -> None:
 def test_python_pins_every_map_and_attaches_every_program() -> None:
     """What the object has is what the data plane pins, but for what the programs alone need."""
     programs = {each["name"] for each in btf() if each["kind"] == "FUNC"}
-    assert maps().keys() == {*dataplane.MAPS, *dataplane.CHANNELS, "kabpf_told", "kabpf_connecting"}
+    assert maps().keys() == {
+        *(*dataplane.MAPS, *dataplane.CHANNELS),
+        *("kabpf_told", "kabpf_connecting", "kabpf_log_parts"),
+    }
     assert programs == {
         *dataplane.TRACERS,
         dataplane.SOCK_OPS,

@@ -1,0 +1,240 @@
+"""Hostile names of cgroups and processes, through every command that prints or parses one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hostile
+import pytest
+from harness import path_of
+
+# A process with such a name, in the cgroup, with a listener and a connection to itself.
+PROCESS = """\
+import ctypes, os, socket, sys
+ctypes.CDLL(None).prctl(15, os.fsencode(sys.argv[1]), 0, 0, 0)
+with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_connection(server.getsockname()) as one, server.accept()[0] as other:
+        one.setsockopt(6, 4, 15)
+        print("there", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session")
+def locales(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The environment of each locale; one of a byte a character is made where there is none."""
+    where = tmp_path_factory.mktemp("locales")
+    target = where / "en_US.ISO-8859-1"
+    made = subprocess.run(
+        ["localedef", "-i", "en_US", "-f", "ISO-8859-1", target], capture_output=True
+    )
+    found = {name: {"LC_ALL": name} for name in hostile.LOCALES}
+    if target.exists():
+        found["en_US.ISO-8859-1"]["LOCPATH"] = str(where)
+    else:  # the locales' sources are in a package of their own: the same for Python
+        found["en_US.ISO-8859-1"] = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+        found["en_US.ISO-8859-1"]["PYTHONIOENCODING"] = "iso-8859-1"
+        assert b"en_US" in made.stderr
+    return found
+
+
+@pytest.fixture
+def named(own: Path, python: Any, write_policy: Any, kabpfctl: Any) -> dict[str, Path]:
+    """Cgroups with hostile names, each with a process of that name, under an enforcing policy."""
+    select = f'select: [{{cgroup: "{path_of(own)}/**"}}]'
+    write_policy("a.yaml", f"{select}\nmode: enforce\nkeepalive: {{idle: 61}}\n")
+    kabpfctl("apply")
+    cgroups = {}
+    for name, raw in hostile.NAMES.items():
+        cgroups[name] = own / os.fsdecode(raw)
+        cgroups[name].mkdir()
+        process = python(PROCESS, raw[:15], cgroup=cgroups[name], stdin=subprocess.PIPE)
+        assert process.stdout.readline() == b"there\n"
+    return cgroups
+
+
+# Of all cgroups at once; "{}" is one that has them all below it.
+COMMANDS = [
+    ["plan"],
+    ["status"],
+    ["sockets"],
+    ["sockets", "--cgroup", "{}"],
+    ["sockets", "--unit", "a*"],
+    ["explain", "{}"],
+    ["doctor"],
+    ["check"],
+    ["import"],
+    ["presets"],
+    ["apply"],
+]
+
+
+def judged(done: Any, locale: str, words: list[str]) -> list[str]:
+    wrong = [hostile.wrong_with(each, locale) for each in (done.stdout, done.stderr)]
+    if done.returncode not in (0, 1, 2):
+        wrong.append(f"status {done.returncode}")
+    if "--json" in words and done.returncode == 0:
+        try:
+            json.loads(done.stdout)
+        except ValueError as error:
+            wrong.append(f"not JSON: {error}")
+    return [f"{locale}: {' '.join(words)}: {each}" for each in wrong if each]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("locale", hostile.LOCALES)
+def test_commands_show_names_on_one_line_of_printable_characters(
+    named: dict[str, Path], own: Path, command: Any, locales: Any, locale: str
+) -> None:
+    """With --json and without; no name makes a line, moves the cursor, or ends a command."""
+    wrong = []
+    for words in COMMANDS:
+        for more in ([], ["--json"]):
+            each = [word.format(own) for word in words] + more
+            done = command(*each, **locales[locale])
+            wrong += judged(done, locale, each)
+            if words in (["plan"], ["sockets"]) and hostile.FORGED.encode() not in done.stdout:
+                wrong.append(f"{each} does not show the names: {done}")
+    assert wrong == []
+
+
+# Names with bytes that a locale decides about.
+BY_LOCALE = ("not UTF-8", "LS", "255 bytes, wide", "JSON")
+# What attach does not write into a policy file: what can't be seen, and globs.
+REFUSED = b"printable path"
+
+
+@pytest.mark.parametrize("locale", hostile.LOCALES[1:])
+def test_commands_find_cgroups_by_their_names(
+    named: dict[str, Path], command: Any, locales: Any, locale: str
+) -> None:
+    """Each can be attached, explained, listed and detached, by its directory, its path and a
+    process of it, or is refused with the reason; what was written is read again."""
+    wrong = []
+    for name in BY_LOCALE:
+        wrong += used(named[name], lambda *words: command(*words, **locales[locale]), locale)
+    assert wrong == []
+
+
+def test_commands_find_every_cgroup_by_its_name(named: dict[str, Path], run_kabpfctl: Any) -> None:
+    """The same for the whole catalogue, in one process that has imported everything."""
+
+    def run(*words: str | bytes) -> subprocess.CompletedProcess[bytes]:
+        done = run_kabpfctl(*map(os.fsdecode, words))
+        streams = (os.fsencode(done.stdout), os.fsencode(done.stderr))
+        return subprocess.CompletedProcess(words, done.returncode, *streams)
+
+    wrong = [each for cgroup in named.values() for each in used(cgroup, run, "C.UTF-8")]
+    assert wrong == []
+
+
+def used(cgroup: Path, run: Any, locale: str) -> list[str]:
+    """What is wrong with the answers of commands that are given a cgroup's name."""
+    wrong = []
+    pid = (cgroup / "cgroup.procs").read_text().split()[0]
+    directory = os.fsencode(cgroup)
+    for words in (
+        ("attach", "--cgroup", directory, "--idle", "62"),
+        ("explain", directory),
+        ("explain", os.fsencode(path_of(cgroup)), "--json"),
+        ("explain", pid),
+        ("sockets", "--cgroup", directory),
+        ("sockets", "--cgroup", directory, "--json"),
+        ("check",),
+        ("detach", "--cgroup", directory),
+    ):
+        done = run(*words)
+        shown = [ascii(word) for word in words]
+        wrong += judged(done, locale, shown)
+        may_fail = words[0] == "detach" or (words[0] == "attach" and REFUSED in done.stderr)
+        if done.returncode and not may_fail:
+            wrong.append(f"{shown}: status {done.returncode}: {done.stderr!r}")
+    return wrong
+
+
+def test_a_name_leads_to_its_own_cgroup(named: dict[str, Path], own: Path, command: Any) -> None:
+    """A process in `a (deleted)` is in no cgroup `a`, and one in `--all` in no option."""
+    (own / "a").mkdir()
+    pid = (named["deleted"] / "cgroup.procs").read_text().split()[0]
+    done = command("explain", pid, "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"{path_of(named['deleted'])}" in json.dumps(json.loads(done.stdout))
+    for name in ("deleted", "dash", "space"):
+        directory = os.fsencode(named[name])
+        assert command("attach", "--cgroup", directory, "--idle", "62").returncode == 0
+        shown = json.loads(command("explain", directory, "--json").stdout)
+        assert "62" in json.dumps(shown)
+        assert command("detach", "--cgroup", directory).returncode == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
+def test_monitor_shows_names_on_one_line(
+    named: dict[str, Path], own: Path, stranger: Any, python: Any, more: list[str]
+) -> None:
+    """Also the names of processes that set an option in vain."""
+    program = str(Path(sys.executable).with_name("kabpfctl"))
+    with subprocess.Popen(
+        [program, "monitor", *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as monitor:
+        assert monitor.stdout
+        os.set_blocking(monitor.stdout.fileno(), False)
+        seen = b""
+        for _ in range(200):
+            for raw in hostile.NAMES.values():
+                cgroup = own / os.fsdecode(raw)
+                process = python(PROCESS, raw[:15], cgroup=cgroup)
+                process.wait(20)
+            seen += monitor.stdout.read() or b""
+            if seen.count(b"\n") > 2 * len(hostile.NAMES):
+                break
+        monitor.terminate()
+    assert hostile.wrong_with(seen, "C.UTF-8") == ""
+    if more:
+        for line in seen.splitlines():
+            json.loads(line)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
+def test_arguments_may_be_names_of_strangers(
+    command: Any, own_mounts: Path, tmp_path: Path, more: list[str]
+) -> None:
+    """As of `kabpfctl check *` in a user's directory: files, cgroups, units, policies and what
+    looks like an option."""
+    wrong = []
+    names = {**hostile.NAMES, **hostile.WITH_NEWLINES}
+    policy = b"select: [{unit: a.service}]\nkeepalive: {idle: 61}\n"
+    for raw in names.values():
+        file = os.path.join(os.fsencode(tmp_path), raw[:250])
+        with open(file, "wb") as stream:
+            stream.write(policy)
+    for words in (
+        ["check", *(os.path.join(os.fsencode(tmp_path), raw[:250]) for raw in names.values())],
+        *(["check", raw] for name, raw in names.items() if name in ("LF", "ESC", "dash", "bidi")),
+        *([["explain", raw] for name, raw in names.items() if name in ("LS", "CR LF", "NEL")]),
+        ["sockets", "--unit", names["LF"]],
+        ["sockets", "--policy", names["ESC"]],
+        ["detach", "--cgroup", names["CR"]],
+        ["attach", "--cgroup", names["policy"], "--idle", names["LS"]],
+        ["run", "--idle", names["ESC"], "true"],
+    ):
+        each = words + (more if words[0] in ("check", "explain", "sockets") else [])
+        done = command(*each)
+        shown = [word if isinstance(word, str) else ascii(word)[:40] for word in each]
+        wrong += judged(done, "C.UTF-8", shown)
+    assert wrong == []
+
+
+@pytest.mark.core
+def test_environment_may_have_any_value(command: Any, own_mounts: Path) -> None:
+    """run takes options from variables, whose wrong values it shows."""
+    wrong = []
+    for raw in (*hostile.NAMES.values(), *hostile.WITH_NEWLINES.values()):
+        given = {"DD_TCP_KEEPALIVE_TIME": os.fsdecode(raw), "KEEPALIVE": os.fsdecode(raw)}
+        wrong += judged(command("run", "true", **given), "C.UTF-8", ["run", ascii(raw)[:40]])
+    assert wrong == []
