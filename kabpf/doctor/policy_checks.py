@@ -207,8 +207,9 @@ def fallbacks(policies: tuple[Policy, ...], idle_s: int | None, retries_s: int |
         yield note(
             f"no user timeout in {listed([policy.name for policy in unlimited])}: while data is"
             f" unacknowledged no probe is sent, and the connection ends after about {retries_s} s"
-            " (net.ipv4.tcp_retries2)",
-            f"open {unlimited[0].source.path}: user_timeout: auto",
+            " (net.ipv4.tcp_retries2); a user timeout ends it sooner, and those of readers that"
+            " pause",
+            "man kabpf.yaml",
         )
 
 

@@ -159,5 +159,5 @@ def test_newcomer_covers_postgresql_in_three_commands(machine, copied, inside):
     machine.run("kabpfctl", "apply")
     client.connection(("127.0.0.1", port))
     wait_until(lambda: len(accepted()) == 2, "the second connection")
-    given = {"keepalive": 1, "idle": 60, "interval": 10, "probes": 6, "user_timeout": 120_000}
+    given = {"keepalive": 1, "idle": 60, "interval": 10, "probes": 6, "user_timeout": 0}
     assert accepted() == [given, given]

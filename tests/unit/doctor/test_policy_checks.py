@@ -312,7 +312,8 @@ def test_policy_that_leaves_its_times_to_the_system_is_told(tmp_path: Path) -> N
     )
     assert timeout == note(
         "no user timeout in on: while data is unacknowledged no probe is sent, and the connection"
-        " ends after about 925 s (net.ipv4.tcp_retries2)",
-        f"open {file}: user_timeout: auto",
+        " ends after about 925 s (net.ipv4.tcp_retries2); a user timeout ends it sooner, and those"
+        " of readers that pause",
+        "man kabpf.yaml",
     )
     assert list(policy_checks.fallbacks(made, None, None)) == []
