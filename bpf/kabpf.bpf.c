@@ -87,9 +87,11 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 	/* What an accepted connection has already was its listener's, from this policy or a former
 	 * one; else the application's. */
 	if (v.direction == KABPF_IN) {
-		if (v.policy->flags & KABPF_LISTENERS && !keeps_alive(v.tp))
-			find_ours(&v, v.policy_id);
-		find_former(&v);
+		if (v.policy->flags & KABPF_LISTENERS && !keeps_alive(v.tp)) {
+			find_ours(&v, v.policy_id, false);
+			v.since = was_listeners_turned_off(&v) << KEEPALIVE;
+		}
+		find_former(&v, false);
 	}
 	set_options(ctx, &v);
 	__sync_fetch_and_add(v.direction ? &v.counters->established : &v.counters->listening, 1);
@@ -122,7 +124,11 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 		v.direction = direction_of((void *)v.tp);
 	if (!begin_visit(&v, skc))
 		return 0;
-	find_former(&v);
+	find_former(&v, true);
+	/* Of a listener the kernel keeps no more than that it was given numbers for keepalive. */
+	if (v.policy->mode == KABPF_FILL &&
+	    (v.direction ? was_alive(v.tp) : has_keepalive_number(v.tp)))
+		v.since = kabpf_either(v.since, 1 << KEEPALIVE);
 	set_options(v.tp, &v);
 	if (v.changed)
 		__sync_fetch_and_add(&v.counters->retrofitted, 1);

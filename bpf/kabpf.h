@@ -31,7 +31,7 @@
 #define KABPF_EVENTS (256 * 1024)
 
 /* Of the layout of everything here: another one when any of it changes. */
-#define KABPF_LAYOUT 5
+#define KABPF_LAYOUT 6
 
 /* Former policies that a cgroup remembers. */
 #define KABPF_FORMER 4
@@ -123,7 +123,10 @@ struct kabpf_port {
 struct kabpf_cgroup {
 	__u64 state; /* how far the selectors have matched its path */
 	__u32 policy_id; /* 0: none */
-	__u32 owed; /* 1: open sockets still wait for kabpf_retrofit */
+	__u8 owed; /* 1: open sockets still wait for kabpf_retrofit */
+	__u8 succeeds; /* 1: by then each of them had what was_id[0] gives */
+	__u8 forgot; /* 1: policies before those in was_id are not known any more */
+	__u8 reserved;
 	__u32 was_id[KABPF_FORMER]; /* policies whose values sockets may still hold; 0: none */
 };
 
@@ -210,6 +213,7 @@ struct kabpf_event {
 #define KABPF_BY_APPLICATION 1
 #define KABPF_BY_POLICY 2
 #define KABPF_BY_FORMER 3 /* a policy that its cgroup had before */
+#define KABPF_BY_UNKNOWN 4 /* the application, or a policy that is not known any more */
 
 /* One socket, as kabpf_list writes it. */
 struct kabpf_socket {
@@ -293,6 +297,8 @@ struct kabpf_report {
 	__u32 error; /* errno */
 	__u32 silent_ms; /* since the last receipt */
 	__u32 sent; /* probes, or retransmissions, that were not answered */
+	__u32 closed_ms; /* since the first probe of the peer's closed window; 0: it was open */
+	__u32 reserved;
 };
 
 #endif

@@ -120,6 +120,7 @@ struct inet_connection_sock {
 	__u8 icsk_syn_retries;
 	__u8 icsk_retransmits;
 	__u8 icsk_probes_out;
+	__u32 icsk_probes_tstamp; /* jiffies; 0: the peer's window is open */
 	struct timer_list icsk_keepalive_timer;
 	struct {
 		__u32 lrcvtime; /* jiffies */
@@ -205,6 +206,23 @@ static __always_inline bool has_flag(struct tcp_sock *tp, __u32 flag)
 static __always_inline bool keeps_alive(struct tcp_sock *tp)
 {
 	return has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN));
+}
+
+static __always_inline struct timer_list *keepalive_timer(struct tcp_sock *tp)
+{
+	/* Since Linux kernel commit 08dfe370239e ("tcp: introduce icsk->icsk_keepalive_timer") (in
+	 * v6.19 and in stable releases) sk_timer is another timer. */
+	if (bpf_core_field_exists(tp->inet_conn.icsk_keepalive_timer))
+		return &tp->inet_conn.icsk_keepalive_timer;
+	return &tp->inet_conn.icsk_inet.sk.sk_timer;
+}
+
+/* Whether keepalive has been on while the socket was connecting or connected: that starts the timer
+ * (tcp_set_keepalive() in net/ipv4/tcp_timer.c, tcp_finish_connect(), tcp_create_openreq_child()),
+ * and stopping it leaves the time for which it was set. A listener has none. */
+static __always_inline bool was_alive(struct tcp_sock *tp)
+{
+	return keepalive_timer(tp)->expires;
 }
 
 static __always_inline __u64 cgroup_id_of(struct tcp_sock *tp)

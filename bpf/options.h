@@ -46,6 +46,7 @@ struct visit {
 	__u32 policy_id;
 	__u32 direction; /* KABPF_OUT or KABPF_IN; 0: a listener */
 	__u32 ours; /* bits of the options whose values came from a former policy */
+	__u32 since; /* of those not ours that it set when a former policy had had its turn */
 	__u32 changed;
 	__u64 outcomes; /* as in kabpf.h, where the program notes them */
 };
@@ -61,7 +62,7 @@ static __always_inline bool is_heard(void);
 /* What became of an option, for monitors. */
 static __always_inline void note(struct visit *v, enum option which, __u64 outcome);
 
-/* Whether the application turned keepalive off after a policy had turned it on. */
+/* Whether the application turned keepalive off after it had been on. */
 static __always_inline bool was_turned_off(struct visit *v);
 
 /* By which jitter is spread. */
@@ -158,6 +159,12 @@ static __always_inline __u32 idle_of(struct kabpf_options *o, struct tcp_sock *t
 	return idle_s < o->idle_s.low && o->idle_s.low < o->idle_s.high ? o->idle_s.low : idle_s;
 }
 
+/* Whether the application's is the last word: where only the first counts, and it came later. */
+static __always_inline bool is_kept(struct visit *v, enum option which)
+{
+	return v->policy->mode != KABPF_ENFORCE && (v->since & ~v->ours) >> which & 1;
+}
+
 static __always_inline void set_number(void *to, struct visit *v, enum option which, int name,
 				       struct kabpf_range range, __u32 preferred, __u32 unit)
 {
@@ -165,9 +172,12 @@ static __always_inline void set_number(void *to, struct visit *v, enum option wh
 
 	if (!preferred || now == preferred * unit)
 		return;
+	/* No other can be unset again. */
+	if (which == USER_TIMEOUT && !now && range.low == range.high && is_kept(v, which))
+		return count_left(v, which);
 	if (now && !(v->ours >> which & 1)) {
 		if (range.low == range.high) {
-			if (v->policy->mode == KABPF_FILL)
+			if (v->policy->mode == KABPF_FILL || is_kept(v, which))
 				return count_left(v, which);
 		} else if (now >= range.low * unit && now <= range.high * unit) {
 			return count_left(v, which);
@@ -190,7 +200,7 @@ static __always_inline void set_options(void *to, struct visit *v)
 	/* Where keepalive is off, none of the numbers is given. */
 	if (held(v, KEEPALIVE) == o->keepalive)
 		return;
-	if (v->policy->mode == KABPF_FILL && was_turned_off(v))
+	if (v->policy->mode == KABPF_FILL ? was_turned_off(v) : is_kept(v, KEEPALIVE))
 		return count_left(v, KEEPALIVE);
 	/* Last, because it arms the timer; the other way round would arm it twice. */
 	set_option(to, v, KEEPALIVE, SOL_SOCKET, SO_KEEPALIVE, o->keepalive);

@@ -209,6 +209,17 @@ static __always_inline void tell_birth(void *ctx, struct kabpf_event *event, str
 	tell(ctx, event, sizeof(*event), true);
 }
 
+/* For how long the peer's window has been closed, as far as it was probed: the kernel counts from
+ * the first probe, whether the peer answers or not (tcp_probe_timer() in net/ipv4/tcp_timer.c). */
+static __always_inline __u32 closed_ms(struct tcp_sock *tp)
+{
+	__u32 since = tp->inet_conn.icsk_probes_tstamp;
+
+	if (!since || tp->snd_una != tp->snd_nxt || tp->snd_una == tp->write_seq)
+		return 0;
+	return (__u64)((__u32)bpf_jiffies64() - since) * 1000 / kabpf_constants.hz;
+}
+
 static __always_inline void tell_failed(void *ctx, struct visit *v, __u32 reason)
 {
 	struct kabpf_report r = { .what = KABPF_DIED, .reason = reason };
@@ -221,6 +232,7 @@ static __always_inline void tell_failed(void *ctx, struct visit *v, __u32 reason
 	r.error = icsk->icsk_inet.sk.sk_err;
 	r.silent_ms = (__u64)silent_jiffies(v->tp) * 1000 / kabpf_constants.hz;
 	r.sent = icsk->icsk_retransmits ?: icsk->icsk_probes_out;
+	r.closed_ms = closed_ms(v->tp);
 	tell_report(ctx, &r, v->policy_id);
 }
 

@@ -7,18 +7,6 @@
 #include "maps.h"
 #include "visit.h"
 
-/* Whether the policy turns keepalive on and leaves the rest to the system. */
-static __always_inline bool gives_no_number(struct visit *v)
-{
-	struct kabpf_options *o;
-
-	if (!begin_visit(v, (void *)v->tp))
-		return false;
-	o = v->options;
-	return o->keepalive && !o->idle_s.high && !o->interval_s.high && !o->probes.high &&
-	       !o->user_timeout_ms.high;
-}
-
 /* Whether the user timeout is there until the connection is established. */
 static __always_inline bool is_connect_timeout(struct kabpf_socket *s, struct tcp_sock *tp)
 {
@@ -30,54 +18,56 @@ static __always_inline bool is_connect_timeout(struct kabpf_socket *s, struct tc
 	return kept && kept->set_ms == s->user_timeout_ms;
 }
 
+/* Who set what neither the policy nor a former one gives. */
+static __always_inline __u8 somebody_else(struct kabpf_cgroup *cgroup)
+{
+	return cgroup && !cgroup->forgot ? KABPF_BY_APPLICATION : KABPF_BY_UNKNOWN;
+}
+
 /* A value that is the policy's, or a former one's, is taken for theirs. */
-static __always_inline __u8 who_set(bool is_set, __u32 policys, __u32 formers)
+static __always_inline __u8 who_set(struct visit *v, __u32 is_set, __u32 policys, __u32 which)
 {
 	if (!is_set)
 		return KABPF_BY_SYSTEM;
-	if (policys)
+	if (policys >> which & 1)
 		return KABPF_BY_POLICY;
-	return formers ? KABPF_BY_FORMER : KABPF_BY_APPLICATION;
+	return v->ours >> which & 1 ? KABPF_BY_FORMER : somebody_else(v->cgroup);
+}
+
+/* Keepalive that is on tells a policy from the application only by the numbers beside it. */
+static __always_inline __u8 who_turned_on(struct visit *v, __u32 policys)
+{
+	if (policys >> SURELY_ON & 1)
+		return KABPF_BY_POLICY;
+	if (v->ours >> SURELY_ON & 1)
+		return KABPF_BY_FORMER;
+	return v->ours >> MAYBE_ON & 1 ? KABPF_BY_UNKNOWN : somebody_else(v->cgroup);
 }
 
 static __always_inline void put_setters(struct kabpf_socket *s, struct tcp_sock *tp,
 					struct kabpf_cgroup *cgroup)
 {
-	struct visit v = { .tp = tp };
-	__u32 policys = 0, formers, off = 1 << KEEPALIVE;
+	struct visit v = { .tp = tp, .cgroup = cgroup };
+	__u32 policys = 0;
 
 	if (s->state != BPF_TCP_LISTEN)
 		v.direction = direction_of((void *)tp);
 	if (cgroup) {
-		v.cgroup = cgroup;
-		find_ours(&v, cgroup->policy_id);
+		find_ours(&v, cgroup->policy_id, false);
 		policys = v.ours;
-		find_former(&v);
+		find_former(&v, false);
 	}
-	formers = v.ours;
-	s->by[IDLE] = who_set(tp->keepalive_time, policys & 1 << IDLE, formers & 1 << IDLE);
-	s->by[INTERVAL] =
-	    who_set(tp->keepalive_intvl, policys & 1 << INTERVAL, formers & 1 << INTERVAL);
-	s->by[PROBES] = who_set(tp->keepalive_probes, policys & 1 << PROBES, formers & 1 << PROBES);
-	s->by[USER_TIMEOUT] = who_set(tp->inet_conn.icsk_user_timeout, policys & 1 << USER_TIMEOUT,
-				      formers & 1 << USER_TIMEOUT);
+	s->by[IDLE] = who_set(&v, tp->keepalive_time, policys, IDLE);
+	s->by[INTERVAL] = who_set(&v, tp->keepalive_intvl, policys, INTERVAL);
+	s->by[PROBES] = who_set(&v, tp->keepalive_probes, policys, PROBES);
+	s->by[USER_TIMEOUT] = who_set(&v, tp->inet_conn.icsk_user_timeout, policys, USER_TIMEOUT);
 	if (is_connect_timeout(s, tp))
 		s->by[USER_TIMEOUT] = KABPF_BY_POLICY;
-	/* Values of ours without keepalive: the application turned it off, or a policy. */
 	if (s->keepalive)
-		s->by[KEEPALIVE] = who_set(true, policys & ~off || (cgroup && gives_no_number(&v)),
-					   formers & ~off);
+		s->by[KEEPALIVE] = who_turned_on(&v, policys);
 	else
-		s->by[KEEPALIVE] = who_set(formers, policys & off, formers & off);
-}
-
-static __always_inline struct timer_list *keepalive_timer(struct tcp_sock *tp)
-{
-	/* Since Linux kernel commit 08dfe370239e ("tcp: introduce icsk->icsk_keepalive_timer") (in
-	 * v6.19 and in stable releases) sk_timer is another timer. */
-	if (bpf_core_field_exists(tp->inet_conn.icsk_keepalive_timer))
-		return &tp->inet_conn.icsk_keepalive_timer;
-	return &tp->inet_conn.icsk_inet.sk.sk_timer;
+		s->by[KEEPALIVE] = who_set(&v, v.ours & (NUMBERS | 1 << KEEPALIVE) || was_alive(tp),
+					   policys, KEEPALIVE);
 }
 
 /* Whether the timer's end is a probe: before a connection is established and after its last close

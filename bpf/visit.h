@@ -124,16 +124,52 @@ static __always_inline void note(struct visit *v, enum option which, __u64 outco
 	v->outcomes |= outcome << which * KABPF_OUTCOME_BITS;
 }
 
-/* Values of ours without keepalive, which no policy of ours turned off. */
+/* Bits of visit.ours beside those of options: a policy gives keepalive, and may have turned it on;
+ * it surely has, as a number of its own stands beside it, or it gives none. */
+#define MAYBE_ON 6
+#define SURELY_ON 7
+
+#define NUMBERS (1 << IDLE | 1 << INTERVAL | 1 << PROBES | 1 << USER_TIMEOUT)
+
+/* Unless a policy of ours turned it off: it is known, or numbers of ours stand without it. */
 static __always_inline bool was_turned_off(struct visit *v)
 {
-	return v->ours && !(v->ours >> KEEPALIVE & 1);
+	return !(v->ours >> KEEPALIVE & 1) && (v->ours & NUMBERS || v->since >> KEEPALIVE & 1);
+}
+
+/* Whether a socket has each number that a policy gives, whoever set it. */
+static __always_inline bool has_all(struct tcp_sock *tp, struct kabpf_options *o)
+{
+	return (!o->idle_s.high || tp->keepalive_time) &&
+	       (!o->interval_s.high || tp->keepalive_intvl) &&
+	       (!o->probes.high || tp->keepalive_probes) &&
+	       (!o->user_timeout_ms.high || tp->inet_conn.icsk_user_timeout);
+}
+
+/* Whether an accepted connection is without keepalive because its listener's was turned off: a
+ * listener has all that its policy gives by then, keepalive among it. */
+static __always_inline bool was_listeners_turned_off(struct visit *v)
+{
+	return v->policy->mode == KABPF_FILL && v->policy->flags & KABPF_EXISTING &&
+	       !v->cgroup->owed && has_all(v->tp, v->options);
 }
 
 /* What was brought to a range's lower bound stays the application's. */
 static __always_inline bool came_from(__u32 preferred, __u32 unit, __u32 now)
 {
 	return now && now == preferred * unit;
+}
+
+static __always_inline bool has_keepalive_number(struct tcp_sock *tp)
+{
+	return tp->keepalive_time || tp->keepalive_intvl || tp->keepalive_probes;
+}
+
+/* Whether a policy turns keepalive on and leaves the rest to the system. */
+static __always_inline bool gives_no_number(struct kabpf_options *o)
+{
+	return !o->idle_s.high && !o->interval_s.high && !o->probes.high &&
+	       !o->user_timeout_ms.high;
 }
 
 /* A global function is verified once, and its result is any number to those that call it, since
@@ -145,11 +181,41 @@ __noinline int kabpf_either(int bits, int others)
 	return bits | others;
 }
 
-/* Tells the values that a policy set, mostly a former one, from those the application chose. */
-static __always_inline void find_ours(struct visit *v, __u32 was_id)
+static __always_inline bool is_exactly(struct kabpf_range given)
+{
+	return given.high && given.low == given.high;
+}
+
+/* Which options the application set after a former policy had its turn. That of `fill` has left
+ * other values as they were, and counts for its like alone; but it has filled what is unset now. */
+static __always_inline __u32 find_since(struct visit *v, struct kabpf_policy *was,
+					struct kabpf_options *o, bool succeeds)
+{
+	struct tcp_sock *tp = v->tp;
+	__u32 timeout = tp->inet_conn.icsk_user_timeout;
+	__u32 since = kabpf_either(0, (keeps_alive(tp) != o->keepalive) << KEEPALIVE);
+
+	if (was->mode == KABPF_FILL && v->policy->mode != KABPF_FILL)
+		return 0;
+	if (!timeout)
+		since = kabpf_either(since, (succeeds && is_exactly(o->user_timeout_ms))
+						<< USER_TIMEOUT);
+	if (was->mode == KABPF_FILL)
+		return since;
+	since = kabpf_either(since, (is_exactly(o->idle_s) && tp->keepalive_time) << IDLE);
+	since = kabpf_either(since, (is_exactly(o->interval_s) && tp->keepalive_intvl) << INTERVAL);
+	since = kabpf_either(since, (is_exactly(o->probes) && tp->keepalive_probes) << PROBES);
+	return kabpf_either(since, (is_exactly(o->user_timeout_ms) && timeout) << USER_TIMEOUT);
+}
+
+/* Tells the values that a policy set, mostly a former one, from those the application chose; at a
+ * visit also what it chose when that policy had had its turn: as all sockets had of the one just
+ * before, those with a number of its own, and a listener that lacks none of its numbers. */
+static __always_inline void find_ours(struct visit *v, __u32 was_id, bool visits)
 {
 	struct tcp_sock *tp = v->tp;
 	struct kabpf_policy *was = bpf_map_lookup_elem(&kabpf_policies, &was_id);
+	__u32 timeout = tp->inet_conn.icsk_user_timeout, hz = kabpf_constants.hz;
 	struct kabpf_options *o;
 	__u32 ours;
 
@@ -158,16 +224,23 @@ static __always_inline void find_ours(struct visit *v, __u32 was_id)
 	o = options_of(was, was_id, (void *)tp, v->direction);
 	if (!o)
 		return;
-	ours = !o->keepalive << KEEPALIVE;
-	if (came_from(idle_of(o, tp), kabpf_constants.hz, tp->keepalive_time))
-		ours |= 1 << IDLE;
-	if (came_from(o->interval_s.high, kabpf_constants.hz, tp->keepalive_intvl))
-		ours |= 1 << INTERVAL;
-	if (came_from(o->probes.high, 1, tp->keepalive_probes))
-		ours |= 1 << PROBES;
-	if (came_from(o->user_timeout_ms.high, 1, tp->inet_conn.icsk_user_timeout))
-		ours |= 1 << USER_TIMEOUT;
+	ours = kabpf_either(o->keepalive << MAYBE_ON, (!o->keepalive && !keeps_alive(tp))
+							  << KEEPALIVE);
+	ours = kabpf_either(ours, came_from(idle_of(o, tp), hz, tp->keepalive_time) << IDLE);
+	ours =
+	    kabpf_either(ours, came_from(o->interval_s.high, hz, tp->keepalive_intvl) << INTERVAL);
+	ours = kabpf_either(ours, came_from(o->probes.high, 1, tp->keepalive_probes) << PROBES);
+	ours = kabpf_either(ours, came_from(o->user_timeout_ms.high, 1, timeout) << USER_TIMEOUT);
+	ours = kabpf_either(ours, (o->keepalive && (ours & NUMBERS || gives_no_number(o)))
+				      << SURELY_ON);
 	v->ours = kabpf_either(v->ours, ours);
+	if (visits) {
+		bool succeeds = v->cgroup->succeeds && was_id == v->cgroup->was_id[0];
+		bool met = !v->direction && was->mode == KABPF_FILL && !gives_no_number(o);
+
+		if (succeeds || ours & NUMBERS || (met && has_all(tp, o)))
+			v->since = kabpf_either(v->since, find_since(v, was, o, succeeds));
+	}
 }
 
 static __always_inline struct kabpf_cgroup *cgroup_of(struct tcp_sock *tp)
@@ -189,14 +262,14 @@ static __always_inline bool begin_visit(struct visit *v, struct sock_common *skc
 	return v->options;
 }
 
-static __always_inline void find_former(struct visit *v)
+static __always_inline void find_former(struct visit *v, bool visits)
 {
 	for (int i = 0; i < KABPF_FORMER; i++) {
 		__u32 was_id = v->cgroup->was_id[i];
 
 		if (!was_id)
 			break;
-		find_ours(v, was_id);
+		find_ours(v, was_id, visits);
 	}
 }
 

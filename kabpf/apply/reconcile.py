@@ -76,9 +76,13 @@ def open_or_load(
         btf_required.require(policies)
 
     def fill(fresh: Dataplane, *, takes_over: bool) -> None:
-        notes.forget_applied(run)
         if not fresh.records():
-            fresh.apply(notes.former({cgroup.id for cgroup in tree.cgroups()}, run))
+            # Of one that is pinned and not attached, too: its sockets are those of an interval
+            # without policy.
+            _keep_former(tree, run)
+            cgroups = {cgroup.id for cgroup in tree.cgroups()}
+            fresh.apply(notes.former(cgroups, run, was_loaded=takes_over))
+        notes.forget_applied(run)
         for resolution in _passes(policies, fresh, visits=False) if takes_over else ():
             fresh.apply(resolution.changes)
 
@@ -90,9 +94,13 @@ def open_or_load(
 def lift(tree: CgroupTree, run: Path = RUN) -> None:
     """Take everything out of the kernel; sockets keep their options. The caller holds the lock."""
     complete(PINS)
+    _keep_former(tree, run)
+    loading.lift(PINS)
+
+
+def _keep_former(tree: CgroupTree, run: Path) -> None:
     with suppress(RefusedError), Dataplane(PINS, tree, any_build=True) as loaded:
         notes.keep_former(loaded.actual(), run)
-    loading.lift(PINS)
 
 
 def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolution:
@@ -188,7 +196,7 @@ def _inherit(ids: set[int], loaded: Dataplane) -> None:
             parent = loaded.entries([above]).get(above)
             policy_id = parent.policy_id if parent else 0
         was = tuple(each for each in entry.was if each not in ids)
-        corrected[id] = entry._replace(policy_id=policy_id, was=was)
+        corrected[id] = entry._replace(policy_id=policy_id, was=was, forgot=True)
     loaded.correct(corrected)
 
 

@@ -12,7 +12,7 @@ from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
-LAYOUT = 5
+LAYOUT = 6
 POLICIES = 4096
 CGROUPS = 65536
 BIRTHS = 65536
@@ -76,7 +76,10 @@ class CCgroup(ctypes.Structure):
     _fields_ = (
         ("state", ctypes.c_uint64),
         ("policy_id", ctypes.c_uint32),
-        ("owed", ctypes.c_uint32),
+        ("owed", ctypes.c_uint8),
+        ("succeeds", ctypes.c_uint8),
+        ("forgot", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8),
         ("was_id", ctypes.c_uint32 * FORMER),
     )
 
@@ -211,6 +214,8 @@ class CReport(ctypes.Structure):
         ("error", ctypes.c_uint32),
         ("silent_ms", ctypes.c_uint32),
         ("sent", ctypes.c_uint32),
+        ("closed_ms", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -242,10 +247,12 @@ class Report(NamedTuple):
     error: int
     silent_ms: int
     sent: int
+    closed_ms: int
+    reserved: int
 
 
 # A busy machine has 20,000 of them a second, and a ctypes structure takes ten times longer.
-_REPORT = struct.Struct("=QQQII16s16s16sHHIHBB11I")
+_REPORT = struct.Struct("=QQQII16s16s16sHHIHBB13I")
 REPORT_SIZE = _REPORT.size
 
 
@@ -311,17 +318,18 @@ def read_birth(raw: bytes) -> BirthEntry:
 def entry(entry: CgroupEntry) -> bytes:
     """A value of kabpf_cgroups."""
     was = (ctypes.c_uint32 * FORMER)(*entry.was)
-    return bytes(CCgroup(entry.state, entry.policy_id, entry.owed, was))
+    flags = entry.owed, entry.succeeds, entry.forgot
+    return bytes(CCgroup(entry.state, entry.policy_id, *flags, 0, was))
 
 
 _POLICY_ID = struct.Struct("=I")
-_CGROUP = struct.Struct(f"=QII{FORMER}I")
+_CGROUP = struct.Struct(f"=QI???x{FORMER}I")
 
 
 def read_entry(raw: bytes) -> CgroupEntry:
     """The entry in a value of kabpf_cgroups."""
-    state, policy_id, owed, *was = _CGROUP.unpack(raw)
-    return CgroupEntry(state, policy_id, bool(owed), tuple(filter(None, was)))
+    state, policy_id, owed, succeeds, forgot, *was = _CGROUP.unpack(raw)
+    return CgroupEntry(state, policy_id, owed, tuple(filter(None, was)), succeeds, forgot)
 
 
 def read_policy_id(raw: bytes) -> int:

@@ -55,6 +55,7 @@ class Timeout(NamedTuple):
     error: str  # as the application reads it: ETIMEDOUT, or what ICMP had said
     silent_ms: int  # since the last receipt
     sent: int  # keepalive or window probes, or retransmissions, that were not answered
+    window_closed_ms: int  # since the first probe of the peer's closed window; 0: it was open
 
 
 class Call(NamedTuple):
@@ -135,7 +136,7 @@ class Event(NamedTuple):
             return None
         report = self.report
         reason, error = REASONS[report.reason], _errno(report.error)
-        return Timeout(reason, error, report.silent_ms, report.sent)
+        return Timeout(reason, error, report.silent_ms, report.sent, report.closed_ms)
 
     @property
     def option_texts(self) -> dict[str, str]:
@@ -151,6 +152,8 @@ class Event(NamedTuple):
             return f"setsockopt of {name} {_option_text(Option(call.asked, None), unit)}"
         if timeout := self.timeout:
             silent = f"silent for {timeout.silent_ms / 1000:.1f}s"
+            if closed_ms := timeout.window_closed_ms:
+                silent = f"the peer's window closed for {closed_ms / 1000:.1f}s, {silent}"
             return f"{timeout.reason}: {silent}, {timeout.sent} unanswered, {timeout.error}"
         return ""
 

@@ -163,6 +163,7 @@ def _fields(event: Event) -> dict[str, str]:
             "KABPF_ERROR": timeout.error,
             "KABPF_SILENT_MS": timeout.silent_ms,
             "KABPF_UNANSWERED": timeout.sent,
+            "KABPF_WINDOW_CLOSED_MS": timeout.window_closed_ms,
         }
     return {name: str(value) for name, value in fields.items() if value is not None}
 

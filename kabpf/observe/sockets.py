@@ -39,7 +39,7 @@ LISTED = sum(
 
 FAMILIES = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
 
-SETTERS = ("system", "application", "policy", "former policy")  # KABPF_BY_ in kabpf.h
+SETTERS = ("system", "application", "policy", "former policy", "unknown")  # KABPF_BY_ in kabpf.h
 SET = (*(row.field for row in ON_SOCKETS), "keepalive")  # in the order of `by`
 
 # Units that have a cgroup (systemd.unit(5)).

@@ -154,7 +154,10 @@ def _attachments(plan: Plan, actual: Actual, *, stale: bool) -> dict[int, bool]:
 
 def forget_former(actual: Actual) -> Changes:
     """What makes room for new records where there is none: no former policy is remembered."""
-    entries = {id: entry._replace(was=()) for id, entry in actual.cgroups.items()}
+    entries = {
+        id: entry._replace(was=(), succeeds=False, forgot=True) if entry.was else entry
+        for id, entry in actual.cgroups.items()
+    }
     changed = {id: entry for id, entry in entries.items() if entry != actual.cgroups[id]}
     return Changes(cgroups=changed, stale_records=_unused(actual, entries.values(), ()))
 
@@ -181,13 +184,14 @@ def changed_entries(
         included = (resolved.state, "") in plan.births
         state = located(resolved.state, generation) if included else UNKNOWN
         policy_id = _id(ids, resolved.policy)
-        before = now.get(id)
-        if before and before.policy_id == policy_id:
-            entry = before._replace(state=state)
+        before, record = now.get(id), records.get(policy_id)
+        if before and _gives_the_same(records.get(before.policy_id), record):
+            entry = before._replace(state=state, policy_id=policy_id)
         else:
-            record = records.get(policy_id)
             owed = record is not None and record.acts and (new or record.existing)
-            entry = CgroupEntry(state, policy_id, owed, _former(before, records))
+            entry = _succeeding(before, records)._replace(
+                state=state, policy_id=policy_id, owed=owed
+            )
         if entry != before:
             changed[id] = entry
     return changed
@@ -201,6 +205,7 @@ def settled(
     return {
         cgroup_id: entry._replace(
             owed=False,
+            succeeds=False,
             was=tuple(
                 id for id in entry.was if not _replaces(records[entry.policy_id], records[id])
             ),
@@ -249,12 +254,27 @@ def _unused(
     return tuple(actual.records.keys() - used - set(desired))
 
 
-def _former(before: CgroupEntry | None, records: Mapping[int, PolicyRecord]) -> tuple[int, ...]:
+def _gives_the_same(before: PolicyRecord | None, after: PolicyRecord | None) -> bool:
+    """Whether no open socket can tell one policy from the other."""
+    if before is None or after is None:
+        return before is after
+    return before.gives == after.gives and (before.existing or not after.existing)
+
+
+def _succeeding(before: CgroupEntry | None, records: Mapping[int, PolicyRecord]) -> CgroupEntry:
+    """What an entry remembers when it gets another policy."""
     if before is None:
-        return ()
+        return CgroupEntry(0, 0)
     # A policy that comes back is its own former one.
     ids = dict.fromkeys((before.policy_id, *before.was))
-    return tuple(id for id in ids if id and records[id].acts)[:FORMER_MAX]
+    was = [id for id in ids if id and records[id].acts]
+    return CgroupEntry(
+        0,
+        0,
+        was=tuple(was[:FORMER_MAX]),
+        succeeds=before.policy_id in was and records[before.policy_id].existing and not before.owed,
+        forgot=before.forgot or len(was) > FORMER_MAX,
+    )
 
 
 def _replaces(record: PolicyRecord, former: PolicyRecord) -> bool:

@@ -91,6 +91,11 @@ class PolicyRecord:
         return self.options.keepalive or self.mode != Mode.FILL or self.digest != 0
 
     @property
+    def gives(self) -> tuple[object, ...]:
+        """All that decides what a socket gets."""
+        return self.options, self.mode, self.direction, self.loopback, self.digest
+
+    @property
     def is_plain(self) -> bool:
         """Whether every connection of its cgroups gets the same options."""
         return self.loopback and self.direction == Direction.BOTH and not self.digest
@@ -111,6 +116,8 @@ class CgroupEntry(NamedTuple):
     policy_id: int
     owed: bool = False
     was: tuple[int, ...] = ()  # the latest first
+    succeeds: bool = False  # owed after each open socket had what the first of `was` gives
+    forgot: bool = False  # policies before those are not known any more
 
 
 class BirthEntry(NamedTuple):

@@ -2,14 +2,14 @@
 
 `former.json` has, after every policy was lifted, which values open sockets still have from them.
 `applied.json` says what the last reconcile was made of, so that status need not do it again. Both
-may be missing or damaged: then the values count as the applications' own, and status looks itself.
+may be missing or damaged: then nobody knows whose the values are, and status looks itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Container
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,14 @@ class Applied:
 
 def keep_former(actual: Actual, run: Path) -> None:
     """Keep which policies the sockets of which cgroups have values from."""
-    cgroups = {
-        id: was[:FORMER_MAX]
+    cgroups: dict[int, dict[str, Any]] = {
+        id: {"was": was[:FORMER_MAX], "forgot": forgot}
         for id, entry in actual.cgroups.items()
         for was in [[one for one in (entry.policy_id, *entry.was) if one in actual.records]]
-        if was
+        for forgot in [_is_forgotten(entry, was, actual)]
+        if was or forgot
     }
-    used = {id for was in cgroups.values() for id in was}
+    used = {id for one in cgroups.values() for id in one["was"]}
     # Destinations are not kept: a former policy is measured by its own options.
     policies = {
         id: abi.policy(replace(actual.records[id], digest=0)).hex()
@@ -51,21 +52,25 @@ def keep_former(actual: Actual, run: Path) -> None:
     _write(run / FORMER, {"layout": abi.LAYOUT, "policies": policies, "cgroups": cgroups})
 
 
-def former(cgroups: Container[int], run: Path) -> Changes:
-    """The records and entries that were kept, of those of `cgroups`, which have no policy yet."""
+def former(cgroups: Collection[int], run: Path, *, was_loaded: bool = False) -> Changes:
+    """The records and entries that were kept, of those of `cgroups`, which have no policy yet.
+
+    Where kabpf was loaded before, which shows by `was_loaded` or a note, and nothing was kept that
+    can be read, the former policies of all of them are forgotten.
+    """
     kept = _read(run / FORMER)
-    if kept.get("layout") != abi.LAYOUT:
-        return Changes()
-    try:
-        records = {_policy_id(id): _record(raw) for id, raw in kept["policies"].items()}
-        entries = {
-            int(id): _former(was, records)
-            for id, was in kept["cgroups"].items()
-            if int(id) in cgroups
-        }
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
-        return Changes()
-    return Changes(records=records, cgroups=entries)
+    if kept.get("layout") == abi.LAYOUT:
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, StopIteration):
+            records = {_policy_id(id): _record(raw) for id, raw in kept["policies"].items()}
+            entries = {
+                int(id): _former(one["was"], one["forgot"], records)
+                for id, one in kept["cgroups"].items()
+                if int(id) in cgroups
+            }
+            return Changes(records=records, cgroups=entries)
+    if was_loaded or (run / FORMER).exists() or (run / APPLIED).exists():
+        return Changes(cgroups={id: CgroupEntry(0, 0, forgot=True) for id in cgroups})
+    return Changes()
 
 
 def forget_former(run: Path) -> None:
@@ -131,9 +136,18 @@ def _record(raw: str) -> PolicyRecord:
     return record
 
 
-def _former(was: list[int], records: dict[int, PolicyRecord]) -> CgroupEntry:
+def _is_forgotten(entry: CgroupEntry, was: list[int], actual: Actual) -> bool:
+    """Whether sockets may have values that can't be told by what is kept."""
+    return (
+        entry.forgot
+        or len(was) > FORMER_MAX
+        or any(actual.records[id].digest for id in was if actual.records[id].acts)
+    )
+
+
+def _former(was: list[int], forgot: bool, records: dict[int, PolicyRecord]) -> CgroupEntry:
     known = [int(id) for id in was if id in records]
-    return CgroupEntry(0, 0, False, tuple(known[:FORMER_MAX]))
+    return CgroupEntry(0, 0, was=tuple(known[:FORMER_MAX]), forgot=bool(forgot))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -387,8 +387,23 @@ def test_death_by_user_timeout_is_told(policy, kabpfctl, connected, cut, watch):
     assert client.receive(number, 15 * PATIENCE) == "ETIMEDOUT"
     death = watcher.until("died")["death"]
     assert (death["reason"], death["error"]) == ("user timeout", "ETIMEDOUT")
-    assert death["sent"] >= 1
+    assert (death["sent"] >= 1, death["window_closed_ms"]) == (True, 0)
     assert died(kabpfctl) == 1
+
+
+def test_window_that_a_living_reader_closed_is_named(policy, connected, watch):
+    """A peer that is there and does not read for longer than the user timeout: it answers each
+    probe, and the connection ends all the same."""
+    policy("{idle: 1h, user_timeout: 1500ms}")
+    watcher = watch()
+    client, number = connected()
+    client.send_all_that_fits(number)
+    assert client.receive(number, 15 * PATIENCE) == "ETIMEDOUT"
+    event = watcher.until("died")
+    death = event["death"]
+    assert (death["reason"], death["error"], death["sent"]) == ("user timeout", "ETIMEDOUT", 0)
+    assert death["silent_ms"] < death["window_closed_ms"]
+    assert 1500 <= death["window_closed_ms"] <= 1500 + 4000 * PATIENCE
 
 
 def test_death_by_retransmission_is_called_so(policy, kabpfctl, connected, cut, watch, namespace):

@@ -129,6 +129,16 @@ def send(number, text="data", flags=0):
     SOCKETS[number].send(text.encode(), flags)
 
 
+def send_all_that_fits(number):
+    """Until the other side's buffer is full, and so is ours."""
+    SOCKETS[number].setblocking(False)
+    try:
+        while True:
+            SOCKETS[number].send(bytes(65536))
+    except BlockingIOError:
+        SOCKETS[number].setblocking(True)
+
+
 def close(number):
     SOCKETS[number].close()
 

@@ -141,6 +141,12 @@ def test_filter_by_cgroup_leaves_out_what_is_in_none_that_is_known() -> None:
             "died web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " keepalive: silent for 5.1s, 3 unanswered, ETIMEDOUT",
         ),
+        (
+            {"what": DIED, "reason": 2, "error": 110, "silent_ms": 500, "closed_ms": 11_040},
+            "died web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            " user timeout: the peer's window closed for 11.0s, silent for 0.5s, 0 unanswered,"
+            " ETIMEDOUT",
+        ),
     ],
 )
 def test_line_says_what_happened(members: dict[str, Any], columns: str) -> None:
@@ -193,7 +199,13 @@ def test_json_has_every_fact() -> None:
         "policy": "web",
         "options": None,
         "setsockopt": None,
-        "death": {"reason": "user timeout", "error": "EHOSTUNREACH", "silent_ms": 5, "sent": 2},
+        "death": {
+            "reason": "user timeout",
+            "error": "EHOSTUNREACH",
+            "silent_ms": 5,
+            "sent": 2,
+            "window_closed_ms": 0,
+        },
     }
     assert found["options"]["idle_s"] == {"value": 60, "outcome": None}
 

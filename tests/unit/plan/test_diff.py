@@ -631,7 +631,7 @@ def born(actual: Actual, above: CgroupEntry, name: str) -> CgroupEntry:
 
 def settled(entries: dict[int, CgroupEntry]) -> dict[int, CgroupEntry]:
     """Entries whose sockets were visited, with nothing left of a former policy."""
-    return {id: entry._replace(owed=False, was=()) for id, entry in entries.items()}
+    return {id: entry._replace(owed=False, was=(), succeeds=False) for id, entry in entries.items()}
 
 
 def idle(seconds: int) -> Options:
@@ -704,3 +704,75 @@ def planned_policies(
     plan = resolve(policies, Automaton(policies), cgroups, BIRTHS)
     AUTOMATA[plan.globs_digest] = plan.globs.blocks
     return plan, diff.number(policies, actual.records if actual else {}, POLICIES)
+
+
+def rules(**changed: object) -> dict[str, dict[str, object]]:
+    return {"a": {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5}} | changed}
+
+
+@pytest.mark.parametrize(
+    ("after", "owed"),
+    [
+        ({"log": "sockets"}, False),
+        ({"existing": "false"}, False),
+        ({"mode": "override"}, True),
+        ({"keepalive": {"idle": 6}}, True),
+        ({"direction": "out"}, True),
+        ({"loopback": "false"}, True),
+        ({"destinations": [{"to": "10.0.0.0/8", "idle": 6}]}, True),
+    ],
+)
+def test_sockets_are_visited_for_what_they_get(after: dict[str, object], owed: bool) -> None:
+    """A change that no socket can tell takes no visit, and nothing to remember."""
+    before = brought(Actual(), rules(), tree(["/a"]))
+    plan, desired = planned_policies(rules(**after), tree(["/a"]), before)
+    entry = diff.diff(plan, before, desired).cgroups[2]
+    assert (entry.policy_id, entry.owed) == (2, owed)
+    assert entry.was == ((1,) if owed else ())
+
+
+def test_policy_of_another_name_takes_no_visit() -> None:
+    """As where its file was renamed."""
+    before = brought(Actual(), rules(), tree(["/a"]))
+    plan, desired = planned_policies({"b": rules()["a"]}, tree(["/a"]), before)
+    changes = diff.diff(plan, before, desired)
+    assert policies_and_debts(changes.cgroups) == {2: (2, (), False)}
+    assert brought(before, {"b": rules()["a"]}, tree(["/a"])).records.keys() == {2}
+
+
+def test_visit_that_waits_is_owed_by_a_policy_that_gives_the_same() -> None:
+    """What a socket is owed does not depend on the policy's name."""
+    cgroups = tree(["/a"])
+    plan, desired = planned_policies(rules(), cgroups)
+    before = applied(Actual(), diff.diff(plan, Actual(), desired, visits=False))
+    plan, desired = planned_policies({"b": rules()["a"]}, cgroups, before)
+    assert diff.diff(plan, before, desired, visits=False).cgroups[2].owed
+
+
+@pytest.mark.parametrize(
+    ("before", "visits", "succeeds"),
+    [({}, True, True), ({}, False, False), ({"existing": "false"}, True, False)],
+)
+def test_policy_that_had_its_turn_is_told_from_one_that_had_not(
+    before: dict[str, object], visits: bool, succeeds: bool
+) -> None:
+    """A visit knows whether each open socket had what the last policy gives."""
+    cgroups = tree(["/a"])
+    plan, desired = planned_policies(rules(**before), cgroups)
+    actual = applied(Actual(), diff.diff(plan, Actual(), desired, visits=visits))
+    plan, desired = planned_policies(rules(keepalive={"idle": 6}), cgroups, actual)
+    (entry,) = diff.diff(plan, actual, desired, visits=False).cgroups.values()
+    assert (entry.owed, entry.was, entry.succeeds) == (True, (1,), succeeds)
+    lifted = brought(actual, {}, cgroups)
+    plan, desired = planned_policies(rules(), cgroups, lifted)
+    assert not diff.diff(plan, lifted, desired, visits=False).cgroups[2].succeeds
+
+
+def test_more_former_policies_than_are_remembered_are_forgotten() -> None:
+    """Of those the entry says so for as long as it lasts."""
+    actual = Actual()
+    for idle_s in range(1, 9):
+        one = rules(keepalive={"idle": idle_s}, existing="false")
+        actual = brought(actual, one, tree(["/a"]))
+        assert actual.cgroups[2].forgot == (idle_s > 5)
+    assert brought(actual, rules(keepalive={"idle": 9}), tree(["/a"])).cgroups[2].forgot

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ def _record(name, idle):
 
 RECORDS = {id: _record(f"p{id}", 60 + id) for id in range(1, 7)}
 EVERYTHING = range(1, 1000)
+FORGOTTEN = Changes(cgroups={id: CgroupEntry(0, 0, forgot=True) for id in EVERYTHING})
 
 
 def test_former_policies_are_read_back(tmp_path):
@@ -44,7 +46,7 @@ def test_no_more_former_policies_are_kept_than_the_kernel_has_room_for(tmp_path)
     was = tuple(range(1, FORMER_MAX + 1))
     notes.keep_former(Actual(records=RECORDS, cgroups={7: CgroupEntry(3, 6, False, was)}), tmp_path)
     (entry,) = notes.former(EVERYTHING, tmp_path).cgroups.values()
-    assert entry.was == (6, *was[:-1])
+    assert (entry.was, entry.forgot) == ((6, *was[:-1]), True)
     assert abi.read_entry(abi.entry(entry)) == entry
 
 
@@ -58,7 +60,8 @@ def test_what_was_forgotten_is_not_read_back(tmp_path):
 
 def _kept(**changed):
     raw = abi.policy(RECORDS[1]).hex()
-    kept = {"layout": abi.LAYOUT, "policies": {"1": raw}, "cgroups": {"7": [1]}}
+    cgroups = {"7": {"was": [1], "forgot": False}}
+    kept = {"layout": abi.LAYOUT, "policies": {"1": raw}, "cgroups": cgroups}
     return json.dumps(kept | changed).encode()
 
 
@@ -96,20 +99,51 @@ def _altered(offset, byte):
         _kept(policies=_altered(abi.CPolicy.name.offset, 0xFF)),
         _kept(cgroups=None),
         _kept(cgroups=[7]),
-        _kept(cgroups={"seven": [1]}),
+        _kept(cgroups={"seven": {"was": [1], "forgot": False}}),
         _kept(cgroups={"7": 1}),
-        _kept(cgroups={"7": [[1]]}),
+        _kept(cgroups={"7": [1]}),
+        _kept(cgroups={"7": {"was": 1, "forgot": False}}),
+        _kept(cgroups={"7": {"was": [[1]], "forgot": False}}),
     ],
 )
-def test_damaged_former_policies_count_as_none(tmp_path, content):
-    """Whatever the file holds, reading it raises nothing."""
+def test_damaged_former_policies_are_forgotten(tmp_path, content):
+    """Whatever the file holds, reading it raises nothing; there were policies, and nobody knows
+    which."""
     (tmp_path / FORMER).write_bytes(content)
-    assert notes.former(EVERYTHING, tmp_path) == Changes()
+    assert notes.former(EVERYTHING, tmp_path) == FORGOTTEN
+
+
+@pytest.mark.parametrize(
+    ("applied", "was_loaded", "kept"),
+    [(False, False, Changes()), (True, False, FORGOTTEN), (False, True, FORGOTTEN)],
+)
+def test_former_policies_that_were_not_kept(tmp_path, applied, was_loaded, kept):
+    """At the first load there were none; after another one they are forgotten."""
+    if applied:
+        notes.keep_applied(Applied("stamp", False, {}), tmp_path)
+    assert notes.former(EVERYTHING, tmp_path, was_loaded=was_loaded) == kept
+
+
+@pytest.mark.parametrize("digest", [0, 7])
+@pytest.mark.parametrize("forgot", [False, True])
+def test_what_is_not_known_of_a_cgroup_is_kept(tmp_path, digest, forgot):
+    """That its former policies are forgotten; destinations are, as they are not kept."""
+    records = {1: replace(RECORDS[1], digest=digest)}
+    entry = CgroupEntry(3, 1, forgot=forgot)
+    notes.keep_former(Actual(records=records, cgroups={7: entry}), tmp_path)
+    assert notes.former(EVERYTHING, tmp_path).cgroups == {
+        7: CgroupEntry(0, 0, was=(1,), forgot=forgot or digest != 0)
+    }
 
 
 @pytest.mark.parametrize(
     "cgroups",
-    [{"7": [1, 1, 1, 1, 1, 1]}, {"7": [True, 1.0]}, {"7": [9, "1", None]}, {"-7": [1]}],
+    [
+        {"7": {"was": [1, 1, 1, 1, 1, 1], "forgot": "yes"}},
+        {"7": {"was": [True, 1.0], "forgot": 7}},
+        {"7": {"was": [9, "1", None], "forgot": None}},
+        {"-7": {"was": [1], "forgot": False}},
+    ],
     ids=["too many", "other types", "unknown ids", "no cgroup"],
 )
 def test_strange_former_policies_can_be_written_to_the_kernel(tmp_path, cgroups):
@@ -157,7 +191,7 @@ def test_directory_in_the_place_of_a_note_is_none(tmp_path, name):
     notes.keep_former(Actual(records=RECORDS, cgroups={7: CgroupEntry(3, 2)}), tmp_path)
     notes.keep_applied(Applied("stamp", False, {}), tmp_path)
     notes.forget_former(tmp_path)
-    assert notes.former(EVERYTHING, tmp_path) == Changes()
+    assert notes.former(EVERYTHING, tmp_path) == FORGOTTEN
     if name == APPLIED:
         assert notes.read_applied(tmp_path) is None
 
@@ -177,4 +211,4 @@ def test_notes_are_roots_alone_whatever_the_umask(tmp_path):
     for file in files:
         file.chmod(0o666)
     assert notes.read_applied(tmp_path) is None
-    assert notes.former(EVERYTHING, tmp_path) == Changes()
+    assert notes.former(EVERYTHING, tmp_path) == FORGOTTEN
