@@ -172,6 +172,10 @@ def _lacking_for_matrix() -> str:
     return "it needs Linux 5.10; try: tests/matrix/run 5.10"
 
 
+def _lacking_for_others() -> str:
+    return "" if "others" in REQUIRED else "it takes hours; try: tests/others/run"
+
+
 PRIVILEGED = (
     "; try: a virtual machine, docker run --privileged, or"
     " systemd-nspawn --capability=all --system-call-filter=@known"
@@ -183,4 +187,5 @@ TIERS = {
     "system": _lacking_for_system,
     "ancestors": _lacking_for_ancestors,
     "matrix": _lacking_for_matrix,
+    "others": _lacking_for_others,
 }

@@ -33,6 +33,18 @@ PREPARE = (
     f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
 )
 
+# Other people's tests; Go's are compiled once. Debian ships none of Node's and of Java's.
+SUITES_OF_OTHERS = (
+    *("libbpf1", "python3", "python3-yaml", "golang-go", "golang-src"),
+    *("systemd", "systemd-sysv", "dbus", "procps", "iproute2"),
+    *("ca-certificates", "netbase", "openssl", "tzdata"),
+)
+COMPILE = tuple(
+    f'chroot "$1" sh -c "mkdir -p /opt/others && HOME=/root CGO_ENABLED=0 go test -c'
+    f' -o /opt/others/{name}.test {package}"'
+    for name, package in (("net", "net"), ("http", "net/http"))
+)
+
 
 def base(suite: str) -> Path:
     """The tree of a suite, which takes two minutes if it is not there yet.
@@ -40,6 +52,12 @@ def base(suite: str) -> Path:
     A tree that is there is complete, and nobody writes into it. Those of older lists stay: a
     cache may be removed by anybody at any time."""
     return _tree(suite, PACKAGES, PREPARE)
+
+
+def others(suite: str) -> Path:
+    """The tree of a suite with other people's tests."""
+    python = {"bookworm": "3.11", "trixie": "3.13"}[suite]
+    return _tree(suite, (*SUITES_OF_OTHERS, f"libpython{python}-testsuite"), COMPILE)
 
 
 def minimal(suite: str) -> Path:
