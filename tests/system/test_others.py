@@ -108,9 +108,10 @@ def test_results_are_the_same(
     run = suites.SUITES[name]
     with covered() as machine:
         machine.drop_in("others.yaml", SELECT + POLICIES[policy])
-        with _updates(machine) if policy == "retrofitted" else nullcontext():
+        counted: Counter[str] = Counter()
+        with _updates(machine, counted) if policy == "retrofitted" else nullcontext():
             found = run(machine)
-        counted = _counters(machine)
+        counted.update(_counters(machine))
         different = [
             one for one in before.keys() | found.keys() if before.get(one) != found.get(one)
         ]
@@ -137,14 +138,16 @@ def _counters(machine: Machine) -> dict[str, int]:
 
 
 @contextmanager
-def _updates(machine: Machine) -> Iterator[None]:
-    """While the block runs, open sockets get other values, again and again."""
+def _updates(machine: Machine, counted: Counter[str]) -> Iterator[None]:
+    """While the block runs, open sockets get other values, again and again. Counters begin anew
+    with each, and `counted` has their sums."""
     over = threading.Event()
 
     def update() -> None:
         idle = 61
         while not over.wait(0.5):
             idle = 123 - idle
+            counted.update(_counters(machine))
             machine.write(
                 "/etc/kabpf/policy.d/others.yaml",
                 SELECT + POLICIES["retrofitted"].replace("idle: 61", f"idle: {idle}"),
