@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import select
 from collections.abc import Callable, Iterable
@@ -30,13 +31,14 @@ BORN_MAX = 100_000
 
 class ActivePolicies:
     """The policies that are active, and what the daemon holds open for them. A context manager;
-    leaving it changes nothing.
+    leaving it changes nothing. `meanwhile` is called while other commands have the lock.
 
     Steps raise KabpfError. What was active before such a step stays so, as far as it can.
     """
 
-    def __init__(self, tree: CgroupTree, poll: select.epoll) -> None:
+    def __init__(self, tree: CgroupTree, poll: select.epoll, meanwhile: Callable[[], None]) -> None:
         self._tree = tree
+        self._locked = functools.partial(locked, meanwhile=meanwhile)
         self.files = PolicyFiles(files.SYSTEM)
         self.dataplane = OpenDataplane(poll)
         self.log = SocketLog(tree, poll)
@@ -54,14 +56,14 @@ class ActivePolicies:
 
     def reload(self) -> None:
         """Make active what the files say."""
-        with locked():
+        with self._locked():
             self._prune()
             self._put_in_force(self._read())
 
     def restore(self) -> bool:
         """Make active what was applied last, before the boot or the stop; False where that is not
         known."""
-        with locked():
+        with self._locked():
             try:
                 kept = last_good.read()
                 snapshot = kept.snapshot() if kept else None
@@ -79,7 +81,7 @@ class ActivePolicies:
     def look_again(self) -> bool:
         """Follow another process that changed something, or take back what is over: reload, but for
         files that wait for it, or let go where everything was lifted. False where it was."""
-        with locked():
+        with self._locked():
             self._last = None
             is_known = self._is_known()  # before files go
             self._prune()
@@ -117,7 +119,7 @@ class ActivePolicies:
         except PolicyError as error:
             if self.files.good is None:
                 raise
-            with locked():
+            with self._locked():
                 self._put_in_force(self.files.good)
             self.problem = error
 
@@ -125,7 +127,7 @@ class ActivePolicies:
         """Open what is active, whatever the files say."""
         if self.dataplane.loaded:  # and something of what they say was refused
             return
-        with locked(), contextlib.suppress(RefusedError):  # another version's
+        with self._locked(), contextlib.suppress(RefusedError):  # another version's
             if loaded := loading.open_if_loaded(dataplane.PINS, self._tree):
                 self.dataplane.open(loaded)
                 self.log.listen(policies=sum(each.log for each in loaded.records().values()))
@@ -138,7 +140,7 @@ class ActivePolicies:
         if self.files.good is None:  # started beside wrong files: said at the start
             self.dataplane.take_births()
             return
-        with locked():
+        with self._locked():
             if is_outdated():
                 return
             births = self.dataplane.take_births()
@@ -156,7 +158,7 @@ class ActivePolicies:
 
     def lift(self) -> None:
         """Take everything out of the kernel; sockets keep their options."""
-        with locked():
+        with self._locked():
             self._close()
             reconcile.lift(self._tree)
 

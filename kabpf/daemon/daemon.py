@@ -50,7 +50,7 @@ class Daemon:
         self._timers = Timers()
         self._signals = Signals(self.SIGNALS)
         self._poll = select.epoll()
-        self._active = ActivePolicies(tree, self._poll)
+        self._active = ActivePolicies(tree, self._poll, self._wait)
 
     def __enter__(self) -> Daemon:
         # The end of each user's policy takes a descriptor; systemd lets a service have 1,024 first.
@@ -178,6 +178,12 @@ class Daemon:
             self._update(self._active.look_again)
         alive = "" if self._active.dataplane.is_damaged else "WATCHDOG=1"
         notify(f"{alive}\nSTATUS={self._active.status()}")
+
+    def _wait(self) -> None:
+        """Tell the watchdog that the daemon lives, while another command has the lock."""
+        if self._beat_s is not None and self._timers.take(Timer.BEAT):
+            self._timers.start(Timer.BEAT, self._beat_s)
+            notify("WATCHDOG=1")
 
     def _resolve_births(self) -> None:
         # kabpfctl changed something before it gave up the lock: look at all of it.

@@ -27,8 +27,9 @@ from kabpf.policy.yaml import Node, Source
 from kabpf.requests.interface import INTERFACES, denied, refused
 from kabpf.requests.varlink import CallError
 from kabpf.runtime import notes
-from kabpf.runtime.locks import RUN, locked
+from kabpf.runtime.locks import RUN, locked_for_user
 
+WAIT_S = 20  # for root's commands and other users' requests, which come first
 SETTLE_S = 5  # for changes of an administrator to be applied
 POLICIES_MAX = 64  # of a user
 ALL_POLICIES_MAX = 1024  # of all users, a quarter of what the kernel has room for
@@ -176,7 +177,7 @@ def _in_force(tree: CgroupTree) -> Iterator[tuple[Dataplane, _Reading]]:
     deadline = time.monotonic() + SETTLE_S
     while True:
         with (
-            locked(),
+            locked_for_user(WAIT_S),
             loading.opened(PINS, tree) as loaded,
         ):
             if loaded is None:

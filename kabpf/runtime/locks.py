@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kabpf.errors import RefusedError
@@ -14,16 +14,61 @@ from kabpf.errors import RefusedError
 RUN = Path("/run/kabpf")
 
 
+# Held together by root's commands that wait for "lock" or have it, and by a user's request alone
+# for the moment in which it takes "lock": so that no number of requests comes before root.
+ROOTS = "roots.lock"
+
+
 @contextmanager
-def locked(run: Path = RUN, name: str = "lock") -> Iterator[None]:
+def locked(
+    run: Path = RUN, name: str = "lock", meanwhile: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold a lock: "lock" is that under which the kernel's state and the drop-ins of commands
-    change."""
-    descriptor = open_lock(run, name)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    change, and which root's commands have before users' requests. `meanwhile` is called again and
+    again while others have it."""
+    with ExitStack() as stack:
+        for each, kind in ((ROOTS, fcntl.LOCK_SH), (name, fcntl.LOCK_EX)):
+            if each == ROOTS and name != "lock":
+                continue
+            descriptor = open_lock(run, each)
+            stack.callback(os.close, descriptor)
+            while meanwhile and not _takes(descriptor, kind):
+                meanwhile()
+                time.sleep(0.02)
+            fcntl.flock(descriptor, kind)
         yield
-    finally:
-        os.close(descriptor)
+
+
+@contextmanager
+def locked_for_user(seconds: float, run: Path = RUN) -> Iterator[None]:
+    """Hold "lock" for a user's request, when no command of root's has it or waits for it.
+
+    Raises RefusedError where that does not come within so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    with ExitStack() as stack:
+        lock, roots = open_lock(run, "lock"), open_lock(run, ROOTS)
+        stack.callback(os.close, lock)
+        try:
+            while True:
+                if _takes(roots, fcntl.LOCK_EX):
+                    if _takes(lock, fcntl.LOCK_EX):
+                        break
+                    fcntl.flock(roots, fcntl.LOCK_UN)
+                if time.monotonic() > deadline:
+                    raise RefusedError("kabpf is busy", hint="expected another attempt later")
+                time.sleep(0.02)
+        finally:
+            os.close(roots)
+        yield
+
+
+def _takes(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

@@ -49,7 +49,7 @@ exec "$@"
 
 _NSPAWN = (
     *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe"),
-    *("--capability=all", "--system-call-filter=bpf", "--private-network"),
+    *("--capability=all", "--system-call-filter=bpf pidfd_getfd", "--private-network"),
     *("--link-journal=no", "--resolv-conf=off", "--timezone=off", "--hostname=machine"),
     f"--bind-ro={PROGRAMS}:{PROGRAMS_INSIDE}",
 )

@@ -29,6 +29,14 @@ def test_open_connections_are_covered(machine, service, network):
     assert [app.options(end) for end in ends] == [COVERED] * 2
 
 
+def test_namespace_that_only_a_socket_holds_is_reached(machine, service):
+    """A policy reaches a socket whose network namespace no process and no mount has."""
+    app = service("app.service")
+    number = app.listener_in_new_namespace()
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    assert app.options(number) == COVERED
+
+
 def test_new_cgroup_of_a_glob_is_covered(machine, service, network):
     """The connections that a new cgroup had opened before kabpfd resolved it get their options."""
     machine.drop_in("workers.yaml", WORKERS)
