@@ -173,6 +173,12 @@ def counter_cells(counters: Counters) -> tuple[str, ...]:
     return (*map(str, counts), failed or "0")
 
 
+def covered_count(resolution: Resolution) -> int:
+    """How many cgroups have a policy; without their paths, which may be long."""
+    cgroups = resolution.plan.cgroups
+    return sum(1 for id in resolution.present if (found := cgroups.get(id)) and found.policy)
+
+
 def covered(resolution: Resolution) -> list[tuple[str, Policy]]:
     """The paths of the cgroups that have a policy, with it, in the order of the paths."""
     paths = resolution.present

@@ -24,7 +24,7 @@ def apply(arguments: argparse.Namespace) -> int:
     result = {
         "policies": len(resolution.plan.policies),
         "cgroups": len(resolution.present),
-        "covered": len(output.covered(resolution)),
+        "covered": output.covered_count(resolution),
         "changes": output.changes_json(resolution),
     }
     if any(policy.log for policy in snapshot.policies):
