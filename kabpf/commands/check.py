@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kabpf import output
-from kabpf.errors import PolicyError
-from kabpf.kernel import dataplane, loading
+from kabpf.doctor import elsewhere
+from kabpf.errors import KabpfError, PolicyError
+from kabpf.kernel import cgroups, dataplane, loading, mountinfo
 from kabpf.kernel.loading import Loader
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.resolve import left_text, left_to_kabpfd
@@ -34,6 +35,7 @@ def check(arguments: argparse.Namespace) -> int:
         result = _checked("policy files", partial(files.load, files.SYSTEM), loader)
         with contextlib.suppress(PolicyError):  # which is among the errors
             result["warnings"] += late_mounts.warnings(files.paths(files.SYSTEM))
+            result["warnings"] += _unreached()
         results.append(result)
     if arguments.json:
         print(json.dumps(results, indent=2))
@@ -48,6 +50,15 @@ def check(arguments: argparse.Namespace) -> int:
             more = f", {warned}" if result["warnings"] else ""
             print(f"{output.shown(result['file'])}: ok, {count}{more}")
     return 1 if any(result["errors"] for result in results) else 0
+
+
+def _unreached() -> list[str]:
+    """Units whose policy does not reach their sockets now."""
+    with contextlib.suppress(KabpfError):
+        tree = cgroups.find_tree(mountinfo.own_mounts())
+        found = elsewhere.of_policies(files.load(files.SYSTEM), tree)
+        return [f"{each.text}; {each.advice}" for each in found]
+    return []
 
 
 def _checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -> dict[str, Any]:

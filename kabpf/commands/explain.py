@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from typing import Any
 
 from kabpf import output, tables
 from kabpf.apply import transient
-from kabpf.errors import RefusedError
+from kabpf.doctor import elsewhere
+from kabpf.doctor.elsewhere import Elsewhere
+from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS
+from kabpf.observe import held, sockets
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.patterns import Naming
 from kabpf.plan.resolve import left_text, left_to_kabpfd
@@ -21,6 +25,8 @@ from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.model import OPTIONS, Policy, Selector, options_json
 from kabpf.systemd import names, relations
+
+HELD_MAX = 20  # sockets of other cgroups that are shown
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,96 @@ def explain(arguments: argparse.Namespace) -> int:
     policies = relations.followed(tuple(each for each in counting if not _is_over(each, tree)))
     reasons = [reason(policies, cgroup) for cgroup in _cgroups(arguments.what, tree)]
     in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
-    result = [as_json(each, in_force.get(each.cgroup.id)) for each in reasons]
-    text = "\n".join(line for each in reasons for line in lines(each, in_force.get(each.cgroup.id)))
-    return output.answer(arguments, {"cgroups": result}, text)
+    result: dict[str, Any] = {
+        "cgroups": [as_json(each, in_force.get(each.cgroup.id)) for each in reasons]
+    }
+    text = [line for each in reasons for line in lines(each, in_force.get(each.cgroup.id))]
+    found = _elsewhere(arguments.what, policies, reasons, tree)
+    result["elsewhere"] = [
+        {"unit": each.unit, "found": each.text, "advice": each.advice} for each in found
+    ]
+    for each in found:
+        text += [output.shown(each.text), f"  fix: {output.shown(each.advice)}"]
+    if arguments.what.isdecimal():
+        others = _held_of_others(arguments.what, reasons[0].cgroup.path, tree)
+        result["holds"] = [_held_json(one) for one in others]
+        text += _held_lines(others)
+    return output.answer(arguments, result, "\n".join(text))
+
+
+def _elsewhere(
+    what: str, policies: tuple[Policy, ...], reasons: list[Reason], tree: CgroupTree
+) -> list[Elsewhere]:
+    """Why a policy does not reach sockets of what is asked for, though it looks so."""
+    if what.isdecimal():
+        found = elsewhere.started(int(what), elsewhere.of_policies(policies, tree))
+        return [found] if found else []
+    names = [each.cgroup.name.removeprefix("_") for each in reasons]
+    found_units = elsewhere.of_units([name for name in names if name.endswith(".service")], tree)
+    managers = {each.cgroup.path: _manager(each.cgroup.path) for each in reasons}
+    if not any(managers.values()):
+        return found_units
+    ports = elsewhere.managers(_sockets(tree))
+    paths = dict.fromkeys(path for path in managers.values() if path in ports)
+    return [*found_units, *(elsewhere.of_manager(path, ports[path]) for path in paths)]
+
+
+def _manager(path: str) -> str:
+    """The cgroup of the manager, other than the machine's, that may have made a unit's cgroup."""
+    names = path.split("/")
+    places = [at for at, name in enumerate(names) if name.startswith("user@")]
+    return "/".join([*names[: places[0] + 1], "init.scope"]) if places else ""
+
+
+def _sockets(tree: CgroupTree) -> list[sockets.Socket]:
+    """The TCP sockets of the machine, as far as this process may see them."""
+    is_root = os.geteuid() == 0
+    with (
+        contextlib.suppress(UnsupportedError),
+        loading.opened(PINS, tree) if is_root else contextlib.nullcontext() as loaded,
+    ):
+        return list(sockets.all_of_machine(tree, loaded))
+    return []
+
+
+def _held_of_others(process: str, path: str, tree: CgroupTree) -> list[sockets.Socket]:
+    """The sockets of other cgroups that a process in the cgroup at `path` holds."""
+    found = held.of_process(process, _sockets(tree))
+    own = [one for one in found if f"{one.cgroup}/".startswith(f"{path.rstrip('/')}/")]
+    ends = {(one.local, one.remote) for one in own}  # one of several that listen there
+    return [one for one in found if one not in own and (one.local, one.remote) not in ends]
+
+
+def _held_json(one: sockets.Socket) -> dict[str, Any]:
+    return {
+        "cgroup": one.cgroup,
+        "local": one.local._asdict(),
+        "remote": one.remote._asdict(),
+        "state": one.state,
+        "policy": one.policy,
+    }
+
+
+def _held_lines(others: list[sockets.Socket]) -> list[str]:
+    if not others:
+        return []
+    rows = [
+        (
+            f"  {output.shown(one.cgroup or '(removed)')}",
+            str(one.local),
+            str(one.remote),
+            one.state,
+            output.shown(one.policy or "-"),
+        )
+        for one in others[:HELD_MAX]
+    ]
+    columns = tables.columns("  CGROUP", "LOCAL", "REMOTE", "STATE", "POLICY")
+    more = len(others) - len(rows)
+    return [
+        f"  holds {output.count(len(others), 'socket')} of other cgroups, with their policies",
+        *output.fitted(columns, rows).splitlines(),
+        *([f"  and {more} more; --json has all"] if more else []),
+    ]
 
 
 def reason(policies: tuple[Policy, ...], cgroup: Cgroup) -> Reason:

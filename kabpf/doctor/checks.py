@@ -16,7 +16,7 @@ from kabpf import output
 from kabpf.apply import reconcile
 from kabpf.apply.drift import compare
 from kabpf.apply.reconcile import Resolution
-from kabpf.doctor import machine, machine_checks, other_programs, policy_checks, units
+from kabpf.doctor import elsewhere, machine, machine_checks, other_programs, policy_checks, units
 from kabpf.doctor.findings import Finding, Findings, error, listed, note, ok, warning
 from kabpf.doctor.machine import Machine
 from kabpf.errors import KabpfError, PolicyError, RefusedError, UnsupportedError
@@ -26,6 +26,7 @@ from kabpf.kernel.crash_recovery import is_interrupted
 from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.kernel.libbpf import links
 from kabpf.kernel.loading import Loader
+from kabpf.observe import sockets
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.resolve import left_text, left_to_kabpfd
 from kabpf.policy import btf_required, files
@@ -75,6 +76,14 @@ class Here:
     def resolution(self) -> Resolution:
         """What the policies come to in a kernel that has nothing yet."""
         return reconcile.preview(self.policies, self.tree, None)
+
+    @cached_property
+    def sockets(self) -> list[sockets.Socket]:
+        """The TCP sockets of the machine; to others than root, those of this network namespace."""
+        if not self.machine.is_root:
+            return list(sockets.from_inet_diag(self.tree))
+        with self.dataplane() as loaded:
+            return list(sockets.all_of_machine(self.tree, loaded))
 
     def dataplane(self) -> AbstractContextManager[Dataplane | None]:
         """The data plane that is pinned, or None, while a block runs."""
@@ -148,6 +157,23 @@ def _selectors(here: Here) -> Findings:
     policies = relations.followed(here.policies)
     yield from policy_checks.selectors(policies, has, files_of_units)
     yield ok(f"{covered} of {output.count(len(has), 'cgroup')} covered")
+
+
+def _reach(here: Here) -> Findings:
+    """Whether the sockets of what is selected are in its cgroups."""
+    found = elsewhere.of_policies(here.policies, here.tree)
+    for each in found:
+        yield warning(each.text, each.advice)
+    resolution = here.resolution
+    has = {each.path: resolution.plan.cgroups[id].policy for id, each in resolution.cgroups.items()}
+    for path, ports in elsewhere.managers(here.sockets).items():
+        parent = path.removesuffix("/init.scope")
+        inside = {each for at, each in has.items() if at.startswith(f"{parent}/") and at != path}
+        if inside - {has.get(path)}:
+            found.append(elsewhere.of_manager(path, ports))
+            yield warning(found[-1].text, found[-1].advice)
+    if not found:
+        yield ok("of units that run, the policies reach the processes")
 
 
 def _fallbacks(here: Here) -> Findings:
@@ -343,6 +369,7 @@ CHECKS = {
     "policy files": Check(_policy_files),
     "file names": Check(_names),
     "selectors": Check(_selectors),
+    "reach": Check(_reach),
     "fallbacks": Check(_fallbacks),
     "in force": Check(_in_force, needs_root=True),
     "last good": Check(_last_good, needs_root=True),

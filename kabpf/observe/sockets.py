@@ -117,6 +117,15 @@ def is_inside(path: str | None, cgroup: str | None, named: tuple[str, ...] | Non
     )
 
 
+def all_of_machine(tree: CgroupTree, loaded: Dataplane | None) -> Iterator[Socket]:
+    """What the data plane lists, or where that can't, what inet_diag does. Raises
+    UnsupportedError."""
+    if not loaded or not loaded.lists_sockets:
+        return from_inet_diag(tree)
+    policies = {id: each.name for id, each in loaded.records().items()}
+    return from_dataplane(loaded, policies, lambda _: None)
+
+
 def from_dataplane(
     loaded: Dataplane, policies: Mapping[int, str], say: Callable[[str], None]
 ) -> Iterator[Socket]:

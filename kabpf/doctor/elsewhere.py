@@ -1,0 +1,172 @@
+"""Units whose policy does not reach their sockets, because these are in other cgroups.
+
+PAM moves processes into the scope of a session, engines run containers in cgroups of their own, and
+a manager without BPF makes the listeners of its socket units in its own cgroup.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kabpf import proc
+from kabpf.errors import RefusedError
+from kabpf.kernel.cgroups import CgroupTree, path_of_process
+from kabpf.observe.sockets import Socket
+from kabpf.plan.state import Cgroup
+from kabpf.policy.model import Policy
+from kabpf.systemd import unit_files
+
+UNITS_MAX = 500  # asked for; each takes some 0.1 ms
+ANSWER_S = 5
+BOOTED = Path("/run/systemd/system")  # sd_booted(3)
+KEYS = ("Id", "ActiveState", "SubState", "MainPID", "ControlGroup", "ExecStart", "PAMName")
+
+_ACTIVE = ("active", "activating", "reloading")
+_SESSION = re.compile(r"/user\.slice/(user-[0-9]+\.slice)/session-[^/]+\.scope(/.*)?")
+_ARGUMENTS = re.compile(r" argv\[\]=(.*?) ; ignore_errors=", re.DOTALL)
+_ENGINES = ("docker", "podman", "nerdctl", "ctr")
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A unit and why its policy does not reach its sockets; what to do about it."""
+
+    unit: str
+    process: int  # its main one, or 0
+    text: str
+    advice: str
+
+
+def of_policies(policies: Iterable[Policy], tree: CgroupTree) -> list[Elsewhere]:
+    """Of the units that policies select and that are active."""
+    names = {
+        each.text
+        for policy in policies
+        for each in policy.selectors
+        if each.kind == "unit" and each.text.endswith(".service")
+    }
+    return of_units(sorted(names), tree)
+
+
+def of_units(names: Sequence[str], tree: CgroupTree) -> list[Elsewhere]:
+    """Of the units of these names and globs that are active; nothing where systemd can't be
+    asked."""
+    if not names or not BOOTED.is_dir():
+        return []
+    import subprocess  # here, because it takes 10 ms
+
+    command = ["systemctl", "show", f"--property={','.join(KEYS)}", "--", *names[:UNITS_MAX]]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=ANSWER_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return list(judged(done.stdout.decode(errors="replace"), tree, path_of_process))
+
+
+def judged(shown: str, tree: CgroupTree, place: Callable[[str], str]) -> Iterator[Elsewhere]:
+    """From the output of `systemctl show` on KEYS; `place` finds the cgroup of a process."""
+    for block in shown.split("\n\n"):
+        unit = dict.fromkeys(KEYS, "")
+        for line in block.split("\n"):
+            key, _, value = line.partition("=")
+            unit[key] = value
+        if unit["ActiveState"] in _ACTIVE and unit["Id"].endswith(".service"):
+            yield from _judged(unit, tree, place)
+
+
+def _judged(
+    unit: dict[str, str], tree: CgroupTree, place: Callable[[str], str]
+) -> Iterator[Elsewhere]:
+    name, main, own = unit["Id"], unit["MainPID"], unit["ControlGroup"]
+    process = int(main) if main.isdecimal() else 0
+    where = _place(main, place) if process else ""
+    match = _ARGUMENTS.search(unit["ExecStart"])
+    words = unit_files.words(match[1]) if match else []
+    if where and own and not f"{where}/".startswith(f"{own}/"):
+        text = f"{name} is active, but its main process {main} is in {where}"
+        yield Elsewhere(name, process, text, _advice(where, words))
+    elif _leaves(words):
+        engine = next(word for word in map(os.path.basename, words) if word in _ENGINES)
+        text = f"{name} runs {engine}, whose containers are in cgroups of their own"
+        yield Elsewhere(name, process, text, _container_advice(engine))
+    elif own and unit["SubState"] != "exited" and not tree.is_populated(Cgroup(0, 0, own)):
+        text = f"{name} is active, but no process is in its cgroup {own}"
+        yield Elsewhere(name, process, text, f"systemctl status {name}")
+
+
+def _place(process: str, place: Callable[[str], str]) -> str:
+    try:
+        return place(process)
+    except RefusedError:  # it has ended, or can't be seen
+        return ""
+
+
+def _leaves(words: list[str]) -> bool:
+    """Whether a command has its work done in an engine's cgroup."""
+    commands = [os.path.basename(word) for word in words]
+    engine = next((at for at, word in enumerate(commands) if word in _ENGINES), None)
+    if engine is None or not {"run", "start", "up", "compose"} & {*commands[engine + 1 :]}:
+        return False
+    return not {"--cgroups=split", "--cgroups=disabled"} & {*words}
+
+
+def _advice(where: str, words: list[str]) -> str:
+    if session := _SESSION.fullmatch(where):
+        return (
+            f"start it with User= and without PAM (setpriv, runuser -u), or select unit:"
+            f" {session[1]}, which has all sessions of that user"
+        )
+    if _leaves(words) or "/libpod-" in where or "/docker" in where:
+        engine = next((w for w in map(os.path.basename, words) if w in _ENGINES), "podman")
+        return _container_advice(engine)
+    return f"select cgroup: {where}"
+
+
+def _container_advice(engine: str) -> str:
+    if engine == "podman":
+        return "add --cgroups=split to podman run, or select cgroup: /machine.slice/libpod-*.scope"
+    return "select the containers: cgroup: /system.slice/docker-*.scope"
+
+
+def managers(sockets: Iterable[Socket]) -> dict[str, list[int]]:
+    """The ports of listeners in the cgroups of managers other than the machine's, which make them
+    there for their socket units: users', and those in containers."""
+    found: defaultdict[str, set[int]] = defaultdict(set)
+    for each in sockets:
+        path = each.cgroup or ""
+        if each.state == "listen" and path.endswith("/init.scope") and path != "/init.scope":
+            found[path].add(each.local.port)
+    return {path: sorted(ports) for path, ports in sorted(found.items())}
+
+
+def of_manager(path: str, ports: list[int]) -> Elsewhere:
+    """What there is to say of a manager's listeners."""
+    shown = ", ".join(map(str, ports))
+    text = (
+        f"{path} has the listeners of its manager's socket units (port {shown}): a policy for"
+        " such a unit does not reach what they accept"
+    )
+    return Elsewhere(path, 0, text, f"select cgroup: {path}")
+
+
+def started(process: int, found: Iterable[Elsewhere]) -> Elsewhere | None:
+    """The unit that started a process, directly or by others, of those found."""
+    by_process = {each.process: each for each in found if each.process}
+    while process > 1:
+        if process in by_process:
+            return by_process[process]
+        process = _parent(process)
+    return None
+
+
+def _parent(process: int) -> int:
+    try:
+        (word,) = proc.fields(proc.read(f"/proc/{process}/status"), b"PPid")
+        return proc.number(word)
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,68 @@
+"""Which TCP sockets a process holds: its descriptors, and the kernel's table of its namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+
+from kabpf import proc
+from kabpf.observe.sockets import MAPPED, Address, Socket, text
+
+TABLE_MAX = 256 << 20  # bytes; a line takes some 150
+_DESCRIPTOR = re.compile(r"socket:\[([0-9]+)\]")
+
+_Ends = tuple[Address, Address]
+
+
+def of_process(process: str, sockets: Iterable[Socket]) -> list[Socket]:
+    """Those of the sockets that a process holds, of its network namespace.
+
+    Sockets that listen at one address are not told apart (SO_REUSEPORT).
+    """
+    inodes = set(_inodes(process))
+    ends: set[_Ends] = set()
+    for table in ("tcp", "tcp6") if inodes else ():
+        with contextlib.suppress(OSError):
+            ends.update(_ends(proc.read(f"/proc/{process}/net/{table}", TABLE_MAX), inodes))
+    try:
+        namespace = os.stat(f"/proc/{process}/ns/net").st_ino
+    except OSError:
+        return []
+    return [
+        each
+        for each in sockets
+        if each.namespace == namespace and (_address(each.local), _address(each.remote)) in ends
+    ]
+
+
+def _address(address: Address) -> Address:
+    return Address("", 0) if not address.port else address
+
+
+def _inodes(process: str) -> Iterator[bytes]:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{process}/fd"):
+            with contextlib.suppress(OSError):
+                if match := _DESCRIPTOR.fullmatch(os.readlink(f"/proc/{process}/fd/{name}")):
+                    yield match[1].encode()
+
+
+def _ends(table: bytes, inodes: set[bytes]) -> Iterator[_Ends]:
+    """Both ends of the table's sockets that have these inodes (proc_pid_net(5))."""
+    for line in table.split(b"\n")[1:]:
+        words = line.split()
+        if len(words) > 9 and words[9] in inodes:
+            local, remote = (_address(_read(word)) for word in words[1:3])
+            yield local, remote
+
+
+def _read(word: bytes) -> Address:
+    """An end as the kernel prints it: words of 32 bits in its own byte order."""
+    number, _, port = word.partition(b":")
+    raw = bytes.fromhex(number.decode())
+    if sys.byteorder == "little":
+        raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
+    return Address(text(raw if len(raw) == 16 else MAPPED + raw), int(port, 16))

@@ -1,0 +1,121 @@
+"""Units whose policy does not reach their sockets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kabpf.doctor import elsewhere
+from kabpf.errors import RefusedError
+from kabpf.kernel.cgroups import CgroupTree
+
+OWN = "/system.slice/app.service"
+SESSION = "/user.slice/user-1001.slice/session-c3.scope"
+
+
+def shown(command: str, main: int = 7, state: str = "active", sub: str = "running") -> str:
+    """As `systemctl show` has it."""
+    return (
+        f"Id=app.service\nActiveState={state}\nSubState={sub}\nMainPID={main}\n"
+        f"ControlGroup={OWN}\nExecStart={{ path={command.split()[0]} ; argv[]={command} ;"
+        " ignore_errors=no ; start_time=[n/a] }\nPAMName=\n"
+    )
+
+
+def found(
+    tmp_path: Path, text: str, place: str = OWN, *, populated: bool = True
+) -> list[tuple[str, str]]:
+    """What is said, and advised, of a unit whose main process is at `place`."""
+    (tmp_path / OWN[1:]).mkdir(parents=True, exist_ok=True)
+    (tmp_path / OWN[1:] / "cgroup.events").write_text(f"populated {int(populated)}\n")
+    judged = elsewhere.judged(text, CgroupTree(tmp_path), lambda _: place)
+    return [(each.text, each.advice) for each in judged]
+
+
+USER = (
+    "start it with User= and without PAM (setpriv, runuser -u), or select unit: user-1001.slice,"
+    " which has all sessions of that user"
+)
+ENGINE = "select the containers: cgroup: /system.slice/docker-*.scope"
+SPLIT = "add --cgroups=split to podman run, or select cgroup: /machine.slice/libpod-*.scope"
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "advice"),
+    [
+        ("/bin/su - app -c /opt/app", SESSION, USER),
+        ("/sbin/runuser -l app -c /opt/app", f"{SESSION}/below", USER),
+        ("/opt/app", "/elsewhere/app", "select cgroup: /elsewhere/app"),
+        ("/usr/bin/podman run x", "/machine.slice/libpod-conmon-1.scope", SPLIT),
+        ("/opt/app", "/system.slice/app.service2", "select cgroup: /system.slice/app.service2"),
+    ],
+)
+def test_main_process_in_another_cgroup_is_told(
+    tmp_path: Path, command: str, place: str, advice: str
+) -> None:
+    """With the cgroup that it is in, and what to select or to change."""
+    text = f"app.service is active, but its main process 7 is in {place}"
+    assert found(tmp_path, shown(command), place) == [(text, advice)]
+
+
+@pytest.mark.parametrize(
+    ("command", "sub", "advice"),
+    [
+        ("/usr/bin/podman run --rm x", "running", SPLIT),
+        ("/usr/bin/env A=1 /usr/bin/docker run x", "running", ENGINE),
+        ("/usr/bin/docker compose up -d", "exited", ENGINE),
+    ],
+)
+def test_engine_is_told(tmp_path: Path, command: str, sub: str, advice: str) -> None:
+    """A client of an engine is in the unit, and the containers are not."""
+    ((text, advised),) = found(tmp_path, shown(command, sub=sub), populated=sub == "running")
+    assert text.endswith("whose containers are in cgroups of their own")
+    assert advised == advice
+
+
+def test_empty_cgroup_of_an_active_unit_is_told(tmp_path: Path) -> None:
+    """Where no main process says where the others are."""
+    text = f"app.service is active, but no process is in its cgroup {OWN}"
+    assert found(tmp_path, shown("/opt/app", main=0), populated=False) == [
+        (text, "systemctl status app.service")
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        shown("/opt/app"),
+        shown("/usr/bin/podman run --cgroups=split x"),
+        shown("/usr/bin/podman ps"),
+        shown("/opt/app", main=0, sub="exited"),
+        shown("/bin/su - app", main=0, state="inactive", sub="dead"),
+        "",
+        "Id=app.service\nActiveState=active\nMainPID=x\nControlGroup=\n",
+        "no assignment\n\n=\n",
+    ],
+)
+def test_unit_that_is_reached_is_not_told(tmp_path: Path, text: str) -> None:
+    """Nor one that does not run, nor text that is no answer."""
+    populated = "exited" not in text
+    assert found(tmp_path, text, f"{OWN}/below", populated=populated) == []
+
+
+def test_process_that_can_not_be_seen_is_not_told(tmp_path: Path) -> None:
+    """As for kabpf.service, from which those of others are hidden."""
+    (tmp_path / OWN[1:]).mkdir(parents=True)
+
+    def place(_: str) -> str:
+        raise RefusedError("process 7")
+
+    (tmp_path / OWN[1:] / "cgroup.events").write_text("populated 1\n")
+    assert list(elsewhere.judged(shown("/opt/app"), CgroupTree(tmp_path), place)) == []
+
+
+def test_unit_that_started_a_process_is_found() -> None:
+    """Also by the processes in between."""
+    unit = elsewhere.Elsewhere("app.service", os.getppid(), "", "")
+    other = elsewhere.Elsewhere("other.service", 0, "", "")
+    assert elsewhere.started(os.getpid(), [other, unit]) is unit
+    assert elsewhere.started(os.getpid(), [other]) is None
