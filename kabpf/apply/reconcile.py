@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -116,6 +117,8 @@ def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolut
     sources = {policy.name: str(policy.source) for policy in policies}
     first: Changes | None = None
     left = retrofit.Left()
+    # Before the tree is looked at: what is not recorded meanwhile counts as such.
+    before = loaded.totals().unrecorded, time.time()
     try:
         loaded.check()
         try:
@@ -136,7 +139,8 @@ def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolut
     except RefusedError as error:
         notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
         raise
-    notes.keep_applied(Applied(stamp, resolution.plan.asks, sources, "; ".join(left.reasons)), run)
+    refused = "; ".join(left.reasons)
+    notes.keep_applied(Applied(stamp, resolution.plan.asks, sources, refused, *before), run)
     last_good.keep(snapshot)
     # What the daemon keeps of it are the records; the entries of 10,000 cgroups take 8 MiB.
     actual = Actual(resolution.actual.records)

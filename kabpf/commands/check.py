@@ -35,6 +35,7 @@ def check(arguments: argparse.Namespace) -> int:
         result = _checked("policy files", partial(files.load, files.SYSTEM), loader)
         with contextlib.suppress(PolicyError):  # which is among the errors
             result["warnings"] += late_mounts.warnings(files.paths(files.SYSTEM))
+            result["warnings"] += files.unwatched(files.SYSTEM)
             result["warnings"] += _unreached()
         results.append(result)
     if arguments.json:

@@ -18,8 +18,9 @@ from kabpf.kernel.dataplane import Counters, Dataplane
 from kabpf.kernel.loading import Loader
 from kabpf.plan.state import Needs, PolicyRecord
 from kabpf.policy.model import options_json
-from kabpf.runtime import pidlock
+from kabpf.runtime import notes, pidlock
 from kabpf.runtime.last_good import time_text
+from kabpf.runtime.locks import RUN
 
 COLUMNS = tables.columns(
     *("POLICY~", "+CGROUPS", "OPTIONS~~", "+NEW", "+UPDATED", "+TIMED OUT", "+FAILED")
@@ -75,6 +76,7 @@ def look() -> tuple[dict[str, Any], list[Row]]:
         )
         totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
         needs = loaded.needs() if loaded else Needs()
+    unrecorded, since = notes.not_recorded(totals.unrecorded, RUN)
     pid = pidlock.running()
     result: dict[str, Any] = {
         "loaded": loaded is not None,
@@ -94,6 +96,7 @@ def look() -> tuple[dict[str, Any], list[Row]]:
             "applied": comparison.applied,
         },
         "refused": comparison.refused,
+        "not_recorded": {"cgroups": unrecorded, "since": since or None},
         "totals": {
             "asked_in_vain": totals.events_dropped,
             "unrecorded": totals.unrecorded,
@@ -171,8 +174,13 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield "  connections are looked at before the SYN, because a policy bounds connect(2)"
     if status["interrupted"]:
         yield "  an interrupted command left pins in force beside it; kabpfctl apply clears up"
-    if unrecorded := status["totals"]["unrecorded"]:
-        yield f"  {output.count(unrecorded, 'new cgroup')} not recorded, because there are too many"
+    if unrecorded := status["not_recorded"]["cgroups"]:
+        since = status["not_recorded"]["since"]
+        when = f" since {time_text(since)}" if since else ""
+        yield (
+            f"  {output.count(unrecorded, 'new cgroup')} not recorded{when}, because there were too"
+            " many; kabpfctl apply records what there is room for"
+        )
     if status["daemon"]:
         yield f"daemon: running as process {status['daemon']}"
     else:

@@ -31,7 +31,8 @@ from kabpf.plan.automaton import Automaton
 from kabpf.plan.resolve import left_text, left_to_kabpfd
 from kabpf.policy import btf_required, files
 from kabpf.policy.model import Policy, warnings
-from kabpf.runtime import last_good, pidlock
+from kabpf.runtime import last_good, notes, pidlock
+from kabpf.runtime.locks import RUN
 from kabpf.systemd import late_mounts, relations
 from kabpf.systemd.units import DIRECTORIES, unit_names
 
@@ -131,6 +132,8 @@ def _policy_files(here: Here) -> Findings:
     left = map(left_text, left_to_kabpfd(Automaton(policies), policies))
     for text in (*warnings(policies), *left, *late_mounts.warnings(parsed)):
         yield warning(text, "kabpfctl check")
+    for text in files.unwatched(files.SYSTEM):
+        yield note(text, "kabpfctl check")
     if loading.loader(PINS) == Loader.BCC:
         for text in btf_required.findings(policies):
             yield error(text, "kabpfctl check")
@@ -306,9 +309,12 @@ def _last_good(_: Here) -> Findings:
 def _limits(here: Here) -> Findings:
     """Whether there is room for every cgroup."""
     with contextlib.suppress(RefusedError), here.dataplane() as loaded:
-        if loaded and (lost := loaded.totals().unrecorded):
+        lost, since = notes.not_recorded(loaded.totals().unrecorded, RUN) if loaded else (0, 0)
+        if lost:
+            when = f" since {last_good.time_text(since)}" if since else ""
             yield warning(
-                f"{output.count(lost, 'new cgroup')} not recorded, because there were too many",
+                f"{output.count(lost, 'new cgroup')} not recorded{when}, because there were too"
+                " many",
                 f"kabpfctl apply; lower {here.tree.mount}/.../cgroup.max.descendants",
             )
     count = len(here.tree.cgroups())

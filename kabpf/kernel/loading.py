@@ -230,6 +230,7 @@ def _require_bpffs(directory: Path) -> None:
                 f"{directory} is missing, expected a kernel with BPF and all of sysfs"
                 " (in a container: mount -t sysfs sysfs /sys)"
             )
+        _require_capabilities()  # without which a mount is of no use
         syscalls.mount_bpffs(str(directory))
 
 

@@ -160,6 +160,19 @@ def paths(directories: Directories) -> list[Path]:
     return [path for path in _strongest(directories) if not is_mask(path)]
 
 
+def unwatched(directories: Directories) -> list[str]:
+    """A line for each file that is a link out of these directories: a change of its target in place
+    is seen by nobody, as kabpf-reload.path looks at the directories."""
+    watched = [os.path.realpath(directory) for directory in directories.all]
+    targets = {path: Path(os.path.realpath(path)) for path in paths(directories)}
+    return [
+        f"{path}: is a link to {target}, whose changes kabpf-reload.path does not see, expected"
+        " systemctl reload kabpf after each"
+        for path, target in targets.items()
+        if path.is_symlink() and not any(target.is_relative_to(each) for each in watched)
+    ]
+
+
 def has_policy_name(path: Path) -> bool:
     """Whether a file of a drop-in directory is taken for a policy file."""
     return path.suffix == ".yaml" and not path.name.startswith(".")

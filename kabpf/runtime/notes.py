@@ -19,6 +19,7 @@ from kabpf.kernel import abi
 from kabpf.plan.state import FORMER_MAX, Actual, CgroupEntry, Changes, PolicyRecord
 from kabpf.policy.model import Policy
 
+NUMBER_MAX = 1 << 40  # of cgroups, and of seconds
 FORMER, APPLIED = "former.json", "applied.json"
 NOTE_MAX = 64 << 20  # bytes; a million cgroups, each with five policies
 
@@ -31,6 +32,8 @@ class Applied:
     asks: bool  # some new cgroups need user space
     sources: dict[str, str]  # file and line by the policy's name
     refused: str = ""  # what the kernel refused
+    unrecorded: int = 0  # of the data plane's totals, when the whole tree was looked at last
+    looked_at: float = 0  # and when that was, in seconds since the epoch
 
 
 def keep_former(actual: Actual, run: Path) -> None:
@@ -73,6 +76,15 @@ def former(cgroups: Collection[int], run: Path, *, was_loaded: bool = False) -> 
     return Changes()
 
 
+def not_recorded(totals: int, run: Path) -> tuple[int, float]:
+    """How many new cgroups were not recorded since the whole tree was looked at last, of so many in
+    all, and when that was, in seconds since the epoch; 0 where it is not known."""
+    applied = read_applied(run)
+    if applied is None or applied.unrecorded > totals:  # a data plane of before
+        return totals, 0
+    return totals - applied.unrecorded, applied.looked_at
+
+
 def forget_former(run: Path) -> None:
     """Forget which former policies were kept: the kernel has them again."""
     with contextlib.suppress(OSError):
@@ -113,13 +125,22 @@ def read_applied(run: Path) -> Applied | None:
     texts = [kept.get("stamp"), kept.get("refused")]
     if isinstance(sources, dict) and isinstance(kept.get("asks"), bool):
         texts += sources.values()
-        if kept.keys() == {"stamp", "asks", "sources", "refused"} and _are_texts(texts):
+        numbers = [kept.get("unrecorded"), kept.get("looked_at")]
+        if (
+            kept.keys() == Applied.__dataclass_fields__.keys()
+            and _are_texts(texts)
+            and _are_numbers(numbers)
+        ):
             return Applied(**kept)
     return None
 
 
 def _are_texts(values: list[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) and 0 <= value < NUMBER_MAX for value in values)
 
 
 def _policy_id(text: str) -> int:

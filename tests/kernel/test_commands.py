@@ -247,6 +247,12 @@ def test_status_counts_what_was_lost(kabpfctl):
         totals.update(bytes(4), bytes(found))
     status = json.loads(kabpfctl("status", "--json").stdout)
     assert status["totals"] == {"asked_in_vain": 3, "unrecorded": 4}
+    assert status["not_recorded"]["cgroups"] == 4
+    assert "  4 new cgroups not recorded since 20" in kabpfctl("status").stdout
+    kabpfctl("apply")
+    status = json.loads(kabpfctl("status", "--json").stdout)
+    assert status["not_recorded"]["cgroups"] == 0
+    assert "not recorded" not in kabpfctl("status").stdout
 
 
 def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):

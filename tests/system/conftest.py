@@ -91,7 +91,8 @@ def machine(
 ) -> Iterator[Machine]:
     """A machine with the package, where kabpf runs without any policy, and never breaks down."""
     turn = alone if request.node.get_closest_marker("alone") else beside_others
-    with turn(), Machine(layers, tmp_path / "machine") as machine:
+    options = getattr(request, "param", ())
+    with turn(), Machine(layers, tmp_path / "machine", *options) as machine:
         yield machine
         assert "Traceback" not in _journal(machine)
 

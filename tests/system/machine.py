@@ -62,7 +62,8 @@ class Machine:
 
     `layers` are directories, the uppermost first; `directory` is made, and files beside it."""
 
-    def __init__(self, layers: list[Path], directory: Path) -> None:
+    def __init__(self, layers: list[Path], directory: Path, *options: str) -> None:
+        self._options = options  # more of nspawn's
         self._layers = layers
         self._directory = directory
         directory.mkdir()
@@ -86,7 +87,7 @@ class Machine:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.bind(address)
             channel.settimeout(1)
-            arguments = ("--boot", "--notify-ready=yes")
+            arguments = (*self._options, "--boot", "--notify-ready=yes")
             process = _assemble(
                 *(self._layers, self._directory, top, self.console, *arguments),
                 NOTIFY_SOCKET=address,

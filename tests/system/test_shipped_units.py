@@ -1,5 +1,7 @@
 """The unit files as each release's own systemd judges them."""
 
+import pytest
+
 
 def _shipped(machine):
     listed = machine.run("dpkg", "--listfiles", "kabpf").splitlines()
@@ -36,3 +38,17 @@ def test_daemon_holds_four_capabilities(machine):
     only = f"{1 << 2 | 1 << 12 | 1 << 38 | 1 << 39:016x}"
     assert held["CapEff"] == held["CapPrm"] == held["CapBnd"] == only
     assert "NoNewPrivs:\t1" in status
+
+
+@pytest.mark.parametrize("machine", [("--drop-capability=CAP_BPF",)], indirect=True, ids=["no bpf"])
+def test_units_do_not_start_without_the_right_to_load_programs(machine):
+    """In a container without CAP_BPF nothing fails again and again: systemd says once why not, and
+    `apply` names the capability and no mount."""
+    assert machine.run("systemctl", "list-units", "--failed", "--no-legend", "kabpf*") == ""
+    assert machine.show("kabpf.service", "ConditionResult") == "no"
+    machine.run("systemctl", "start", "kabpf.service")
+    assert machine.show("kabpf.service", "ActiveState") == "inactive"
+    # What a test runs inside has all of its own capabilities.
+    done = machine.attempt("setpriv", "--bounding-set=-bpf", "kabpfctl", "apply")
+    assert done.returncode == 1
+    assert done.stderr == "kabpfctl: CAP_BPF missing, expected root with these capabilities\n"

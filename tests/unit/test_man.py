@@ -137,8 +137,10 @@ def test_options_of_kabpfd_are_in_its_page() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_name_no_option_that_is_not_there(page: str) -> None:
-    """What looks like an option in a page is one of kabpfctl's or kabpfd's, or of systemctl's."""
-    known = {"--now"}.union(*map(flags, (cli.parser(), main.parser(), *commands().values())))
+    """What looks like an option in a page is one of kabpf's commands, or of systemctl or podman."""
+    known = {"--now", "--cgroups"}.union(
+        *map(flags, (cli.parser(), main.parser(), *commands().values()))
+    )
     assert mentioned((ROOT / "man" / f"{page}.rst").read_text()) <= known
 
 

@@ -50,7 +50,8 @@ RESULT: dict[str, Any] = {
     "watched": {"setsockopt": True, "syn_retries": False}, "daemon": 431,
     "new_cgroups_wait": False,
     "policy_files": {"policies": 3, "errors": [], "wrong_since": None, "applied": True},
-    "refused": "", "totals": {"asked_in_vain": 0, "unrecorded": 0},
+    "refused": "", "not_recorded": {"cgroups": 0, "since": None},
+    "totals": {"asked_in_vain": 0, "unrecorded": 0},
 }  # fmt: skip
 
 

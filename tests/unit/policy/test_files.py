@@ -539,6 +539,22 @@ def test_bad_file_keeps_the_cache(tmp_path: Path) -> None:
     assert findings(where, cache) == [f"{path}: mode 0666, expected to be writable by root alone"]
 
 
+def test_links_whose_targets_nobody_watches_are_told(tmp_path: Path) -> None:
+    """Those that lead out of the directories; not a ConfigMap's, whose links are replaced there."""
+    where = directories(tmp_path)
+    etc, run, *_ = where.drop_ins
+    outside = tmp_path / "elsewhere.yaml"
+    for path in (outside, run / "b.yaml", etc / "own.yaml"):
+        put(path, UNIT % 1)
+    (etc / "..data").mkdir()
+    put(etc / "..data/map.yaml", UNIT % 1)
+    for name, target in (("out", outside), ("b2", run / "b.yaml"), ("map", "..data/map.yaml")):
+        (etc / f"{name}.yaml").symlink_to(target)
+    (etc / "mask.yaml").symlink_to("/dev/null")
+    (line,) = files.unwatched(where)
+    assert line.startswith(f"{etc}/out.yaml: is a link to {outside}, whose changes ")
+
+
 @pytest.fixture
 def deadline() -> Iterator[None]:
     """Five seconds, in which what does not wait for anything is done."""

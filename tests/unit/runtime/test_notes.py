@@ -156,9 +156,21 @@ def test_strange_former_policies_can_be_written_to_the_kernel(tmp_path, cgroups)
 
 def test_what_was_applied_is_read_back(tmp_path):
     """It is the same."""
-    applied = Applied("stamp", True, {"web": "/etc/kabpf/policy.yaml:3"}, "refused")
+    applied = Applied("stamp", True, {"web": "/etc/kabpf/policy.yaml:3"}, "refused", 3, 1.5)
     notes.keep_applied(applied, tmp_path)
     assert notes.read_applied(tmp_path) == applied
+
+
+GOOD = (
+    b'{"stamp": "s", "asks": true, "sources": {"web": "f:1"}, "refused": "", "unrecorded": 3, '
+    b'"looked_at": 0.5}'
+)
+
+
+def test_good_note_is_one(tmp_path):
+    """What the damaged ones are made of."""
+    (tmp_path / APPLIED).write_bytes(GOOD)
+    assert notes.read_applied(tmp_path) == Applied("s", True, {"web": "f:1"}, "", 3, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +181,15 @@ def test_what_was_applied_is_read_back(tmp_path):
         b"\xff",
         b"[" * 100_000,
         b"{}",
-        b'{"stamp": "s", "asks": true, "sources": null, "refused": ""}',
-        b'{"stamp": "s", "asks": true, "sources": {"web": 7}, "refused": ""}',
-        b'{"stamp": 7, "asks": true, "sources": {}, "refused": ""}',
-        b'{"stamp": "s", "asks": 7, "sources": {}, "refused": ""}',
-        b'{"stamp": "s", "asks": true, "sources": {}, "refused": "", "more": 7}',
+        GOOD.replace(b'{"web": "f:1"}', b"null"),
+        GOOD.replace(b'"f:1"', b"7"),
+        GOOD.replace(b'"s"', b"7"),
+        GOOD.replace(b"true", b"7"),
+        GOOD.replace(b'"refused"', b'"more": 7, "refused"'),
+        GOOD.replace(b"0.5", b'"0.5"'),
+        GOOD.replace(b"0.5", b"NaN"),
+        GOOD.replace(b"0.5", b"-1"),
+        GOOD.replace(b'"unrecorded": 3, ', b""),
     ],
 )
 def test_damaged_notes_of_what_was_applied_count_as_none(tmp_path, content):
@@ -182,6 +198,16 @@ def test_damaged_notes_of_what_was_applied_count_as_none(tmp_path, content):
     assert notes.read_applied(tmp_path) is None
     notes.keep_applied(Applied("stamp", False, {}), tmp_path)
     assert notes.read_applied(tmp_path) == Applied("stamp", False, {})
+
+
+@pytest.mark.parametrize(
+    ("noted", "totals", "expected"), [(3, 3, (0, 9.5)), (3, 5, (2, 9.5)), (7, 5, (5, 0))]
+)
+def test_what_was_not_recorded_counts_from_the_last_look(tmp_path, noted, totals, expected):
+    """A full look has mended what was before; a smaller sum is another data plane's."""
+    notes.keep_applied(Applied("stamp", False, {}, "", noted, 9.5), tmp_path)
+    assert notes.not_recorded(totals, tmp_path) == expected
+    assert notes.not_recorded(totals, tmp_path / "none") == (totals, 0)
 
 
 @pytest.mark.parametrize("name", [FORMER, APPLIED])
