@@ -46,9 +46,12 @@ def loop(path: Path) -> None:
 KINDS = [fifo, device, terminal, huge, link_to_device, loop]
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("directory", [POLICY_D, TRANSIENT_D], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "directory",
+    [pytest.param(POLICY_D, marks=pytest.mark.core), TRANSIENT_D],
+    ids=["policy.d", "transient.d"],
+)
 def test_nothing_among_the_drop_ins_makes_a_command_wait(
     command: Any, kabpfctl: Any, directory: Path, kind: Callable[[Path], None]
 ) -> None:
