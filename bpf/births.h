@@ -57,7 +57,9 @@ static __always_inline __u64 set_of(const char *name, __u32 generation)
 	for (i = 0; i < KABPF_NAME; i++) {
 		__u8 byte = name[i];
 
-		cell = state << (head->shift & 15) | head->classes[byte];
+		/* A sum: clang masks the parts of an "or" one by one, in whose bounds Linux 6.1
+		 * does not believe. */
+		cell = (state << (head->shift & 15)) + head->classes[byte];
 		if (cell / KABPF_CELLS != number) {
 			number = cell / KABPF_CELLS;
 			block = bpf_map_lookup_elem(blocks, &number);
