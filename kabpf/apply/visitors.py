@@ -276,11 +276,12 @@ def _visit(program: Path, part: Part, pipe: int) -> NoReturn:
                     _take_turn(lock, inode, functools.partial(say, inode, _WAITS))
                     for piece in dataplane.output(program):
                         say(inode, _PIECE, piece)
-                    fcntl.lockf(lock, fcntl.LOCK_UN, 1, inode)
                 say(inode, _DONE)
             except RefusedError as error:
                 say(inode, _REFUSED, os.fsencode(str(error)))
             finally:
+                # One who had two turns at once could wait for another one in a circle.
+                fcntl.lockf(lock, fcntl.LOCK_UN, 1, inode)
                 os.close(descriptor)
     finally:
         os._exit(0)
