@@ -62,8 +62,15 @@ def test_check_that_fails_is_a_finding(problem: Exception, expected: Finding) ->
         ),
     ],
 )
-def test_room_for_cgroups(cgroups: int, unrecorded: int, expected: list[Finding]) -> None:
+def test_room_for_cgroups(
+    cgroups: int,
+    unrecorded: int,
+    expected: list[Finding],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """That there is little room, and that there was none, is said before it matters again."""
+    monkeypatch.setattr(checks, "RUN", tmp_path)
     tree = SimpleNamespace(cgroups=lambda: range(cgroups), mount=Path("/tree"))
     loaded = SimpleNamespace(totals=lambda: Totals(0, unrecorded))
     here = SimpleNamespace(
