@@ -52,6 +52,7 @@ class Births(NamedTuple):
 
     glob_new_s: list[float]  # on a new connection
     glob_first_s: list[float]  # on its first connection, opened before
+    glob_first_covered: int  # of these
     literal_first_covered: int  # of as many births, without a glob
 
 
@@ -106,18 +107,19 @@ def measure_births(machine: Machine) -> Births:
         "    select: [{unit: kabpf-bench.service}]\n"
         f"    keepalive: {{idle: {BORN_IDLE_S}}}\n"
     )
-    new_s, first_s, covered = [], [], 0
+    new_s, first_s, by_glob, by_name = [], [], 0, 0
     with (
         cgroup(machine.cgroup / "births") as place,
         policy_files({POLICY: policy}),
         Daemon(machine.scratch),
     ):
         for number in range(count):
-            new_ns, first_ns, _ = born(machine, place / f"kabpf-bench@{number}.service")
+            new_ns, first_ns, at_once = born(machine, place / f"kabpf-bench@{number}.service")
             new_s.append(new_ns / 1e9)
             first_s.append(first_ns / 1e9)
-            covered += born(machine, place / "kabpf-bench.service")[2]
-    return Births(new_s, first_s, covered)
+            by_glob += at_once
+            by_name += born(machine, place / "kabpf-bench.service")[2]
+    return Births(new_s, first_s, by_glob, by_name)
 
 
 def _statuses(count: int) -> list[float]:
