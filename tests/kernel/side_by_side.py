@@ -1,4 +1,5 @@
-"""The programs that run under kabpf and its ancestors, and README's table of what they got."""
+"""The programs that run under kabpf and its ancestors, and the table of what they got in
+docs/migrating.md."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/migrating.md"
 
 # What is asked for: idle and interval in seconds, and probes.
 ASKED = (60, 10, 6)
@@ -73,24 +74,24 @@ _HEADS = f"| program | {' | '.join(SIDES)} |\n|{' --- |' * (1 + len(SIDES))}\n"
 
 
 def table() -> dict[str, tuple[str, ...]]:
-    """What README has for each program, by side."""
+    """What the page has for each program, by side."""
     _, rows, _ = _parts()
     cells = [re.split(r" *\| *", row.strip("| ")) for row in rows.splitlines()]
     return {program: tuple(got) for program, *got in cells}
 
 
 def record(program: str, got: tuple[str, ...]) -> None:
-    """Write a program's row into README, and take out those that are of no program."""
+    """Write a program's row into the page, and take out those that are of no program."""
     before, _, after = _parts()
     known = {**table(), program: got}
     texts = [row.text for row in ROWS if row.text in known]
     rows = "".join(f"| {text} | {' | '.join(known[text])} |\n" for text in texts)
-    README.write_text(before + rows + after)
+    PAGE.write_text(before + rows + after)
 
 
 def _parts() -> tuple[str, str, str]:
-    before, heads, rest = README.read_text().partition(_BEGIN + _HEADS)
-    assert heads, "README has no such table"
+    before, heads, rest = PAGE.read_text().partition(_BEGIN + _HEADS)
+    assert heads, "docs/migrating.md has no such table"
     rows = re.match(r"(\|.*\n)*", rest)
     assert rows
     return before + heads, rows[0], rest[rows.end() :]

@@ -130,7 +130,7 @@ def line(process):
 
 
 def cell(held):
-    """What README says of such a socket."""
+    """What the page says of such a socket."""
     keepalive = held.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     if held.type != socket.SOCK_STREAM:
         return "keepalive on" if keepalive else "untouched"
@@ -159,8 +159,8 @@ def measured(start, cgroup, other_cgroup, policy):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.text)
-def test_program_gets_what_readme_says(measured, row):
-    """Asked for the same options, the two and kabpf give a program what README's table has.
+def test_program_gets_what_the_page_says(measured, row):
+    """Asked for the same options, the two and kabpf give a program what docs/migrating.md has.
 
     KABPF_RECORD has the table written."""
     got = tuple(measured(row, side) for side in SIDES)

@@ -1,4 +1,4 @@
-"""README's table of what programs get under kabpf and under its ancestors."""
+"""The table of docs/migrating.md: what programs get under kabpf and under its ancestors."""
 
 from side_by_side import ROWS, table
 
