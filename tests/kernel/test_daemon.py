@@ -261,7 +261,7 @@ def test_many_bad_files_do_not_hide_that_the_daemon_is_ready(cgroup, write_polic
 
 def test_bad_file_is_still_named_after_another_reconcile(cgroup, write_policy, kabpfd, kabpfctl):
     """What the daemon does beside a bad file does not make status take the file for applied."""
-    write_policy("a.yaml", 'select: [{unit: "kabpf-test-*.service"}]\nkeepalive: {idle: 61}\n')
+    write_policy("a.yaml", 'select: [{unit: "kabpf-test-?.service"}]\nkeepalive: {idle: 61}\n')
     daemon = kabpfd()
     bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
     daemon.reload()
@@ -272,7 +272,7 @@ def test_bad_file_is_still_named_after_another_reconcile(cgroup, write_policy, k
         (policy,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]
         return policy["cgroups"] == 1
 
-    (cgroup / "kabpf-test-1.service").mkdir()  # of which a daemon that failed reconciles all
+    (cgroup / "kabpf-test-é.service").mkdir()  # of which a daemon that failed reconciles all
     wait_until(covered, "the new cgroup")
     assert f"{bad}:1: keepalive.idle: never" in kabpfctl("status").stdout
 
@@ -314,10 +314,12 @@ def test_lock_of_the_daemon_is_closed_to_others(kabpfd, kabpfctl):
 def test_births_that_wait_at_a_bad_reload_are_resolved(make_cgroup, write_policy, kabpfd, peer):
     """A reload that fails does not keep kabpfd from cgroups born before it."""
     top = make_cgroup()
-    write_policy("a.yaml", f'select: [{{cgroup: "{path_of(top)}/w-*"}}]\nkeepalive: {{idle: 61}}\n')
+    write_policy(
+        "a.yaml", f'select: [{{cgroup: "{path_of(top)}/w-?*"}}]\nkeepalive: {{idle: 61}}\n'
+    )
     daemon = kabpfd()
     daemon.process.send_signal(signal.SIGSTOP)
-    client = peer(make_cgroup("w-1"))
+    client = peer(make_cgroup("w-é"))
     _, address = peer().listener()
     number = client.connection(address)
     write_policy("b.service.yaml", "keepalive: {idle: never}\n")
@@ -329,14 +331,14 @@ def test_births_that_wait_at_a_bad_reload_are_resolved(make_cgroup, write_policy
 def test_files_that_were_not_reloaded_stay_out_of_force(make_cgroup, write_policy, kabpfd, peer):
     """However many cgroups are born, an edited file waits for the reload."""
     top = make_cgroup()
-    text = f'select: [{{cgroup: "{path_of(top)}/w-*"}}]\nkeepalive: {{idle: 61}}\n'
+    text = f'select: [{{cgroup: "{path_of(top)}/w-?*"}}]\nkeepalive: {{idle: 61}}\n'
     file = write_policy("a.yaml", text)
     daemon = kabpfd()
     file.write_text(text.replace("61", "62"))
     daemon.process.send_signal(signal.SIGSTOP)
     for number in range(1200):
-        (top / f"w-{number}").mkdir()
-    client = peer(top / "w-0")
+        (top / f"w-é{number}").mkdir()
+    client = peer(top / "w-é0")
     _, address = peer().listener()
     number = client.connection(address)
     daemon.process.send_signal(signal.SIGCONT)
@@ -348,13 +350,15 @@ def test_daemon_survives_processes_that_come_and_go(make_cgroup, write_policy, k
     """Short-lived cgroups whose processes enter network namespaces of their own and end neither
     stop kabpfd nor leave entries in its map."""
     top = make_cgroup()
-    write_policy("a.yaml", f'select: [{{cgroup: "{path_of(top)}/w-*"}}]\nkeepalive: {{idle: 61}}\n')
+    write_policy(
+        "a.yaml", f'select: [{{cgroup: "{path_of(top)}/w-?*"}}]\nkeepalive: {{idle: 61}}\n'
+    )
     daemon = kabpfd()
     script = f"""
         for i in $(seq 150); do
-            mkdir {top}/w-$$-$i
-            sh -c 'echo 0 > {top}/w-'$$-$i'/cgroup.procs; exec unshare --net true'
-            rmdir {top}/w-$$-$i
+            mkdir {top}/w-é$$-$i
+            sh -c 'echo 0 > {top}/w-é'$$-$i'/cgroup.procs; exec unshare --net true'
+            rmdir {top}/w-é$$-$i
         done
     """
     loops = [subprocess.Popen(["sh", "-c", script]) for _ in range(3)]
@@ -390,9 +394,9 @@ def test_daemon_follows_what_kabpfctl_attaches(
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     assert options_of_new(peer, cgroup) == IDLE_61
     top = path_of(make_cgroup())
-    write_policy("g.yaml", f'select: [{{cgroup: "{top}/w-*"}}]\nkeepalive: {{idle: 62}}\n')
+    write_policy("g.yaml", f'select: [{{cgroup: "{top}/w-?*"}}]\nkeepalive: {{idle: 62}}\n')
     kabpfctl("apply")
-    client = peer(make_cgroup("w-1"))
+    client = peer(make_cgroup("w-é"))
     _, address = peer().listener()
     assert client.wait_for_keepalive(client.connection(address)) is not None
     assert daemon.stop() == 0
@@ -438,11 +442,11 @@ def test_removed_directory_of_the_daemon_is_made_anew(cgroup, write_policy, kabp
 
     wait_until(lambda: found() == daemon.process.pid, "the lock")
     top = path_of(cgroup)
-    write_policy("a.yaml", f'select: [{{cgroup: "{top}/w-*"}}]\nkeepalive: {{idle: 61}}\n')
+    write_policy("a.yaml", f'select: [{{cgroup: "{top}/w-?*"}}]\nkeepalive: {{idle: 61}}\n')
     kabpfctl("apply")
     daemon.wait_for("policies in force: 1")
-    (cgroup / "w-1").mkdir()
-    client = peer(cgroup / "w-1")
+    (cgroup / "w-é").mkdir()
+    client = peer(cgroup / "w-é")
     _, address = peer().listener()
     assert client.wait_for_keepalive(client.connection(address)) is not None
 

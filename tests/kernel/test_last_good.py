@@ -127,13 +127,13 @@ def test_globs_of_the_last_good_policies_cover_new_cgroups(
 ):
     """kabpfd works with them as with those of the files; the file stays named."""
     top = make_cgroup()
-    text = f'select: [{{cgroup: "{path_of(top)}/w-*"}}]\nkeepalive: {{idle: 61}}\n'
+    text = f'select: [{{cgroup: "{path_of(top)}/w-?*"}}]\nkeepalive: {{idle: 61}}\n'
     write_policy("a.yaml", text)
     kabpfctl("apply")
     reboot()
     write_policy("b.service.yaml", NEVER)
     daemon = kabpfd(*WATCHED)
-    client = peer(make_cgroup("w-1"))
+    client = peer(make_cgroup("w-é"))
     _, address = peer().listener()
     assert client.wait_for_keepalive(client.connection(address)) is not None
     for _ in range(2):
