@@ -12,8 +12,6 @@ from typing import Any
 from kabpf import output
 from kabpf.migration.proposals import Found, look
 
-NOT_SEARCHED = "homes of users, images and file systems of containers"
-
 
 def import_(arguments: argparse.Namespace) -> int:
     """Print what is found; 1 where something of it was not understood or not read."""
@@ -38,7 +36,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "unclear": found.unclear,
         "unread": found.unread,
         "searched": found.searched,
-        "not_searched": NOT_SEARCHED,
+        "not_searched": found.not_searched,
     }
 
 
@@ -55,4 +53,4 @@ def text(found: Found) -> Iterator[str]:
         yield f"remove from {removal.file}:{removal.line}: {removal.what}"
     for what in found.searched:
         yield f"searched: {what}"
-    yield f"not searched: {NOT_SEARCHED}"
+    yield f"not searched: {found.not_searched}"

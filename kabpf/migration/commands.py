@@ -105,6 +105,7 @@ class Commands:
     by_pam: Environment = field(default_factory=dict)  # of /etc/environment
     clients: list[Assignment] = field(default_factory=list)  # what reaches no container
     paths: dict[Path, None] = field(default_factory=dict)  # of scripts
+    unnamed: dict[Lines, None] = field(default_factory=dict)  # what names files as it runs
 
     def started(self, command: Command) -> list[Started]:
         """What a command starts, each program and environment once."""
@@ -197,9 +198,9 @@ class Commands:
             if len(found) < STARTED_MAX:
                 found.extend(self._started(inner, elsewhere, depth + 1))
 
-        arguments = replace(command, words=command.words[1:])
-        outcome = scripts.follow(text, lines, arguments, self.files, start, self.watched)
+        outcome = scripts.follow(text, lines, command, self.files, start, self.watched)
         self.seen += outcome.seen
+        self.unnamed.update(dict.fromkeys(outcome.unnamed))
         self.doubts += outcome.doubts
         yield from found
 
@@ -230,6 +231,8 @@ class Commands:
         else:
             path = self.files.inside(_absolute(words[0], command.directory))
             text = "" if UNKNOWN in words[0] else self.files.text(path)
+            if UNKNOWN in words[0]:
+                self.unnamed[command.lines] = None
             if text:
                 self.paths[path] = None
                 inner = replace(command, words=words)

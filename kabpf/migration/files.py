@@ -51,6 +51,17 @@ class Files:
         """The absolute path of a file as its own machine has it."""
         return f"/{path.relative_to(self.root)}"
 
+    def resolved(self, path: str) -> str:
+        """An absolute path without symbolic links, as realpath(3) has it; one that leads out of the
+        root stays as it is."""
+        try:
+            real = os.path.realpath(self.inside(path))
+            root = os.path.realpath(self.root)
+        except ValueError:  # a NUL in it
+            return path
+        inside = os.path.relpath(real, root)
+        return path if inside.startswith("..") else os.path.normpath(f"/{inside}")
+
     def text(self, path: Path) -> str:
         """What a file holds; bytes that are no UTF-8 are os.fsdecode()'s, NULs are left out."""
         name = str(path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kabpf import output
-from kabpf.migration import containers, places, supervisors, wanted
+from kabpf.migration import containers, mentions, places, supervisors, wanted
 from kabpf.migration.commands import Started
 from kabpf.migration.files import Files
 from kabpf.migration.libraries import NAME, PRELOAD, Libraries, parts
@@ -31,8 +31,10 @@ from kabpf.policy.yaml import Source
 from kabpf.systemd import unit_files
 from kabpf.systemd.unit_files import Assignment, Lines, broader
 
+NOT_SEARCHED = "homes of users, images and file systems of containers"
 VALUE_SHOWN_MAX = 300  # characters of a value
 PIDS_SHOWN_MAX = 3
+LINES_SHOWN_MAX = 3
 # Commands that have no sockets of their own.
 _HARMLESS = frozenset((
     "[", "test", "mkdir", "rm", "chown", "chmod", "cp", "mv", "ln", "cat", "grep", "sed", "awk",
@@ -71,6 +73,7 @@ class Found:
     unclear: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     searched: list[str] = field(default_factory=list)
+    not_searched: str = ""
 
 
 def look(root: Path, proc: Path | None = Path("/proc")) -> Found:
@@ -96,6 +99,7 @@ def look(root: Path, proc: Path | None = Path("/proc")) -> Found:
     found.unread += [f"{path}: not read: {why}" for path, why in files.unread.items()]
     found.remove = judgement.removals()
     found.searched = counts
+    found.not_searched = judgement.not_searched()
     return found
 
 
@@ -110,6 +114,7 @@ class _Judgement:
         self._wanted: dict[Place, Wanted | None] = {}
         self._remove: dict[tuple[str, int, str], Removal] = {}
         self._unclear: dict[tuple[str, int], None] = {}
+        self._named: dict[str, str] = {}  # files that others name, with why no policy is for them
 
     def add(self, place: Place, around: Place | None, given: Given) -> None:
         """Propose a policy for a place, where it wants another one than what is around it."""
@@ -294,7 +299,7 @@ class _Judgement:
             f"units of systemd, with their drop-ins and environment files: {search.units}",
             f"scripts that they start: {len(search.commands.paths)}",
         ]
-        done = set()
+        done: set[str] = set()
         for path in (*search.paths, *search.commands.paths):
             if str(path) not in done:
                 done.add(str(path))
@@ -308,15 +313,45 @@ class _Judgement:
                     self._scan(path, kind.why)
                     number += 1
             counts.append(f"{kind.what}, beside those: {output.count(number, 'file')}")
+        counts.append(f"files that those name: {output.count(self._scan_named(done), 'file')}")
         return counts
+
+    def not_searched(self) -> str:
+        """What was not looked at, with the lines that name files nobody could find."""
+        unnamed = [*self._search.commands.unnamed]
+        if not unnamed:
+            return NOT_SEARCHED
+        shown = ", ".join(str(lines) for lines in unnamed[:LINES_SHOWN_MAX])
+        more = len(unnamed) - LINES_SHOWN_MAX
+        shown += f" and {more} more" if more > 0 else ""
+        return f"{NOT_SEARCHED}; files whose names scripts make up as they run ({shown})"
+
+    def _scan_named(self, done: set[str]) -> int:
+        """What the files hold that others name, and those that they name in turn."""
+        files = self._search.files
+        real = {os.path.realpath(path) for path in done}
+        number = 0
+        while self._named and number < mentions.FILES_MAX:
+            name = next(iter(self._named))
+            why = self._named.pop(name)
+            path = files.inside(name)
+            if (place := os.path.realpath(path)) in real:
+                continue
+            real.add(place)
+            if mentions.text(files, path):
+                number += 1
+                self._scan(path, why)
+        return number
 
     def _scan(self, path: Path, why: str) -> None:
         text = self._search.files.text(path)
+        for name in mentions.named(text):
+            self._named.setdefault(name, why)
         if not NAME.search(text):
             return
         for number, line in enumerate(text.split("\n"), 1):
             found = NAME.search(line)
-            if not found or line.lstrip().startswith(("#", ";")):
+            if not found or mentions.is_comment(line):
                 continue
             if (str(path), number) not in self._search.understood:
                 self._error(Lines(str(path), number, number), f"names {found[0]}.so {why}")

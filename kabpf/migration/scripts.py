@@ -15,7 +15,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kabpf.migration.files import Files
-from kabpf.migration.shell_words import Other, Parameter, Part, Text, Token, tokens
+from kabpf.migration.printed import printed
+from kabpf.migration.shell_words import (
+    CUTS,
+    Other,
+    Parameter,
+    Part,
+    Substitution,
+    Text,
+    Token,
+    tokens,
+)
 from kabpf.systemd.unit_files import Assignment, Lines
 
 UNKNOWN = "\0"  # in a value: what only the shell knows when it runs; no variable can hold it
@@ -56,6 +66,7 @@ class Outcome:
     environment: dict[str, Assignment] = field(default_factory=dict)
     seen: list[Assignment] = field(default_factory=list)
     doubts: list[tuple[Lines, str]] = field(default_factory=list)
+    unnamed: list[Lines] = field(default_factory=list)  # files whose names were not known
 
 
 class _Mode(IntEnum):
@@ -76,8 +87,8 @@ def follow(
     start: Callable[[Command], None],
     watched: frozenset[str],
 ) -> Outcome:
-    """Follow a script that `command` starts with its words as arguments: `start` is called for
-    every command that is none of the shell's own. `watched` are the variables that count."""
+    """Follow a script that `command` starts with its words as $0, $1 and so on: `start` is called
+    for every command that is none of the shell's own. `watched` are the variables that count."""
     shell = _Shell(files, start, watched, command)
     try:
         shell.run(text, lines)
@@ -103,7 +114,8 @@ class _Shell:
         self._watched = watched
         self._variables = dict(command.environment)
         self._exported = set(command.environment)
-        self._arguments: Sequence[str] = command.words
+        self._name = command.words[0]
+        self._arguments: Sequence[str] = command.words[1:]
         self._directory = command.directory
         self._functions: dict[str, tuple[Sequence[Token], Lines]] = {}
         self._exports_all = False
@@ -203,7 +215,7 @@ class _Shell:
         elif name == "cd" and len(words) > 1:
             self._directory = self._absolute(words[1])
         elif name in (".", "source") and len(words) > 1:
-            self._source(words[1], mode)
+            self._source(words[1], lines, mode)
         elif name == "eval":
             self._eval(" ".join(words[1:]), lines, mode)
         elif name == "exec":
@@ -220,8 +232,12 @@ class _Shell:
         self._arguments, self._path = former
 
     def _exec(self, words: list[str], given: list[Assignment], lines: Lines, mode: _Mode) -> bool:
+        clears = False
         while words and words[0].startswith("-"):
-            words = words[2:] if words[0] == "-a" else words[1:]
+            clears |= "c" in words[0]
+            words = words[2:] if words[0].endswith("a") else words[1:]
+        if clears:
+            words = ["env", "-i", *words] if words else []
         if words:
             self._external(words, given, lines, mode, is_part=False)
         return bool(words) and mode == _Mode.SURE
@@ -234,6 +250,8 @@ class _Shell:
             self.outcome.doubts += [(one.lines, one.value) for one in counted]
             return
         self.outcome.seen += counted
+        if UNKNOWN in words[0]:
+            self.outcome.unnamed.append(lines)
         environment = self.exported() | {one.name: one for one in given}
         self._start(Command(words, environment, lines, self._directory, is_part and bool(counted)))
 
@@ -278,8 +296,9 @@ class _Shell:
             ):
                 self._exports_all = word.startswith("-")
 
-    def _source(self, name: str, mode: _Mode) -> None:
+    def _source(self, name: str, lines: Lines, mode: _Mode) -> None:
         if UNKNOWN in name:
+            self.outcome.unnamed.append(lines)
             return
         if "/" not in name:
             name = f"./{name}"
@@ -321,15 +340,29 @@ class _Shell:
         for part in parts:
             if isinstance(part, Text):
                 value += part.text
+            elif isinstance(part, Substitution):
+                value += self._printed(part.text)
             else:
                 value += UNKNOWN if isinstance(part, Other) else self._parameter(part)
             if len(value) > VALUE_MAX:
                 return UNKNOWN
         return value
 
+    def _printed(self, text: str) -> str:
+        """What a command prints that tells a script its own directory, and the like."""
+        found = tokens(text)
+        self.deeper(1)
+        self.spend(len(found))
+        result = printed(found, self._value, self._directory, self._files)
+        self.deeper(-1)
+        return UNKNOWN if result is None or UNKNOWN in result else result
+
     def _parameter(self, part: Parameter) -> str:
         name, operator = part.name, part.operator
         value = self._known(name)
+        if operator in CUTS and value and UNKNOWN not in value:
+            before, slash, after = value.rpartition("/")
+            return after if operator == "##*/" else before if slash else value
         is_set = bool(value) if operator.startswith(":") else value is not None
         kind = operator.lstrip(":")
         if kind == "+":
@@ -345,6 +378,10 @@ class _Shell:
     def _known(self, name: str) -> str | None:
         if name in self._variables:
             return self._variables[name].value
+        if name == "0":
+            return self._name
+        if name == "BASH_SOURCE":
+            return self._files.name(Path(self._path)) if self._path.startswith("/") else None
         if name in ("@", "*"):
             return " ".join(self._arguments)
         if name == "#":

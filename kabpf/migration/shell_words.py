@@ -20,6 +20,7 @@ _DOUBLE = re.compile(r"[^\"\\$`]++")
 _PARAMETER = re.compile(r"\$(?:([A-Za-z_]\w*+)|([0-9@*#?$!-]))")
 _BRACED = re.compile(r"\$\{(!?#?)([A-Za-z_]\w*+|[0-9]++|[@*#?$!-])(:?[-=+?]|[%#/^,:@\[][^}]*+)?")
 _ANSI = re.compile(r"\$'((?:[^'\\]|\\.)*+)'", re.DOTALL)
+CUTS = ("%/*", "##*/")  # what dirname(1) and basename(1) do
 _REDIRECTS = ("<", ">", "<<", "<<-", "<<<", "<>", "<&", ">>", ">&", ">|", "&>", "&>>")
 
 
@@ -33,12 +34,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A part of a word that a parameter expands to; `operator` and `word` as in `${NAME:-word}`."""
+    """A part of a word that a parameter expands to; `operator` and `word` as in `${NAME:-word}`.
+    What is cut off is all operator: one of CUTS."""
 
     name: str
     is_quoted: bool
     operator: str = ""
     word: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """A part of a word that is what a command prints."""
+
+    text: str
+    is_quoted: bool
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Other:
     is_quoted: bool = False
 
 
-Part = Text | Parameter | Other
+Part = Text | Parameter | Substitution | Other
 
 
 @dataclass(frozen=True)
@@ -211,11 +221,15 @@ class _Reader:
                 end += 1
             if end < 0:
                 raise MalformedError
+            inside = re.sub(r"\\([\\`$])", r"\1", text[self._at + 1 : end])
             self._at = end + 1
-            return Other(is_quoted)
+            return Substitution(inside, is_quoted)
         if text.startswith("$(", self._at):
-            self._skip_parentheses(self._at + 1)
-            return Other(is_quoted)
+            begin = self._at + 2
+            self._skip_parentheses(begin - 1)
+            is_number = text.startswith("(", begin)
+            inside = text[begin : self._at - 1]
+            return Other(is_quoted) if is_number else Substitution(inside, is_quoted)
         if not is_quoted and (match := _ANSI.match(text, self._at)):
             self._at = match.end()
             return Other(True) if "\\" in match[1] else Text(match[1], True)
@@ -234,7 +248,9 @@ class _Reader:
             raise MalformedError
         self._at = match.end()
         operator = match[3] or ""
-        is_known = not match[1] and operator.lstrip(":") in ("", "-", "=", "+", "?")
+        if match[2] == "BASH_SOURCE":
+            operator = operator.removeprefix("[0]")
+        is_known = not match[1] and operator.lstrip(":") in ("", "-", "=", "+", "?", *CUTS)
         word: list[Part] = []
         while not text.startswith("}", self._at):
             if self._at >= len(text):

@@ -544,6 +544,13 @@ def test_it_says_what_it_searched(look: Look) -> None:
     text = "\n".join(found.searched)
     assert "environment files: 1\n" in text
     assert all(kind.what in text for kind in places.KINDS)
+    found = look({
+        UNIT: "ExecStart=/opt/x.sh", "opt/x.sh": "#!/bin/sh\n" + ". $X/a\n" * 5,
+        "etc/cron.d/x": "* * * * * root /opt/y.sh /dev/zero /opt/y.sh/z /opt", "opt/y.sh": "#!\n",
+    })  # fmt: skip
+    assert "files that those name: 1 file" in found.searched
+    assert re.search(r"make up .*x\.sh:2, .*x\.sh:3, .*x\.sh:4 and 2 more", found.not_searched)
+    assert (found.unclear, found.unread) == ([], [])
 
 
 TOKENS = (

@@ -19,7 +19,7 @@ PROGRAM = "/usr/bin/printenv"
 def started(text: str, root: Path, *arguments: str) -> Iterator[str]:
     """What a script starts of PROGRAM: the watched variables of each."""
     found: list[Command] = []
-    command = Command(list(arguments), {}, Lines("unit", 1, 1))
+    command = Command(["script", *arguments], {}, Lines("unit", 1, 1))
     follow(text, Lines("script", 1, 1), command, Files(root), found.append, WATCHED)
     for each in found:
         if each.words[0] == PROGRAM:
@@ -61,6 +61,15 @@ def started(text: str, root: Path, *arguments: str) -> Iterator[str]:
         "export A=1\nexport A\\\n=2\n{}",
         "A='it'\"'\"'s' {}",
         "command {} ; A=1 command {}",
+        "export A=$0 B=${0##*/}; {}",
+        "export A=${1%/*} B=${X:-/a/b}; B=${B%/*}/${B##*/}; {}",
+        "export A=$(dirname /a/b/) B=`basename /a/b/c.sh .sh`; {}",
+        "export A=$(dirname /) B=$(dirname x)$(basename /)$(dirname //a); {}",
+        'export A=$(cd /usr && pwd) B="$(dirname "$(dirname /a/b/c)")"; {}',
+        "export A=$(cd /usr/; cd -- lib/..; pwd -P) B=`dirname \\`dirname /a/b/c\\``; {}",
+        "export A=$(readlink -f /usr/../usr/lib) B=$(realpath /usr/./bin 2>/dev/null); {}",
+        "cd /usr; export A=$(pwd) B=$(readlink -f bin); {}",
+        "export A=$(echo) B=$(echo a  b; echo 'c  d'; echo); {}",
     ],
 )
 def test_script_starts_what_a_shell_starts(text: str, tmp_path: Path) -> None:
@@ -72,7 +81,7 @@ def test_script_starts_what_a_shell_starts(text: str, tmp_path: Path) -> None:
     counted.chmod(0o755)
     run = script.replace(PROGRAM, str(counted))
     done = subprocess.run(
-        ["/bin/sh", "-c", run, "sh", "start", "second"],
+        ["/bin/sh", "-c", run, "script", "start", "second"],
         capture_output=True,
         text=True,
         env={"PATH": "/usr/bin:/bin"},
@@ -83,12 +92,36 @@ def test_script_starts_what_a_shell_starts(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["A=$(x) {}", "A=$UNSET {}", "A=`x`; export A; {}", "$X && B=1; export A=$?; {}"],
+    ["A=$(x) {}", "A=$UNSET {}", "A=`x`; export A; {}", "$X && B=1; export A=$?; {}"]
+    + [
+        f"A=$({command}) {{}}"
+        for command in (
+            "pwd | tail",
+            "cd x || pwd",
+            "cd",
+            "echo *",
+            "dirname",
+            "dirname $(x)",
+            "readlink x",
+            "basename $X",
+            "false && pwd",
+            "echo '\\n'",
+        )
+    ],
 )
 def test_what_only_the_shell_knows(text: str, tmp_path: Path) -> None:
     """A value that hangs on what runs is marked."""
     (found,) = started(text.replace("{}", PROGRAM), tmp_path)
     assert UNKNOWN in found
+
+
+def test_files_that_nobody_can_name_are_noted(tmp_path: Path) -> None:
+    """What a script reads or starts by a name that is known only as it runs, with its line."""
+    text = '. "$X/a"\n$X/b c\nexec "$(x)/d"\n. /none\nprintf $X\n'
+    command = Command(["script"], {}, Lines("unit", 1, 1))
+    files = Files(tmp_path)
+    outcome = follow(text, Lines("script", 1, 1), command, files, lambda _: None, WATCHED)
+    assert list(map(str, outcome.unnamed)) == ["script:1", "script:2", "script:3"]
 
 
 @pytest.mark.parametrize(
@@ -111,9 +144,12 @@ def test_what_only_the_shell_knows(text: str, tmp_path: Path) -> None:
         ". /script\n" * 100,
         "[[ x && " * 1000,
         f"[ -f /{'a' * 5000} ] || . /{'a' * 5000}; cd {'a/' * 5000}; . x; [ -d x ]",
+        "A=$(echo " * 5000,
+        "A=$(" * 30 + "pwd" + ")" * 30,
+        "A=aaaaaaaa\n" + "A=$(echo $A$A$A)\n" * 60,
         ")) }} fi done esac then ;; ;& | && || & ! !",
     ],
-    ids=range(18),
+    ids=range(21),
 )
 def test_any_script_ends(text: str, tmp_path: Path) -> None:
     """What is endless, or nested without end, is followed up to a bound, which is noted."""

@@ -1,0 +1,1 @@
+module.exports = {env: {LD_PRELOAD: '/usr/lib/libdontdie.so'}}

@@ -1,0 +1,2 @@
+. "$(dirname "$0")/below.env"
+exec /usr/bin/app

@@ -1,0 +1,3 @@
+#!/bin/bash
+. ${0%/*}/cut.env
+exec /usr/bin/app "${0##*/}"

@@ -1,0 +1,3 @@
+#!/bin/bash
+. "$(dirname "$0")/dirname.env"
+exec /usr/bin/app

@@ -1,0 +1,3 @@
+#!/bin/bash
+DIR=$(dirname "$(readlink -f "$0")")
+exec "$DIR/real-inner" start
