@@ -59,6 +59,7 @@ class OptionRow(NamedTuple):
     low: int  # in that unit, as is `high`
     high: int
     expected: str  # what may stand in a policy file, for errors
+    meaning: str  # for help texts and the schema
     socket_option: str = ""  # that the programs set; jitter only changes what idle is set to
     is_range: bool = False  # may be a range, and is a Range in Options
     on_sockets: bool = False  # sockets and events show it, and tables in a column of its own
@@ -66,8 +67,13 @@ class OptionRow(NamedTuple):
     before_syn: bool = False  # each connection of the machine is looked at before its SYN
     words: tuple[str, ...] = ()  # in place of a number
     none: str = ""  # in a destination: none, where its policy has one
-    metavar: str = ""
-    help: str = ""  # of the flag of `attach` and `run`; without it they have none
+    metavar: str = ""  # of the flag of `attach` and `run`; without it they have none
+    flag_values: str = ""  # that the flag's help names
+
+    @property
+    def help(self) -> str:
+        """The help of the flag."""
+        return f"{self.meaning}: {self.flag_values}" if self.flag_values else self.meaning
 
     @property
     def limits(self) -> str:
@@ -83,49 +89,56 @@ class OptionRow(NamedTuple):
 OPTIONS = (
     OptionRow(
         "idle", "idle_s", "idle", "s", 1, 32767,
-        "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)", "TCP_KEEPIDLE",
+        "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)",
+        "silence before the first probe", "TCP_KEEPIDLE",
         is_range=True, on_sockets=True, for_users=True,
-        metavar="TIME", help="silence before the first probe: 60, 90s, 5m, 1h",
+        metavar="TIME", flag_values="60, 90s, 5m, 1h",
     ),
     OptionRow(
         "interval", "interval_s", "interval", "s", 1, 32767,
-        "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)", "TCP_KEEPINTVL",
+        "a time in seconds (60, 90s, 5m, 1h) or a range (30s..5m)",
+        "time between probes", "TCP_KEEPINTVL",
         is_range=True, on_sockets=True, for_users=True,
-        metavar="TIME", help="time between probes",
+        metavar="TIME",
     ),
     OptionRow(
         "probes", "probes", "probes", "", 1, 127,
-        "a number, 1 to 127, or a range (3..9)", "TCP_KEEPCNT",
+        "a number, 1 to 127, or a range (3..9)",
+        "unanswered probes before the connection is given up", "TCP_KEEPCNT",
         is_range=True, on_sockets=True, for_users=True,
-        metavar="N", help="unanswered probes before the connection is given up",
+        metavar="N",
     ),
     OptionRow(
         "user_timeout", "user_timeout_ms", "user timeout", "ms", 1, 2**31 - 1,
-        "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off", "TCP_USER_TIMEOUT",
+        "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off",
+        "limit for unacknowledged data", "TCP_USER_TIMEOUT",
         is_range=True, on_sockets=True, for_users=True, words=("auto", "off"), none="off",
-        metavar="TIME", help="limit for unacknowledged data: a time, auto or off",
+        metavar="TIME", flag_values="a time, auto or off",
     ),
     OptionRow(
         "jitter", "jitter_percent", "jitter", "%", 0, 50,
-        "a percentage, 0% to 50%", for_users=True, none="0%",
+        "a percentage, 0% to 50%",
+        "part by which idle is shorter, different for each socket", for_users=True, none="0%",
     ),
     OptionRow(
         "syn_retries", "syn_retries", "SYN retries", "", 1, 127,
-        "a number, 1 to 127", "TCP_SYNCNT",
-        before_syn=True, metavar="N", help="how often connect(2) tries again",
+        "a number, 1 to 127",
+        "how often connect(2) tries again", "TCP_SYNCNT",
+        before_syn=True, metavar="N",
     ),
     OptionRow(
         # The kernel looks at it when it sends the SYN again, for the first time after a second.
         "connect_timeout", "connect_timeout_ms", "connect timeout", "ms", 1000, 2**31 - 1,
-        "a time of at least a second (10, 10s, 2500ms, 1m) or off", "TCP_USER_TIMEOUT",
+        "a time of at least a second (10, 10s, 2500ms, 1m) or off",
+        "limit for connect(2)", "TCP_USER_TIMEOUT",
         before_syn=True, words=("off",), none="off",
-        metavar="TIME", help="limit for connect(2): a time, or off",
+        metavar="TIME", flag_values="a time, or off",
     ),
 )  # fmt: skip
 BY_KEY = {row.key: row for row in OPTIONS}
 IN_RANGES = tuple(row for row in OPTIONS if row.is_range)
 ON_SOCKETS = tuple(row for row in OPTIONS if row.on_sockets)
-ON_COMMAND_LINE = tuple(row for row in OPTIONS if row.help)
+ON_COMMAND_LINE = tuple(row for row in OPTIONS if row.metavar)
 BEFORE_SYN = tuple(row for row in OPTIONS if row.before_syn)
 
 

@@ -27,6 +27,7 @@ REQUEST_KEYS = (*(row.key for row in ON_COMMAND_LINE if row.for_users), "preset"
 TIMERS = ("idle", "interval", "probes")  # that a preset has, and that `auto` is computed from
 # A twelfth of the shortest is the shortest interval; conntrack has the longest that is known.
 TIMEOUT_S = Range(12, 432000)
+TIMEOUT = "the idle timeout of a middlebox in seconds (350, 350s, 4m, 1h)"
 
 T = TypeVar("T")
 
@@ -196,10 +197,9 @@ def _preset(node: Node) -> Timeout:
 
 
 def _timeout(node: Node) -> Timeout:
-    expected = "the idle timeout of a middlebox in seconds (350, 350s, 4m, 1h)"
-    value = _number(node.word(expected), "s")
+    value = _number(node.word(TIMEOUT), "s")
     if value is None:
-        raise node.expected(expected)
+        raise node.expected(TIMEOUT)
     if not TIMEOUT_S.low <= value <= TIMEOUT_S.high:
         raise node.error(f"{node} is not in {TIMEOUT_S.low} to {TIMEOUT_S.high} seconds")
     return Timeout(value)
@@ -207,7 +207,7 @@ def _timeout(node: Node) -> Timeout:
 
 _NUMBER = r"([0-9]{1,99})([a-z%]*)"  # of thousands of digits Python refuses to make a number
 _TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_SUFFIXES = {  # by the unit of an option: what a number may end with, and how many units that is
+SUFFIXES = {  # by the unit of an option: what a number may end with, and how many units that is
     "s": _TIMES,
     "ms": {"ms": 1, **{suffix: seconds * 1000 for suffix, seconds in _TIMES.items()}},
     "%": {"%": 1},
@@ -243,9 +243,9 @@ _NEVER = "; for no probes at all write keepalive: off with mode: override or enf
 
 def _number(text: str, unit: str) -> int | None:
     match = re.fullmatch(_NUMBER, text)
-    if match is None or match[2] not in _SUFFIXES[unit]:
+    if match is None or match[2] not in SUFFIXES[unit]:
         return None
-    return int(match[1]) * _SUFFIXES[unit][match[2]]
+    return int(match[1]) * SUFFIXES[unit][match[2]]
 
 
 def _joined(*notes: str) -> str:

@@ -47,6 +47,8 @@ OWNER_MAX = 2**32 - 2  # of a user
 DESTINATION_KEYS = ("to", "ports", "keepalive", *options.KEYS)
 ROWS_MAX = 32768  # half of what the kernel's tables hold: for old and new policies at once
 KEEPALIVE = "off, on, or options (idle, interval, ...)"
+PORT_MAX = 65535
+PORT = f"a port, 1 to {PORT_MAX}"
 NETWORK = "a network or an address, as 10.0.0.0/8 or 2001:db8::1"
 
 
@@ -306,13 +308,12 @@ def _network(node: Node) -> IPv6Network:
 def _ports(node: Node) -> tuple[int, ...]:
     ports: set[int] = set()
     for item in node.items("a list of ports, as [5432]"):
-        expected = "a port, 1 to 65535"
-        word = item.word(expected)
+        word = item.word(PORT)
         if not re.fullmatch(r"[0-9]+", word):
-            raise item.expected(expected)
+            raise item.expected(PORT)
         port = int(word)
-        if not 1 <= port <= 65535:
-            raise item.error(f"{item} is not in 1 to 65535")
+        if not 1 <= port <= PORT_MAX:
+            raise item.error(f"{item} is not in 1 to {PORT_MAX}")
         if port in ports:
             raise item.error(f"{item} is given twice, expected each port once")
         ports.add(port)

@@ -1,0 +1,31 @@
+"""What policy files the parser takes, the schema takes as well, in every test of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import policy_schema
+import pytest
+
+from kabpf.policy import options, parser
+
+
+@pytest.fixture(autouse=True)
+def _texts_that_parse_are_in_the_schema(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    taken: dict[bytes, None] = {}
+    parse = parser.parse
+
+    def remembered(content: bytes, path: str, **rest: Any) -> parser.PolicyFile:
+        found = parse(content, path, **rest)
+        says_nothing = found == parser.PolicyFile(options.NOTHING, ())
+        of_commands = Path(path).parent in (parser.RUNTIME, parser.TRANSIENT)  # with keys of theirs
+        if not says_nothing and not of_commands:
+            taken[content] = None
+        return found
+
+    monkeypatch.setattr(parser, "parse", remembered)
+    yield
+    marked = [text for text in taken if policy_schema.is_marked(text.decode("utf-8-sig"))]
+    assert marked == []
