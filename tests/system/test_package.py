@@ -142,8 +142,10 @@ def test_purge_keeps_policy_files_of_the_administrator(machine):
 
 
 @without_kabpf
-def test_newcomer_covers_postgresql_in_three_commands(machine, copied, inside):
-    """The README's commands cover the connections of a running PostgreSQL, open ones and new."""
+def test_newcomer_covers_postgresql_and_undoes_it(machine, copied, inside):
+    """README's commands cover the connections of a running PostgreSQL, open ones and new, verify it
+    in the words that it says, list them, and undo it: the listener keeps what it has, and passes it
+    on, until the service restarts."""
     unit, port = postgresql(machine)
     machine.run("systemctl", "start", unit)
     client = inside()
@@ -161,3 +163,15 @@ def test_newcomer_covers_postgresql_in_three_commands(machine, copied, inside):
     wait_until(lambda: len(accepted()) == 2, "the second connection")
     given = {"keepalive": 1, "idle": 60, "interval": 10, "probes": 6, "user_timeout": 0}
     assert accepted() == [given, given]
+    assert machine.run("kabpfctl", "verify") == "1 policy active, covering 1 cgroup"
+    listed = machine.run("kabpfctl", "sockets", "--unit", "postgresql@*.service").splitlines()
+    connected = [row for row in map(str.split, listed[1:]) if row[2] != "*"]
+    assert [(row[3], row[5]) for row in connected] == [("60s/10s/6", "postgresql@.service")] * 2
+    machine.run("rm", "/etc/kabpf/policy.d/postgresql@.service.yaml")
+    machine.run("kabpfctl", "apply")
+    client.connection(("127.0.0.1", port))
+    wait_until(lambda: len(accepted()) == 3, "the third connection")
+    assert accepted() == [given] * 3
+    machine.run("systemctl", "restart", unit)
+    client.connection(("127.0.0.1", port))
+    wait_until(lambda: [one["idle"] for one in accepted()] == [7200], "a connection as of old")
