@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def _attach(
                 hint="expected --persist to change it",
             )
         content = _attached_policy(file, cgroup.path, options, new_only=arguments.new_only)
-        with dropins.written(file, content):
+        with contextlib.ExitStack() as stack:
+            if arguments.persist:  # another one, until the next boot, counts no longer
+                stack.enter_context(dropins.written(RUNTIME / file.name, None))
+            stack.enter_context(dropins.written(file, content))
             snapshot = files.snapshot(files.SYSTEM)
             winner = dropins.winner(snapshot.policies, file, cgroup, tree)
             loaded = reconcile.open_or_load(snapshot.policies, tree, arguments.loader)

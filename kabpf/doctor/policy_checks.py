@@ -41,7 +41,7 @@ def replaced(directories: Directories) -> Findings:
             winner = strongest.setdefault(path.name, path)
             if winner != path:
                 done = "masks" if files.is_mask(winner) else "takes the place of"
-                yield note(f"{winner} {done} {path}", f"rm {winner}")
+                yield note(f"{winner} {done} {path}", f"diff {path} {winner}")
 
 
 def ignored(directories: Directories) -> Findings:

@@ -92,6 +92,7 @@ def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--persist")
     (name,) = _files(PERSISTENT)
+    assert _files(RUNTIME) == []
     assert options_of_new(peer, cgroup) == IDLE_61
     done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 63, status=1)
     assert done.stderr == (

@@ -46,11 +46,11 @@ def test_file_in_a_stronger_directory_is_told(directories: Directories) -> None:
     (strong / "c.service.yaml").symlink_to("/dev/null")
     assert list(policy_checks.replaced(directories)) == [
         note(f"{strong}/a.service.yaml takes the place of {weak}/a.service.yaml",
-             f"rm {strong}/a.service.yaml"),
+             f"diff {weak}/a.service.yaml {strong}/a.service.yaml"),
         note(f"{strong}/b.service.yaml masks {weak}/b.service.yaml",
-             f"rm {strong}/b.service.yaml"),
+             f"diff {weak}/b.service.yaml {strong}/b.service.yaml"),
         note(f"{strong}/c.service.yaml masks {weak}/c.service.yaml",
-             f"rm {strong}/c.service.yaml"),
+             f"diff {weak}/c.service.yaml {strong}/c.service.yaml"),
     ]  # fmt: skip
 
 
