@@ -94,8 +94,8 @@ def _judged(
         engine = next(word for word in map(os.path.basename, words) if word in _ENGINES)
         text = f"{name} runs {engine}, whose containers are in cgroups of their own"
         yield Elsewhere(name, process, text, _container_advice(engine))
-    elif own and unit["SubState"] != "exited" and not tree.is_populated(Cgroup(0, 0, own)):
-        text = f"{name} is active, but no process is in its cgroup {own}"
+    elif not own or not tree.is_populated(Cgroup(0, 0, own)):
+        text = f"{name} is active, but no process is in its cgroup{own and ' '}{own}"
         yield Elsewhere(name, process, text, f"systemctl status {name}")
 
 
