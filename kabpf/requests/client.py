@@ -21,7 +21,11 @@ ANSWER_S = 90  # longer than a request may take: RuntimeMaxSec= of kabpf-request
 PATIENCE_S = 60  # for others' requests, of which so many are served at once
 PAUSE_MAX_S = 2
 
-_ACTIVATE = "expected an administrator to have said: systemctl enable --now kabpf-request.socket"
+# Restarted, as it may be active while the file that it listens at is gone.
+_ACTIVATE = (
+    "expected an administrator to have said: systemctl enable kabpf-request.socket;"
+    " systemctl restart kabpf-request.socket"
+)
 
 
 def attach(

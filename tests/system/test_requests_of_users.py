@@ -110,7 +110,7 @@ def test_user_is_told_where_nobody_listens(machine, as_alice, sync):
     assert (done.returncode, done.stderr) == (
         1,
         f"kabpfctl: ask {SOCKET}: No such file or directory, expected an administrator to have"
-        " said: systemctl enable --now kabpf-request.socket\n",
+        " said: systemctl enable kabpf-request.socket; systemctl restart kabpf-request.socket\n",
     )
 
 
