@@ -66,14 +66,24 @@ def _is_made_by_hand(tree: CgroupTree, above: str) -> bool:
     """Whether a cgroup is made below this one. Raises RefusedError where a service would lose its
     process."""
     unit = scopes.unit_of(above)
-    if not unit or os.access(tree.directory(above), os.W_OK):
+    closed = _closed(tree, above)
+    if not unit or not closed:
         return bool(unit)
     if unit.endswith(".scope"):  # as a user's session, which is root's
         return False
     raise RefusedError(
-        f"run inside of {unit}: its cgroup can't be written to",
+        f"run inside of {unit}: {closed} can't be written to",
         hint=f"expected a policy in its place: {files.SYSTEM.drop_ins[0]}/{unit}.yaml",
     )
+
+
+def _closed(tree: CgroupTree, above: str) -> str:
+    """What a unit's settings keep this process from writing to, as ProtectControlGroups= and
+    ProtectSystem=strict do, or nothing."""
+    if not os.access(tree.directory(above), os.W_OK):
+        return "its cgroup"
+    is_closed = os.geteuid() == 0 and RUN.exists() and not os.access(RUN, os.W_OK)
+    return str(RUN) if is_closed else ""
 
 
 def _watched(tree: CgroupTree, home: str = "") -> contextlib.AbstractContextManager[Any]:

@@ -74,13 +74,20 @@ def test_limits_of_the_service_hold_on(machine):
         assert f"{error}Error" in done.stderr
 
 
-@pytest.mark.parametrize("why", ["User=nobody", "ProtectControlGroups=yes"])
-def test_service_whose_cgroup_is_closed_is_refused(machine, why):
+@pytest.mark.parametrize(
+    ("why", "closed"),
+    [
+        ("User=nobody", "its cgroup"),
+        ("ProtectControlGroups=yes", "its cgroup"),
+        ("ProtectSystem=strict", "/run/kabpf"),
+    ],
+)
+def test_service_whose_cgroup_is_closed_is_refused(machine, why, closed):
     """The unit is named, and the policy file to write; the command does not begin."""
     done = machine.attempt(*SERVICE, "--wait", f"--property={why}", *RUN, "echo", "begun")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith(
-        "kabpfctl: run inside of app.service: its cgroup can't be written to, expected a policy in"
+        f"kabpfctl: run inside of app.service: {closed} can't be written to, expected a policy in"
         " its place: /etc/kabpf/policy.d/app.service.yaml\n"
     )
 
