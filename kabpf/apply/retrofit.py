@@ -177,7 +177,7 @@ def _ask(owed: list[int], processes: list[int] | None) -> Left:
             raise RefusedError(
                 f"visit open sockets by {HELPER}",
                 (error.errno or 0) if isinstance(error, OSError) else 0,
-                "expected CAP_SYS_ADMIN, or kabpf-retrofit.socket to be active",
+                "expected CAP_SYS_ADMIN, or: systemctl restart kabpf-retrofit.socket",
             ) from None
     if answer["refused"]:
         raise RefusedError(answer["refused"])

@@ -282,7 +282,7 @@ def test_retrofit_that_was_refused_stays_owed(cgroup, kabpfctl, peer):
     kabpfctl("apply")
     done = subprocess.run([*WITHOUT_SYS_ADMIN, *attach], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "expected CAP_SYS_ADMIN, or kabpf-retrofit.socket to be active" in done.stderr
+    assert "expected CAP_SYS_ADMIN, or: systemctl restart kabpf-retrofit.socket" in done.stderr
     assert client.keepalive(number) == 0
     kabpfctl("apply")
     assert client.options(number)["idle"] == 61

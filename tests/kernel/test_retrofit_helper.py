@@ -131,7 +131,7 @@ def test_helper_that_ends_early_is_an_error(cgroup, write_policy, listening):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"kabpfctl: visit open sockets by {SOCKET}")
-    assert "expected CAP_SYS_ADMIN, or kabpf-retrofit.socket to be active" in done.stderr
+    assert "expected CAP_SYS_ADMIN, or: systemctl restart kabpf-retrofit.socket" in done.stderr
 
 
 def test_new_cgroup_of_a_glob_is_visited_by_the_helper(
