@@ -14,7 +14,7 @@ from kabpf import __version__, streams
 from kabpf.apply import reconcile, retrofit
 from kabpf.daemon import prune
 from kabpf.daemon.daemon import LIFTED, Daemon
-from kabpf.errors import KabpfError, RefusedError, UnsupportedError
+from kabpf.errors import BpfError, KabpfError, RefusedError, UnsupportedError
 from kabpf.kernel import bcc, cgroups, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS
@@ -41,10 +41,20 @@ def main() -> int:
     except BrokenPipeError:
         return 1
     except KabpfError as error:
-        log.error("%s", error)
-        notify("STATUS=" + "; ".join(str(error).split("\n")))
+        lines = [*str(error).split("\n"), *_explained(error)]
+        log.error("%s", "\n".join(lines))
+        notify("STATUS=" + "; ".join(map(str.strip, lines)))
         return LACKING if isinstance(error, UnsupportedError) else 1
     return 0
+
+
+def _explained(error: KabpfError) -> list[str]:
+    """What doctor knows of a refusal of bpf(2), as far as the daemon's few rights let it look."""
+    if not isinstance(error, BpfError):
+        return []
+    from kabpf.doctor import refusals  # here, because it takes all of doctor
+
+    return refusals.explained(error)
 
 
 def _run() -> None:

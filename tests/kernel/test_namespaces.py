@@ -93,8 +93,9 @@ def test_kernel_agrees_with_the_golden_plans(in_container):
 
 
 def _neighbours(run):
-    """What kabpfctl doctor says of others' programs in the container, and apply's errors."""
-    done = run("kabpfctl doctor --json || true\nkabpfctl apply\n")
+    """What kabpfctl doctor says of others' programs in the container, and the errors of apply and,
+    where that fails, of the daemon."""
+    done = run("kabpfctl doctor --json || true\nkabpfctl apply || kabpfd\n")
     found = json.loads(done.stdout[: done.stdout.rindex("]") + 1])
     return [
         (each["grade"], each["found"])
@@ -113,8 +114,9 @@ def test_program_that_keeps_ours_out_is_told(in_container, neighbour):
         f" at {cgroup_root()} is attached without BPF_F_ALLOW_MULTI, so that the kernel refuses"
         " kabpf's (EPERM)"
     )
-    assert "Operation not permitted" in refused
-    assert f"  {text}\n    fix: attach it with that flag, or: bpftool cgroup detach" in refused
+    for program in ("kabpfctl", "kabpfd"):
+        said = refused.partition(f"{program}: attach kabpf_sockops: Operation not permitted\n")[2]
+        assert said.startswith(f"  {text}\n    fix: attach it with that flag, or: bpftool cgroup ")
 
 
 @pytest.mark.parametrize("flags", [(), ("multi",)], ids=["alone", "multi"])
