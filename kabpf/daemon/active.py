@@ -46,6 +46,7 @@ class ActivePolicies:
         # None after a failure: the kernel may differ.
         self._last: reconcile.Resolution | None = None
         self.problem: KabpfError | None = None  # the last one, until all is active
+        self._files_wait = False  # as far as the last look at them says
 
     def __enter__(self) -> ActivePolicies:
         return self
@@ -101,6 +102,16 @@ class ActivePolicies:
         with a cgroup."""
         among = transient.standing().values() if endings is None else endings
         return any(transient.is_over(each, self._tree) for each in among)
+
+    def look_for_waiting_files(self) -> None:
+        """Say once that files wait for a reload: of those that a link leads to no event tells."""
+        try:
+            waits = self.dataplane.loaded is not None and self.files.are_waiting()
+        except KabpfError:  # which a reload says
+            waits = True
+        if waits and not self._files_wait:
+            log.warning("%s", status.WAITING)
+        self._files_wait = waits
 
     def needs_repair(self) -> bool:
         """Whether `repair` may mend something; lets go of a data plane that is not active."""
@@ -164,9 +175,11 @@ class ActivePolicies:
 
     def status(self) -> str:
         """What is active, and what went wrong last, on one line."""
-        return status.text(self.dataplane.loaded, self.files.good, self.problem)
+        text = status.text(self.dataplane.loaded, self.files.good, self.problem)
+        return f"{text}; {status.WAITING}" if self._files_wait else text
 
     def _read(self) -> Snapshot:
+        self._files_wait = False
         snapshot = self.files.read()
         self.problem = None
         return snapshot

@@ -176,6 +176,7 @@ class Daemon:
             self._active.is_any_over()
         ):  # as a user's cgroup that was removed long after its last process
             self._update(self._active.look_again)
+        self._active.look_for_waiting_files()
         alive = "" if self._active.dataplane.is_damaged else "WATCHDOG=1"
         notify(f"{alive}\nSTATUS={self._active.status()}")
 

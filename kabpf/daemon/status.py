@@ -8,6 +8,7 @@ from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy.files import Snapshot
 from kabpf.runtime.last_good import time_text
 
+WAITING = "policy files have changed; try: systemctl reload kabpf"
 _STAYS = "the last good policy stays in force"
 
 

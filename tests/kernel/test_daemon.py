@@ -27,6 +27,8 @@ from harness import (
 PINNED = 25  # maps and links of kabpf.bpf.c
 WATCHED = ("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
 
+WAITING = "policy files have changed; try: systemctl reload kabpf"
+
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
 
@@ -148,6 +150,21 @@ def test_watchdog_hears_of_a_daemon_whose_programs_are_alive(cgroup, write_polic
     for _ in range(3):
         message = daemon.wait_for("WATCHDOG=1")
         assert "STATUS=policies in force: 1; cgroups covered: 1 of " in message
+
+
+def test_files_that_wait_are_told_at_the_next_look(cgroup, write_policy, kabpfd, peer):
+    """As those that a link leads to, of which no event tells; they are told once, and wait."""
+    file = write_policy("a.yaml", _policy(cgroup, 61))
+    daemon = kabpfd(*WATCHED)
+    file.write_text(_policy(cgroup, 62))
+    for _ in range(2):
+        assert "WATCHDOG=1" in daemon.wait_for(WAITING)
+    assert options_of_new(peer, cgroup) == IDLE_61
+    assert WAITING not in daemon.reload()
+    assert WAITING not in daemon.wait_for("WATCHDOG=1")
+    assert options_of_new(peer, cgroup)["idle"] == 62
+    daemon.stop()
+    assert daemon.process.stderr.read().count(WAITING) == 1
 
 
 @pytest.mark.parametrize(
