@@ -61,6 +61,7 @@ _SU_TAKES = (
 )  # fmt: skip
 _SUDO_TAKES = ("-u", "-g", "-h", "-p", "-C", "-r", "-t", "-T", "-U", "-R", "-D")
 _COMPOSERS = ("docker-compose", "podman-compose")
+_DIRECTORY_WATCHERS = ("runsvdir", "svscan", "s6-svscan")  # they start each DIRECTORY/NAME/run
 _INTERPRETER = re.compile(
     r"(?:python|perl|ruby|node|nodejs|php|lua|tclsh|expect|csh|tcsh|fish)[0-9.]*"
 )
@@ -105,6 +106,7 @@ class Commands:
     by_pam: Environment = field(default_factory=dict)  # of /etc/environment
     clients: list[Assignment] = field(default_factory=list)  # what reaches no container
     paths: dict[Path, None] = field(default_factory=dict)  # of scripts
+    watched_directories: dict[str, None] = field(default_factory=dict)  # of runsvdir(8) and others
     unnamed: dict[Lines, None] = field(default_factory=dict)  # what names files as it runs
 
     def started(self, command: Command) -> list[Started]:
@@ -170,6 +172,9 @@ class Commands:
             script = next((word for word in command.words[1:] if word[:1] != "-"), "")
             if script and UNKNOWN not in script:
                 self.paths[self.files.inside(_absolute(script, command.directory))] = None
+        if name.rpartition("/")[2] in _DIRECTORY_WATCHERS:
+            given = (each for each in command.words[1:] if each.startswith("/"))
+            self.watched_directories.update(dict.fromkeys(given))
         if "/" in name and UNKNOWN not in name:
             path = self.files.inside(_absolute(name, command.directory))
             if text := self.files.script(path):

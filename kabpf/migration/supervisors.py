@@ -200,7 +200,8 @@ def _runit(files: Files, commands: Commands) -> Supervisor:
     """runsv(8), and what has directories of the same form."""
     found = Supervisor("runit", ("runsvdir", "runsvdir-start", "runit", "svscan", "s6-svscan"))
     done: set[str] = set()
-    for path in (path for each in RUNIT for path in files.matching(each)):
+    patterns = [*RUNIT, *(f"{each}/*/run" for each in commands.watched_directories)]
+    for path in (path for each in patterns for path in files.matching(each)):
         real = os.path.realpath(path)
         if real in done:
             continue

@@ -1,0 +1,2 @@
+#!/bin/sh
+exec s6-svscan /opt/more
