@@ -110,6 +110,11 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     _add_run(commands)
     apply = _command(commands, "apply", "put the policy files in force")
     _add_loader(apply)
+    edit = _command(
+        commands, "edit", "edit a policy file, and put it in force when it is right", json=False
+    )
+    edit.set_defaults(json=False, loader=None)
+    edit.add_argument("name", type=_line, metavar="NAME", help="a unit, a policy or a file")
     check = _command(commands, "check", "check policy files; needs no root")
     check.set_defaults(needs_root=False)
     _add_loader(check)

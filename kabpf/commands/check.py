@@ -30,9 +30,9 @@ def check(arguments: argparse.Namespace) -> int:
     loader = arguments.loader or loading.loader(dataplane.PINS)
     if arguments.files:
         for name in arguments.files:
-            results.append(_checked(name, partial(_read_alone, Path(name)), loader))
+            results.append(checked(name, partial(_read_alone, Path(name)), loader))
     else:
-        result = _checked("policy files", partial(files.load, files.SYSTEM), loader)
+        result = checked("policy files", partial(files.load, files.SYSTEM), loader)
         with contextlib.suppress(PolicyError):  # which is among the errors
             result["warnings"] += late_mounts.warnings(files.paths(files.SYSTEM))
             result["warnings"] += files.unwatched(files.SYSTEM)
@@ -53,16 +53,8 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if any(result["errors"] for result in results) else 0
 
 
-def _unreached() -> list[str]:
-    """Units whose policy does not reach their sockets now."""
-    with contextlib.suppress(KabpfError):
-        tree = cgroups.find_tree(mountinfo.own_mounts())
-        found = elsewhere.of_policies(files.load(files.SYSTEM), tree)
-        return [f"{each.text}; {each.advice}" for each in found]
-    return []
-
-
-def _checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -> dict[str, Any]:
+def checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -> dict[str, Any]:
+    """What is wrong, and what to warn of, in the policies that `read` reads."""
     result: dict[str, Any] = {"file": name, "policies": [], "errors": [], "warnings": []}
     try:
         policies = read()
@@ -73,6 +65,15 @@ def _checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) 
     left = left_to_kabpfd(Automaton(policies), policies)
     warned = [*warnings(policies), *map(left_text, left)]
     return result | {"policies": [each.name for each in policies], "warnings": warned}
+
+
+def _unreached() -> list[str]:
+    """Units whose policy does not reach their sockets now."""
+    with contextlib.suppress(KabpfError):
+        tree = cgroups.find_tree(mountinfo.own_mounts())
+        found = elsewhere.of_policies(files.load(files.SYSTEM), tree)
+        return [f"{each.text}; {each.advice}" for each in found]
+    return []
 
 
 def _read_alone(path: Path) -> tuple[Policy, ...]:

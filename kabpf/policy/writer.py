@@ -57,11 +57,16 @@ def owner_of(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def selector(selector: Selector) -> str:
+    """An item of `select`."""
+    return _mapping({selector.kind: _word(selector.text)})
+
+
 def _lines(policy: Policy, comment: str, words: Mapping[str, str] | None) -> Iterator[str]:
     """Keys are left out where they say what holds without them."""
     rules = policy.rules
     yield f"# {_one_line(comment)}"
-    yield f"select: [{', '.join(map(_selector, policy.selectors))}]"
+    yield f"select: [{', '.join(map(selector, policy.selectors))}]"
     yield f"keepalive: {_keepalive(rules.options, words)}"
     if rules.mode != Mode.FILL:
         yield f"mode: {rules.mode}"
@@ -86,10 +91,6 @@ def _lines(policy: Policy, comment: str, words: Mapping[str, str] | None) -> Ite
 def _one_line(comment: str) -> str:
     shown = comment if comment.isprintable() else ascii(comment)[1:-1]
     return shown if len(shown) <= COMMENT_MAX else f"{shown[:COMMENT_MAX]}..."
-
-
-def _selector(selector: Selector) -> str:
-    return _mapping({selector.kind: _word(selector.text)})
 
 
 def _keepalive(options: Options, words: Mapping[str, str] | None) -> str:

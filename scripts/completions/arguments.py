@@ -21,6 +21,7 @@ COMMAND = "command"  # of another program, with its arguments
 KINDS_OF_VALUES: dict[str, tuple[str, ...]] = {
     "cgroup": (DIRECTORIES,),
     "files": (FILES,),
+    "name": (POLICIES, UNITS),
     "policy": (POLICIES,),
     "unit": (UNITS,),
     "what": (UNITS, DIRECTORIES),

@@ -31,6 +31,7 @@ VALUES = [
     ("kabpfctl explain kabpf-test", {"kabpf-test.service"}),
     ("kabpfctl check /etc/os-rel", {"/etc/os-release"}),
     ("kabpfctl check /etc/group /etc/os-rel", {"/etc/os-release"}),
+    ("kabpfctl edit kabpf-test", {"kabpf-test.service", "kabpf-test-policy"}),
     ("kabpfctl sockets --unit kabpf-test", {"kabpf-test.service"}),
     ("kabpfctl sockets --policy kabpf-test", {"kabpf-test-policy"}),
     ("kabpfctl monitor --json --unit=kabpf-test", {"kabpf-test.service"}),
@@ -78,7 +79,8 @@ def words() -> list[tuple[str, str]]:
     typed = [(f"kabpfctl {start}", word) for start, word in found]
     for line, parser in parsers().items():
         found = [_shortest(flag, flags(parser)) for flag in flags(parser)]
-        typed += [(f"{line} {start}", word) for start, word in found]
+        # One option alone has a short form beside it, which a hyphen may mean as well.
+        typed += [(f"{line} {max(start, '--')}", word) for start, word in found]
     # A value after = is one word with its option in zsh, and of its own in the other shells.
     return typed + [
         (line, word) for line, (word, *more) in VALUES_OF_ONE if not more and "=" not in line
