@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import NamedTuple
 from kabpf.apply import retrofit, transient
 from kabpf.errors import RefusedError, UnvisitedError
 from kabpf.kernel import abi, loading
-from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.cgroups import CgroupTree, add_removed
 from kabpf.kernel.crash_recovery import complete
-from kabpf.kernel.dataplane import PINS, Born, Dataplane, Removed
+from kabpf.kernel.dataplane import PINS, Born, Dataplane
 from kabpf.kernel.loading import Loader
 from kabpf.kernel.walk import Unread
 from kabpf.plan import diff
@@ -327,7 +326,7 @@ def _look(
     cgroups = {cgroup.id: cgroup for cgroup in tree.cgroups(unread)}
     # Last: what was removed until it was looked at is among them.
     removed = loaded.removed() if loaded else {}
-    _add_removed(cgroups, removed)
+    add_removed(cgroups, removed)
     plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
     if loaded:
         _settle_differences(loaded, actual, cgroups, plan)
@@ -337,18 +336,6 @@ def _look(
         if loaded.needs_pins_per_cgroup:
             plan = with_attachments(plan, cgroups)
     return _Looked(automaton, actual, cgroups, frozenset(cgroups.keys() & removed.keys()), plan)
-
-
-def _add_removed(cgroups: dict[int, Cgroup], removed: Mapping[int, Removed]) -> None:
-    """Put those that are removed where they were, if that is known: they have the policies that
-    their paths have."""
-    for id in removed:
-        above = [id]
-        while above[-1] not in cgroups and above[-1] in removed:
-            above.append(removed[above[-1]].parent_id)
-        if above[-1] in cgroups:
-            for parent, child in itertools.pairwise(reversed(above)):
-                cgroups[child] = cgroups[parent].child(child, removed[child].name)
 
 
 def _compared(

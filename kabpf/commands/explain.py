@@ -11,6 +11,7 @@ from typing import Any
 
 from kabpf import output, tables
 from kabpf.apply import transient
+from kabpf.commands.sockets import where
 from kabpf.doctor import elsewhere
 from kabpf.doctor.elsewhere import Elsewhere
 from kabpf.errors import RefusedError, UnsupportedError
@@ -103,7 +104,8 @@ def _sockets(tree: CgroupTree) -> list[sockets.Socket]:
 def _held_of_others(process: str, path: str, tree: CgroupTree) -> list[sockets.Socket]:
     """The sockets of other cgroups that a process in the cgroup at `path` holds."""
     found = held.of_process(process, _sockets(tree))
-    own = [one for one in found if f"{one.cgroup}/".startswith(f"{path.rstrip('/')}/")]
+    within = f"{path.rstrip('/')}/"
+    own = [one for one in found if not one.is_removed and f"{one.cgroup}/".startswith(within)]
     ends = {(one.local, one.remote) for one in own}  # one of several that listen there
     return [one for one in found if one not in own and (one.local, one.remote) not in ends]
 
@@ -111,6 +113,7 @@ def _held_of_others(process: str, path: str, tree: CgroupTree) -> list[sockets.S
 def _held_json(one: sockets.Socket) -> dict[str, Any]:
     return {
         "cgroup": one.cgroup,
+        "removed": one.is_removed,
         "local": one.local._asdict(),
         "remote": one.remote._asdict(),
         "state": one.state,
@@ -123,7 +126,7 @@ def _held_lines(others: list[sockets.Socket]) -> list[str]:
         return []
     rows = [
         (
-            f"  {output.shown(one.cgroup or '(removed)')}",
+            f"  {where(one, one.cgroup)}",
             str(one.local),
             str(one.remote),
             one.state,

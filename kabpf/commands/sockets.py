@@ -78,7 +78,7 @@ def print_list(listed: list[tcp.Socket], sources: dict[str, str], *, is_wide: bo
     several = len({one.namespace for one in listed}) > 1
     rows = [
         (
-            "(removed)" if one.cgroup is None else output.shown(names[one.cgroup]),
+            where(one, names.get(one.cgroup or "")),
             *((str(one.namespace),) if several else ()),
             *_cells(one),
         )
@@ -87,10 +87,18 @@ def print_list(listed: list[tcp.Socket], sources: dict[str, str], *, is_wide: bo
     output.print_table(SEVERAL if several else COLUMNS, rows)
 
 
+def where(one: tcp.Socket, name: str | None) -> str:
+    """The cell for a socket's cgroup, by the name to call it, or None where that is not known."""
+    if name is None:
+        return "(removed)"
+    return f"{output.shown(name)} (removed)" if one.is_removed else output.shown(name)
+
+
 def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
     return {
         "cgroup": one.cgroup,
         "cgroup_id": one.cgroup_id,
+        "removed": one.is_removed,
         "unit": one.unit,
         "network_namespace": one.namespace,
         "family": one.family,
@@ -119,7 +127,7 @@ def _cells(one: tcp.Socket) -> tuple[str, ...]:
 def _wide_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
     values = [(row, getattr(one, row.field)) for row in ON_SOCKETS]
     return (
-        "(removed)" if one.cgroup is None else output.shown(one.cgroup),
+        where(one, one.cgroup),
         str(one.namespace),
         str(one.local),
         str(one.remote),

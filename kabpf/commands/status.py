@@ -76,6 +76,7 @@ def look() -> tuple[dict[str, Any], list[Row]]:
         )
         totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
         needs = loaded.needs() if loaded else Needs()
+        outlived = _outlived(loaded) if loaded else 0
     unrecorded, since = notes.not_recorded(totals.unrecorded, RUN)
     pid = pidlock.running()
     result: dict[str, Any] = {
@@ -97,6 +98,7 @@ def look() -> tuple[dict[str, Any], list[Row]]:
         },
         "refused": comparison.refused,
         "not_recorded": {"cgroups": unrecorded, "since": since or None},
+        "removed_with_sockets": outlived,
         "totals": {
             "asked_in_vain": totals.events_dropped,
             "unrecorded": totals.unrecorded,
@@ -118,6 +120,13 @@ def _read(loaded: Dataplane) -> _Kernel:
     """The policies that are in the kernel, how many cgroups have each, and what each did."""
     records = loaded.records()
     return records, loaded.usage(), loaded.counters(records)
+
+
+def _outlived(loaded: Dataplane) -> int:
+    """How many removed cgroups have open sockets still."""
+    removed = loaded.removed() if loaded.lists_sockets else {}
+    holders = dataplane.holders(loaded.pins) if removed else ()
+    return len(removed.keys() & {each.cgroup_id for each in holders})
 
 
 def _as_json(row: Row) -> dict[str, Any]:
@@ -181,6 +190,9 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
             f"  {output.count(unrecorded, 'new cgroup')} not recorded{when}, because there were too"
             " many; kabpfctl apply records what there is room for"
         )
+    if outlived := status["removed_with_sockets"]:
+        have = "has" if outlived == 1 else "have"
+        yield f"  {output.count(outlived, 'removed cgroup')} {have} open sockets still"
     if status["daemon"]:
         yield f"daemon: running as process {status['daemon']}"
     else:

@@ -179,6 +179,21 @@ def _reach(here: Here) -> Findings:
         yield ok("of units that run, the policies reach the processes")
 
 
+def _listeners(here: Here) -> Findings:
+    """Whether the listeners that units hold have their policies."""
+    with here.dataplane() as loaded:
+        if not loaded or not loaded.lists_sockets:
+            return
+    resolution = here.resolution
+    policies = {
+        each.path: resolved.policy.name
+        for id, each in resolution.present.items()
+        if (resolved := resolution.plan.cgroups[id]).policy
+    }
+    found = [*elsewhere.foreign_listeners(here.sockets, policies, here.tree)]
+    yield from found or [ok("those of units have the policies of these")]
+
+
 def _fallbacks(here: Here) -> Findings:
     """What the policies leave to the system."""
     idle = here.machine.sysctls["net.ipv4.tcp_keepalive_time"]
@@ -376,6 +391,7 @@ CHECKS = {
     "file names": Check(_names),
     "selectors": Check(_selectors),
     "reach": Check(_reach),
+    "listeners": Check(_listeners, needs_root=True),
     "fallbacks": Check(_fallbacks),
     "in force": Check(_in_force, needs_root=True),
     "last good": Check(_last_good, needs_root=True),

@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kabpf import proc
+from kabpf.doctor.findings import Finding, Findings, note, warning
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree, path_of_process
-from kabpf.observe.sockets import Socket
+from kabpf.observe import held
+from kabpf.observe.sockets import Socket, units
 from kabpf.plan.state import Cgroup
 from kabpf.policy.model import Policy
 from kabpf.systemd import unit_files
 
 UNITS_MAX = 500  # asked for; each takes some 0.1 ms
+HOLDERS_MAX = 2000  # processes that are looked at; each takes some 0.1 ms
 ANSWER_S = 5
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 KEYS = ("Id", "ActiveState", "SubState", "MainPID", "ControlGroup", "ExecStart", "PAMName")
@@ -139,7 +142,8 @@ def managers(sockets: Iterable[Socket]) -> dict[str, list[int]]:
     found: defaultdict[str, set[int]] = defaultdict(set)
     for each in sockets:
         path = each.cgroup or ""
-        if each.state == "listen" and path.endswith("/init.scope") and path != "/init.scope":
+        is_manager = path.endswith("/init.scope") and path != "/init.scope"
+        if each.state == "listen" and is_manager and not each.is_removed:
             found[path].add(each.local.port)
     return {path: sorted(ports) for path, ports in sorted(found.items())}
 
@@ -152,6 +156,50 @@ def of_manager(path: str, ports: list[int]) -> Elsewhere:
         " such a unit does not reach what they accept"
     )
     return Elsewhere(path, 0, text, f"select cgroup: {path}")
+
+
+def foreign_listeners(
+    sockets: Sequence[Socket], policies: Mapping[str, str], tree: CgroupTree
+) -> Findings:
+    """The listeners of other cgroups that processes in these hold, where they have another policy
+    or none; `policies` are names by cgroup path."""
+    where = {
+        process: path
+        for path in policies
+        if not path.endswith("/init.scope")  # a manager holds those of all its socket units
+        for process in tree.processes([path])
+    }
+    told: set[tuple[str, int | None]] = set()  # workers hold what their parent does
+    for process, listeners in held.listeners(sorted(where)[:HOLDERS_MAX], sockets):
+        path = where[process]
+        # Of several at one address any may be its own.
+        own = {each.local for each in listeners if each.policy == policies[path]}
+        others: defaultdict[int | None, list[Socket]] = defaultdict(list)
+        for each in listeners:
+            if each.local not in own:
+                others[each.cgroup_id].append(each)
+        for cgroup_id, found in others.items():
+            if (path, cgroup_id) not in told:
+                told.add((path, cgroup_id))
+                yield _of_listeners(process, path, found)
+
+
+def _of_listeners(process: int, where: str, found: list[Socket]) -> Finding:
+    first = found[0]
+    unit = next(reversed(units(where)), where)
+    ports = ", ".join(map(str, sorted({each.local.port for each in found})))
+    mark = " (removed)" if first.is_removed and first.cgroup else ""
+    whose = f"{first.cgroup or 'a removed cgroup'}{mark}"
+    text = (
+        f"{unit} has listeners of another cgroup: process {process} listens at port {ports} for"
+        f" {whose}, which has {f'policy {first.policy}' if first.policy else 'no policy'}"
+    )
+    if first.policy:
+        return note(text, f"kabpfctl explain {process}")
+    if first.cgroup is None:
+        return warning(text, f"systemctl stop {unit}; systemctl start {unit}")
+    selector = f"unit: {first.unit}" if first.unit else f"cgroup: {first.cgroup}"
+    return warning(text, f"select {selector}")
 
 
 def started(process: int, found: Iterable[Elsewhere]) -> Elsewhere | None:

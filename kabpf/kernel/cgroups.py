@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kabpf import proc
 from kabpf.errors import RefusedError, UnsupportedError
@@ -31,6 +33,25 @@ def find_tree(mounted: list[Mount]) -> CgroupTree:
         "no cgroup2 tree is mounted whose root is this cgroup namespace's,"
         " expected one at /sys/fs/cgroup, as systemd mounts it"
     )
+
+
+class Removed(NamedTuple):
+    """Where a cgroup was that is removed."""
+
+    parent_id: int
+    name: str
+
+
+def add_removed(cgroups: dict[int, Cgroup], removed: Mapping[int, Removed]) -> None:
+    """Put those that are removed where they were, if that is known: they have the policies that
+    their paths have. Both by their ids."""
+    for id in removed:
+        above = [id]
+        while above[-1] not in cgroups and above[-1] in removed:
+            above.append(removed[above[-1]].parent_id)
+        if above[-1] in cgroups:
+            for parent, child in itertools.pairwise(reversed(above)):
+                cgroups[child] = cgroups[parent].child(child, removed[child].name)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from kabpf.kernel.abi import (
     CStep,
     CTotals,
 )
-from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.cgroups import CgroupTree, Removed
 from kabpf.kernel.libbpf import buffers, links, maps, programs
 from kabpf.plan.state import (
     UNFINISHED,
@@ -111,13 +111,6 @@ class Born(NamedTuple):
     """A new cgroup that the kernel could not resolve alone."""
 
     id: int
-    parent_id: int
-    name: str
-
-
-class Removed(NamedTuple):
-    """Where a cgroup was that is removed."""
-
     parent_id: int
     name: str
 

@@ -6,12 +6,14 @@ import contextlib
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from kabpf import proc
 from kabpf.observe.sockets import MAPPED, Address, Socket, text
 
 TABLE_MAX = 256 << 20  # bytes; a line takes some 150
+LISTEN = b"0A"  # TCP_LISTEN in include/net/tcp_states.h in the kernel
 _DESCRIPTOR = re.compile(r"socket:\[([0-9]+)\]")
 
 _Ends = tuple[Address, Address]
@@ -36,6 +38,36 @@ def of_process(process: str, sockets: Iterable[Socket]) -> list[Socket]:
         for each in sockets
         if each.namespace == namespace and (_address(each.local), _address(each.remote)) in ends
     ]
+
+
+def listeners(
+    processes: Iterable[int], sockets: Iterable[Socket]
+) -> Iterator[tuple[int, list[Socket]]]:
+    """Those of the listeners among the sockets that each process holds, of its network namespace;
+    all that listen at an address of its own."""
+    at: defaultdict[tuple[int, Address], list[Socket]] = defaultdict(list)
+    for each in sockets:
+        if each.state == "listen":
+            at[each.namespace, _address(each.local)].append(each)
+    tables: dict[int, dict[bytes, Address]] = {}
+    for process in processes:
+        with contextlib.suppress(OSError):
+            namespace = os.stat(f"/proc/{process}/ns/net").st_ino
+            if namespace not in tables:
+                tables[namespace] = dict(_listening(process))
+            table = tables[namespace]
+            addresses = {table[inode] for inode in _inodes(str(process)) if inode in table}
+            if found := [each for address in addresses for each in at[namespace, address]]:
+                yield process, found
+
+
+def _listening(process: int) -> Iterator[tuple[bytes, Address]]:
+    """The inodes of the listeners of a process's network namespace, and where they listen."""
+    for name in ("tcp", "tcp6"):
+        for line in proc.read(f"/proc/{process}/net/{name}", TABLE_MAX).split(b"\n")[1:]:
+            words = line.split()
+            if len(words) > 9 and words[3] == LISTEN:
+                yield words[9], _address(_read(words[1]))
 
 
 def _address(address: Address) -> Address:

@@ -22,7 +22,7 @@ from kabpf.apply.visitors import Part, outcomes
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import dataplane
 from kabpf.kernel.abi import NEVER, CSocket
-from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.cgroups import CgroupTree, add_removed
 from kabpf.kernel.dataplane import LISTER, OPEN_LISTER, Dataplane
 from kabpf.kernel.namespaces import held_namespaces, own_namespace
 from kabpf.policy.model import ON_SOCKETS
@@ -70,7 +70,7 @@ class Socket:
     """A TCP socket that is neither a request nor in time-wait. None: nothing there, or unknown."""
 
     cgroup_id: int | None
-    cgroup: str | None  # the path; None: removed
+    cgroup: str | None  # the path; None: removed, and it is not known where it was
     namespace: int  # the network namespace's inode number
     family: str
     local: Address
@@ -84,6 +84,7 @@ class Socket:
     next_probe_ms: int | None  # from now, if the connection stays silent
     policy: str | None  # its cgroup's
     set_by: Mapping[str, str]  # by option, as in SET: one of SETTERS
+    is_removed: bool = False  # its cgroup
 
     @property
     def unit(self) -> str | None:
@@ -135,11 +136,14 @@ def from_dataplane(
     """
     records = _records(loaded.pins, say)
     # Read last: whatever is missing is gone, and not newer.
-    paths = _paths(loaded.tree, {record.cgroup_id for record in records})
+    cgroups = {cgroup.id: cgroup for cgroup in loaded.tree.cgroups()}
+    removed = {record.cgroup_id for record in records} - cgroups.keys()
+    if removed:
+        add_removed(cgroups, loaded.removed())
     for record in records:
         yield Socket(
             record.cgroup_id,
-            paths.get(record.cgroup_id),
+            cgroup.path if (cgroup := cgroups.get(record.cgroup_id)) else None,
             record.namespace,
             FAMILIES[record.family],
             Address(text(bytes(record.local)), record.local_port),
@@ -153,6 +157,7 @@ def from_dataplane(
             None if record.next_probe_ms == NEVER else record.next_probe_ms,
             policies.get(record.policy_id),
             _set_by(bytes(record.by)),
+            record.cgroup_id in removed,
         )
 
 
@@ -217,6 +222,7 @@ def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:
             message["idiag_expires"] if probes else None,
             None,
             {},
+            id is not None and id not in paths,
         )
 
 

@@ -17,6 +17,7 @@ from harness import (
     path_of,
     refuse_bpf,
     set_sysctl,
+    wait_until,
 )
 
 RUNTIME = Path("/run/kabpf/policy.d")
@@ -309,6 +310,60 @@ def test_what_the_machine_lacks_is_told(applied, doctor, script, check, expected
     assert wrong[1].startswith(expected)
     assert wrong[2]
     assert [each[0] for each in found["policy files"]] == ["ok"]
+
+
+def _listening_for_another(peer, holding, opened):
+    """A peer that moves to a cgroup with a listener of another one; the port."""
+    inside = peer(opened)
+    _, address = inside.listener()
+    (holding / "cgroup.procs").write_text(str(inside.process.pid))
+    wait_until(lambda: not (opened / "cgroup.procs").read_text(), "the move")
+    return inside.process.pid, address[1]
+
+
+def test_listener_of_another_cgroup_is_told(make_cgroup, peer, write_policy, kabpfctl, doctor):
+    """With process and port, where a unit has a policy and the listener none: what to select, and
+    whether it is removed. One with a policy of its own is a note, one with the same is nothing."""
+    covered, other = make_cgroup("app.service"), make_cgroup("front.service")
+    write_policy("app.service.yaml", "keepalive: {idle: 61}\n")
+    kabpfctl("apply")
+    assert doctor()["listeners"] == [("ok", "those of units have the policies of these", "")]
+    process, port = _listening_for_another(peer, covered, other)
+    text = (
+        f"app.service has listeners of another cgroup: process {process} listens at port {port}"
+        f" for {path_of(other)}, which has "
+    )
+    advice = "select unit: front.service"
+    assert doctor()["listeners"] == [("warning", f"{text}no policy", advice)]
+    write_policy("front.service.yaml", "keepalive: {idle: 62}\n")
+    kabpfctl("apply")
+    explain = f"kabpfctl explain {process}"
+    assert doctor()["listeners"] == [("note", f"{text}policy front.service", explain)]
+    write_policy("front.service.yaml", "")
+    kabpfctl("apply")
+    marked = text.replace(", which", " (removed), which")
+    other.rmdir()
+    assert doctor()["listeners"] == [("warning", f"{marked}no policy", advice)]
+    selected = "select: [{unit: app.service}, {unit: front.service}]\nkeepalive: {idle: 61}\n"
+    write_policy("app.service.yaml", selected)
+    kabpfctl("apply")
+    assert [grade for grade, *_ in doctor()["listeners"]] == ["ok"]
+
+
+def test_listener_of_an_unknown_cgroup_is_told(make_cgroup, peer, write_policy, kabpfctl, doctor):
+    """No policy reaches it, as it was removed before kabpf was loaded: the unit has to listen
+    anew."""
+    covered, other = make_cgroup("app.service"), make_cgroup("gone")
+    process, port = _listening_for_another(peer, covered, other)
+    other.rmdir()
+    write_policy("app.service.yaml", "keepalive: {idle: 61}\n")
+    kabpfctl("apply")
+    text = (
+        f"app.service has listeners of another cgroup: process {process} listens at port {port}"
+        " for a removed cgroup, which has no policy"
+    )
+    advice = "systemctl stop app.service; systemctl start app.service"
+    assert doctor()["listeners"] == [("warning", text, advice)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -238,18 +239,41 @@ def test_filter_by_what_is_not_there_is_refused(loaded, kabpfctl):
 
 
 def test_socket_of_a_removed_cgroup(loaded, make_cgroup, peer, kabpfctl):
-    """A socket may outlive its cgroup; it is listed without the path."""
-    gone = make_cgroup("gone")
+    """A socket may outlive its cgroup; it is listed with the path that this had, and a mark."""
+    gone = make_cgroup("web.service")
+    path = path_of(gone)
     holder = peer(gone)
     _, address = holder.listener()
     (gone.parent / "cgroup.procs").write_text(str(holder.process.pid))
     gone.rmdir()
     local = f"127.0.0.1:{address[1]}"
     (line,) = (each for each in kabpfctl("sockets").stdout.splitlines() if local in each)
-    assert line.split()[0] == "(removed)"
+    assert line.split()[:2] == ["web.service", "(removed)"]
     listed = json.loads(kabpfctl("sockets", "--json").stdout)["sockets"]
     (found,) = (each for each in listed if each["local"]["port"] == address[1])
-    assert (found["cgroup"], found["unit"]) == (None, None)
+    assert (found["cgroup"], found["unit"], found["removed"]) == (path, "web.service", True)
+    for option, value in (("--unit", "web.service"), ("--cgroup", path.rpartition("/")[0])):
+        assert local in kabpfctl("sockets", option, value).stdout
+    assert "  1 removed cgroup has open sockets still\n" in kabpfctl("status").stdout
+    assert json.loads(kabpfctl("status", "--json").stdout)["removed_with_sockets"] == 1
+    explained = kabpfctl("explain", holder.process.pid).stdout
+    assert re.search(rf"{path} \(removed\) +{local} .*listen", explained)
+    holder.end()
+    wait_until(lambda: "removed" not in kabpfctl("status").stdout, "the cgroup to be forgotten")
+
+
+def test_socket_of_a_cgroup_that_was_never_known(make_cgroup, peer, kabpfctl, cgroup):
+    """One that was removed before kabpf was loaded has no name, and counts nowhere."""
+    gone = make_cgroup("gone")
+    holder = peer(gone)
+    _, address = holder.listener()
+    (gone.parent / "cgroup.procs").write_text(str(holder.process.pid))
+    gone.rmdir()
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    local = f"127.0.0.1:{address[1]}"
+    (line,) = (each for each in kabpfctl("sockets").stdout.splitlines() if local in each)
+    assert line.split()[:2] == ["(removed)", local]
+    assert "removed" not in kabpfctl("status").stdout
 
 
 def test_json_of_a_socket(loaded, make_cgroup, peer, find):
@@ -259,6 +283,7 @@ def test_json_of_a_socket(loaded, make_cgroup, peer, find):
     assert find(cgroup, port) == {
         "cgroup": path_of(cgroup),
         "cgroup_id": cgroup.stat().st_ino,
+        "removed": False,
         "unit": "web.service",
         "network_namespace": os.stat("/proc/self/ns/net").st_ino,
         "family": "ipv4",

@@ -51,7 +51,7 @@ RESULT: dict[str, Any] = {
     "new_cgroups_wait": False,
     "policy_files": {"policies": 3, "errors": [], "wrong_since": None, "applied": True},
     "refused": "", "not_recorded": {"cgroups": 0, "since": None},
-    "totals": {"asked_in_vain": 0, "unrecorded": 0},
+    "removed_with_sockets": 0, "totals": {"asked_in_vain": 0, "unrecorded": 0},
 }  # fmt: skip
 
 
@@ -76,6 +76,9 @@ SOCKETS = [
         "2001:db8:1234:5678:9abc:def0:1234:5678:48960", "2001:db8:1234:5678:9abc:def0:1234:1:5432",
         family="ipv6", idle_s=15, next_probe_ms=14_000,
         set_by={"idle_s": "application", "interval_s": "policy"},
+    ),
+    connection(
+        "/system.slice/ssh.service", "127.0.0.1:22", "127.0.0.1:50120", is_removed=True,
     ),
     connection(
         None, "127.0.0.1:22", "127.0.0.1:50122", keepalive=False, next_probe_ms=None, policy=None,

@@ -35,6 +35,19 @@ def test_sockets_of_a_process_are_found(family: socket.AddressFamily, host: str)
     assert held.of_process("self", sockets) == []
 
 
+def test_listeners_of_processes_are_found() -> None:
+    """By the address, in the process's own network namespace; connections are left out, and a
+    process that is gone holds nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        listening = made(Address("127.0.0.1", port), Address("0.0.0.0", 0))
+        apart = replace(listening, namespace=listening.namespace + 1)
+        connected = replace(listening, state="established")
+        sockets = [listening, apart, connected]
+        assert list(held.listeners([4194304, os.getpid()], sockets)) == [(os.getpid(), [listening])]
+    assert list(held.listeners([os.getpid()], sockets)) == []
+
+
 def made(local: Address, remote: Address) -> Socket:
     namespace = os.stat("/proc/self/ns/net").st_ino
     options = (None, None, None, None, None, None, None)
