@@ -167,7 +167,14 @@ class Dataplane:
             def opened(name: str) -> maps.Map:
                 return stack.enter_context(open_map(pins, name))
 
+            # First: another layout may lack any of the others.
             self._totals = opened("kabpf_totals")
+            totals = self._read_totals()
+            if totals.layout != abi.LAYOUT or (totals.build != self.build() and not any_build):
+                raise RefusedError(
+                    f"{pins} comes from another version of kabpf",
+                    hint="expected this one: kabpfctl apply",
+                )
             self._policies = opened("kabpf_policies")
             self._counters = opened("kabpf_counters")
             self._cgroups = opened("kabpf_cgroups")
@@ -178,12 +185,6 @@ class Dataplane:
             self._networks = opened("kabpf_networks")
             self._ports = opened("kabpf_ports")
             self._failures = opened("kabpf_failures")
-            totals = self._read_totals()
-            if totals.layout != abi.LAYOUT or (totals.build != self.build() and not any_build):
-                raise RefusedError(
-                    f"{pins} comes from another version of kabpf",
-                    hint="expected this one: kabpfctl apply",
-                )
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Dataplane:

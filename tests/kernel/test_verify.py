@@ -54,6 +54,21 @@ def test_severed_link_is_not_verified(covered, kabpfctl, pin):
     kabpfctl("verify")
 
 
+@pytest.mark.parametrize("gone", [None, "kabpf_removed"])
+def test_another_version_is_not_verified(cgroup, write_policy, version, kabpfctl, gone):
+    """Of another layout, which may lack a map of this one: a line says so, and what to do."""
+    text = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 61}}\n'
+    write_policy("a.yaml", text)
+    version("relaid").kabpfctl("apply")
+    if gone:
+        (PINS / gone).unlink()
+    line = f"{PINS} comes from another version of kabpf, expected this one: kabpfctl apply\n"
+    assert kabpfctl("verify", status=1).stdout == line
+    assert kabpfctl("status", status=1).stderr == f"kabpfctl: {line}"
+    kabpfctl("apply")
+    kabpfctl("verify")
+
+
 def test_missing_map_is_not_verified(covered, kabpfctl):
     """A pin that is gone is a reason."""
     (PINS / "kabpf_networks").unlink()
