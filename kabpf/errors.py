@@ -96,16 +96,21 @@ class CommandError(RefusedError):
 @contextlib.contextmanager
 def all_refusals() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """Gives a context manager for each of several steps, of which one that is refused stops no
-    other; raises what was refused as one RefusedError at the end."""
-    refused: list[str] = []
+    other; raises what was refused as one RefusedError at the end, which is a BpfError with its
+    errno where one of them was."""
+    refused: list[RefusedError] = []
 
     @contextlib.contextmanager
     def step() -> Iterator[None]:
         try:
             yield
         except RefusedError as error:
-            refused.append(str(error))
+            refused.append(error)
 
     yield step
     if refused:
-        raise RefusedError("; ".join(dict.fromkeys(refused)))
+        text = "; ".join(dict.fromkeys(map(str, refused)))
+        of_bpf = next((error for error in refused if isinstance(error, BpfError)), None)
+        together = BpfError(text) if of_bpf else RefusedError(text)
+        together.error = of_bpf.error if of_bpf else 0
+        raise together

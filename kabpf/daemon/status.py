@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kabpf.errors import KabpfError, PolicyError, UnvisitedError
+from kabpf.errors import BpfError, KabpfError, PolicyError, UnvisitedError
 from kabpf.kernel import dataplane
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy.files import Snapshot
@@ -25,12 +25,14 @@ def text(loaded: Dataplane | None, good: Snapshot | None, problem: KabpfError | 
 
 
 def of_problem(problem: KabpfError) -> str:
-    """What the log is told of a problem."""
+    """What the log is told of a problem; of a step that the kernel refused kabpfctl doctor knows
+    more."""
+    advice = "; try: kabpfctl doctor" if isinstance(problem, BpfError) else ""
     if _stays(problem):
-        return f"{_STAYS}: {problem}"
+        return f"{_STAYS}: {problem}{advice}"
     if isinstance(problem, PolicyError) and not dataplane.PINS.exists():
         return f"no policy is active until the policy files are right: {problem}"
-    return str(problem)
+    return f"{problem}{advice}"
 
 
 def _since(problem: KabpfError) -> str:

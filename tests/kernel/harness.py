@@ -246,6 +246,19 @@ def refuse_bpf() -> None:
     _refuse({"x86_64": 321, "aarch64": 280})
 
 
+def refuse_bpf_command(command: int, error: int) -> None:
+    """The same for one command of bpf(2) alone, and another errno."""
+    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+    _filter(
+        (0x20, 0, 0, 0),  # the system call's number
+        (0x15, 0, 3, number),
+        (0x20, 0, 0, 16),  # the lower half of its first argument
+        (0x15, 0, 1, command),
+        (0x06, 0, 0, 0x50000 | error),
+        ALLOW,
+    )
+
+
 def refuse_perf_events() -> None:
     """The same for perf_event_open(2)."""
     _refuse({"x86_64": 298, "aarch64": 241})
@@ -254,10 +267,16 @@ def refuse_perf_events() -> None:
 def _refuse(numbers: dict[str, int]) -> None:
     """By a filter (seccomp(2))."""
     number = numbers[os.uname().machine]
-    load, compare, answer = (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0)
-    program = struct.pack("HBBI" * 4, *load, *compare, *answer, 0x50001, *answer, 0x7FFF0000)
+    _filter((0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50001), ALLOW)
+
+
+ALLOW = (0x06, 0, 0, 0x7FFF0000)
+
+
+def _filter(*steps: tuple[int, int, int, int]) -> None:
+    program = b"".join(struct.pack("=HBBI", *step) for step in steps)
     buffer = ctypes.create_string_buffer(program)
-    filter = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+    filter = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
     assert libc.prctl(22, 2, filter) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER

@@ -12,6 +12,8 @@ from harness import BIN, PROGRAMS, UNTOUCHED, cgroup_root, entering
 
 pytestmark = pytest.mark.core
 
+PROGRAMS_MAX = 64  # BPF_CGROUP_MAX_PROGS in include/linux/bpf-cgroup-defs.h in the kernel
+
 INSIDE = """
 set -e
 mount --make-rprivate /
@@ -117,6 +119,32 @@ def test_program_that_keeps_ours_out_is_told(in_container, neighbour):
     for program in ("kabpfctl", "kabpfd"):
         said = refused.partition(f"{program}: attach kabpf_sockops: Operation not permitted\n")[2]
         assert said.startswith(f"  {text}\n    fix: attach it with that flag, or: bpftool cgroup ")
+
+
+def test_too_many_programs_of_others_are_told(in_container, compiled):
+    """The kernel has room for 64 at one hook of a cgroup: apply names the step, and doctor's reason
+    and remedy below it."""
+    container, run = in_container
+    pins = [f"/sys/fs/bpf/kabpf-test-neighbour-{number}" for number in range(PROGRAMS_MAX)]
+    attached = []
+    try:
+        for pin in pins:
+            subprocess.run(
+                ["bpftool", "prog", "load", compiled("neighbour.bpf.c"), pin], check=True
+            )
+            program = ("sock_ops", "pinned", pin)
+            command = ["bpftool", "cgroup", "attach", container, *program, "multi"]
+            subprocess.run(command, check=True)
+            attached.append(program)
+        refused = run("kabpfctl apply").stderr
+    finally:
+        for program in attached:
+            subprocess.run(["bpftool", "cgroup", "detach", container, *program], check=True)
+        for pin in pins:
+            Path(pin).unlink(missing_ok=True)
+    assert "attach" in refused and "Argument list too long" in refused
+    text = f"  sock_ops: 64 programs are attached to {cgroup_root()}, so that the kernel refuses"
+    assert f"{text} kabpf's (E2BIG)\n    fix: bpftool cgroup detach" in refused
 
 
 @pytest.mark.parametrize("flags", [(), ("multi",)], ids=["alone", "multi"])

@@ -1,6 +1,7 @@
 """What this machine can't do, and what a policy can't say, is said, and changes nothing."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -19,11 +20,15 @@ from harness import (
     options_of_new,
     path_of,
     refuse_bpf,
+    refuse_bpf_command,
 )
 from malformed import MALFORMED
 
 from kabpf.kernel import mountinfo
 from kabpf.kernel.libbpf import library
+
+# By which libbpf loads and attaches (enum bpf_cmd).
+BPF_COMMANDS = {"BPF_MAP_CREATE": 0, "BPF_PROG_LOAD": 5, "BPF_LINK_CREATE": 28}
 
 
 def _maps():
@@ -255,6 +260,27 @@ def test_refused_system_call_is_named():
     )
     assert done.returncode == 1
     assert done.stderr.startswith("kabpfctl: the kernel refuses bpf(2) to root, expected a ")
+
+
+@pytest.mark.parametrize(
+    "error", [errno.EPERM, errno.EBUSY, errno.E2BIG, errno.ENOSPC], ids=errno.errorcode.get
+)
+@pytest.mark.parametrize("command", BPF_COMMANDS)
+def test_refused_step_of_a_load_is_named(cgroup, kabpfctl, command, error):
+    """Whichever step is refused, and with whichever errno: a line says so, nothing is left, and the
+    next apply does it."""
+    done = subprocess.run(
+        [BIN / "kabpfctl", "attach", "--cgroup", cgroup, "--idle", "61"],
+        preexec_fn=functools.partial(refuse_bpf_command, BPF_COMMANDS[command], error),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    said = "the kernel refuses bpf(2) to root" if error == errno.EPERM else os.strerror(error)
+    assert done.stderr.startswith("kabpfctl: ") and "Traceback" not in done.stderr
+    assert said in done.stderr or os.strerror(error) in done.stderr
+    assert not [name for name in os.listdir(PINS.parent) if "kabpf" in name]
+    kabpfctl("apply")
 
 
 @pytest.mark.parametrize("name", ["kabpf-new", "kabpf-old"])

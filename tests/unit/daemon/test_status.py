@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from pathlib import Path
 from typing import cast
@@ -9,7 +10,7 @@ from typing import cast
 import pytest
 
 from kabpf.daemon import status
-from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
+from kabpf.errors import BpfError, KabpfError, PolicyError, RefusedError, UnvisitedError
 from kabpf.kernel import dataplane
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy.files import Snapshot
@@ -116,3 +117,12 @@ def test_log_says_what_a_problem_kept(
     assert status.of_problem(problem) == f"{stays}{problem}"
     pins.rmdir()
     assert status.of_problem(problem) == f"{without}{problem}"
+
+
+def test_log_points_to_doctor_where_the_kernel_refused_a_step(pins: Path) -> None:
+    """doctor knows which program, limit or right it is about."""
+    refused = BpfError("attach kabpf_sockops", errno.E2BIG)
+    said = "attach kabpf_sockops: Argument list too long; try: kabpfctl doctor"
+    assert status.of_problem(refused) == f"the last good policy stays in force: {said}"
+    pins.rmdir()
+    assert status.of_problem(refused) == said
