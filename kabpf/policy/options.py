@@ -234,7 +234,9 @@ def _parse_value(row: OptionRow, node: Node) -> Range | int | str:
     if numbers[0] > numbers[-1]:
         raise node.expected(f"the lower bound first ({high}..{low})")
     if dots and numbers[0] == numbers[1]:
-        raise node.error(f"{node} is a range of one value, expected {low} with mode: enforce")
+        raise node.error(
+            f"{node} is a range of one value, expected {low}, in a policy file with mode: enforce"
+        )
     return Range(numbers[0], numbers[-1]) if row.is_range else numbers[0]
 
 

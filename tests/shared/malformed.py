@@ -222,11 +222,13 @@ RANGES = [
     ),
     (
         "keepalive: {idle: 60s..60s}",
-        "1: keepalive.idle: 60s..60s is a range of one value, expected 60s with mode: enforce",
+        "1: keepalive.idle: 60s..60s is a range of one value, expected 60s,"
+        " in a policy file with mode: enforce",
     ),
     (
         "defaults: {interval: 1m..60}",
-        "1: defaults.interval: 1m..60 is a range of one value, expected 1m with mode: enforce",
+        "1: defaults.interval: 1m..60 is a range of one value, expected 1m,"
+        " in a policy file with mode: enforce",
     ),
     (
         "keepalive: {idle: 1..10h}",
