@@ -134,7 +134,7 @@ def _held_lines(others: list[sockets.Socket]) -> list[str]:
         )
         for one in others[:HELD_MAX]
     ]
-    columns = tables.columns("  CGROUP", "LOCAL", "REMOTE", "STATE", "POLICY")
+    columns = tables.columns("  CGROUP", "LOCAL", "PEER", "STATE", "POLICY")
     more = len(others) - len(rows)
     return [
         f"  holds {output.count(len(others), 'socket')} of other cgroups, with their policies",

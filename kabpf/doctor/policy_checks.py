@@ -127,7 +127,7 @@ def _in_vain(
             not_running.append(selector.text)
     if not_running:
         yield note(
-            f"not running, so without a cgroup: {listed(not_running)}",
+            f"without a cgroup now: {listed(not_running)}",
             "nothing, or if one should run: systemctl status",
         )
 

@@ -153,27 +153,27 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
         ("{cgroup: /}", []),
         (
             "{unit: nginx.service}",
-            [note("not running, so without a cgroup: nginx.service", NOT_RUNNING)],
+            [note("without a cgroup now: nginx.service", NOT_RUNNING)],
         ),
         (
             "{unit: postgresql@.service}",
-            [note("not running, so without a cgroup: postgresql@*.service", NOT_RUNNING)],
+            [note("without a cgroup now: postgresql@*.service", NOT_RUNNING)],
         ),
         (
             "{unit: postgresql@15-main.service}",
-            [note("not running, so without a cgroup: postgresql@15-main.service", NOT_RUNNING)],
+            [note("without a cgroup now: postgresql@15-main.service", NOT_RUNNING)],
         ),
         (
             "{unit: session-3.scope}",
-            [note("not running, so without a cgroup: session-3.scope", NOT_RUNNING)],
+            [note("without a cgroup now: session-3.scope", NOT_RUNNING)],
         ),
         (
             "{cgroup: /kubepods.slice/**}",
-            [note("not running, so without a cgroup: /kubepods.slice/**", NOT_RUNNING)],
+            [note("without a cgroup now: /kubepods.slice/**", NOT_RUNNING)],
         ),
         (
             "{cgroup: /other/path}",
-            [note("not running, so without a cgroup: /other/path", NOT_RUNNING)],
+            [note("without a cgroup now: /other/path", NOT_RUNNING)],
         ),
         (
             "{unit: ngnix.service}",
@@ -277,7 +277,7 @@ def test_many_units_that_do_not_run_are_one_finding(
     """Of many the first are named."""
     found = selected(policies(*(f"{{unit: postgresql@{n}.service}}" for n in range(9))))
     names = ", ".join(f"postgresql@{n}.service" for n in range(5))
-    assert found == [note(f"not running, so without a cgroup: {names} and 4 more", NOT_RUNNING)]
+    assert found == [note(f"without a cgroup now: {names} and 4 more", NOT_RUNNING)]
 
 
 def test_policy_that_is_beaten_everywhere_is_told(
