@@ -12,7 +12,7 @@ from outside import connections
 
 PACKAGE = "/root/kabpf.deb"
 MODULES = "/usr/lib/python3/dist-packages/kabpf"
-UNITS = ("/usr/lib/systemd/system", "-name", "kabpf*")
+UNITS = ("/usr/lib/systemd/system", "-name", "*kabpf*")
 EXAMPLES = "/usr/share/doc/kabpf/examples"
 NEW_ONLY = f"select: [{{unit: app.service}}, {{unit: db.service}}]\n{KEEPALIVE}existing: false\n"
 
