@@ -172,10 +172,15 @@ def _mark(pins: Path, build: int) -> None:
         totals.update(bytes(4), bytes(CTotals(layout=LAYOUT, build=build)))
 
 
-def _load_into(staging: Path, programs: objects.Object) -> None:
+def prepare(programs: objects.Object) -> None:
+    """Fit an opened object to this machine, before `load`."""
     processors = buffers.processors()
     programs.set_constants(bytes(CConstants(hz=dataplane.jiffies(), processors=processors)))
     programs.set_room(dataplane.MONITORS, abi.MONITORS * processors)
+
+
+def _load_into(staging: Path, programs: objects.Object) -> None:
+    prepare(programs)
     try:
         programs.load()
     except RefusedError as error:

@@ -4,36 +4,45 @@ a few lines of C can double them."""
 import ctypes
 import os
 import re
-import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kabpf.kernel import dataplane, loading
+from kabpf.kernel.libbpf import objects
+
 pytestmark = pytest.mark.core
 
 RECORD = Path(__file__).parents[1] / "matrix/instructions.yaml"
 GROWTH = 1.2
 
-# linux/bpf.h: the size of struct bpf_prog_info, and where verified_insns is in it. Since Linux
-# kernel commit aba64c7da983 ("bpf: Add verified_insns to bpf_prog_info and fdinfo") (in v5.16).
-INFO_SIZE, VERIFIED_INSNS = 232, 216
+STATISTICS = 4  # BPF_LOG_STATS in linux/bpf_verifier.h, since Linux 5.2
+LOG_SIZE = 1 << 16
 
 
 @pytest.fixture
-def walked(kabpfctl, own_objects):
-    """The number of instructions walked through, by program."""
-    kabpfctl("apply")
+def walked():
+    """The number of instructions walked through, by program, as the verifier's log says: the
+    kernel keeps it since Linux 5.16 alone."""
     libbpf = ctypes.CDLL("libbpf.so.1")
-    numbers = {}
-    for id, name in own_objects()["prog"].items():
-        descriptor = libbpf.bpf_prog_get_fd_by_id(id)
-        info, size = ctypes.create_string_buffer(INFO_SIZE), ctypes.c_uint32(INFO_SIZE)
-        assert libbpf.bpf_obj_get_info_by_fd(descriptor, info, ctypes.byref(size)) == 0
-        os.close(descriptor)
-        (numbers[name],) = struct.unpack_from("I", info, VERIFIED_INSNS)
-    return numbers
+    libbpf.bpf_object__next_program.restype = libbpf.bpf_program__name.restype = ctypes.c_void_p
+    logs = {}
+    with objects.Object(str(dataplane.OBJECT)) as opened:
+        loading.prepare(opened)
+        handle, program = ctypes.c_void_p(opened.handle), None
+        while program := libbpf.bpf_object__next_program(handle, ctypes.c_void_p(program)):
+            at = ctypes.c_void_p(program)
+            name = ctypes.string_at(libbpf.bpf_program__name(at)).decode()
+            logs[name] = ctypes.create_string_buffer(LOG_SIZE)
+            assert libbpf.bpf_program__set_log_level(at, STATISTICS) == 0
+            assert libbpf.bpf_program__set_log_buf(at, logs[name], LOG_SIZE) == 0
+        opened.load()
+    return {
+        name: int(re.search(rb"^processed (\d+) insns", log.value, re.MULTILINE)[1])
+        for name, log in logs.items()
+    }
 
 
 @pytest.fixture

@@ -11,16 +11,17 @@ from kabpf.kernel.libbpf.maps import MapDefinition
 
 
 class Object:
-    """An opened BPF object file with its maps and programs. A context manager."""
+    """An opened BPF object file with its maps and programs; libbpf knows it by `handle`. A context
+    manager."""
 
     def __init__(self, path: str) -> None:
-        self._handle = pointer(f"open {path}", libbpf().bpf_object__open_file(path.encode(), None))
+        self.handle = pointer(f"open {path}", libbpf().bpf_object__open_file(path.encode(), None))
 
     def __enter__(self) -> Object:
         return self
 
     def __exit__(self, *_: object) -> None:
-        libbpf().bpf_object__close(self._handle)
+        libbpf().bpf_object__close(self.handle)
 
     def set_constants(self, values: bytes) -> None:
         """Give the object's read-only data, all of them, their values; before `load`."""
@@ -40,7 +41,7 @@ class Object:
         The error carries libbpf's own words, the verifier's log included, as its cause.
         """
         with logged() as lines:
-            error = libbpf().bpf_object__load(self._handle)
+            error = libbpf().bpf_object__load(self.handle)
         if error:
             raise BpfError("load the BPF programs", -error) from RuntimeError("".join(lines))
 
@@ -83,11 +84,11 @@ class Object:
     def _map(self, name: str) -> int:
         return pointer(
             f"find map {name}",
-            libbpf().bpf_object__find_map_by_name(self._handle, name.encode()),
+            libbpf().bpf_object__find_map_by_name(self.handle, name.encode()),
         )
 
     def _program(self, name: str) -> int:
         return pointer(
             f"find program {name}",
-            libbpf().bpf_object__find_program_by_name(self._handle, name.encode()),
+            libbpf().bpf_object__find_program_by_name(self.handle, name.encode()),
         )
