@@ -17,7 +17,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# An example takes as long as a busy machine needs.
+hypothesis.settings.register_profile("kabpf", deadline=None, database=None)
+hypothesis.settings.load_profile("kabpf")
 
 REQUIRED = os.environ.get("KABPF_REQUIRE", "").split(",")
 

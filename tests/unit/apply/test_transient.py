@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv6Network
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as any_
 
 from kabpf.apply import transient
@@ -67,7 +67,6 @@ def read(policy: Policy, *files: tuple[str, bytes]) -> Policy:
     return found
 
 
-@settings(deadline=2000, database=None)
 @given(
     options,
     any_.sampled_from(Mode),
@@ -86,7 +85,6 @@ def test_drop_in_says_what_is_in_force(
     assert record(found) == record(policy)
 
 
-@settings(deadline=2000, database=None)
 @given(options, any_.lists(any_.just(Options(keepalive=False)) | options, min_size=1, max_size=3))
 def test_drop_in_says_what_destinations_have(own: Options, others: list[Options]) -> None:
     """Destinations have what they have in the policy that was named."""

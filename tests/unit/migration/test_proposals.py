@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kabpf.migration import places, proposals, wanted
@@ -562,7 +562,6 @@ TOKENS = (
 )  # fmt: skip
 
 
-@settings(deadline=2000, database=None)
 @given(
     st.lists(st.lists(st.sampled_from(TOKENS), max_size=20).map("".join), min_size=4, max_size=4)
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as any_
 
 from kabpf.errors import PolicyError
@@ -146,7 +146,6 @@ def test_derived_user_timeout_may_be_of_what_is_decided() -> None:
     assert asked.options == {"idle": "9", "user_timeout": "auto"}
 
 
-@settings(deadline=2000, database=None)
 @given(
     any_.dictionaries(any_.sampled_from(NAMES), any_.text(max_size=12) | any_.integers().map(str))
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from plans import BIRTHS, POLICIES, policies_of, tree
 
@@ -65,7 +65,6 @@ def steps(plan: Plan, actual: Actual):
     assert attachments == plan.attachments
 
 
-@settings(deadline=2000, database=None)
 @given(NAMED, NAMED)
 def test_nested_attachments_always_know_of_each_other(before, after):
     """Whatever changes into whatever, at every step an attachment above another one knows of it, or

@@ -49,7 +49,7 @@ BELOW = st.lists(st.sampled_from(NAMES), max_size=4)
 MANAGED = st.tuples(*(st.sampled_from((name, "user@1.service")) for name in USERS)).map(list)
 PATHS = st.lists(BELOW | st.tuples(MANAGED, BELOW).map(lambda both: both[0] + both[1]), max_size=8)
 
-THOROUGHLY = settings(max_examples=150, deadline=2000, database=None)
+THOROUGHLY = settings(max_examples=150)
 
 
 @THOROUGHLY

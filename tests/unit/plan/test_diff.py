@@ -485,7 +485,7 @@ TREES = st.lists(st.sampled_from(("/a", "/a/b", "/b", "/a/a.service", "/b/a.serv
 STEPS = st.lists(st.tuples(FILES, TREES, st.lists(st.integers(0, 63), max_size=6)), max_size=4)
 
 
-@settings(max_examples=120, deadline=2000, database=None)
+@settings(max_examples=120)
 @given(STEPS)
 def test_every_way_from_plan_to_plan_keeps_references_whole(
     steps: list[tuple[Files, list[str], list[int]]],
@@ -522,7 +522,7 @@ def test_every_way_from_plan_to_plan_keeps_references_whole(
         assert actual.generations == {number: plan.globs_digest}
 
 
-@settings(max_examples=200, deadline=2000, database=None)
+@settings(max_examples=200)
 @given(FILES, st.lists(st.tuples(FILES, st.integers(0, 30)), max_size=12), FILES)
 def test_birth_during_a_change_of_globs_follows_the_old_policies_or_the_new(
     before: Files, killed: list[tuple[Files, int]], after: Files

@@ -14,7 +14,7 @@ from mkdir import set_of
 from kabpf.plan import globs
 from kabpf.plan.globs import BYTES_MAX, Matched, NameAutomaton, compiled_names
 
-THOROUGHLY = settings(max_examples=400, deadline=2000, database=None)
+THOROUGHLY = settings(max_examples=400)
 
 LETTERS = "ab-.@]!^\u00e9\u65e5\U0001f600"
 PIECES = (

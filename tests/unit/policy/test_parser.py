@@ -394,7 +394,7 @@ def test_yaml_is_imported_when_a_file_is_read() -> None:
     subprocess.run([sys.executable, "-P", "-c", program], check=True)
 
 
-@settings(max_examples=300, deadline=2000, database=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_policies_or_a_policy_error(content: bytes) -> None:
     """Whatever bytes a file holds, reading it ends in policies or in a PolicyError of one line."""
@@ -446,7 +446,7 @@ WORDS = [
 ]
 
 
-@settings(max_examples=500, deadline=2000, database=None)
+@settings(max_examples=500)
 @given(
     st.sampled_from(GOOD),
     st.lists(st.tuples(st.integers(0, 250), st.lists(st.sampled_from(WORDS), max_size=2))),
@@ -465,7 +465,7 @@ def test_any_text_of_keys_and_scalars_is_policies_or_a_policy_error(
 SECONDS_OR_NOT = st.integers(-2, 40_000).map(str) | st.sampled_from(["1s", "5m", "9h", "10h"])
 
 
-@settings(max_examples=300, deadline=2000, database=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(st.sampled_from(["idle", "interval"]), SECONDS_OR_NOT),
     st.dictionaries(st.just("probes"), st.integers(-1, 130).map(str)),

@@ -142,7 +142,7 @@ def test_schema_and_check_take_the_same_values(row: OptionRow) -> None:
     """What the schema takes for an option `check` takes, but for the order of a range, and the
     reverse; in quotes and without."""
 
-    @settings(max_examples=200, deadline=None, database=None)
+    @settings(max_examples=200)
     @given(texts(row).filter(str.isprintable))
     @example(str(row.low - 1))
     @example(str(row.high + 1))
@@ -161,7 +161,7 @@ def test_schema_and_check_take_the_same_values(row: OptionRow) -> None:
     agree()
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200)
 @given(
     st.from_regex(SCHEMA["definitions"]["timeout"]["pattern"], fullmatch=True)
     | st.builds("{}{}".format, st.integers(0, 500_000), st.sampled_from(["", *"smhdx"]))
@@ -176,7 +176,7 @@ ADDRESS = st.ip_addresses().map(str)
 LENGTH = st.sampled_from(["", "/0", "/8", "/032", "/33", "/128", "/129", "/"])
 
 
-@settings(max_examples=250, deadline=None, database=None)
+@settings(max_examples=250)
 @given(
     st.builds("{}{}".format, ADDRESS | st.text("0:.af1", min_size=1, max_size=20), LENGTH)
     | st.from_regex(
@@ -196,7 +196,7 @@ NAMES = st.sampled_from(["a", "*", "**", "a**", "***", ".", "..", "...", "", "é
 PATHS = st.builds("".join, st.lists(st.sampled_from(["/"]) | NAMES, max_size=14))
 
 
-@settings(max_examples=250, deadline=None, database=None)
+@settings(max_examples=250)
 @given(
     st.builds('{{cgroup: "{}"}}'.format, PATHS)
     | st.builds(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv6Network
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as any_
 
 from kabpf.errors import RefusedError
@@ -117,7 +117,6 @@ def read(text: str, *others: tuple[str, str]) -> Policy:
     return replace(found, selectors=selected, source=SOURCE)
 
 
-@settings(deadline=2000, database=None)
 @given(policies())
 def test_what_is_written_makes_the_same_policy(policy: Policy) -> None:
     """Whatever the policy is, the parser finds all of it, and nothing else."""
@@ -126,7 +125,6 @@ def test_what_is_written_makes_the_same_policy(policy: Policy) -> None:
     assert writer.until_of(written) == policy.until
 
 
-@settings(deadline=2000, database=None)
 @given(any_.text())
 def test_comment_is_one_line(comment: str) -> None:
     """A comment writes nothing but itself, whatever it is made of."""
