@@ -47,9 +47,9 @@ def test_command_refuses(cgroup, verb):
 
 
 def test_daemon_refuses():
-    """kabpfd says the same and ends."""
+    """kabpfd says the same, with the status after which systemd does not start it again."""
     done = _run("kabpfd")
-    assert (done.returncode, done.stderr) == (1, f"kabpfd: {TOO_OLD}")
+    assert (done.returncode, done.stderr) == (os.EX_CONFIG, f"kabpfd: {TOO_OLD}")
     assert not _objects()
 
 
