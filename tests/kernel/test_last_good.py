@@ -64,7 +64,7 @@ def test_boot_with_a_bad_file_makes_the_last_good_policies_active(
         f"; policy files wrong since {since}; errors: 1, and the last good policy stays" in status
     )
     assert f"{bad}:1: " in status
-    shown = kabpfctl("status").stdout
+    shown = kabpfctl("status", "--wide").stdout
     assert f"policy files: wrong since {since}; the last good ones stay in force\n" in shown
     assert shown.splitlines()[-1].split()[-1] == f"{bad}:1"  # of the file as it was
     daemon.stop(signal.SIGUSR2)
