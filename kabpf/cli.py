@@ -18,6 +18,8 @@ from kabpf.kernel.capabilities import require_root
 from kabpf.policy import options
 from kabpf.policy.model import ON_COMMAND_LINE
 
+_CGROUP = "the cgroup: its directory, its path, or a running unit"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
@@ -85,11 +87,9 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         _add_run(commands)
         return parser
 
-    attach = _command(commands, "attach", "put a policy in force on one cgroup")
+    attach = _command(commands, "attach", "apply a policy to one cgroup")
     attach.set_defaults(needs_root=False)
-    attach.add_argument(
-        "--cgroup", type=_line, required=True, metavar="PATH", help="the cgroup's directory"
-    )
+    attach.add_argument("--cgroup", type=_line, required=True, metavar="PATH", help=_CGROUP)
     _add_options(attach)
     attach.add_argument(
         "--persist", action="store_true", help="keep it over a reboot, in /etc/kabpf/policy.d"
@@ -102,16 +102,16 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     detach = _command(commands, "detach", "undo attach; sockets keep their options")
     detach.set_defaults(needs_root=False)
     scope = detach.add_mutually_exclusive_group(required=True)
-    scope.add_argument("--cgroup", type=_line, metavar="PATH", help="the cgroup's directory")
+    scope.add_argument("--cgroup", type=_line, metavar="PATH", help=_CGROUP)
     scope.add_argument(
         "--all", action="store_true", help="undo every attach and take kabpf out of the kernel"
     )
 
     _add_run(commands)
-    apply = _command(commands, "apply", "put the policy files in force")
+    apply = _command(commands, "apply", "apply the policy files")
     _add_loader(apply)
     edit = _command(
-        commands, "edit", "edit a policy file, and put it in force when it is right", json=False
+        commands, "edit", "edit a policy file, and apply it when it is right", json=False
     )
     edit.set_defaults(json=False, loader=None)
     edit.add_argument("name", type=_line, metavar="NAME", help="a unit, a policy or a file")
@@ -121,7 +121,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
     plan = _command(commands, "plan", "show which cgroup gets what, and what apply would do")
     _add_wide(plan)
-    status = _command(commands, "status", "show what is in force, and what it did")
+    status = _command(commands, "status", "show what is active, and what it did")
     _add_wide(status)
     status.add_argument("policy", nargs="?", metavar="POLICY", help="all of one policy")
 
@@ -147,7 +147,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         " and what to remove; changes nothing",
     )
 
-    sockets = _command(commands, "sockets", "list TCP sockets, to root with their options")
+    sockets = _command(commands, "sockets", "list TCP sockets (options are shown to root only)")
     sockets.set_defaults(needs_root=False)
     _add_wide(sockets)
     sockets.add_argument(
@@ -205,7 +205,7 @@ def _add_run(commands: Any) -> None:
         help="options that fit a middlebox, as kabpfctl presets lists them",
     )
     instead.add_argument(
-        "--policy", type=_name, metavar="NAME", help="as a policy of the files says it"
+        "--policy", type=_name, metavar="NAME", help="use this policy from the policy files"
     )
     instead.add_argument("--off", action="store_true", help="no keepalive by any policy")
     run.add_argument(

@@ -178,7 +178,7 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
     kernel = status["kernel"]
     yield f"kernel: Linux {kernel['release']}, {'with' if kernel['btf'] else 'without'} BTF"
     if status["watched"]["setsockopt"]:
-        yield "  setsockopt(2) is watched, because a policy enforces its options or gives a range"
+        yield "  setsockopt(2) is watched, because a policy enforces options or gives a range"
     if status["watched"]["syn_retries"]:
         yield "  connections are looked at before the SYN, because a policy bounds connect(2)"
     if status["interrupted"]:

@@ -66,7 +66,7 @@ def _run() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The options of kabpfd. `run` is the program that they select."""
-    parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies in force.")
+    parser = argparse.ArgumentParser("kabpfd", description="Keeps kabpf's policies active.")
     parser.add_argument("--version", action="version", version=f"kabpfd {__version__}")
     parser.set_defaults(run=_daemon)
     instead = parser.add_mutually_exclusive_group()
@@ -138,14 +138,14 @@ _PROGRAMS = {
     "--install-units": _Program(
         _install_units, "after pip install, write systemd's units for this kabpfd, and exit"
     ),
-    "--lift": _Program(_lift, "lift every policy, and exit"),
+    "--lift": _Program(_lift, "unload every policy, and exit"),
     "--prune": _Program(
         _prune, "remove the policies of kabpfctl run whose cgroups have no process left, and exit"
     ),
     "--retrofit": _Program(
-        _retrofit, "do what a kabpfd asks for at the socket on standard input, and exit"
+        _retrofit, "update open sockets for the kabpfd at the socket on standard input, and exit"
     ),
     "--request": _Program(
-        _request, "do what a user asks for at the socket on standard input, and exit"
+        _request, "serve one user request on the socket passed as standard input, and exit"
     ),
 }
