@@ -40,7 +40,7 @@ def _reasons(result: dict[str, Any]) -> Iterator[str]:
         yield "the policy files changed since the last apply; try: kabpfctl apply"
     if result["interrupted"]:
         yield "an interrupted command left pins behind; try: kabpfctl apply"
-    if unrecorded := result["totals"]["unrecorded"]:
+    if unrecorded := result["not_recorded"]["cgroups"]:
         yield f"{output.count(unrecorded, 'new cgroup')} not recorded, because the table is full"
     if result["new_cgroups_wait"]:
         yield "new cgroups wait for kabpfd, which does not run; try: systemctl start kabpf"

@@ -8,6 +8,9 @@ import subprocess
 import pytest
 from harness import PINS, path_of
 
+from kabpf.kernel import dataplane
+from kabpf.kernel.abi import CTotals
+
 
 @pytest.fixture
 def covered(cgroup, write_policy, kabpfctl):
@@ -27,6 +30,19 @@ def test_what_is_active_is_verified(covered, kabpfctl):
 def test_nothing_to_do_is_verified(kabpfctl):
     """Without policies nothing is missing, kabpf loaded or not."""
     assert kabpfctl("verify").stdout == "0 policies active, covering 0 cgroups\n"
+
+
+def test_cgroups_that_were_not_recorded_are_a_reason_until_an_apply(kabpfctl):
+    """A full look records what there is room for; the count of the past stays in status."""
+    kabpfctl("apply")
+    with dataplane.open_map(PINS, "kabpf_totals") as totals:
+        found = CTotals.from_buffer_copy(totals.look_up(bytes(4)))
+        found.unrecorded = 4
+        totals.update(bytes(4), bytes(found))
+    assert kabpfctl("verify", status=1).stdout.startswith("4 new cgroups not recorded")
+    kabpfctl("apply")
+    kabpfctl("verify")
+    assert json.loads(kabpfctl("status", "--json").stdout)["totals"]["unrecorded"] == 4
 
 
 def test_changed_files_are_not_verified(covered, kabpfctl):
