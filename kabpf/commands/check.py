@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ def check(arguments: argparse.Namespace) -> int:
         for name in arguments.files:
             results.append(checked(name, partial(_read_alone, Path(name)), loader))
     else:
-        result = checked("policy files", partial(files.load, files.SYSTEM), loader)
+        read = cache(partial(files.load, files.SYSTEM))
+        result = checked("policy files", read, loader)
         with contextlib.suppress(PolicyError):  # which is among the errors
             result["warnings"] += late_mounts.warnings(files.paths(files.SYSTEM))
             result["warnings"] += files.unwatched(files.SYSTEM)
-            result["warnings"] += _unreached()
+            result["warnings"] += _unreached(read)
         results.append(result)
     if arguments.json:
         print(json.dumps(results, indent=2))
@@ -67,11 +68,11 @@ def checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -
     return result | {"policies": [each.name for each in policies], "warnings": warned}
 
 
-def _unreached() -> list[str]:
+def _unreached(read: Callable[[], tuple[Policy, ...]]) -> list[str]:
     """Units whose policy does not reach their sockets now."""
     with contextlib.suppress(KabpfError):
         tree = cgroups.find_tree(mountinfo.own_mounts())
-        found = elsewhere.of_policies(files.load(files.SYSTEM), tree)
+        found = elsewhere.of_policies(read(), tree)
         return [f"{each.text}; {each.advice}" for each in found]
     return []
 
