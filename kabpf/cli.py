@@ -150,15 +150,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     sockets = _command(commands, "sockets", "list TCP sockets (options are shown to root only)")
     sockets.set_defaults(needs_root=False)
     _add_wide(sockets)
-    sockets.add_argument(
-        "--cgroup", type=_line, metavar="PATH", help="only of this cgroup and all below it"
-    )
-    sockets.add_argument(
-        "--unit", type=_line, metavar="NAME", help="only of this unit; * stands for any text"
-    )
-    sockets.add_argument(
-        "--policy", type=_line, metavar="NAME", help="only of cgroups that have this policy"
-    )
+    _add_filter(sockets)
     sockets.add_argument(
         "--without-keepalive", action="store_true", help="only where keepalive is off"
     )
@@ -166,15 +158,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     monitor = _command(
         commands, "monitor", "print what happens to sockets, a line each, as it happens"
     )
-    monitor.add_argument(
-        "--cgroup", type=_line, metavar="PATH", help="only of this cgroup and all below it"
-    )
-    monitor.add_argument(
-        "--unit", type=_line, metavar="NAME", help="only of this unit; * stands for any text"
-    )
-    monitor.add_argument(
-        "--policy", type=_line, metavar="NAME", help="only of cgroups that have this policy"
-    )
+    _add_filter(monitor)
     monitor.add_argument(
         "--event",
         action="append",
@@ -234,6 +218,19 @@ def _command(
 def _add_wide(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wide", action="store_true", help="every column, wider than the terminal where needed"
+    )
+
+
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    """Which sockets are asked for, by where they are."""
+    parser.add_argument(
+        "--cgroup", type=_line, metavar="PATH", help="only of this cgroup and all below it"
+    )
+    parser.add_argument(
+        "--unit", type=_line, metavar="NAME", help="only of this unit; * stands for any text"
+    )
+    parser.add_argument(
+        "--policy", type=_line, metavar="NAME", help="only of cgroups that have this policy"
     )
 
 
