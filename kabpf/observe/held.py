@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from kabpf import proc
 from kabpf.observe.sockets import MAPPED, Address, Socket, text
 
+TABLES = ("tcp", "tcp6")
 TABLE_MAX = 256 << 20  # bytes; a line takes some 150
 LISTEN = b"0A"  # TCP_LISTEN in include/net/tcp_states.h in the kernel
 _DESCRIPTOR = re.compile(r"socket:\[([0-9]+)\]")
@@ -26,9 +27,13 @@ def of_process(process: str, sockets: Iterable[Socket]) -> list[Socket]:
     """
     inodes = set(_inodes(process))
     ends: set[_Ends] = set()
-    for table in ("tcp", "tcp6") if inodes else ():
+    for table in TABLES if inodes else ():
         with contextlib.suppress(OSError):
-            ends.update(_ends(proc.read(f"/proc/{process}/net/{table}", TABLE_MAX), inodes))
+            ends.update(
+                (_read(words[1]), _read(words[2]))
+                for words in _rows(process, table)
+                if words[9] in inodes
+            )
     try:
         namespace = os.stat(f"/proc/{process}/ns/net").st_ino
     except OSError:
@@ -63,11 +68,10 @@ def listeners(
 
 def _listening(process: int) -> Iterator[tuple[bytes, Address]]:
     """The inodes of the listeners of a process's network namespace, and where they listen."""
-    for name in ("tcp", "tcp6"):
-        for line in proc.read(f"/proc/{process}/net/{name}", TABLE_MAX).split(b"\n")[1:]:
-            words = line.split()
-            if len(words) > 9 and words[3] == LISTEN:
-                yield words[9], _address(_read(words[1]))
+    for table in TABLES:
+        for words in _rows(process, table):
+            if words[3] == LISTEN:
+                yield words[9], _read(words[1])
 
 
 def _address(address: Address) -> Address:
@@ -82,13 +86,13 @@ def _inodes(process: str) -> Iterator[bytes]:
                     yield match[1].encode()
 
 
-def _ends(table: bytes, inodes: set[bytes]) -> Iterator[_Ends]:
-    """Both ends of the table's sockets that have these inodes (proc_pid_net(5))."""
-    for line in table.split(b"\n")[1:]:
+def _rows(process: int | str, table: str) -> Iterator[list[bytes]]:
+    """The words of each line of a table: 1 and 2 are the socket's ends, 3 is its state, 9 its inode
+    (proc_pid_net(5)). Raises OSError."""
+    for line in proc.read(f"/proc/{process}/net/{table}", TABLE_MAX).split(b"\n")[1:]:
         words = line.split()
-        if len(words) > 9 and words[9] in inodes:
-            local, remote = (_address(_read(word)) for word in words[1:3])
-            yield local, remote
+        if len(words) > 9:
+            yield words
 
 
 def _read(word: bytes) -> Address:
@@ -97,4 +101,4 @@ def _read(word: bytes) -> Address:
     raw = bytes.fromhex(number.decode())
     if sys.byteorder == "little":
         raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-    return Address(text(raw if len(raw) == 16 else MAPPED + raw), int(port, 16))
+    return _address(Address(text(raw if len(raw) == 16 else MAPPED + raw), int(port, 16)))
