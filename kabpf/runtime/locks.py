@@ -78,12 +78,7 @@ def locked_if_free(seconds: float, run: Path = RUN) -> Iterator[None]:
     descriptor = open_lock(run, "lock")
     deadline = time.monotonic() + seconds
     try:
-        while True:
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                break
-            if time.monotonic() > deadline:
-                break
+        while not _takes(descriptor, fcntl.LOCK_SH) and time.monotonic() <= deadline:
             time.sleep(0.02)
         yield
     finally:
