@@ -73,10 +73,12 @@ def cut(text: str, width: int) -> str:
     room = width - text_width(ELLIPSIS)
     start, end = "", ""
     for before, after in zip(text, reversed(text), strict=True):
-        if text_width(start + before) + text_width(end) > room:
+        room -= text_width(before)
+        if room < 0:
             break
         start += before
-        if text_width(start) + text_width(after + end) > room:
+        room -= text_width(after)
+        if room < 0:
             break
         end = after + end
     return start + ELLIPSIS + end
