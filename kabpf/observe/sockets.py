@@ -11,9 +11,9 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,14 +275,14 @@ def names(paths: Iterable[str]) -> dict[str, str]:
     of one name, as a machine's, a user's and a container's init.scope, have as much of their paths
     as tells them apart."""
     within = {path: _unit_path(path) for path in paths}
-    ends: dict[str, set[str]] = {}
-    for unit in filter(None, within.values()):
-        for end in _ends(unit):
-            ends.setdefault(end, set()).add(unit)
-    return {
-        path: next(end for end in _ends(unit) if len(ends[end]) == 1) if unit else path
-        for path, unit in within.items()
+    # In this order those that end alike are side by side; none is the end of another.
+    ends = sorted({tuple(reversed(unit.split("/"))) for unit in within.values() if unit})
+    alike = [0, *(_alike(*pair) for pair in pairwise(ends)), 0]
+    called = {
+        "/".join(reversed(end)): "/".join(reversed(end[: max(around) + 1]))
+        for end, around in zip(ends, pairwise(alike), strict=False)
     }
+    return {path: called[unit] if unit else path for path, unit in within.items()}
 
 
 def _unit_path(path: str) -> str | None:
@@ -291,14 +291,10 @@ def _unit_path(path: str) -> str | None:
     return inner and path[: f"{path}/".rindex(f"/{inner}/") + 1 + len(inner)]
 
 
-def _ends(path: str) -> Iterator[str]:
-    """What a path ends with, the last name first, and in the end the path itself."""
-    first, *outer = reversed(path.split("/"))
-    end = first
-    for name in outer:
-        yield end
-        end = f"{name}/{end}"
-    yield end
+def _alike(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many names two begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _is_within(path: str | None, outer: str) -> bool:

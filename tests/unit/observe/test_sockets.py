@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kabpf.observe.sockets import Address, Filter, Socket, names
@@ -116,11 +118,24 @@ WEB = "/system.slice/web.service"
          OTHER: "libpod-2.scope/container/init.scope"},
         {WEB: "/system.slice/web.service", f"/a{WEB}": "a/system.slice/web.service"},
         {f"{WEB}/a/web.service": "a/web.service", WEB: "system.slice/web.service"},
+        {"/a.scope": "/a.scope", "/a.scope/a.scope": "/a.scope/a.scope",
+         "/a.scope/a.scope/a.scope": "a.scope/a.scope/a.scope"},
+        {},
     ],
 )  # fmt: skip
 def test_names_are_as_long_as_tells_units_apart(expected: dict[str, str]) -> None:
     """A unit is called by its name, and with the names above it where another has its name."""
     assert names(expected) == expected
+
+
+def test_names_of_a_deep_tree_take_no_time() -> None:
+    """Whoever owns a cgroup may make thousands inside each other, all of one name."""
+    paths = ["/a.scope" * depth for depth in range(1, 2000)]
+    began = time.process_time()
+    found = names(paths)
+    assert time.process_time() - began < 10
+    assert found[paths[0]] == paths[0]
+    assert found[paths[-1]] == paths[-1].removeprefix("/")
 
 
 @pytest.mark.parametrize(
