@@ -184,12 +184,7 @@ def _listeners(here: Here) -> Findings:
     with here.dataplane() as loaded:
         if not loaded or not loaded.lists_sockets:
             return
-    resolution = here.resolution
-    policies = {
-        each.path: resolved.policy.name
-        for id, each in resolution.present.items()
-        if (resolved := resolution.plan.cgroups[id]).policy
-    }
+    policies = {path: policy.name for path, policy in output.covered(here.resolution)}
     found = [*elsewhere.foreign_listeners(here.sockets, policies, here.tree)]
     yield from found or [ok("those of units have the policies of these")]
 
