@@ -11,22 +11,21 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from kabpf import proc
 from kabpf.doctor.findings import Finding, Findings, note, warning
+from kabpf.doctor.units import properties
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree, path_of_process
 from kabpf.observe import held
 from kabpf.observe.sockets import Socket, units
 from kabpf.plan.state import Cgroup
 from kabpf.policy.model import Policy
-from kabpf.systemd import unit_files
+from kabpf.systemd import scopes, unit_files
 
 UNITS_MAX = 500  # asked for; each takes some 0.1 ms
 HOLDERS_MAX = 2000  # processes that are looked at; each takes some 0.1 ms
 ANSWER_S = 5
-BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 KEYS = ("Id", "ActiveState", "SubState", "MainPID", "ControlGroup", "ExecStart", "PAMName")
 
 _ACTIVE = ("active", "activating", "reloading")
@@ -59,7 +58,7 @@ def of_policies(policies: Iterable[Policy], tree: CgroupTree) -> list[Elsewhere]
 def of_units(names: Sequence[str], tree: CgroupTree) -> list[Elsewhere]:
     """Of the units of these names and globs that are active; nothing where systemd can't be
     asked."""
-    if not names or not BOOTED.is_dir():
+    if not names or not scopes.is_booted():
         return []
     import subprocess  # here, because it takes 10 ms
 
@@ -73,11 +72,8 @@ def of_units(names: Sequence[str], tree: CgroupTree) -> list[Elsewhere]:
 
 def judged(shown: str, tree: CgroupTree, place: Callable[[str], str]) -> Iterator[Elsewhere]:
     """From the output of `systemctl show` on KEYS; `place` finds the cgroup of a process."""
-    for block in shown.split("\n\n"):
-        unit = dict.fromkeys(KEYS, "")
-        for line in block.split("\n"):
-            key, _, value = line.partition("=")
-            unit[key] = value
+    for found in properties(shown):
+        unit = dict.fromkeys(KEYS, "") | found
         if unit["ActiveState"] in _ACTIVE and unit["Id"].endswith(".service"):
             yield from _judged(unit, tree, place)
 
@@ -94,7 +90,7 @@ def _judged(
         text = f"{name} is active, but its main process {main} is in {where}"
         yield Elsewhere(name, process, text, _advice(where, words))
     elif _leaves(words):
-        engine = next(word for word in map(os.path.basename, words) if word in _ENGINES)
+        engine = _engine(words)
         text = f"{name} runs {engine}, whose containers are in cgroups of their own"
         yield Elsewhere(name, process, text, _container_advice(engine))
     elif not own or not tree.is_populated(Cgroup(0, 0, own)):
@@ -107,6 +103,10 @@ def _place(process: str, place: Callable[[str], str]) -> str:
         return place(process)
     except RefusedError:  # it has ended, or can't be seen
         return ""
+
+
+def _engine(words: list[str]) -> str:
+    return next((word for word in map(os.path.basename, words) if word in _ENGINES), "")
 
 
 def _leaves(words: list[str]) -> bool:
@@ -125,8 +125,7 @@ def _advice(where: str, words: list[str]) -> str:
             f" {session[1]}, which has all sessions of that user"
         )
     if _leaves(words) or "/libpod-" in where or "/docker" in where:
-        engine = next((w for w in map(os.path.basename, words) if w in _ENGINES), "podman")
-        return _container_advice(engine)
+        return _container_advice(_engine(words) or "podman")
     return f"select cgroup: {where}"
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from kabpf.doctor.findings import Findings, error, note, ok, warning
 from kabpf.runtime.locks import RUN
+from kabpf.systemd import scopes
 
 SERVICE, RELOAD, RETROFIT = "kabpf.service", "kabpf-reload.path", "kabpf-retrofit.socket"
 REQUEST = "kabpf-request.socket"  # which may be switched off
 OWN = (SERVICE, RELOAD, RETROFIT, REQUEST, "kabpf-*.service")  # the last as far as they were used
 KEYS = ("Id", "LoadState", "ActiveState", "UnitFileState", "Result", "NeedDaemonReload")
-BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 ANSWER_S = 5
 
 
 def findings() -> Findings:
     """What systemd says of our units."""
-    if not BOOTED.is_dir():
+    if not scopes.is_booted():
         yield note("systemd does not run here: nothing starts kabpfd")
         return
     import subprocess  # here, because it takes 10 ms
@@ -37,8 +37,7 @@ def findings() -> Findings:
 
 def judge(shown: str) -> Findings:
     """What is wrong with our units, from the output of `systemctl show` on KEYS."""
-    blocks = [block.splitlines() for block in shown.split("\n\n") if block.strip()]
-    units = {unit["Id"]: unit for block in blocks for unit in [_assignments(block)]}
+    units = {unit["Id"]: unit for unit in properties(shown)}
     if units and units[SERVICE]["LoadState"] == "not-found":
         yield note(
             f"{SERVICE} is not installed: nothing starts kabpf at boot", "kabpfd --install-units"
@@ -61,16 +60,21 @@ def judge(shown: str) -> Findings:
 
 def _removed_sockets(shown: str, run: Path = RUN) -> Findings:
     """Sockets that systemd listens at, and that somebody has removed."""
+    active = {unit["Id"] for unit in properties(shown) if unit["ActiveState"] == "active"}
     for name, file in ((RETROFIT, "retrofit.socket"), (REQUEST, "request.socket")):
-        block = next((each for each in shown.split("\n\n") if f"Id={name}" in each), "")
-        if "ActiveState=active" in block.splitlines() and not (run / file).exists():
+        if name in active and not (run / file).exists():
             yield warning(
                 f"{run / file} is gone, where {name} listens", f"systemctl restart {name}"
             )
 
 
-def _assignments(lines: list[str]) -> dict[str, str]:
-    return {key: value for key, _, value in (line.partition("=") for line in lines)}
+def properties(shown: str) -> list[dict[str, str]]:
+    """Those of each unit, from the output of `systemctl show`."""
+    return [
+        {key: value for key, _, value in (line.partition("=") for line in block.split("\n"))}
+        for block in shown.strip("\n").split("\n\n")
+        if block
+    ]
 
 
 def _unit_findings(name: str, unit: dict[str, str]) -> Findings:
