@@ -172,9 +172,8 @@ class Daemon:
             self._attempt(self._active.repair)
         if not self._active.files.have_been_good:  # a mount may have come with the rest of them
             self._reload_if_changed()
-        if (
-            self._active.is_any_over()
-        ):  # as a user's cgroup that was removed long after its last process
+        # As a user's cgroup that was removed long after its last process.
+        if self._active.is_any_over():
             self._update(self._active.look_again)
         self._active.look_for_waiting_files()
         alive = "" if self._active.dataplane.is_damaged else "WATCHDOG=1"
