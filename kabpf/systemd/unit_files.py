@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kabpf.policy.yaml import Source
-from kabpf.systemd.units import unit_names
+from kabpf.systemd.units import template_of, unit_names
 
 SERVICE = "service"
 
@@ -120,8 +120,8 @@ class Units:
 
     def files(self, name: str) -> list[Path]:
         """The file of a unit and its drop-ins, in the order in which they are read."""
-        template = re.sub(r"@.*(\.\w+)$", r"@\1", name)
-        paths = (directory / each for each in (name, template) for directory in self._directories)
+        names = (name, template_of(name))
+        paths = (directory / each for each in names for directory in self._directories)
         aliases = [alias for alias, real in self.real.items() if real == name != alias]
         own = next((path for path in paths if _is_file(path)), None)
         return [*([own] if own else []), *self._drop_ins([name, *aliases])]
