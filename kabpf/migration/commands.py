@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from kabpf.migration import env_command, scripts
-from kabpf.migration.files import Files
+from kabpf.migration.files import Files, absolute
 from kabpf.migration.libraries import PRELOAD
 from kabpf.migration.pam import Pam
 from kabpf.migration.scripts import UNKNOWN, Command, Environment
@@ -171,12 +171,12 @@ class Commands:
         if _INTERPRETER.fullmatch(name.rpartition("/")[2]):
             script = next((word for word in command.words[1:] if word[:1] != "-"), "")
             if script and UNKNOWN not in script:
-                self.paths[self.files.inside(_absolute(script, command.directory))] = None
+                self.paths[self.files.inside(absolute(script, command.directory))] = None
         if name.rpartition("/")[2] in _DIRECTORY_WATCHERS:
             given = (each for each in command.words[1:] if each.startswith("/"))
             self.watched_directories.update(dict.fromkeys(given))
         if "/" in name and UNKNOWN not in name:
-            path = self.files.inside(_absolute(name, command.directory))
+            path = self.files.inside(absolute(name, command.directory))
             if text := self.files.script(path):
                 self.paths[path] = None
                 interpreter = text.partition("\n")[0][2:].split()
@@ -234,7 +234,7 @@ class Commands:
             inner = replace(command, words=words[1:] or [""])
             yield from self._script(words[0], command.lines, inner, elsewhere, depth)
         else:
-            path = self.files.inside(_absolute(words[0], command.directory))
+            path = self.files.inside(absolute(words[0], command.directory))
             text = "" if UNKNOWN in words[0] else self.files.text(path)
             if UNKNOWN in words[0]:
                 self.unnamed[command.lines] = None
@@ -257,7 +257,7 @@ class Commands:
             command,
             words=found.command,
             environment=environment | given,
-            directory=_absolute(found.directory, command.directory),
+            directory=absolute(found.directory, command.directory),
         )
         yield from self._started(changed, elsewhere, depth + 1)
 
@@ -326,7 +326,7 @@ class Commands:
         words = command.words
         given = [following for word, following in pairwise(words) if word in ("-f", "--file")]
         for pattern in given or ("docker-compose*.y*ml", "compose*.y*ml", ".env"):
-            found = self.files.matching(_absolute(pattern, command.directory))
+            found = self.files.matching(absolute(pattern, command.directory))
             self.paths.update(dict.fromkeys(found))
 
     def _container(self, command: Command, engine: str) -> Started:
@@ -367,7 +367,7 @@ class Commands:
 
 def container_environment_file(files: Files, name: str, directory: str) -> dict[str, Assignment]:
     """The assignments of a file as docker(1) and podman(1) read it: without quotation marks."""
-    path = files.inside(_absolute(name, directory))
+    path = files.inside(absolute(name, directory))
     found = {}
     for number, line in enumerate(files.text(path).split("\n"), 1):
         key, equals, value = line.strip().partition("=")
@@ -427,7 +427,3 @@ def _after_options(words: Iterable[str], takes: Sequence[str]) -> Iterator[str]:
             yield word
             break
     yield from rest
-
-
-def _absolute(name: str, directory: str) -> str:
-    return name if name.startswith("/") else f"{directory}/{name}"

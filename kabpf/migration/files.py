@@ -188,6 +188,11 @@ class Files:
         return False
 
 
+def absolute(name: str, directory: str) -> str:
+    """A path as a process in that directory means it."""
+    return name if name.startswith("/") else f"{directory}/{name}"
+
+
 def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) and (not name.startswith(".") or pattern.startswith("."))
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from kabpf.migration.files import Files
+from kabpf.migration.files import Files, absolute
 from kabpf.migration.shell_words import Part, Token
 
 _SEPARATORS = ("&&", ";", "\n")
@@ -32,7 +32,7 @@ def printed(
             operands = _operands(words)
             if len(operands) != 1:
                 return None
-            directory = _absolute(operands[0], directory)
+            directory = os.path.normpath(absolute(operands[0], directory))
         elif words:
             line = _line(words, directory, files)
             if line is None:
@@ -61,12 +61,10 @@ def _line(words: Sequence[str], directory: str, files: Files) -> str | None:
     is_resolving = name == "realpath" or (
         name == "readlink" and any(word in ("-f", "-e", "-m") for word in words)
     )
-    return files.resolved(_absolute(first, directory)) if is_resolving else None
+    if not is_resolving:
+        return None
+    return files.resolved(os.path.normpath(absolute(first, directory)))
 
 
 def _operands(words: Sequence[str]) -> list[str]:
     return [word for word in words[1:] if not (len(word) > 1 and word.startswith("-"))]
-
-
-def _absolute(name: str, directory: str) -> str:
-    return os.path.normpath(name if name.startswith("/") else f"{directory}/{name}")

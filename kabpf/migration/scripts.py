@@ -14,7 +14,7 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from kabpf.migration.files import Files
+from kabpf.migration.files import Files, absolute
 from kabpf.migration.printed import printed
 from kabpf.migration.shell_words import (
     CUTS,
@@ -213,7 +213,7 @@ class _Shell:
             by = int(words[1]) if len(words) > 1 and re.fullmatch("[0-9]{1,4}", words[1]) else 1
             self._arguments = self._arguments[by:]
         elif name == "cd" and len(words) > 1:
-            self._directory = self._absolute(words[1])
+            self._directory = absolute(words[1], self._directory)
         elif name in (".", "source") and len(words) > 1:
             self._source(words[1], lines, mode)
         elif name == "eval":
@@ -302,15 +302,12 @@ class _Shell:
             return
         if "/" not in name:
             name = f"./{name}"
-        path = self._files.inside(self._absolute(name))
+        path = self._files.inside(absolute(name, self._directory))
         self.run(self._files.text(path), Lines(str(path), 1, 1), mode)
 
     def _eval(self, text: str, lines: Lines, mode: _Mode) -> None:
         if UNKNOWN not in text and len(text) < VALUE_MAX:
             self.run(text, Lines(self._path, lines.first, lines.last), mode)
-
-    def _absolute(self, name: str) -> str:
-        return name if name.startswith("/") else f"{self._directory}/{name}"
 
     def _assignment(self, token: Token) -> Assignment:
         first = token.parts[0]
@@ -400,7 +397,7 @@ class _Shell:
             result = self.test(words[1:])
             return None if result is None else not result
         if len(words) == 2 and words[0] in ("-e", "-f", "-r", "-s", "-x", "-d"):
-            path = self._files.inside(self._absolute(words[1]))
+            path = self._files.inside(absolute(words[1], self._directory))
             return os.path.isdir(path) if words[0] == "-d" else os.path.exists(path)
         if len(words) == 2 and words[0] in ("-n", "-z"):
             return bool(words[1]) == (words[0] == "-n")
