@@ -22,8 +22,6 @@ COUNTS_MAX = 200  # lines more that say what was not logged: of so many cgroups 
 
 _Source = tuple[str | None, str | None]  # the policy and the cgroup of events
 
-SERVICES_MAX = 1024  # sockets whose services are remembered; a machine has some tens
-
 INFO, NOTICE, WARNING = 6, 5, 4  # syslog(3)
 _PRIORITIES = {"died": NOTICE, "failed": WARNING}
 
@@ -59,7 +57,7 @@ class Journal:
 
     def forget_units(self) -> None:
         """Read anew which services have which sockets."""
-        self._services_of = functools.lru_cache(SERVICES_MAX)(relations.services_of)
+        self._services = functools.cache(relations.Services)
 
     def write(self, event: Event | Lost) -> None:
         """Write an event, or count it."""
@@ -99,7 +97,7 @@ class Journal:
         if unit:
             yield unit
         if unit and unit.endswith(".socket"):
-            yield from self._services_of(unit)
+            yield from self._services().of(unit)
 
     def _send(self, fields: dict[str, str], *units: str) -> bool:
         named = (("OBJECT_SYSTEMD_UNIT", unit) for unit in units)
@@ -126,7 +124,7 @@ def _lost_fields(policy: str | None, cgroup: str | None, count: int) -> dict[str
     where += f", policy {policy}," if policy else ""
     text = f"{count} events of sockets{where} are not logged, because there were too many"
     fields = {
-        "MESSAGE": text if text.isprintable() else ascii(text)[1:-1],
+        "MESSAGE": _shown(text),
         "PRIORITY": str(WARNING),
         "SYSLOG_IDENTIFIER": "kabpfd",
         "KABPF_EVENT": "lost",
@@ -189,5 +187,9 @@ def message(event: Event) -> str:
     )
     where = event.unit or event.cgroup or "a removed cgroup"
     text = f"{event.kind}: {ends} of {where}{process}, policy {event.policy}"
-    text += f": {event.details or options}"
+    return _shown(f"{text}: {event.details or options}")
+
+
+def _shown(text: str) -> str:
+    """As output.shown, which is for commands."""
     return text if text.isprintable() else ascii(text)[1:-1]

@@ -60,13 +60,17 @@ def related(
     return [_with_sockets(each, found) for each in given]
 
 
-def services_of(
-    socket: str, directories: Sequence[str | Path] = DIRECTORIES["unit"]
-) -> tuple[str, ...]:
-    """The services that get the listeners of a socket unit."""
-    own = socket.removesuffix("socket") + "service"
-    found = _Related(directories, ["*.service"])
-    return tuple(dict.fromkeys([*([own] if found.has(own) else ()), *found.services(socket)]))
+class Services:
+    """The services of all socket units, by the files as they are when this is made."""
+
+    def __init__(self, directories: Sequence[str | Path] = DIRECTORIES["unit"]) -> None:
+        self._found = _Related(directories, ["*.service"])
+
+    def of(self, socket: str) -> tuple[str, ...]:
+        """Those that get the listeners of one."""
+        own = socket.removesuffix("socket") + "service"
+        first = [own] if self._found.has(own) else []
+        return tuple(dict.fromkeys([*first, *self._found.services(socket)]))
 
 
 def _with_sockets(selector: Selector, found: Mapping[str, _Related]) -> Selector:

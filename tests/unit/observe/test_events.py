@@ -368,6 +368,30 @@ def _all(received: Callable[[], dict[str, str]]) -> list[dict[str, str]]:
             return found
 
 
+def test_units_are_read_once_for_all_sockets(
+    received: Callable[[], dict[str, str]], book: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once more when systemd may have read its files again."""
+    read = []
+
+    class Services:
+        def __init__(self) -> None:
+            read.append(self)
+
+        def of(self, socket: str) -> tuple[str, ...]:
+            return (f"of-{socket}.service",)
+
+    monkeypatch.setattr(journal.relations, "Services", Services)
+    book.forget_units()
+    for name in ("a", "b", "a"):
+        book.write(event(cgroup=f"/system.slice/{name}.socket"))
+        assert received()["OBJECT_SYSTEMD_UNIT"] == f"of-{name}.socket.service"
+    assert len(read) == 1
+    book.forget_units()
+    book.write(event(cgroup="/system.slice/a.socket"))
+    assert len(read) == 2
+
+
 def test_journal_that_is_full_loses_events(
     received: Callable[[], dict[str, str]], book: Journal
 ) -> None:
