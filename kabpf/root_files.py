@@ -39,6 +39,19 @@ def read(file: Path, size: int) -> bytes:
     return content
 
 
+def beginning(file: Path, size: int) -> bytes:
+    """The first `size` bytes of a regular file, whoever may write it, or of the one that it is a
+    link to. Raises OSError: EINVAL for another kind of file."""
+    descriptor = os.open(file, FLAGS & ~os.O_NOFOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _error(errno.EINVAL)
+        with open(descriptor, "rb", closefd=False) as stream:
+            return stream.read(size)
+    finally:
+        os.close(descriptor)
+
+
 def replace(file: Path, content: bytes, *, mode: int, sync: bool = False) -> None:
     """Put another file in the place of one, with this mode whatever the umask says. Its directory
     is made where it is missing. Raises OSError."""

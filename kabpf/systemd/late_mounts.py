@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from kabpf import root_files
 from kabpf.kernel import mountinfo
 from kabpf.kernel.mountinfo import Mount
 
@@ -16,6 +17,7 @@ _OF_NETWORK = (
     *("9p", "afs", "ceph", "cifs", "davfs", "gfs", "gfs2", "glusterfs", "lustre", "ncp", "ncpfs"),
     *("nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb3", "smbfs", "sshfs", "virtiofs"),
 )
+FSTAB_MAX = 1 << 20  # bytes
 _LATE_OPTIONS = {"_netdev", "noauto", "nofail", "x-systemd.automount"}  # fstab(5), systemd.mount(5)
 
 
@@ -44,7 +46,7 @@ def warnings(paths: Iterable[Path], fstab: Path = Path("/etc/fstab")) -> list[st
     """A line for each of these files that kabpf.service may not find at a boot."""
     text, mounts = "", list[Mount]()
     with contextlib.suppress(OSError):
-        text = os.fsdecode(fstab.read_bytes())
+        text = os.fsdecode(root_files.beginning(fstab, FSTAB_MAX))
     with contextlib.suppress(OSError):  # without /proc
         mounts = mountinfo.all_mounts()
     late = mount_points(mounts, text)

@@ -8,7 +8,6 @@ in the homes of users are not known.
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from kabpf import root_files
 from kabpf.policy.model import GLOB, Policy, Selector
 from kabpf.systemd.unit_files import Units, settings, words
 from kabpf.systemd.units import DIRECTORIES, of_instance, real_name, template_of
@@ -173,14 +173,9 @@ def _values(units: Units, name: str, section: str, key: str) -> list[str]:
 def _text(path: Path) -> str:
     """What a file says; nothing where it can't be read, or is none."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            return file.read(FILE_SIZE_MAX).decode(errors="replace")
+        return root_files.beginning(path, FILE_SIZE_MAX).decode(errors="replace")
     except OSError:
         return ""
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # if it is a FIFO
 
 
 def _generic(name: str) -> str:

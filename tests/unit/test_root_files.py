@@ -50,6 +50,29 @@ def test_what_another_may_have_put_there_is_refused(tmp_path: Path, kind: str) -
     assert raised.value.errno == expected
 
 
+@pytest.mark.parametrize("kind", ["FIFO", "directory", "device"])
+def test_beginning_of_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    """A link may lead to it as well."""
+    if kind == "device":
+        (tmp_path / "file").symlink_to("/dev/zero")
+    else:
+        KINDS[kind][0](tmp_path / "file")
+    with pytest.raises(OSError) as raised:
+        root_files.beginning(tmp_path / "file", 100)
+    assert raised.value.errno == errno.EINVAL
+
+
+def test_beginning_of_a_file_is_read(tmp_path: Path) -> None:
+    """Behind a link, too, whoever may write it, and no more than is asked for."""
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "file").chmod(0o666)
+    (tmp_path / "link").symlink_to("file")
+    assert root_files.beginning(tmp_path / "link", 100) == b"abc"
+    assert root_files.beginning(tmp_path / "link", 2) == b"ab"
+    with pytest.raises(FileNotFoundError):
+        root_files.beginning(tmp_path / "none", 2)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="it needs root")
 def test_file_of_another_user_and_device_are_refused(tmp_path: Path) -> None:
     """Root does not read what belongs to somebody else, nor opens a device by mistake."""

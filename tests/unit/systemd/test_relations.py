@@ -77,6 +77,33 @@ def test_files_that_are_none_are_passed_over(units: Path) -> None:
     assert sockets(units, {"unit": "front.service"}) == ("front-tcp.socket",)
 
 
+def test_fifo_with_a_writer_is_no_file(units: Path) -> None:
+    """What is put into it is nothing that systemd would read, and nothing yet stops nobody."""
+    os.mkfifo(units / "fifo.socket")
+    writer = os.open(units / "fifo.socket", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        assert sockets(units, {"unit": "front.service"}) == ("front-tcp.socket",)
+        os.write(writer, b"[Socket]\nService=front.service\n")
+        assert sockets(units, {"unit": "front.service"}) == ("front-tcp.socket",)
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("socket", "expected"),
+    [
+        ("front-tcp.socket", ("front.service",)),
+        ("app-tcp@x.socket", ("app@x.service",)),
+        ("web-b.socket", ("web.service",)),
+        ("web.socket", ("web.service",)),
+        ("front.socket", ()),
+    ],
+)
+def test_services_of_a_socket(units: Path, socket: str, expected: tuple[str, ...]) -> None:
+    """Those of its name, where there is one, and those that the files relate to it."""
+    assert relations.Services([units]).of(socket) == expected
+
+
 def test_no_file_is_read_for_policies_without_services(tmp_path: Path) -> None:
     """Where nobody selects a service, it costs nothing."""
     policies = policies_of({"p": ({"cgroup": "/a"}, {"idle": 5})})
