@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def explain(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(mountinfo.own_mounts())
     counting = transient.without_former_owners(files.load(files.SYSTEM), tree)
     policies = relations.followed(tuple(each for each in counting if not _is_over(each, tree)))
-    reasons = [reason(policies, cgroup) for cgroup in _cgroups(arguments.what, tree)]
+    reasons = list(decided(policies, _cgroups(arguments.what, tree)))
     in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
     result: dict[str, Any] = {
         "cgroups": [as_json(each, in_force.get(each.cgroup.id)) for each in reasons]
@@ -143,17 +143,19 @@ def _held_lines(others: list[sockets.Socket]) -> list[str]:
     ]
 
 
-def reason(policies: tuple[Policy, ...], cgroup: Cgroup) -> Reason:
-    """What decides about a cgroup."""
-    automaton = Automaton(policies)
-    decided_at, winner = _decided(automaton, policies, cgroup.path)
-    if winner is None:
-        return Reason(cgroup, cgroup.path, None, None, ())
-    naming = Naming(policies)(decided_at)
-    own = next(selector for policy, selector in naming if policy is winner)
-    beaten = tuple(each for each in naming if each[0] is not winner)
-    waits = own in left_to_kabpfd(automaton, (winner,))
-    return Reason(cgroup, decided_at, winner, own, beaten, waits)
+def decided(policies: tuple[Policy, ...], asked: Iterable[Cgroup]) -> Iterator[Reason]:
+    """What decides about each of these cgroups."""
+    automaton, naming = Automaton(policies), Naming(policies)
+    for cgroup in asked:
+        decided_at, winner = _decided(automaton, policies, cgroup.path)
+        if winner is None:
+            yield Reason(cgroup, cgroup.path, None, None, ())
+            continue
+        named = naming(decided_at)
+        own = next(selector for policy, selector in named if policy is winner)
+        beaten = tuple(each for each in named if each[0] is not winner)
+        waits = own in left_to_kabpfd(automaton, (winner,))
+        yield Reason(cgroup, decided_at, winner, own, beaten, waits)
 
 
 def _is_over(policy: Policy, tree: CgroupTree) -> bool:

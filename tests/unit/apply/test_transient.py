@@ -116,7 +116,7 @@ def test_policy_of_run_is_the_strongest() -> None:
     assert [found.policy and found.policy.name for found in resolved.values()] == [
         None, None, NAME, NAME,
     ]  # fmt: skip
-    found = explain.reason(policies, TREE[3])
+    (found,) = explain.decided(policies, [TREE[3]])
     assert found.policy and (found.policy.name, found.decided_at) == (NAME, PATH)
     assert [policy.name for policy, _ in found.beaten] == ["named"]
 
