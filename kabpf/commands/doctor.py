@@ -33,9 +33,9 @@ def doctor(arguments: argparse.Namespace) -> int:
 def _print(findings: list[tuple[str, Finding]]) -> None:
     """The gravest first, each with what mends it on a line of its own, and a count at the end."""
     for name, each in sorted(findings, key=lambda item: GRAVEST.index(item[1].grade)):
-        output.print_folded(f"{each.grade:{INDENT - 2}}  ", f"{name}: {output.shown(each.text)}")
+        output.print_folded(f"{each.grade:{INDENT - 2}}  ", f"{name}: {each.text}")
         if each.advice:
-            output.print_folded(f"{'fix: ':>{INDENT + 5}}", output.shown(each.advice))
+            output.print_folded(f"{'fix: ':>{INDENT + 5}}", each.advice)
     grades = [each.grade for _, each in findings]
     warnings, errors = grades.count(Grade.WARNING), grades.count(Grade.ERROR)
     print(f"{output.count(warnings, 'warning')}, {output.count(errors, 'error')}")

@@ -130,7 +130,7 @@ def _held_lines(others: list[sockets.Socket]) -> list[str]:
             str(one.local),
             str(one.remote),
             one.state,
-            output.shown(one.policy or "-"),
+            one.policy or "-",
         )
         for one in others[:HELD_MAX]
     ]

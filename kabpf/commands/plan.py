@@ -54,7 +54,7 @@ def _print_table(covered: list[tuple[str, Policy]], is_wide: bool) -> None:
     if not is_wide:
         rows = [
             (
-                output.shown(path),
+                path,
                 policy.name,
                 output.options_cell(policy.rules.options),
                 str(policy.source),
@@ -65,7 +65,7 @@ def _print_table(covered: list[tuple[str, Policy]], is_wide: bool) -> None:
         return
     wide_rows = [
         (
-            output.shown(path),
+            path,
             policy.name,
             str(policy.rules.mode),
             *output.option_cells(policy.rules.options),

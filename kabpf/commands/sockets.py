@@ -91,7 +91,7 @@ def where(one: tcp.Socket, name: str | None) -> str:
     """The cell for a socket's cgroup, by the name to call it, or None where that is not known."""
     if name is None:
         return "(removed)"
-    return f"{output.shown(name)} (removed)" if one.is_removed else output.shown(name)
+    return f"{name} (removed)" if one.is_removed else name
 
 
 def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _wide_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
         {None: "-", True: "on", False: "off"}[one.keepalive],
         *((value == 0 and row.none) or output.cell(value, row.unit) for row, value in values),
         _next_probe(one, 1),
-        "-" if one.idle_s is None else output.shown(_setters_in_full(one, sources)),
+        "-" if one.idle_s is None else _setters_in_full(one, sources),
     )
 
 
@@ -161,7 +161,7 @@ def _setters(one: tcp.Socket) -> str:
     """Whoever set an option, the policy by its name."""
     words = [setter for setter in SETTERS if setter in one.set_by.values()]
     if words[:1] == ["policy"] and one.policy:
-        words[0] = output.shown(one.policy)
+        words[0] = one.policy
     return ", ".join(words) or "system"
 
 

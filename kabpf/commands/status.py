@@ -148,7 +148,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         sum(row.counters.failed.values()),
     )
     return (
-        output.shown(row.name),
+        row.name,
         str(row.cgroups),
         output.options_cell(row.record.options),
         *map(str, counts),
@@ -157,7 +157,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _wide_cells(row: Row) -> tuple[str, ...]:
     return (
-        output.shown(row.name),
+        row.name,
         str(row.cgroups),
         str(row.record.mode),
         *output.option_cells(row.record.options),
