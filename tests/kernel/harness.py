@@ -26,6 +26,10 @@ BIN = Path(sys.executable).parent
 PINS = Path("/sys/fs/bpf/kabpf")
 DROP_INS = Path("/etc/kabpf/policy.d")
 
+# Before a command: WatchdogSec=1 of systemd's.
+WATCHDOG = ("env", "WATCHDOG_USEC=1000000")
+WATCHED = (*WATCHDOG, str(BIN / "kabpfd"))
+
 # What a socket has that nobody touched, with the sysctls' defaults.
 UNTOUCHED = {"keepalive": 0, "idle": 7200, "interval": 75, "probes": 9, "user_timeout": 0}
 

@@ -15,6 +15,7 @@ from harness import (
     PATIENCE,
     PINS,
     UNTOUCHED,
+    WATCHED,
     cgroup_root,
     known_cgroups,
     options_of_new,
@@ -23,9 +24,7 @@ from harness import (
     wait_until,
 )
 
-# As systemd does for WatchdogSec=1.
 PINNED = 25  # maps and links of kabpf.bpf.c
-WATCHED = ("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
 
 WAITING = "policy files have changed; try: systemctl reload kabpf"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, PROGRAMS, entering, path_of, wait_until
+from harness import PATIENCE, PROGRAMS, WATCHED, entering, path_of, wait_until
 
 # An older kabpf on the machine would wait for these sockets.
 pytestmark = [pytest.mark.core, pytest.mark.alone]
@@ -179,7 +179,7 @@ def test_daemon_tries_again(place, other_cgroup, peer, kabpfd, hold, namespace):
     number = client.connection(address)
     holder = hold(other_cgroup, namespace)
     write(61)
-    daemon = kabpfd("env", "WATCHDOG_USEC=1000000", Path(sys.executable).parent / "kabpfd")
+    daemon = kabpfd(*WATCHED)
     assert "not updated yet" in daemon.wait_for("WATCHDOG=1")
     holder.let_go()
     while "not updated yet" in daemon.wait_for("WATCHDOG=1"):

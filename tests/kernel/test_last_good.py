@@ -13,6 +13,7 @@ from harness import (
     PATIENCE,
     PINS,
     UNTOUCHED,
+    WATCHED,
     options_of_new,
     path_of,
 )
@@ -23,7 +24,6 @@ RUN, STATE = Path("/run/kabpf"), Path("/var/lib/kabpf")
 KEPT = STATE / "last-good.json"
 NEVER = "keepalive: {idle: never}\n"
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
-WATCHED = ("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
 
 
 def _policy(cgroup, idle):

@@ -16,6 +16,7 @@ from harness import (
     BIN,
     PINS,
     UNTOUCHED,
+    WATCHED,
     options_of_new,
     path_of,
     pinned,
@@ -328,7 +329,7 @@ def test_daemon_covers_a_cgroup_that_is_made_again(make_cgroup, kabpfctl, kabpfd
     """kabpfd looks for such cgroups whenever systemd's watchdog has it wake up."""
     cgroup = make_cgroup("service")
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
-    kabpfd("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
+    kabpfd(*WATCHED)
     cgroup.rmdir()
     make_cgroup("service")
     wait_until(lambda: options_of_new(peer, cgroup) == IDLE_61, "the daemon's beat")

@@ -20,6 +20,7 @@ from harness import (
     PINS,
     PROGRAMS,
     UNTOUCHED,
+    WATCHED,
     options_of_new,
     path_of,
 )
@@ -280,7 +281,7 @@ def test_policy_ends_when_the_cgroup_is_given_to_somebody_else(ask, own, peer, k
 def test_daemon_ends_the_policy_of_a_former_owner(ask, own, peer, kabpfd):
     """Nothing tells of it; the watchdog looks."""
     ask(OWNER, attach(own, idle="61"))
-    daemon = kabpfd("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
+    daemon = kabpfd(*WATCHED)
     daemon.wait_for("policies in force: 1")
     os.chown(own, STRANGER, STRANGER)
     daemon.wait_for("policies in force: 0")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from harness import BIN, PATIENCE, WITHOUT_SYS_ADMIN, path_of
+from harness import BIN, PATIENCE, WATCHDOG, WITHOUT_SYS_ADMIN, path_of
 
 pytestmark = pytest.mark.core
 
@@ -113,7 +113,7 @@ def test_visit_that_was_refused_is_done_again(cgroup, peer, write_policy, kabpfd
     client = peer(cgroup)
     number = client.connection(address)
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
-    watched = ("env", "WATCHDOG_USEC=1000000", *WITHOUT_SYS_ADMIN, str(BIN / "kabpfd"))
+    watched = (*WATCHDOG, *WITHOUT_SYS_ADMIN, str(BIN / "kabpfd"))
     daemon = kabpfd(*watched)
     assert "stays in force" not in daemon.wait_for("errors: 1")  # the new one is, for new sockets
     assert client.keepalive(number) == 0

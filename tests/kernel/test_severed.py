@@ -3,13 +3,12 @@
 import subprocess
 
 import pytest
-from harness import BIN, PINS, cgroup_root, path_of, pinned
+from harness import PINS, WATCHED, cgroup_root, path_of, pinned
 
 from kabpf.doctor.checks import PINNED
 from kabpf.kernel.dataplane import SETSOCKOPT, SOCK_OPS
 from kabpf.kernel.loading import Loader
 
-WATCHED = ("env", "WATCHDOG_USEC=1000000", str(BIN / "kabpfd"))
 EVERY = sorted(PINNED[Loader.LIBBPF] | {SETSOCKOPT})
 DETACH = ("bpftool", "link", "detach", "pinned")
 # Links to tracepoints and iterators can't be detached, only removed with their pins.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import held
 import pytest
 import versions
-from harness import PINS, UNTOUCHED, options_of_new, path_of, pinned, wait_until
+from harness import PINS, UNTOUCHED, WATCHDOG, options_of_new, path_of, pinned, wait_until
 
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -204,7 +204,7 @@ def test_watchdog_hears_of_a_daemon_that_a_wrong_file_keeps_from_an_upgrade(
     write_policy("a.yaml", _policy(cgroup, "{idle: 61}"))
     version("this").kabpfctl("apply")
     write_policy("b.service.yaml", "keepalive: {idle: never}\n")
-    daemon = kabpfd("env", "WATCHDOG_USEC=1000000", *version("relaid").command("daemon"))
+    daemon = kabpfd(*WATCHDOG, *version("relaid").command("daemon"))
     for _ in range(2):
         assert "STATUS=what is in force is another version's" in daemon.wait_for("WATCHDOG=1")
 
