@@ -341,8 +341,9 @@ def neighbour(compiled: Callable[..., Path]) -> Iterator[Callable[..., Callable[
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles a program of programs/ with clang."""
+    """Compiles a program of programs/ with clang, once."""
 
+    @functools.cache
     def compile(source: str, *flags: str) -> Path:
         target = tmp_path_factory.mktemp("compiled") / Path(source).stem
         if ".bpf." in source:
