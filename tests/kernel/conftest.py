@@ -311,16 +311,32 @@ def namespace(make_namespace: Callable[[], str]) -> str:
 
 
 @pytest.fixture
-def neighbour(compiled: Callable[..., Path]) -> Iterator[Callable[..., Callable[[], int]]]:
+def others_program(
+    compiled: Callable[..., Path], make_cgroup: Callable[[str], Path]
+) -> Iterator[Callable[..., str]]:
+    """Attaches somebody else's programs to hooks of cgroups, until these go; their pins."""
+    with ExitStack() as attached:
+
+        def attach(
+            source: str, cgroup: Path, hook: str, flags: tuple[str, ...] = ("multi",)
+        ) -> str:
+            pin = f"/sys/fs/bpf/kabpf-test-{next(numbers)}"
+            subprocess.run(["bpftool", "prog", "load", compiled(source), pin], check=True)
+            attached.callback(os.unlink, pin)
+            where = (cgroup, hook, "pinned", pin)
+            subprocess.run(["bpftool", "cgroup", "attach", *where, *flags], check=True)
+            attached.callback(subprocess.run, ["bpftool", "cgroup", "detach", *where], check=True)
+            return pin
+
+        yield attach
+
+
+@pytest.fixture
+def neighbour(others_program: Callable[..., str]) -> Callable[..., Callable[[], int]]:
     """Attaches somebody else's sock_ops program to a cgroup; tells how often it ran."""
-    pin = "/sys/fs/bpf/kabpf-test-neighbour"
-    attached = []
 
     def attach(cgroup: Path, flags: tuple[str, ...] = ("multi",)) -> Callable[[], int]:
-        subprocess.run(["bpftool", "prog", "load", compiled("neighbour.bpf.c"), pin], check=True)
-        command = ["bpftool", "cgroup", "attach", cgroup, "sock_ops", "pinned", pin]
-        subprocess.run([*command, *flags], check=True)
-        attached.append(cgroup)
+        pin = others_program("neighbour.bpf.c", cgroup, "sock_ops", flags)
 
         def seen() -> int:
             shown = json.loads(
@@ -332,11 +348,7 @@ def neighbour(compiled: Callable[..., Path]) -> Iterator[Callable[..., Callable[
 
         return seen
 
-    yield attach
-    for cgroup in attached:
-        command = ["bpftool", "cgroup", "detach", str(cgroup), "sock_ops", "pinned", pin]
-        subprocess.run(command, check=True)
-        os.unlink(pin)
+    return attach
 
 
 @pytest.fixture(scope="session")

@@ -178,17 +178,10 @@ def _about(name, doctor):
     return [each for each in doctor()["neighbours"] if name in each[1]]
 
 
-def test_setsockopt_program_of_others_is_told(compiled, cgroup, doctor):
+def test_setsockopt_program_of_others_is_told(others_program, cgroup, doctor):
     """The other hook is looked at as well."""
-    pin = "/sys/fs/bpf/kabpf-test-rewriter"
-    attachment = [cgroup, "setsockopt", "pinned", pin]
-    subprocess.run(["bpftool", "prog", "load", compiled("rewriter.bpf.c"), pin], check=True)
-    subprocess.run(["bpftool", "cgroup", "attach", *attachment, "multi"], check=True)
-    try:
-        (found,) = _about("rewriter ", doctor)
-    finally:
-        subprocess.run(["bpftool", "cgroup", "detach", *attachment], check=True)
-        os.unlink(pin)
+    others_program("rewriter.bpf.c", cgroup, "setsockopt")
+    (found,) = _about("rewriter ", doctor)
     assert found[0] == "note"
     assert found[1].endswith(f" at {path_of(cgroup)} runs before kabpf's")
 

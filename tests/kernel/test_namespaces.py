@@ -121,27 +121,13 @@ def test_program_that_keeps_ours_out_is_told(in_container, neighbour):
         assert said.startswith(f"  {text}\n    fix: attach it with that flag, or: bpftool cgroup ")
 
 
-def test_too_many_programs_of_others_are_told(in_container, compiled):
+def test_too_many_programs_of_others_are_told(in_container, others_program):
     """The kernel has room for 64 at one hook of a cgroup: apply names the step, and doctor's reason
     and remedy below it."""
     container, run = in_container
-    pins = [f"/sys/fs/bpf/kabpf-test-neighbour-{number}" for number in range(PROGRAMS_MAX)]
-    attached = []
-    try:
-        for pin in pins:
-            subprocess.run(
-                ["bpftool", "prog", "load", compiled("neighbour.bpf.c"), pin], check=True
-            )
-            program = ("sock_ops", "pinned", pin)
-            command = ["bpftool", "cgroup", "attach", container, *program, "multi"]
-            subprocess.run(command, check=True)
-            attached.append(program)
-        refused = run("kabpfctl apply").stderr
-    finally:
-        for program in attached:
-            subprocess.run(["bpftool", "cgroup", "detach", container, *program], check=True)
-        for pin in pins:
-            Path(pin).unlink(missing_ok=True)
+    for _ in range(PROGRAMS_MAX):
+        others_program("neighbour.bpf.c", container, "sock_ops")
+    refused = run("kabpfctl apply").stderr
     assert "attach" in refused and "Argument list too long" in refused
     text = f"  sock_ops: 64 programs are attached to {cgroup_root()}, so that the kernel refuses"
     assert f"{text} kabpf's (E2BIG)\n    fix: bpftool cgroup detach" in refused

@@ -56,16 +56,11 @@ def test_applying_again_attaches_nothing_twice(cgroup, kabpfctl):
 
 
 @pytest.fixture
-def rewritten(compiled, make_cgroup):
+def rewritten(others_program, make_cgroup):
     """A cgroup inside the covered one, with somebody else's program on setsockopt(2)."""
-    pin = "/sys/fs/bpf/kabpf-test-rewriter"
     child = make_cgroup("covered/child")
-    attachment = [child, "setsockopt", "pinned", pin]
-    subprocess.run(["bpftool", "prog", "load", compiled("rewriter.bpf.c"), pin], check=True)
-    subprocess.run(["bpftool", "cgroup", "attach", *attachment, "multi"], check=True)
-    yield child
-    subprocess.run(["bpftool", "cgroup", "detach", *attachment], check=True)
-    subprocess.run(["rm", pin], check=True)
+    others_program("rewriter.bpf.c", child, "setsockopt")
+    return child
 
 
 @pytest.mark.parametrize(

@@ -29,19 +29,12 @@ FLIPS = {
 
 
 @pytest.fixture(params=["alone", "behind another program"])
-def beside(request, make_cgroup, compiled):
+def beside(request, make_cgroup, others_program):
     """Somebody else's program runs before, in half of the cases."""
-    pin = "/sys/fs/bpf/kabpf-test-passer"
     child = make_cgroup("covered/child")
-    if request.param == "alone":
-        yield child
-        return
-    attachment = [child, "setsockopt", "pinned", pin]
-    subprocess.run(["bpftool", "prog", "load", compiled("passer.bpf.c"), pin], check=True)
-    subprocess.run(["bpftool", "cgroup", "attach", *attachment, "multi"], check=True)
-    yield child
-    subprocess.run(["bpftool", "cgroup", "detach", *attachment], check=True)
-    subprocess.run(["rm", pin], check=True)
+    if request.param != "alone":
+        others_program("passer.bpf.c", child, "setsockopt")
+    return child
 
 
 @pytest.mark.core
