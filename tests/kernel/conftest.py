@@ -223,6 +223,14 @@ def peer() -> Iterator[Callable[..., Peer]]:
         one.end()
 
 
+@pytest.fixture
+def connection(cgroup: Path, peer: Callable[..., Peer]) -> tuple[Peer, Callable[[], int]]:
+    """Opens connections from the cgroup: its peer, and a function that gives their numbers."""
+    client = peer(cgroup)
+    _, address = peer().listener()
+    return client, lambda: client.connection(address)
+
+
 @pytest.fixture(scope="session")
 def run_kabpfctl(own_mounts: Path) -> Kabpfctl:
     """Runs kabpfctl."""
@@ -258,13 +266,14 @@ def policy(
     cgroup: Path,
     write_policy: Callable[[str, str], Path],
     kabpfctl: Callable[..., subprocess.CompletedProcess[str]],
-) -> Callable[..., None]:
-    """Puts a policy in force on the cgroup, given its keepalive and its other keys."""
+) -> Callable[..., Path]:
+    """Puts a policy in force on the cgroup, given its keepalive and its other keys; its file."""
 
-    def put(keepalive: str, *others: str) -> None:
+    def put(keepalive: str, *others: str) -> Path:
         lines = [f"select: [{{cgroup: {path_of(cgroup)}}}]", f"keepalive: {keepalive}", *others]
-        write_policy("a.yaml", "\n".join(lines))
+        file = write_policy("a.yaml", "\n".join(lines))
         kabpfctl("apply")
+        return file
 
     return put
 

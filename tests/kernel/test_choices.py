@@ -21,14 +21,6 @@ GIVEN = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout"
 
 
 @pytest.fixture
-def connection(cgroup, peer):
-    """Opens connections from the cgroup: its peer, and a function that gives their numbers."""
-    client = peer(cgroup)
-    _, address = peer().listener()
-    return client, lambda: client.connection(address)
-
-
-@pytest.fixture
 def turned_off(connection, peer, cgroup):
     """A connection, an accepted one and a listener on which an application turns keepalive off,
     after it set its own options."""

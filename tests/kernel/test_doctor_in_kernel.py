@@ -49,12 +49,9 @@ def doctor():
 
 
 @pytest.fixture
-def applied(cgroup, write_policy, kabpfctl):
+def applied(policy):
     """A policy in force on the cgroup; its file."""
-    text = f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61, user_timeout: off}}\n"
-    file = write_policy("a.yaml", text)
-    kabpfctl("apply")
-    return file
+    return policy("{idle: 61, user_timeout: off}")
 
 
 def test_what_is_in_order_is_said_to_be(applied, doctor):

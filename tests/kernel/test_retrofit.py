@@ -143,14 +143,6 @@ def test_moved_to_keepalive_off_is_left_as_it_is(cgroup, peer, kabpfctl, write_p
     assert client.options(client.connection(address)) == UNTOUCHED
 
 
-@pytest.fixture
-def connection(cgroup, peer):
-    """Opens connections from the cgroup: its peer, and a function that gives their numbers."""
-    client = peer(cgroup)
-    _, address = peer().listener()
-    return client, lambda: client.connection(address)
-
-
 def test_keepalive_that_was_turned_off_stays_off(connection, policy):
     """Other numbers reach a socket whose application turned keepalive off; it stays off, over one
     change after the other."""

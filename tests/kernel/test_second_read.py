@@ -9,7 +9,7 @@ import socket
 import subprocess
 
 import pytest
-from harness import entering, path_of
+from harness import entering
 
 PAGE = 4096  # bytes
 LONG = (PAGE + 1, 3 * PAGE)  # lengths that the kernel does not lend whole
@@ -40,14 +40,10 @@ def beside(request, make_cgroup, others_program):
 @pytest.mark.core
 @pytest.mark.parametrize("length", LONG)
 @pytest.mark.parametrize("case", FLIPS)
-def test_value_that_was_looked_at_is_the_one_taken(
-    cgroup, beside, peer, compiled, write_policy, kabpfctl, case, length
-):
+def test_value_that_was_looked_at_is_the_one_taken(policy, beside, peer, compiled, case, length):
     """A second thread changes the memory, time and again; the bounds hold."""
     mode, keepalive, option, values, allowed = FLIPS[case]
-    select = f"select: [{{cgroup: {path_of(cgroup)}}}]"
-    write_policy("a.yaml", f"{select}\nmode: {mode}\nkeepalive: {keepalive}\n")
-    kabpfctl("apply")
+    policy(keepalive, f"mode: {mode}")
     _, (_, port) = peer().listener()
     command = [compiled("flipper.c", "-pthread"), port, socket.SOL_TCP, option, *values, length]
     done = subprocess.run(
@@ -63,13 +59,9 @@ def test_value_that_was_looked_at_is_the_one_taken(
 
 
 @pytest.mark.parametrize("length", LONG)
-def test_long_value_is_seen_behind_another_program(
-    cgroup, beside, peer, write_policy, kabpfctl, length
-):
+def test_long_value_is_seen_behind_another_program(policy, beside, peer, kabpfctl, length):
     """Ours judges the value, and counts it, also where the other one passed it on unseen."""
-    select = f"select: [{{cgroup: {path_of(cgroup)}}}]"
-    write_policy("a.yaml", f"{select}\nkeepalive: {RANGES}\n")
-    kabpfctl("apply")
+    policy(RANGES)
     _, address = peer().listener()
     client = peer(beside)
     number = client.connection(address)

@@ -27,14 +27,6 @@ def set_by(kabpfctl):
     return find
 
 
-@pytest.fixture
-def connection(cgroup, peer):
-    """Opens connections from the cgroup: its peer, and a function that gives their numbers."""
-    client = peer(cgroup)
-    _, address = peer().listener()
-    return client, lambda: client.connection(address)
-
-
 def test_set_by_the_policy_and_by_a_former_one(connection, policy, set_by):
     """When it is established, or open; what the next policy leaves is the former one's."""
     client, connect = connection

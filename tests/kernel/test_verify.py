@@ -13,12 +13,9 @@ from kabpf.kernel.abi import CTotals
 
 
 @pytest.fixture
-def covered(cgroup, write_policy, kabpfctl):
+def covered(policy):
     """A policy file that is active."""
-    text = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 61}}\nmode: enforce\n'
-    file = write_policy("a.yaml", text)
-    kabpfctl("apply")
-    return file
+    return policy("{idle: 61}", "mode: enforce")
 
 
 def test_what_is_active_is_verified(covered, kabpfctl):
