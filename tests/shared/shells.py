@@ -9,7 +9,9 @@ import re
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from parsers import commands, flags
 
 from kabpf import cli
 from kabpf.daemon import main
@@ -52,23 +54,14 @@ VALUES = [
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """By the words with which a line begins."""
-    found = {"kabpfctl": cli.parser(), "kabpfd": main.parser()}
-    for action in found["kabpfctl"]._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            found |= {f"kabpfctl {name}": parser for name, parser in action.choices.items()}
-    return found
-
-
-def flags(parser: argparse.ArgumentParser) -> list[str]:
-    """The long options of a parser."""
-    names = (name for action in parser._actions for name in action.option_strings)
-    return [name for name in names if name.startswith("--")]
+    of_commands = {f"kabpfctl {name}": parser for name, parser in commands().items()}
+    return {"kabpfctl": cli.parser(), "kabpfd": main.parser(), **of_commands}
 
 
 def lists() -> list[tuple[str, set[str]]]:
     """What is typed, and all that is offered, for each command of each program."""
     names = {line.partition(" ")[2] for line in parsers()} - {""}
-    options = [(f"{line} --", set(flags(parser))) for line, parser in parsers().items()]
+    options = [(f"{line} --", flags(parser)) for line, parser in parsers().items()]
     return [("kabpfctl ", names), *options]
 
 
@@ -78,7 +71,7 @@ def words() -> list[tuple[str, str]]:
     found = [_shortest(words[-1], [other[-1] for other in names]) for words in names if words[1:]]
     typed = [(f"kabpfctl {start}", word) for start, word in found]
     for line, parser in parsers().items():
-        found = [_shortest(flag, flags(parser)) for flag in flags(parser)]
+        found = [_shortest(flag, flags(parser)) for flag in sorted(flags(parser))]
         # One option alone has a short form beside it, which a hyphen may mean as well.
         typed += [(f"{line} {max(start, '--')}", word) for start, word in found]
     # A value after = is one word with its option in zsh, and of its own in the other shells.
@@ -90,7 +83,7 @@ def words() -> list[tuple[str, str]]:
 VALUES_OF_ONE = [(line, [*values]) for line, values in VALUES if values]
 
 
-def _shortest(word: str, among: list[str]) -> tuple[str, str]:
+def _shortest(word: str, among: Iterable[str]) -> tuple[str, str]:
     for end in range(1, len(word) + 1):
         if [each for each in among if each.startswith(word[:end])] == [word]:
             return word[:end], word

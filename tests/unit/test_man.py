@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import built_docs
 import pytest
+from parsers import commands, flags
 
 from kabpf import cli
 from kabpf.daemon import main
@@ -31,19 +31,6 @@ FILE = "nginx.service.yaml"  # that the examples of kabpf.yaml(5) speak of
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What scripts/docs builds."""
     return built_docs.build(tmp_path_factory.mktemp("docs"))
-
-
-def commands() -> dict[str, argparse.ArgumentParser]:
-    (found,) = (
-        action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    return dict(found.choices)
-
-
-def flags(parser: argparse.ArgumentParser) -> set[str]:
-    """The long options of a parser."""
-    names = (name for action in parser._actions for name in action.option_strings)
-    return {name for name in names if name.startswith("--")}
 
 
 def section(page: str, title: str) -> str:

@@ -10,6 +10,7 @@ import shlex
 from functools import cache
 from pathlib import Path
 
+import parsers
 import pytest
 
 from kabpf import cli
@@ -80,7 +81,7 @@ def refused(line: str) -> str:
     assert found
     words = shlex.split(found[2], comments=True)
     known: argparse.ArgumentParser = cli.parser() if found[1] == "kabpfctl" else daemon.parser()
-    if not words or (len(words) == 1 and f" {words[0]} " in f" {' '.join(names())} "):
+    if not words or (len(words) == 1 and words[0] in parsers.commands()):
         return ""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -89,14 +90,6 @@ def refused(line: str) -> str:
         except SystemExit as end:
             return said.getvalue() if end.code else ""
     return ""
-
-
-def names() -> list[str]:
-    """kabpfctl's commands."""
-    (found,) = (
-        action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    return list(found.choices)
 
 
 def test_readme_is_short() -> None:
