@@ -38,9 +38,9 @@ from harness import (
     alone,
     beside_others,
     cgroup_root,
+    end_processes,
     numbers,
     path_of,
-    wait_until,
 )
 from versions import Version
 
@@ -191,8 +191,7 @@ def make_cgroup() -> Iterator[Callable[[str], Path]]:
         return path
 
     yield make
-    (top / "cgroup.kill").write_text("1")
-    wait_until(lambda: "populated 0" in (top / "cgroup.events").read_text(), "the processes' end")
+    end_processes(top)
     for directory, _, _ in os.walk(top, topdown=False):
         os.rmdir(directory)
 

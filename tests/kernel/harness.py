@@ -103,9 +103,22 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) ->
         time.sleep(0.01)
 
 
+def end_processes(cgroup: Path) -> None:
+    """End all processes below a cgroup."""
+    (cgroup / "cgroup.kill").write_text("1")
+    events = cgroup / "cgroup.events"
+    wait_until(lambda: "populated 0" in events.read_text(), f"the end of what is in {cgroup}")
+
+
 def path_of(directory: Path) -> str:
     """A directory's cgroup path."""
     return f"/{directory.relative_to(cgroup_root())}"
+
+
+def enforced(idle: int, *paths: str) -> str:
+    """A policy file that enforces an idle time in the cgroups of these paths."""
+    selectors = ", ".join(f"{{cgroup: {path}}}" for path in paths)
+    return f"select: [{selectors}]\nkeepalive: {{idle: {idle}}}\nmode: enforce\n"
 
 
 class Peer:

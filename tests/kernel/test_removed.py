@@ -5,13 +5,8 @@ import os
 import struct
 
 import pytest
-from harness import known_cgroups, path_of, wait_until
+from harness import enforced, known_cgroups, path_of, wait_until
 
-ENFORCED = """\
-select: [{{cgroup: {path}}}]
-keepalive: {{idle: {idle}}}
-mode: enforce
-"""
 REMOVED_MAX = 16_384  # KABPF_REMOVED
 
 
@@ -70,7 +65,7 @@ def test_socket_that_outlives_its_cgroup_stays_covered(
     path = path_of(make_cgroup()) + "/service"
 
     def put(idle):
-        write_policy("a.yaml", ENFORCED.format(path=path, idle=idle))
+        write_policy("a.yaml", enforced(idle, path))
         kabpfctl("apply")
 
     put(61)
@@ -105,14 +100,14 @@ def test_policy_reaches_below_what_is_removed(
     inside, listener, address, id = handed_over("outer/inner")
     os.rmdir(top / "outer")
     kabpfctl("apply")
-    write_policy("a.yaml", ENFORCED.format(path=path_of(top) + "/outer", idle=61))
+    write_policy("a.yaml", enforced(61, path_of(top) + "/outer"))
     text = kabpfctl("apply").stdout
     peer().connection(address)
     assert id not in known_cgroups()  # no policy was active when it was removed
     assert inside.options(inside.accept(listener))["idle"] == 7200
     inside, listener, address, id = handed_over("outer/inner")
     os.rmdir(top / "outer")
-    write_policy("a.yaml", ENFORCED.format(path=path_of(top) + "/outer", idle=62))
+    write_policy("a.yaml", enforced(62, path_of(top) + "/outer"))
     assert kabpfctl("apply").stdout.split(" covered")[0] == text.split(" covered")[0]
     assert inside.options(listener)["idle"] == 62
     peer().connection(address)
@@ -124,7 +119,7 @@ def test_too_many_removed_cgroups_keep_nothing_from_the_others(
 ):
     """Of more than there is room for some are forgotten, and none that is there."""
     top, home = make_cgroup(), make_cgroup("home")
-    write_policy("a.yaml", ENFORCED.format(path=path_of(top), idle=61))
+    write_policy("a.yaml", enforced(61, path_of(top)))
     kabpfctl("apply")
     referred(top / "gone", REMOVED_MAX + 50)
     assert REMOVED_MAX < len(known_cgroups()) < REMOVED_MAX + 40

@@ -7,15 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, known_cgroups, options_of_new, path_of, wait_until
+from harness import PATIENCE, end_processes, enforced, known_cgroups, options_of_new, path_of
 
 NAME, DEPTH = "x" * 250, 20  # 5,000 bytes, more than PATH_MAX
-
-ENFORCED = """\
-select: [{{cgroup: {path}}}]
-keepalive: {{idle: {idle}}}
-mode: enforce
-"""
 
 
 @pytest.fixture
@@ -27,8 +21,7 @@ def long_cgroup(make_cgroup):
         os.mkdir(NAME, dir_fd=descriptors[-1])
         descriptors.append(os.open(NAME, os.O_RDONLY, dir_fd=descriptors[-1]))
     yield top, Path(f"/proc/{os.getpid()}/fd/{descriptors[-1]}")
-    (top / "cgroup.kill").write_text("1")
-    wait_until(lambda: "populated 0" in (top / "cgroup.events").read_text(), "the processes' end")
+    end_processes(top)
     while len(descriptors) > 1:
         os.close(descriptors.pop())
         os.rmdir(NAME, dir_fd=descriptors[-1])
@@ -41,7 +34,7 @@ def test_cgroup_with_a_long_path_stays_covered(
     """Also by the policies of later applies, and `enforce` holds; doctor looks there, too."""
     top, lowest = long_cgroup
     for idle in (61, 62):
-        write_policy("a.yaml", ENFORCED.format(path=path_of(top), idle=idle))
+        write_policy("a.yaml", enforced(idle, path_of(top)))
         kabpfctl("apply")
         assert options_of_new(peer, lowest)["idle"] == idle
     _, address = peer().listener()
@@ -57,7 +50,7 @@ def test_cgroup_with_a_long_path_stays_covered(
 def test_cgroup_out_of_reach_stays_covered(make_cgroup, peer, kabpfctl, write_policy):
     """What can't be opened is not taken for gone, as where descriptors are at their limit."""
     cgroup = make_cgroup("a/b/c/d/e")
-    write_policy("a.yaml", ENFORCED.format(path=path_of(make_cgroup()), idle=61))
+    write_policy("a.yaml", enforced(61, path_of(make_cgroup())))
     kabpfctl("apply")
     id = os.stat(cgroup).st_ino
     assert id in known_cgroups()
@@ -107,10 +100,9 @@ def test_cgroups_that_come_and_go_keep_no_apply(
     top = make_cgroup("top")
     quiet = [make_cgroup(f"top/quiet/{number}") for number in range(100)][-1]
     storm(top, 2)
-    more = f"- {{cgroup: {path_of(top)}/*/g*}}\n" if asks else ""
+    globs = [f"{path_of(top)}/*/g*"] if asks else []
     for idle in range(61, 67):
-        text = ENFORCED.format(path=path_of(top), idle=idle)
-        write_policy("a.yaml", text.replace("select: [", f"select:\n{more}- ").replace("}]", "}"))
+        write_policy("a.yaml", enforced(idle, path_of(top), *globs))
         begin = time.monotonic()
         kabpfctl("apply")
         assert time.monotonic() - begin < 10 * PATIENCE

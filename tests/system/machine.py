@@ -20,8 +20,8 @@ from harness import (
     UNTOUCHED,
     Peer,
     cgroup_root,
+    end_processes,
     entering,
-    wait_until,
 )
 
 # A policy of which no number is anybody's default, and what it gives an application's socket.
@@ -223,8 +223,7 @@ def _cgroup() -> Iterator[Path]:
 
 def _remove(top: Path) -> None:
     """End all processes below a cgroup, and remove it."""
-    (top / "cgroup.kill").write_text("1")
-    wait_until(lambda: "populated 0" in (top / "cgroup.events").read_text(), f"the end of {top}")
+    end_processes(top)
     # In hybrid mode nspawn makes the same directories in systemd's own hierarchy.
     for tree in (top, top.parent.with_name("systemd") / top.name):
         for directory, _, _ in os.walk(tree, topdown=False):
