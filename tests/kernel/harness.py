@@ -44,6 +44,8 @@ WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-
 # By how much longer the tests wait for things, as on an emulated processor.
 PATIENCE = float(os.environ.get("KABPF_PATIENCE", "1"))
 
+SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+
 numbers = itertools.count()
 
 
@@ -260,15 +262,14 @@ def set_sysctl(namespace: str, name: str, value: str) -> None:
 
 def refuse_bpf() -> None:
     """For preexec_fn: bpf(2) alone is answered, with EPERM."""
-    _refuse({"x86_64": 321, "aarch64": 280})
+    _refuse(SYS_BPF)
 
 
 def refuse_bpf_command(command: int, error: int) -> None:
     """The same for one command of bpf(2) alone, and another errno."""
-    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
     _filter(
         (0x20, 0, 0, 0),  # the system call's number
-        (0x15, 0, 3, number),
+        (0x15, 0, 3, SYS_BPF),
         (0x20, 0, 0, 16),  # the lower half of its first argument
         (0x15, 0, 1, command),
         (0x06, 0, 0, 0x50000 | error),
@@ -278,12 +279,11 @@ def refuse_bpf_command(command: int, error: int) -> None:
 
 def refuse_perf_events() -> None:
     """The same for perf_event_open(2)."""
-    _refuse({"x86_64": 298, "aarch64": 241})
+    _refuse({"x86_64": 298, "aarch64": 241}[os.uname().machine])
 
 
-def _refuse(numbers: dict[str, int]) -> None:
+def _refuse(number: int) -> None:
     """By a filter (seccomp(2))."""
-    number = numbers[os.uname().machine]
     _filter((0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50001), ALLOW)
 
 

@@ -5,7 +5,7 @@ import os
 import struct
 
 import pytest
-from harness import enforced, known_cgroups, path_of, wait_until
+from harness import SYS_BPF, enforced, known_cgroups, path_of, wait_until
 
 REMOVED_MAX = 16_384  # KABPF_REMOVED
 
@@ -31,12 +31,11 @@ def handed_over(make_cgroup, peer):
 def referred():
     """Makes and removes a cgroup again and again; each is referred to, as by a socket."""
     libc = ctypes.CDLL(None, use_errno=True)
-    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
     maps = []
 
     def bpf(command, attributes):
         buffer = ctypes.create_string_buffer(attributes, 128)
-        if (found := libc.syscall(number, command, buffer, len(buffer))) < 0:
+        if (found := libc.syscall(SYS_BPF, command, buffer, len(buffer))) < 0:
             raise OSError(ctypes.get_errno(), "bpf")
         return found
 

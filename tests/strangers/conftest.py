@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 from harness import PATIENCE, entering
 
-USER, OTHER = 4242, 4343
-PROGRAMS = Path(__file__).parent / "programs"
+USER = 4242
 
 
 def _fixtures_of_the_kernel_tier() -> dict[str, Any]:
