@@ -1,6 +1,7 @@
 """A process that holds the lock of one of its TCP sockets: it sends from memory that nobody ever
-fills (userfaultfd(2)). It says "held" on standard output, and holds it until standard input ends.
-When it is killed the kernel lets go of the socket."""
+fills (userfaultfd(2)). It says "held" on standard output, or what the kernel answers in place of
+such memory, and holds it until standard input ends. When it is killed the kernel lets go of the
+socket."""
 
 import ctypes
 import fcntl
@@ -10,10 +11,12 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
 API, MISSING = 0xAA, 1
+DEADLINE_S = 60
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -22,7 +25,8 @@ def unfilled():
     """The address of a page whose first reader waits for ever."""
     descriptor = libc.syscall(USERFAULTFD[os.uname().machine], os.O_CLOEXEC)
     if descriptor < 0:
-        sys.exit(f"userfaultfd: {os.strerror(ctypes.get_errno())}")
+        print(f"userfaultfd: {os.strerror(ctypes.get_errno())}")
+        sys.exit(1)
     fcntl.ioctl(descriptor, UFFDIO_API, bytearray(struct.pack("QQQ", API, 0, 0)))
     page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
@@ -33,18 +37,16 @@ def unfilled():
 
 def begin_to_send(connection, address):
     """Return when the sending thread sleeps in the fault."""
-    threads = []
-
-    def send():
-        threads.append(threading.get_native_id())
-        libc.send(connection.fileno(), ctypes.c_void_p(address), 100, 0)
-
-    threading.Thread(target=send, daemon=True).start()
-    while True:
-        if threads:
-            with open(f"/proc/self/task/{threads[0]}/wchan") as place:
-                if "userfault" in place.read():
-                    return
+    arguments = connection.fileno(), ctypes.c_void_p(address), 100, 0
+    thread = threading.Thread(target=libc.send, args=arguments, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        with open(f"/proc/self/task/{thread.native_id}/wchan", "rb") as place:
+            if b"userfault" in place.read():
+                return
+        time.sleep(0.001)
+    sys.exit("the sending thread does not sleep in the fault")
 
 
 descriptor, page, address = unfilled()
