@@ -27,6 +27,7 @@ def _entry(path, options="{idle: 61}"):
     return f'  p{abs(hash(path))}: {{select: [{{cgroup: "{path}"}}], keepalive: {options}}}\n'
 
 
+@pytest.mark.slow
 def test_service_restarted_200_times_is_covered_at_once(make_cgroup, kabpfctl, write_policy, peer):
     """A cgroup selected by path is covered from its birth, however often it is made again."""
     top = make_cgroup()
@@ -233,6 +234,7 @@ def test_cgroup_below_a_doubtful_one_is_corrected_too(
     assert _idle(peer, below) == 61
 
 
+@pytest.mark.slow
 def test_more_births_than_the_ring_buffer_holds_are_all_resolved(
     make_cgroup, kabpfctl, write_policy, kabpfd, peer
 ):
@@ -251,6 +253,7 @@ def test_more_births_than_the_ring_buffer_holds_are_all_resolved(
         assert client.wait_for_keepalive(number) is not None
 
 
+@pytest.mark.slow
 def test_glob_without_room_waits_for_apply(make_cgroup, kabpfctl, write_policy, peer):
     """Without kabpfd a glob that the kernel has no room for covers a new cgroup at the next apply,
     and the commands name it."""

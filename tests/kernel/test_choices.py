@@ -57,6 +57,7 @@ def test_what_was_turned_off_stays_off_when_the_policy_changes(options, turned_o
         assert _keepalive(sockets) == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", TURNED_OFF)
 def test_what_was_turned_off_stays_off_when_the_daemon_is_started_again(
     options, turned_off, policy, kabpfd
@@ -76,6 +77,7 @@ def test_what_was_turned_off_stays_off_when_the_daemon_is_started_again(
     assert _keepalive(sockets) == [0, 0 if own else 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
 @pytest.mark.parametrize("options", TURNED_OFF)
 def test_what_was_turned_off_stays_off_over_an_upgrade(
@@ -151,7 +153,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("mode", ["fill", "override"])
+@pytest.mark.parametrize("mode", ["fill", pytest.param("override", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", CHANGES)
 def test_later_choice_stays_when_the_policy_changes(connection, policy, mode, change):
     """What an application sets on an established connection stays, whatever is changed elsewhere in
@@ -184,6 +186,7 @@ def test_later_choice_stays_when_the_file_is_renamed(connection, policy, kabpfct
     assert client.options(number) == GIVEN | {"idle": 15}
 
 
+@pytest.mark.slow
 def test_later_choice_stays_over_a_stop_and_a_start(connection, policy, kabpfctl, kabpfd):
     """While a number of the policy's stands beside it; a connection of the interval gets it all."""
     client, connect = connection
@@ -239,6 +242,7 @@ def test_policy_that_did_not_visit_has_not_had_its_turn(connection, policy):
     assert client.options(number) == GIVEN
 
 
+@pytest.mark.slow
 def test_mended_link_overwrites_no_later_choice(connection, policy, kabpfctl, cut_link):
     """After somebody detached the program, what was open before has what it had, and what was
     opened meanwhile gets what it lacks."""

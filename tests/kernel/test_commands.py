@@ -272,6 +272,7 @@ def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):
     assert "policy files: not in force as they are now" in kabpfctl("status").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.loaders
 def test_commands_at_the_same_time_end_in_what_the_files_say(make_cgroup, kabpfctl, peer):
     """Attaching many cgroups at once, each in a process of its own, covers each of them."""
@@ -370,6 +371,7 @@ def test_status_and_plan_say_what_a_policy_says_beyond_the_options(cgroup, kabpf
     assert f"OTHER         {more}\n" in kabpfctl("status", "a").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "reason"),
     [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],

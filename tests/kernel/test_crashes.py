@@ -149,7 +149,6 @@ def _check_complete(world, version, policies):
     assert _pins() == ["kabpf"]
 
 
-@pytest.mark.core
 def test_killed_first_apply_is_completed(world, version):
     """Where nothing was loaded."""
     this = version("this")
@@ -195,7 +194,6 @@ def test_killed_change_is_completed(world, version, before, after):
         _check_complete(world, this, after)
 
 
-@pytest.mark.core
 def test_killed_change_of_globs_is_completed(world, version):
     """Where globs change, a cgroup born meanwhile has what the old ones say or the new ones; at the
     end nothing is left of the old ones."""
@@ -361,6 +359,7 @@ def test_damaged_note_of_former_policies_keeps_nobody_from_starting(world, versi
     assert this.kabpfctl("apply").stdout.endswith("changed: nothing\n")
 
 
+@pytest.mark.core
 def test_status_knows_what_a_killed_apply_left_out(cgroup, write_policy, kabpfctl):
     """What was applied before it was lifted is not taken for what a killed apply put in force."""
     write_policy("a.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: on\n')

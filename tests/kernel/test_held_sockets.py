@@ -121,6 +121,7 @@ def test_held_socket_stops_no_apply(place, other_cgroup, peer, kabpfctl, hold, m
     assert client.options(number)["idle"] == 61
 
 
+@pytest.mark.slow
 def test_at_most_one_visitor_waits_in_a_namespace(
     place, other_cgroup, peer, kabpfctl, hold, namespace
 ):
@@ -144,6 +145,7 @@ def test_at_most_one_visitor_waits_in_a_namespace(
     wait_until(lambda: visitors(namespace) == set(), "the visitor's end")
 
 
+@pytest.mark.slow
 def test_other_cgroups_are_not_owed_more(place, other_cgroup, peer, kabpfctl, hold, namespace):
     """A cgroup without a socket in the namespace that could not be visited is done with."""
     cgroup, write = place
@@ -159,6 +161,7 @@ def test_other_cgroups_are_not_owed_more(place, other_cgroup, peer, kabpfctl, ho
     assert client.options(number)["idle"] == 15
 
 
+@pytest.mark.slow
 def test_list_has_what_processes_have_open(other_cgroup, peer, kabpfctl, hold, namespace):
     """Beside a held socket the others of its namespace are listed, once each, and the held one."""
     kabpfctl("apply")
@@ -173,6 +176,7 @@ def test_list_has_what_processes_have_open(other_cgroup, peer, kabpfctl, hold, n
     assert f"network namespace {inode_of(namespace)}: a socket there is held" in done.stderr
 
 
+@pytest.mark.slow
 def test_daemon_tries_again(place, other_cgroup, peer, kabpfd, hold, namespace):
     """kabpfd says what waits, answers its watchdog, and updates the sockets when it can."""
     cgroup, write = place

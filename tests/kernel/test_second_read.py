@@ -26,6 +26,7 @@ FLIPS = {
     # The first is no number of the kernel's, which says so of the copy.
     "invalid idle": ("fill", RANGES, socket.TCP_KEEPIDLE, (0, 9999), {300}),
 }
+QUICK = ("enforced idle", "idle in a range")
 
 
 @pytest.fixture(params=["alone", "behind another program"])
@@ -38,8 +39,11 @@ def beside(request, make_cgroup, others_program):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("length", LONG)
-@pytest.mark.parametrize("case", FLIPS)
+@pytest.mark.parametrize("length", [LONG[0], pytest.param(LONG[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FLIPS],
+)
 def test_value_that_was_looked_at_is_the_one_taken(policy, beside, peer, compiled, case, length):
     """A second thread changes the memory, time and again; the bounds hold."""
     mode, keepalive, option, values, allowed = FLIPS[case]

@@ -116,6 +116,7 @@ def test_set_by_after_its_process_moved(connection, other_cgroup, policy, set_by
     assert set_by(client, number) == POLICY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
 def test_set_by_after_an_upgrade(connection, cgroup, write_policy, version, other):
     """What equals the policy's is its own; of what a former one gave, another layout knows no more
@@ -134,6 +135,7 @@ def test_set_by_after_an_upgrade(connection, cgroup, write_policy, version, othe
     assert found["set_by"] == POLICY | {"interval_s": former}
 
 
+@pytest.mark.slow
 def test_set_by_after_the_daemon_restarted(connection, policy, kabpfd, set_by):
     """A stop lifts every policy; what they gave is known after the start."""
     client, connect = connection
@@ -151,6 +153,7 @@ def test_set_by_after_the_daemon_restarted(connection, policy, kabpfd, set_by):
     assert set_by(client, number) == own | {"interval_s": "former policy"}
 
 
+@pytest.mark.slow
 def test_set_by_a_destination_over_a_stop(connection, policy, kabpfctl, set_by):
     """What a stop does not keep is unknown, and never the application's."""
     client, connect = connection

@@ -237,7 +237,6 @@ def test_arguments_may_be_names_of_strangers(
     assert wrong == []
 
 
-@pytest.mark.core
 def test_environment_may_have_any_value(command: Any, own_mounts: Path) -> None:
     """run takes options from variables, whose wrong values it shows."""
     wrong = []
