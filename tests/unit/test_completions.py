@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import built_docs
 import pytest
 import shells
 
@@ -19,11 +18,6 @@ ANSWERS = {
     "systemctl": "kabpf-test.service loaded active running A unit\nother.service loaded",
     "kabpfctl": json.dumps([{"policies": ["kabpf-test-policy", "other"]}], indent=2),
 }
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built_docs.build(tmp_path_factory.mktemp("docs")) / "completions"
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +47,9 @@ def test_shell_offers(
 
     program = typed.split()[0]
     if shell == "bash":
-        found = shells.by_bash(run, f"source {built}/bash/{program}", typed)
+        found = shells.by_bash(run, f"source {built}/completions/bash/{program}", typed)
     else:
-        found = shells.by_fish(run, f"source {built}/fish/{program}.fish", typed)
+        found = shells.by_fish(run, f"source {built}/completions/fish/{program}.fish", typed)
     assert found == expected
 
 
@@ -64,8 +58,8 @@ def terminal(built: Path, asked: str, request: pytest.FixtureRequest) -> Iterato
     shell = request.param
     _require(shell)
     load = {
-        "bash": f"source {built}/bash/kabpfctl; source {built}/bash/kabpfd",
-        "zsh": f"fpath=({built}/zsh $fpath); autoload -Uz compinit; compinit -u -D",
+        "bash": f"source {built}/completions/bash/kabpfctl; source {built}/completions/bash/kabpfd",
+        "zsh": f"fpath=({built}/completions/zsh $fpath); autoload -Uz compinit; compinit -u -D",
     }
     with shells.Terminal(shell, load[shell], "env", f"PATH={asked}") as terminal:
         yield terminal

@@ -27,12 +27,6 @@ LEGACY = "FROM LIBKEEPALIVE AND LIBDONTDIE"
 FILE = "nginx.service.yaml"  # that the examples of kabpf.yaml(5) speak of
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What scripts/docs builds."""
-    return built_docs.build(tmp_path_factory.mktemp("docs"))
-
-
 def section(page: str, title: str) -> str:
     """The text below a title, up to the next one of its rank or a higher."""
     text = (ROOT / "man" / f"{page}.rst").read_text()
