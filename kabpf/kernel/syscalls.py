@@ -7,8 +7,6 @@ import errno
 import fcntl
 import functools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
@@ -25,23 +23,11 @@ CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
 LINUX_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 
-@contextmanager
-def network_namespace(descriptor: int) -> Iterator[None]:
-    """Run the block in a network namespace (setns(2))."""
-    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _setns(descriptor)
-        try:
-            yield
-        finally:
-            _setns(own)
-    finally:
-        os.close(own)
-
-
 def enter_network_namespace(descriptor: int) -> None:
     """Go into a network namespace for good (setns(2))."""
-    _setns(descriptor)
+    if libc().setns(descriptor, CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise RefusedError(f"enter {os.readlink(f'/proc/self/fd/{descriptor}')}", error)
 
 
 def namespace_of_socket(process: int, descriptor: int) -> int:
@@ -131,12 +117,6 @@ def effective_capabilities(process: int) -> int:
     if libc().capget(ctypes.byref(header), halves):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(halves[0].effective) | int(halves[1].effective) << 32
-
-
-def _setns(descriptor: int) -> None:
-    if libc().setns(descriptor, CLONE_NEWNET):
-        error = ctypes.get_errno()
-        raise RefusedError(f"enter {os.readlink(f'/proc/self/fd/{descriptor}')}", error)
 
 
 @functools.cache
