@@ -14,11 +14,11 @@
 /* As many cgroups as the memory controller can number (16 bits). */
 #define KABPF_CGROUPS 65536
 
-/* Rules for births, of one generation of globs; while a change of globs is applied two are there.
- */
 /* Removed ones that are remembered as long as sockets, or whatever else, refer to them. */
 #define KABPF_REMOVED 16384
 
+/* Rules for births, of one generation of globs; while a change of globs is applied two are there.
+ */
 #define KABPF_BIRTHS 65536
 
 /* A directory name, and with it a unit name, has at most 255 bytes (NAME_MAX). */
