@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable
 
@@ -15,25 +16,24 @@ NAME_BIT = 1 << 63
 Piece = tuple[int, bytes]  # the number of what is before it, and up to PIECE bytes without a NUL
 
 
-@functools.lru_cache(maxsize=4096)  # most names are in the rows of many states
 def number(name: str) -> int:
     """A name's number, the same in every process."""
-    return _number(os.fsencode(name))
+    return _of_name(name)[-1][1]
 
 
 def pieces(names: Iterable[str]) -> dict[Piece, int]:
     """The pieces of these names, and the number of each name up to a piece's end. The last piece
     is shorter than PIECE, if need be empty."""
-    found: dict[Piece, int] = {}
-    for name in names:
-        raw, above = os.fsencode(name), 0
-        for start in range(0, len(raw) + 1, PIECE):
-            piece = raw[start : start + PIECE]
-            here = found[above, piece] = _number(raw[: start + PIECE])
-            above = here
-    return found
+    return dict(itertools.chain.from_iterable(map(_of_name, names)))
 
 
-def _number(raw: bytes) -> int:
-    digest = hashlib.blake2b(raw, digest_size=8).digest()
-    return int.from_bytes(digest, "little") | NAME_BIT
+@functools.lru_cache(maxsize=4096)  # most are asked about for many states, in each pass
+def _of_name(name: str) -> tuple[tuple[Piece, int], ...]:
+    raw, above = os.fsencode(name), 0
+    found = []
+    for start in range(0, len(raw) + 1, PIECE):
+        digest = hashlib.blake2b(raw[: start + PIECE], digest_size=8).digest()
+        here = int.from_bytes(digest, "little") | NAME_BIT
+        found.append(((above, raw[start : start + PIECE]), here))
+        above = here
+    return tuple(found)
