@@ -94,13 +94,13 @@ def diff(
         entry.state % GENERATIONS
         for id, entry in actual.cgroups.items()
         if entry.state and (id in plan.unreached or (settles and id in cgroups))
-    }
+    } - {number}
     stale_births = tuple(
         (state, name)
         for state, name in actual.births.keys() - desired_births.keys()
-        if state % GENERATIONS not in unmoved - {number}
+        if state % GENERATIONS not in unmoved
     )
-    stale_names = () if unmoved - {number} else tuple(actual.names.keys() - pieces.keys())
+    stale_names = () if unmoved else tuple(actual.names.keys() - pieces.keys())
     crowded = (
         len(actual.births.keys() | births.keys()) > 2 * plan.births_max
         or len(actual.names.keys() | pieces.keys()) > plan.births_max
