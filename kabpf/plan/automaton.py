@@ -135,7 +135,7 @@ class Automaton:
     def globs(self) -> NameAutomaton:
         """The globs within names as the kernel has them; without those of `run` and of users."""
         return globs.compiled_names(
-            frozenset(name for each in self._patterns for name in each.names if _is_glob(name))
+            frozenset(name for each in self._with_globs for name in each.names if _is_glob(name))
         )
 
     @functools.cached_property
@@ -144,12 +144,15 @@ class Automaton:
         as it stays, so do the numbers of sets, and what they mean for a state. It is none of the
         numbers below 2."""
         ranked = [
-            (each.names, each.rank.kind, each.rank.literal_prefix)
-            for each in self._patterns
-            if any(map(_is_glob, each.names))
+            (each.names, each.rank.kind, each.rank.literal_prefix) for each in self._with_globs
         ]
         digest = hashlib.blake2b(repr(ranked).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") | 2
+
+    @functools.cached_property
+    def _with_globs(self) -> list[Pattern]:
+        """The patterns that have a glob within a name."""
+        return [each for each in self._patterns if any(map(_is_glob, each.names))]
 
     def step(self, state: int, name: str | None) -> Birth:
         """From a parent in `state` to its child `name`; None stands for a name that no selector
