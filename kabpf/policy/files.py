@@ -151,7 +151,7 @@ def differ_by_users_alone(one: str, other: str) -> bool:
 
 def is_of_user(path: Path) -> bool:
     """Whether a file is a drop-in that a user's request wrote."""
-    return path.parent == RUNTIME and path.name.startswith("user-")
+    return path.name.startswith("user-") and path.parent == RUNTIME
 
 
 def paths(directories: Directories) -> list[Path]:
