@@ -214,7 +214,7 @@ def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | 
     if loaded is None:
         return _compared(policies, _look(policies, automaton, tree, None))
     loaded.require_supported(policies)
-    looked = loaded.between_changes(lambda: _look(policies, automaton, tree, loaded))
+    looked = loaded.between_changes(lambda _: _look(policies, automaton, tree, loaded))
     looked.actual.leave_out_unreadable()
     return _compared(policies, looked, visits=loaded.updates_open_sockets)
 

@@ -200,7 +200,7 @@ def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
         if loaded is None:
             return dict.fromkeys((each.cgroup.id for each in reasons), False)
         ids = [each.cgroup.id for each in reasons]
-        records, entries = loaded.between_changes(lambda: (loaded.records(), loaded.entries(ids)))
+        records, entries = loaded.between_changes(lambda now: (now, loaded.entries(ids)))
     has = {id: records.get(entry.policy_id) for id, entry in entries.items()}
     return {
         each.cgroup.id: has.get(each.cgroup.id) == (record(each.policy) if each.policy else None)

@@ -116,9 +116,8 @@ _Kernel = tuple[dict[int, PolicyRecord], Counter[int], dict[int, Counters]]
 _NONE: _Kernel = ({}, Counter(), {})
 
 
-def _read(loaded: Dataplane) -> _Kernel:
+def _read(loaded: Dataplane, records: dict[int, PolicyRecord]) -> _Kernel:
     """The policies that are in the kernel, how many cgroups have each, and what each did."""
-    records = loaded.records()
     return records, loaded.usage(), loaded.counters(records)
 
 

@@ -221,12 +221,12 @@ class Dataplane:
             if value[CPolicy.name.offset]
         }
 
-    def between_changes(self, look: Callable[[], Looked]) -> Looked:
-        """What `look` sees while the records stay as they are: it looks again where a command that
-        holds the lock changed some meanwhile, but not for ever."""
+    def between_changes(self, look: Callable[[dict[int, PolicyRecord]], Looked]) -> Looked:
+        """What `look`, which is given the records, sees while they stay as they are: it looks again
+        where a command that holds the lock changed some meanwhile, but not for ever."""
         before = self.records()
         for _ in range(LOOKS_MAX):
-            looked = look()
+            looked = look(before)
             after = self.records()
             if after == before:
                 break
@@ -333,8 +333,7 @@ class Dataplane:
         `visit` runs RETROFIT where sockets of cgroups that are owed it may be, and returns the
         cgroups that stay owed; without it all do. What one cgroup refuses stops no other; all
         refusals are raised at the end as one RefusedError. A retrofit that was refused stays owed.
-        Where a policy itself is refused,
-        nothing else is written.
+        Where a policy itself is refused, nothing else is written.
         """
         self._write_records(changes.records)
         if changes.needs is not None:
