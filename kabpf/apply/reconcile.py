@@ -47,13 +47,12 @@ class Resolution:
     desired: dict[int, PolicyRecord]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
     generation: int  # the number of the plan's globs in the kernel
+    left: tuple[str, ...] = ()  # why some open sockets are not updated yet
 
     @property
     def present(self) -> dict[int, Cgroup]:
         """The cgroups that are there."""
         return {id: each for id, each in self.cgroups.items() if id not in self.removed}
-
-    left: tuple[str, ...] = ()  # why some open sockets are not updated yet
 
 
 def open_or_load(
