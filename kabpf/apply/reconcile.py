@@ -27,7 +27,6 @@ from kabpf.policy.model import Policy
 from kabpf.runtime import last_good, notes
 from kabpf.runtime.locks import RUN
 from kabpf.runtime.notes import Applied
-from kabpf.systemd import relations
 
 # Each pass but the last writes something. Files' changes need four at most: what is new, open
 # sockets, and what is stale in two. More are for cgroups that were born while those were written.
@@ -220,6 +219,8 @@ def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | 
 
 def automaton_of(policies: tuple[Policy, ...]) -> Automaton:
     """The automaton of policies; services bring the sockets that systemd's files relate to them."""
+    from kabpf.systemd import relations  # here, because run does without
+
     return Automaton(relations.followed(policies))
 
 
