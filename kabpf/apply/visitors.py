@@ -84,7 +84,7 @@ class _Visitor:
 
     process: int
     pipe: int
-    waiting: list[Namespace]  # those that it did not begin yet
+    waiting: dict[int, Namespace]  # those that it did not begin yet, by inode number
     seconds: float
     namespace: int = 0  # where it is now
     watched: int = 0  # the process whose progress counts: itself, or another command's visitor
@@ -114,7 +114,8 @@ class _Running:
         if len(raw) < 4:
             os.close(ours)
             raise RefusedError("start a process to update open sockets")
-        visitor = _Visitor(int.from_bytes(raw, "little"), ours, *part)
+        waiting = {each.inode: each for each in part.namespaces}
+        visitor = _Visitor(int.from_bytes(raw, "little"), ours, waiting, part.seconds)
         visitor.watched, visitor.since = visitor.process, time.monotonic()
         os.set_blocking(ours, False)
         self._visitors[ours] = visitor
@@ -145,7 +146,7 @@ class _Running:
         if not said:
             self._forget(visitor)
             # It did its work; or somebody has killed it.
-            for inode in (visitor.namespace, *(each.inode for each in visitor.waiting)):
+            for inode in (visitor.namespace, *visitor.waiting):
                 if inode:
                     yield Outcome(inode, refused="the process that updates open sockets was killed")
             return
@@ -164,7 +165,7 @@ class _Running:
     ) -> Iterator[Outcome]:
         if what == _ENTERED:
             visitor.namespace, visitor.watched = inode, visitor.process
-            visitor.waiting = [each for each in visitor.waiting if each.inode != inode]
+            visitor.waiting.pop(inode, None)
             visitor.pieces = []
         elif what == _WAITS:
             visitor.watched, visitor.since = int.from_bytes(content, "little"), time.monotonic()
@@ -176,7 +177,7 @@ class _Running:
             yield Outcome(inode, b"".join(visitor.pieces))
         else:
             visitor.namespace = 0
-            visitor.waiting = [each for each in visitor.waiting if each.inode != inode]
+            visitor.waiting.pop(inode, None)
             yield Outcome(
                 inode,
                 refused=os.fsdecode(content),
@@ -195,9 +196,7 @@ class _Running:
             elif now > visitor.since + TURN_S:
                 yield from self._abandon(visitor)
             return
-        if visitor.waiting:  # for another one, as this one may never come to them
-            self._left.append(Part(visitor.waiting, visitor.seconds))
-            visitor.waiting = []
+        self._take_over(visitor)  # as this one may never come to them
         self._stuck_at = self._stuck_at or now
         # One that has waited for another command already need not be waited for again.
         if takes_turns or now > visitor.since + HELD_S or self._is_late():
@@ -206,9 +205,14 @@ class _Running:
     def _is_late(self) -> bool:
         return self._stuck_at is not None and time.monotonic() > self._stuck_at + STUCK_S
 
-    def _abandon(self, visitor: _Visitor) -> Iterator[Outcome]:
+    def _take_over(self, visitor: _Visitor) -> None:
+        """Have another one do what this one did not begin yet."""
         if visitor.waiting:
-            self._left.append(Part(visitor.waiting, visitor.seconds))
+            self._left.append(Part([*visitor.waiting.values()], visitor.seconds))
+            visitor.waiting = {}
+
+    def _abandon(self, visitor: _Visitor) -> Iterator[Outcome]:
+        self._take_over(visitor)
         self._leave(visitor)
         yield Outcome(visitor.namespace, is_held=True)
 
