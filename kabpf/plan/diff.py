@@ -101,14 +101,13 @@ def diff(
         if state % GENERATIONS not in unmoved
     )
     stale_names = () if unmoved else tuple(actual.names.keys() - pieces.keys())
-    crowded = (
+    if (stale_births or stale_names) and (
         len(actual.births.keys() | births.keys()) > 2 * plan.births_max
         or len(actual.names.keys() | pieces.keys()) > plan.births_max
-    )
-    if crowded and (stale_births or stale_names):
+    ):
         # Not room for both: until the next pass, user space is asked about some cgroups.
         return Changes(stale_births=stale_births, stale_names=stale_names)
-    new_pieces = dict(pieces.items() - actual.names.items())
+    new_pieces = {piece: id for piece, id in pieces.items() if actual.names.get(piece) != id}
     stale_cgroups = tuple(actual.cgroups.keys() - plan.cgroups.keys() - plan.unreached)
     both = Needs(*map(any, zip(plan.needs, actual.needs, strict=True)))
     stale_attachments = tuple(actual.attachments.keys() - plan.attachments.keys())
