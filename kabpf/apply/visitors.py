@@ -28,7 +28,7 @@ from kabpf import proc
 from kabpf.errors import RefusedError
 from kabpf.kernel import dataplane, syscalls
 from kabpf.kernel.namespaces import Namespace, has_tcp_sockets
-from kabpf.runtime.locks import RUN, open_lock
+from kabpf.runtime.locks import RUN, holder, open_lock
 
 LOCK = "visitors.lock"  # a byte for each network namespace, by its inode number
 
@@ -38,8 +38,6 @@ STUCK_S = 1.5  # for all namespaces where one is, from the first
 TURN_S = 10.0  # for another command's visit of the same namespace to end
 VISITORS_MAX = 16  # at once; one more for each that seems to be stuck
 
-# struct flock (fcntl(2)), with a pid at its end.
-_FLOCK = struct.Struct("@hhqqi")
 _HEAD = struct.Struct("=IBI")  # a namespace, what about it, and how many bytes follow
 
 _ENTERED, _WAITS, _PIECE, _DONE, _REFUSED, _UNREACHED, _SKIPPED = range(7)
@@ -312,8 +310,7 @@ def _take_turn(lock: int, inode: int, waits: Callable[[bytes], None]) -> None:
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, inode)
     except BlockingIOError:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, inode, 1, 0)
-        kind, *_, process = _FLOCK.unpack(fcntl.fcntl(lock, fcntl.F_GETLK, asked))
-        if kind != fcntl.F_UNLCK and process > 0:
+        process = holder(lock, inode, 1)
+        if process and process > 0:
             waits(process.to_bytes(4, "little"))
         fcntl.lockf(lock, fcntl.LOCK_EX, 1, inode)

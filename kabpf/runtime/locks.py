@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,6 +14,7 @@ from kabpf.errors import RefusedError
 
 RUN = Path("/run/kabpf")
 
+_FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
 
 # Held together by root's commands that wait for "lock" or have it, and by a user's request alone
 # for the moment in which it takes "lock": so that no number of requests comes before root.
@@ -95,6 +97,14 @@ def open_lock(run: Path, name: str) -> int:
         return os.open(run / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise RefusedError(f"open {run / name}", error.errno or 0) from None
+
+
+def holder(descriptor: int, start: int = 0, length: int = 0) -> int | None:
+    """The process that has a lock of fcntl(2) on these bytes of a file, without a length to its
+    end, or None. Raises OSError."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    kind, *_, process = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else process
 
 
 def monitor_lock(place: int) -> str:

@@ -6,32 +6,27 @@ import contextlib
 import fcntl
 import os
 import signal
-import struct
 import time
 from pathlib import Path
 
 from kabpf.errors import RefusedError
 from kabpf.kernel.abi import LOGGER
-from kabpf.runtime.locks import RUN, monitor_lock, open_lock
+from kabpf.runtime.locks import RUN, holder, monitor_lock, open_lock
 
 PATIENCE_S = 2  # with a daemon that is to log
 
 LOCK = "kabpfd.lock"
-
-_FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) where off_t has 64 bits
 
 
 def running(run: Path = RUN, lock: str = LOCK) -> int | None:
     """The process id of the daemon, or None. Raises RefusedError where that can't be known."""
     try:
         with open(run / lock, "rb") as file:
-            query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, query))
+            return holder(file.fileno())
     except FileNotFoundError:
         return None
     except OSError as error:  # root of a user namespace
         raise RefusedError(f"open {run / lock}", error.errno or 0, "expected root") from None
-    return None if kind == fcntl.F_UNLCK else pid
 
 
 def tell_changed(run: Path = RUN) -> None:
