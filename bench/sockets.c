@@ -114,6 +114,8 @@ static int new_listener(struct sockaddr_in *address, bool by_library)
 	socklen_t size = sizeof(*address);
 	int fd = new_socket(by_library);
 
+	/* The connections of an earlier measurement may still be closing. */
+	set(fd, SOL_SOCKET, SO_REUSEADDR, 1);
 	if (bind(fd, (struct sockaddr *)address, size))
 		err(1, "bind");
 	if (listen(fd, BACKLOG))
