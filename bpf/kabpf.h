@@ -175,7 +175,7 @@ struct kabpf_counters {
 	__u64 established; /* connections established while the policy was in force */
 	__u64 listening; /* listeners opened */
 	__u64 retrofitted; /* open sockets that a retrofit changed */
-	__u64 left; /* options left as the application had set them */
+	__u64 left; /* sockets that kept a value of the application's */
 	__u64 swallowed; /* setsockopt(2) calls of applications that were not obeyed */
 	__u64 limited; /* the same, whose value was brought into the policy's range */
 	__u64 failed; /* options that the kernel refused; kabpf_failures has the errnos */

@@ -48,6 +48,7 @@ struct visit {
 	__u32 ours; /* bits of the options whose values came from a former policy */
 	__u32 since; /* of those not ours that it set when a former policy had had its turn */
 	__u32 changed;
+	__u32 has_left; /* an option as the application had set it */
 	__u64 outcomes; /* as in kabpf.h, where the program notes them */
 };
 
@@ -143,6 +144,9 @@ static __always_inline void set_option(void *to, struct visit *v, enum option wh
 static __always_inline void count_left(struct visit *v, enum option which)
 {
 	note(v, which, KABPF_LEFT);
+	if (v->has_left) /* it counts sockets */
+		return;
+	v->has_left = 1;
 	__sync_fetch_and_add(&v->counters->left, 1);
 }
 

@@ -158,6 +158,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     monitor = _command(
         commands, "monitor", "print what happens to sockets, a line each, as it happens"
     )
+    _add_wide(monitor)
     _add_filter(monitor)
     monitor.add_argument(
         "--event",

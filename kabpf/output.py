@@ -16,6 +16,8 @@ from kabpf.plan.state import PolicyRecord
 from kabpf.policy.model import ON_SOCKETS, OPTIONS, Direction, Options, Policy, Range
 from kabpf.tables import Column
 
+UNKNOWN = "?"  # in a cell; - is not set
+
 OPTION_HEADS = tuple(row.name.upper() for row in ON_SOCKETS)
 COUNTER_HEADS = (
     "+NEW",
@@ -56,7 +58,11 @@ def print_table(
 
 def fitted(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
     """A table that fits standard output."""
-    text = tables.table(columns, _shown(rows), _width() if sys.stdout.isatty() else None)
+    return encodable(tables.table(columns, _shown(rows), room()))
+
+
+def encodable(text: str) -> str:
+    """A text whose cuts standard output has a character for."""
     try:
         tables.ELLIPSIS.encode(sys.stdout.encoding)
     except UnicodeError:
@@ -66,17 +72,32 @@ def fitted(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
 
 def print_blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows as blocks, with a line for each cell; on a terminal folded."""
-    print(tables.blocks(columns, _shown(rows), _width() if sys.stdout.isatty() else None), end="")
+    print(tables.blocks(columns, _shown(rows), room()), end="")
 
 
 def print_folded(start: str, text: str) -> None:
     """Print a text after `start`; on a terminal folded below itself."""
     text = shown(text)
-    lines = tables.folded(text, _width() - len(start)) if sys.stdout.isatty() else [text]
+    width = room()
+    lines = [text] if width is None else tables.folded(text, width - len(start))
     print(start + ("\n" + " " * len(start)).join(lines))
 
 
-def _width() -> int:
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines, on a terminal those that are too long folded below their beginning."""
+    width = room()
+    for line in map(shown, lines):
+        if width is None or tables.text_width(line) <= width:
+            print(line)
+        else:
+            text = line.lstrip(" ")
+            print_folded(line.removesuffix(text), text)
+
+
+def room() -> int | None:
+    """The width of the terminal that standard output is; None where it is a file or a pipe."""
+    if not sys.stdout.isatty():
+        return None
     return max(shutil.get_terminal_size().columns, tables.NARROWEST)
 
 

@@ -1,15 +1,16 @@
 """Tables that fit a terminal.
 
-A table is as wide as it has to be. Where that is more than there is room for, texts are cut in
-their middle, the longest first. Where even short texts don't fit, each row becomes a block with a
-line for each column, and nothing is cut. So every column has its content at any width. Pure.
+A table is as wide as it has to be. Where that is more than there is room for, texts are folded or
+cut in their middle, the longest first. Where even short texts don't fit, each row becomes a block
+with a line for each column, and nothing is cut. So every column has its content at any width. Pure.
 """
 
 from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 GAP = "  "
@@ -20,17 +21,26 @@ NARROWEST = 40  # the least width that a table is made for
 
 
 class Column(NamedTuple):
-    """The head of a column; numbers stand to the right, texts may be cut."""
+    """The head of a column; numbers stand to the right, texts may be cut or folded."""
 
     head: str
     is_number: bool = False
     may_be_cut: int = 0  # never; those of 1 before those of 2
+    is_folded: bool = False  # between words, before anything is cut
 
 
 def columns(*heads: str) -> tuple[Column, ...]:
-    """Columns by their heads: `POLICY~` may be cut, `OPTIONS~~` where that is not enough, `+NEW` is
-    a number."""
-    return tuple(Column(head.strip("~+"), head.startswith("+"), head.count("~")) for head in heads)
+    """Columns by their heads: `POLICY~` may be cut, `OPTIONS~~` where that is not enough, `SET BY|`
+    is folded between words, and only words are cut; `+NEW` is a number."""
+    return tuple(
+        Column(
+            head.strip("~+|"),
+            head.startswith("+"),
+            1 if head.endswith("|") else head.count("~"),
+            head.endswith("|"),
+        )
+        for head in heads
+    )
 
 
 def table(
@@ -56,6 +66,7 @@ def blocks(
             _padded("" if number else column.head, head_width) + GAP + line + "\n"
             for column, cell in zip(columns, row, strict=True)
             for number, line in enumerate(folded(cell, room))
+            if cell
         )
         for row in rows
     )
@@ -108,11 +119,16 @@ def _fitted(
     """The columns' widths; None where there is no room for a row."""
     widths = _natural(columns, rows)
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
-    for turn in (1, 2):
+    words = {
+        place: max(map(text_width, _words(row[place] for row in rows)), default=0)
+        for place, column in enumerate(columns)
+        if column.is_folded
+    }
+    for turn in (0, 1, 2):
         least = {
-            place: max(TEXT_MIN, text_width(column.head))
+            place: max(TEXT_MIN, text_width(column.head), 0 if turn else words[place])
             for place, column in enumerate(columns)
-            if column.may_be_cut == turn
+            if (column.may_be_cut == turn if turn else column.is_folded)
         }
         while excess > 0:
             wider = [place for place in least if widths[place] > least[place]]
@@ -127,11 +143,25 @@ def _lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Seq
     lines = []
     for row in ([column.head for column in columns], *rows):
         cells = [
-            _padded(cut(cell, width), width, column.is_number)
+            _within(cell, width) if column.is_folded else [cut(cell, width)]
             for cell, width, column in zip(row, widths, columns, strict=True)
         ]
-        lines.append(GAP.join(cells).rstrip() + "\n")
+        for line in zip_longest(*cells, fillvalue=""):
+            padded = (
+                _padded(cell, width, column.is_number)
+                for cell, width, column in zip(line, widths, columns, strict=True)
+            )
+            lines.append(GAP.join(padded).rstrip() + "\n")
     return "".join(lines)
+
+
+def _words(cells: Iterable[str]) -> set[str]:
+    return {word for cell in cells for word in cell.split(" ")}
+
+
+def _within(text: str, width: int) -> list[str]:
+    """Lines of whole words, of which those longer than a line are cut."""
+    return folded(" ".join(cut(word, width) for word in text.split(" ")), width)
 
 
 def folded(text: str, width: int) -> list[str]:

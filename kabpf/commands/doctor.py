@@ -26,11 +26,11 @@ def doctor(arguments: argparse.Namespace) -> int:
         ]
         print(json.dumps(result, indent=2))
     else:
-        _print(findings)
+        print_list(findings)
     return 1 if any(finding.grade == Grade.ERROR for _, finding in findings) else 0
 
 
-def _print(findings: list[tuple[str, Finding]]) -> None:
+def print_list(findings: list[tuple[str, Finding]]) -> None:
     """The gravest first, each with what mends it on a line of its own, and a count at the end."""
     for name, each in sorted(findings, key=lambda item: GRAVEST.index(item[1].grade)):
         output.print_folded(f"{each.grade:{INDENT - 2}}  ", f"{name}: {each.text}")

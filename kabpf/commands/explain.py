@@ -63,7 +63,10 @@ def explain(arguments: argparse.Namespace) -> int:
         others = _held_of_others(arguments.what, reasons[0].cgroup.path, tree)
         result["holds"] = [_held_json(one) for one in others]
         text += _held_lines(others)
-    return output.answer(arguments, result, "\n".join(text))
+    if arguments.json:
+        return output.answer(arguments, result, "")
+    output.print_lines(text)
+    return 0
 
 
 def _elsewhere(
@@ -126,7 +129,7 @@ def _held_lines(others: list[sockets.Socket]) -> list[str]:
         return []
     rows = [
         (
-            f"  {where(one, one.cgroup)}",
+            f"  {where(one, one.cgroup and sockets.name(one.cgroup))}",
             str(one.local),
             str(one.remote),
             one.state,
@@ -134,7 +137,7 @@ def _held_lines(others: list[sockets.Socket]) -> list[str]:
         )
         for one in others[:HELD_MAX]
     ]
-    columns = tables.columns("  CGROUP", "LOCAL", "PEER", "STATE", "POLICY")
+    columns = tables.columns("  UNIT~", "LOCAL~", "PEER~", "STATE", "POLICY~")
     more = len(others) - len(rows)
     return [
         f"  holds {output.count(len(others), 'socket')} of other cgroups, with their policies",
@@ -267,7 +270,10 @@ def lines(why: Reason, in_force: bool | None) -> list[str]:
 
 def _lines(why: Reason, in_force: bool | None) -> Iterator[str]:
     policy, selector = why.policy, why.selector
-    yield output.shown(why.cgroup.path)
+    path = why.cgroup.path
+    yield output.shown(sockets.name(path))
+    if path != sockets.name(path):
+        yield f"  cgroup {output.shown(path)}"
     if policy is None or selector is None:
         yield "  no policy: nothing names it, nor a cgroup above it"
         return
@@ -282,9 +288,12 @@ def _lines(why: Reason, in_force: bool | None) -> Iterator[str]:
     rows = []
     for key, text in _texts(policy).items():
         origin = policy.origins.get(key)
-        source, note = (str(origin.source), origin.note) if origin else ("default", "")
-        rows.append((f"  {key.replace('_', ' ')}", text, source, note))
-    columns = tables.columns("  OPTION", "VALUE", "SOURCE~", "~")
+        rows.append(
+            (f"  {key.replace('_', ' ')}", text, str(origin.source if origin else "default"))
+        )
+        if origin and origin.note:
+            rows.append(("", "", origin.note))
+    columns = tables.columns("  OPTION", "VALUE", "SOURCE|")
     yield from output.fitted(columns, rows).rstrip("\n").split("\n")
     for destination in policy.rules.destinations:
         ports = f" port {', '.join(map(str, destination.ports))}" if destination.ports else ""

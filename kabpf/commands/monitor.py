@@ -12,15 +12,18 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 
-from kabpf import output
+from kabpf import output, tables
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, dataplane, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.observe.events import Event, Filter, Lost, Monitor, Option
+from kabpf.observe import sockets
+from kabpf.observe.events import KINDS, Event, Filter, Lost, Monitor, Option
 from kabpf.observe.sockets import Address
+from kabpf.policy.model import ON_SOCKETS
 from kabpf.systemd import names
 
 LINES = 200  # that are written at once where more wait
@@ -34,23 +37,18 @@ _GAP = (
     " events of up to a second are missing"
 )
 
-_COLUMNS = (  # with the width that what is usual takes
-    ("TIME", 12), ("EVENT", 11), ("CGROUP", 26), ("PID", 7), ("COMMAND", 15), ("WAY", 6),
-    ("LOCAL", 21), ("REMOTE", 21), ("POLICY", 22), ("KEEPALIVE", 9), ("IDLE", 8),
-    ("INTERVAL", 8), ("PROBES", 6), ("USER-TIMEOUT", 12), ("MORE", 0),
-)  # fmt: skip
-
-
-_FORMAT = "  ".join(f"{{:{width}}}" if width else "{}" for _, width in _COLUMNS)
-
-
-def _line(cells: list[str]) -> str:
-    return _FORMAT.format(*cells).rstrip() + "\n"
-
-
-HEADS = _line([name for name, _ in _COLUMNS])
-
-Line = Callable[[Event | Lost], str]
+# With the widths that what is usual takes.
+_WIDE = {
+    "TIME": 12, "EVENT": 11, "CGROUP": 26, "PID": 7, "COMMAND": 15, "DIRECTION": 9, "LOCAL": 21,
+    "PEER": 21, "POLICY": 22, "KEEPALIVE": 9, "IDLE": 8, "INTERVAL": 8, "PROBES": 6,
+    "USER TIMEOUT": 12,
+}  # fmt: skip
+_COLUMNS = {
+    "TIME": 8, "EVENT": max(map(len, KINDS)), "UNIT": 30, "DIRECTION": 9, "PEER": 21,
+    "KEEPALIVE": 11,
+}  # fmt: skip
+_PEER_MAX = 47  # an IPv6 address with its port
+_NOTE_INDENT = 10  # of a note on a line of its own: below EVENT
 
 
 class _Ended(BaseException):
@@ -68,7 +66,7 @@ def monitor(arguments: argparse.Namespace) -> int:
     heeded = (number for number in _ENDS if signal.getsignal(number) != signal.SIG_IGN)  # nohup(1)
     former = {number: signal.signal(number, _end) for number in heeded}
     try:
-        _follow(tree, selection, as_json if arguments.json else text)
+        _follow(tree, selection, None if arguments.json else Screen(is_wide=arguments.wide))
     except _Ended:
         pass
     finally:
@@ -87,9 +85,9 @@ def _end_again(_number: int, _frame: object) -> None:
     pass
 
 
-def _follow(tree: CgroupTree, selection: Filter, line: Line) -> None:
+def _follow(tree: CgroupTree, selection: Filter, screen: Screen | None) -> None:
     """Also what is loaded later, and what takes another's place."""
-    is_told = has_heads = was_heard = False
+    is_told = was_heard = False
     while True:
         with _opened(tree) as heard:
             if heard is None:
@@ -101,17 +99,16 @@ def _follow(tree: CgroupTree, selection: Filter, line: Line) -> None:
             if was_heard:
                 print(_GAP, file=sys.stderr)
             is_told, was_heard = False, True
-            if line is text and not has_heads:
-                _write(HEADS)
-                has_heads = True
+            if screen:
+                _write(screen.heads())
             due = time.monotonic() + LOOK_S
             while time.monotonic() < due or heard.is_current():
                 if time.monotonic() >= due:
                     due = time.monotonic() + LOOK_S
                 _wait_for(heard)
-                _print(_read(heard), selection, line)
+                _print(_read(heard), selection, screen)
             for _ in range(2):  # what came meanwhile, or is too young for the first look
-                _print(_read(heard), selection, line)
+                _print(_read(heard), selection, screen)
 
 
 @contextlib.contextmanager
@@ -153,7 +150,11 @@ def _read(heard: Monitor) -> list[Event | Lost]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
 
 
-def _print(events: Iterable[Event | Lost], selection: Filter, line: Line) -> None:
+def _print(events: list[Event | Lost], selection: Filter, screen: Screen | None) -> None:
+    """On a screen, or else as JSON."""
+    if screen and events:
+        _write(screen.heads())
+    line = screen.line if screen else as_json
     lines = (line(event) for event in events if isinstance(event, Lost) or selection(event))
     while piece := "".join(itertools.islice(lines, LINES)):
         _write(piece)
@@ -161,7 +162,7 @@ def _print(events: Iterable[Event | Lost], selection: Filter, line: Line) -> Non
 
 def _write(text: str) -> None:
     """Past Python's buffer, whose flush at the end could wait for a reader that is stuck."""
-    raw = text.encode(errors="backslashreplace")
+    raw = output.encodable(text).encode(errors="backslashreplace")
     while raw:
         try:
             raw = raw[os.write(1, raw) :]
@@ -173,28 +174,134 @@ def _write(text: str) -> None:
             raise RefusedError("write to standard output", error.errno or 0) from None
 
 
-def text(event: Event | Lost) -> str:
-    """One line for people."""
+class Screen:
+    """Lines for people, as aligned as can be without waiting for more of them: on a terminal as
+    wide as that, in a file and a pipe with nothing cut."""
+
+    def __init__(self, *, is_wide: bool) -> None:
+        self._is_wide = is_wide
+        self._is_begun = False
+        self._room: int | None = None
+        self._widths: dict[str, int] = {}
+
+    def heads(self) -> str:
+        """The line of heads, where it is due: at the beginning, and where the width is another."""
+        room = None if self._is_wide else output.room()
+        if self._is_begun and room == self._room:
+            return ""
+        self._is_begun, self._room = True, room
+        self._widths = _WIDE if self._is_wide else _widths(room)
+        return _aligned(list(self._widths), self._widths) + "\n" if self._widths else ""
+
+    def line(self, event: Event | Lost) -> str:
+        """What happened, as wide as the heads that came before; a note that does not fit stands on
+        lines of its own."""
+        cells, note = _wide_cells(event) if self._is_wide else _cells(event)
+        if self._room is None:
+            return _aligned([*cells, note], self._widths) + "\n"
+        if not self._widths:  # too narrow for a line
+            heads = tables.columns(*_COLUMNS, "NOTE")
+            return tables.blocks(heads, [[*cells, note]], self._room) + "\n"
+        fitted = list(map(tables.cut, cells, self._widths.values()))
+        if len(line := _aligned([*fitted, note], self._widths)) <= self._room:
+            return line + "\n"
+        notes = tables.folded(note, self._room - _NOTE_INDENT)
+        return "\n".join(
+            [_aligned(fitted, self._widths), *(" " * _NOTE_INDENT + each for each in notes), ""]
+        )
+
+
+def _widths(room: int | None) -> dict[str, int]:
+    """Of _COLUMNS on a terminal; none where it is too narrow."""
+    if room is None:
+        return _COLUMNS
+    fixed = sum(_COLUMNS.values()) - _COLUMNS["UNIT"] - _COLUMNS["PEER"]
+    left = room - fixed - len(tables.GAP) * (len(_COLUMNS) - 1)
+    unit = min(left * 2 // 5, _COLUMNS["UNIT"])
+    if unit < tables.TEXT_MIN:
+        return {}
+    return _COLUMNS | {"UNIT": unit, "PEER": min(left - unit, _PEER_MAX)}
+
+
+def _aligned(cells: list[str], widths: dict[str, int]) -> str:
+    """With a note behind where there is one cell more."""
+    padded = zip_longest(cells, widths.values(), fillvalue=0)
+    return tables.GAP.join(f"{cell:{width}}" for cell, width in padded).rstrip()
+
+
+def _cells(event: Event | Lost) -> tuple[list[str], str]:
+    """Of _COLUMNS, and a note."""
+    clock = _local_second(event.time_ns // 10**9)
+    if isinstance(event, Lost):
+        return _lost_cells(event, clock, len(_COLUMNS))
+    cells = [
+        clock,
+        event.kind,
+        output.shown(sockets.name(event.cgroup) if event.cgroup else "(removed)"),
+        event.way,
+        str(event.remote),
+        _keepalive(tuple(event.options.items())),
+    ]
+    return cells, _note(event)
+
+
+def _wide_cells(event: Event | Lost) -> tuple[list[str], str]:
+    """Of _WIDE, and a note."""
     second, rest_ns = divmod(event.time_ns, 10**9)
     clock = f"{_local_second(second)}.{rest_ns // 10**6:03}"
     if isinstance(event, Lost):
-        lost = output.count(event.count, "event")
-        return f"{clock}  lost         {lost}, because nobody read them in time\n"
-    return _line(
-        [
-            clock,
-            event.kind,
-            output.shown(event.unit or event.cgroup or "(removed)"),
-            str(event.pid or "-"),
-            output.shown(event.command or "-"),
-            event.way,
-            str(event.local),
-            str(event.remote),
-            output.shown(event.policy or "-"),
-            *event.option_texts.values(),
-            event.details,
-        ]
+        return _lost_cells(event, clock, len(_WIDE))
+    cells = [
+        clock,
+        event.kind,
+        output.shown(event.cgroup or "(removed)"),
+        str(event.pid or output.UNKNOWN),
+        output.shown(event.command or output.UNKNOWN),
+        event.way,
+        str(event.local),
+        str(event.remote),
+        output.shown(event.policy or output.UNKNOWN),
+        *event.option_texts.values(),
+    ]
+    return cells, event.details
+
+
+def _lost_cells(lost: Lost, clock: str, columns: int) -> tuple[list[str], str]:
+    note = f"{output.count(lost.count, 'event')}, because nobody read them in time"
+    return [clock, "lost", *[""] * (columns - 2)], note
+
+
+def _note(event: Event) -> str:
+    """What a line has no column for: what was refused or kept, a call, a timeout."""
+    if event.kind in ("failed", "left"):
+        return _outcomes(tuple(event.options.items()))
+    if event.way == "listen":
+        return event.details or f"listens at {event.local}"
+    return event.details
+
+
+@functools.lru_cache(maxsize=4096)
+def _keepalive(options: tuple[tuple[str, Option], ...]) -> str:
+    """As `sockets` shows it."""
+    values = {name: option.value for name, option in options}
+    if not values["keepalive"]:
+        return "off"
+    return "/".join(
+        output.cell(None if value is None else int(value), row.unit)
+        for row in ON_SOCKETS
+        if row.field in ("idle_s", "interval_s", "probes")
+        for value in [values[row.field]]
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _outcomes(options: tuple[tuple[str, Option], ...]) -> str:
+    names = {row.field: row.name for row in ON_SOCKETS}
+    by_outcome: dict[str, list[str]] = {}
+    for name, option in options:
+        if option.outcome not in (None, "set"):
+            by_outcome.setdefault(option.outcome, []).append(names.get(name, name))
+    return "; ".join(f"{outcome}: {', '.join(each)}" for outcome, each in by_outcome.items())
 
 
 def as_json(event: Event | Lost) -> str:

@@ -8,6 +8,7 @@ from kabpf import output, tables
 from kabpf.apply import reconcile
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.dataplane import PINS
+from kabpf.observe import sockets
 from kabpf.plan.resolve import left_text, left_to_kabpfd
 from kabpf.plan.state import record
 from kabpf.policy import files
@@ -39,26 +40,22 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return output.answer(arguments, result, "")
     if covered:
-        _print_table(covered, arguments.wide)
+        print_list(covered, is_wide=arguments.wide)
     for text in left:
         print(output.shown(text))
     print(f"apply would change: {output.changes_text(resolution)}")
     return 0
 
 
-COLUMNS = tables.columns("CGROUP~", "POLICY~", "OPTIONS~~", "SOURCE~")
+COLUMNS = tables.columns("UNIT~", "POLICY~", "OPTIONS~~")
 WIDE = tables.columns("CGROUP", "POLICY", "MODE", *output.OPTION_HEADS, "OTHER", "SOURCE")
 
 
-def _print_table(covered: list[tuple[str, Policy]], is_wide: bool) -> None:
+def print_list(covered: list[tuple[str, Policy]], *, is_wide: bool = False) -> None:
+    """Print a line for each cgroup."""
     if not is_wide:
         rows = [
-            (
-                path,
-                policy.name,
-                output.options_cell(policy.rules.options),
-                str(policy.source),
-            )
+            (sockets.name(path), policy.name, output.options_cell(policy.rules.options))
             for path, policy in covered
         ]
         output.print_table(COLUMNS, rows)

@@ -37,7 +37,7 @@ def presets(arguments: argparse.Namespace) -> int:
     ]
     columns = tables.columns(
         *("PRESET", "+IDLE TIMEOUT", "+IDLE", "+INTERVAL", "+PROBES"),
-        *(("ON EXPIRY", "SOURCE") if arguments.wide else ("ON EXPIRY~",)),
+        *(("ON EXPIRY", "SOURCE") if arguments.wide else ("ON EXPIRY|",)),
     )
     if arguments.json:
         return output.answer(arguments, {"presets": result}, "")

@@ -59,8 +59,8 @@ def sockets(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COLUMNS = tables.columns("UNIT~", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY~")
-SEVERAL = tables.columns("UNIT~", "NETNS", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY~")
+COLUMNS = tables.columns("UNIT~", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY|")
+SEVERAL = tables.columns("UNIT~", "NETNS", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY|")
 WIDE = tables.columns(
     *("CGROUP", "NETNS", "LOCAL", "PEER", "STATE", "KEEPALIVE"),
     *(*output.OPTION_HEADS, "+NEXT", "SET BY"),
@@ -73,12 +73,11 @@ def print_list(listed: list[tcp.Socket], sources: dict[str, str], *, is_wide: bo
         rows = [_wide_cells(one, sources) for one in listed]
         output.print_table(WIDE, rows, is_wide=True)
         return
-    names = tcp.names(one.cgroup for one in listed if one.cgroup is not None)
     # Where there are several, addresses may be the same in two of them.
     several = len({one.namespace for one in listed}) > 1
     rows = [
         (
-            where(one, names.get(one.cgroup or "")),
+            where(one, one.cgroup and tcp.name(one.cgroup)),
             *((str(one.namespace),) if several else ()),
             *_cells(one),
         )
@@ -120,7 +119,7 @@ def _cells(one: tcp.Socket) -> tuple[str, ...]:
         str(one.remote),
         _keepalive(one),
         _next_probe(one, 0),
-        "-" if one.idle_s is None else _setters(one),
+        output.UNKNOWN if one.idle_s is None else _setters(one),
     )
 
 
@@ -132,21 +131,24 @@ def _wide_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
         str(one.local),
         str(one.remote),
         one.state,
-        {None: "-", True: "on", False: "off"}[one.keepalive],
-        *((value == 0 and row.none) or output.cell(value, row.unit) for row, value in values),
+        {None: output.UNKNOWN, True: "on", False: "off"}[one.keepalive],
+        *(output.UNKNOWN if value is None else _option(value, row.unit) for row, value in values),
         _next_probe(one, 1),
-        "-" if one.idle_s is None else _setters_in_full(one, sources),
+        output.UNKNOWN if one.idle_s is None else _setters_in_full(one, sources),
     )
 
 
 def _keepalive(one: tcp.Socket) -> str:
-    """What the kernel does for a connection, as one word: 60s/10s/6, off, or - where it is not
-    known."""
+    """What the kernel does for a connection, as one word: 60s/10s/6, or off."""
     if not one.keepalive:
-        return "-" if one.keepalive is None else "off"
+        return output.UNKNOWN if one.keepalive is None else "off"
     if one.idle_s is None:
         return "on"
     return f"{one.idle_s}s/{one.interval_s}s/{one.probes}"
+
+
+def _option(value: int, unit: str) -> str:
+    return output.cell(value or None, unit)  # 0 is no user timeout
 
 
 def _next_probe(one: tcp.Socket, digits: int) -> str:

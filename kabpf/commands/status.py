@@ -56,7 +56,7 @@ def status(arguments: argparse.Namespace) -> int:
     if arguments.policy is not None:
         output.print_blocks(WIDE, list(map(_wide_cells, rows)))
         return 0
-    print("\n".join(_status_lines(result)))
+    output.print_lines(_status_lines(result))
     if rows:
         print()
     if rows and arguments.wide:

@@ -350,7 +350,7 @@ def _kind(what: int, outcomes: int) -> str:
         return "swallowed" if what == abi.SWALLOWED else "limited"
     if _has_failed(outcomes):
         return "failed"
-    if {*abi.read_outcomes(outcomes)} - {0} == {abi.LEFT}:
+    if abi.LEFT in abi.read_outcomes(outcomes):
         return "left"
     return "retrofitted" if what == abi.OPEN else "set"
 

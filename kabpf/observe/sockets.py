@@ -11,9 +11,9 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, pairwise, takewhile
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -270,31 +270,17 @@ def units(path: str | None) -> tuple[str, ...]:
     return tuple(name for name in (path or "").split("/") if UNIT.fullmatch(name))
 
 
-def names(paths: Iterable[str]) -> dict[str, str]:
-    """What to call each of these cgroups: by the innermost unit it is in, or the whole path. Units
-    of one name, as a machine's, a user's and a container's init.scope, have as much of their paths
-    as tells them apart."""
-    within = {path: _unit_path(path) for path in paths}
-    # In this order those that end alike are side by side; none is the end of another.
-    ends = sorted({tuple(reversed(unit.split("/"))) for unit in within.values() if unit})
-    alike = [0, *(_alike(*pair) for pair in pairwise(ends)), 0]
-    called = {
-        "/".join(reversed(end)): "/".join(reversed(end[: max(around) + 1]))
-        for end, around in zip(ends, pairwise(alike), strict=False)
-    }
-    return {path: called[unit] if unit else path for path, unit in within.items()}
-
-
-def _unit_path(path: str) -> str | None:
-    """The path as far as the innermost unit."""
+@functools.lru_cache(maxsize=65536)
+def name(path: str) -> str:
+    """What to call a cgroup, the same wherever it is shown: its path without the slices that its
+    unit is in, which systemd's names don't need. A cgroup in no unit has its whole path."""
     inner = next(reversed(units(path)), None)
-    return inner and path[: f"{path}/".rindex(f"/{inner}/") + 1 + len(inner)]
-
-
-def _alike(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many names two begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if inner is None:
+        return path
+    start = f"{path}/".rindex(f"/{inner}/")
+    around = [each for each in path[:start].split("/")[1:] if not each.endswith(".slice")]
+    called = "/".join([*around, path[start + 1 :]])
+    return called if UNIT.fullmatch((around or [inner])[0]) else f"/{called}"
 
 
 def _is_within(path: str | None, outer: str) -> bool:

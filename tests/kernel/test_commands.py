@@ -201,8 +201,8 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
     ]  # fmt: skip
     assert shown["changes"]["policies"] == 1
     heads, row, changes = kabpfctl("plan").stdout.splitlines()
-    assert heads.split() == ["CGROUP", "POLICY", "OPTIONS", "SOURCE"]
-    assert row.split() == [path_of(cgroup), "a", "61s/-/-", f"{file}:1"]
+    assert heads.split() == ["UNIT", "POLICY", "OPTIONS"]
+    assert row.split() == [path_of(cgroup), "a", "61s/-/-"]
     heads, row, _ = kabpfctl("plan", "--wide").stdout.splitlines()
     assert heads.replace("USER TIMEOUT", "USER-TIMEOUT").split() == [
         "CGROUP", "POLICY", "MODE", "IDLE", "INTERVAL", "PROBES", "USER-TIMEOUT", "OTHER", "SOURCE",
@@ -216,18 +216,19 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
 
 
 def test_status_counts_what_happened(cgroup, kabpfctl, peer):
-    """status counts new and retrofitted sockets and options left to the application."""
+    """status counts new and retrofitted sockets, and once each of those that keep their own."""
     server, client = peer(), peer(cgroup)
     _, address = server.listener()
     before = client.connection(address)
-    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--probes", 4)
     client.connection(address)
     chosen = client.open_socket(2)
-    client.set_option(chosen, "idle", 15)
+    for name in ("idle", "probes"):
+        client.set_option(chosen, name, 15)
     client.connect(chosen, address)
     client.listener()
     status = json.loads(kabpfctl("status", "--json").stdout)
-    assert client.options(before) == IDLE_61
+    assert client.options(before) == IDLE_61 | {"probes": 4}
     (policy,) = status["policies"]
     assert policy["cgroups"] == 1
     assert policy["counters"] == {

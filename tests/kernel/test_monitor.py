@@ -207,7 +207,7 @@ def test_connection_is_left_alone(cgroup, peer, policy, watch):
             client.set_option(number, name, 15)
         client.connect(number, address)
     some, every = watcher.next(), watcher.next()
-    assert (some["event"], some["options"]["idle_s"]) == ("set", {"value": 15, "outcome": "left"})
+    assert (some["event"], some["options"]["idle_s"]) == ("left", {"value": 15, "outcome": "left"})
     assert some["options"]["interval_s"] == {"value": 11, "outcome": "set"}
     assert every["event"] == "left"
     assert every["options"]["interval_s"] == {"value": 15, "outcome": "left"}

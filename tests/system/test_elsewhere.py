@@ -89,7 +89,8 @@ def test_listener_of_a_users_manager_is_told(machine, inside, alice):
     assert text in explained
     assert advice in explained
     main = machine.run("pgrep", "--full", "--exact", "/usr/bin/python3 /opt/accepting")
-    assert f"  {manager}  127.0.0.1:7001" in machine.run("kabpfctl", "explain", main)
+    called = manager.rpartition(".slice/")[2]
+    assert f"  {called}  127.0.0.1:7001" in machine.run("kabpfctl", "explain", main)
     machine.drop_in("managers.yaml", f'select: [{{cgroup: "{manager}"}}]\n{KEEPALIVE}')
     assert all(one["keepalive"] for one in _sockets(machine, manager))
 

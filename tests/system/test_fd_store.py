@@ -111,7 +111,7 @@ def _every_command_says_so(machine):
     shown = machine.run("kabpfctl", "sockets")
     assert re.search(r"^app.service \(removed\) .* 61s/7s/5 .* app.service$", shown, re.MULTILINE)
     explained = machine.run("kabpfctl", "explain", main)
-    held = r"/system.slice/app.service \(removed\)  127.0.0.1:7001  \* +listen +app.service"
+    held = r"  app.service \(removed\)  127.0.0.1:7001  \* +listen +app.service"
     assert re.search(held, explained)
     assert [grade for grade, *_ in _checked(machine, "listeners")] == ["ok"]
     assert [grade for grade, *_ in _checked(machine, "reach")] == ["ok"]

@@ -50,6 +50,29 @@ def test_table_without_room_for_rows_is_blocks() -> None:
     )
 
 
+def test_column_of_words_is_folded_before_anything_is_cut() -> None:
+    """Only a word that is longer than its column is cut."""
+    columns = tables.columns("UNIT~", "SET BY|")
+    rows = [("billing.service", "billing, application"), ("a.service", "a-very-long-policy")]
+    assert tables.table(columns, rows, 40) == (
+        "UNIT             SET BY\n"
+        "billing.service  billing, application\n"
+        "a.service        a-very-long-policy\n"
+    )
+    assert tables.table(columns, rows, 35) == (
+        "UNIT             SET BY\n"
+        "billing.service  billing,\n"
+        "                 application\n"
+        "a.service        a-very-long-policy\n"
+    )
+    assert tables.table(columns, rows, 28) == (
+        "UNIT           SET BY\n"
+        "billin…ervice  billing,\n"
+        "               application\n"
+        "a.service      a-very…policy\n"
+    )
+
+
 TEXTS = st.text(st.characters(whitelist_categories=("L", "N", "P", "S")), min_size=1, max_size=90)
 NUMBERS = st.integers(0, 10**9).map(str)
 

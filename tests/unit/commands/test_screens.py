@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
+import time
+from collections.abc import Callable
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kabpf.commands import sockets, status
+from kabpf import output, tables
+from kabpf.commands import (
+    check,
+    doctor,
+    explain,
+    import_,
+    monitor,
+    plan,
+    presets,
+    sockets,
+    status,
+    verify,
+)
+from kabpf.doctor.findings import error, note, ok, warning
+from kabpf.kernel import abi
 from kabpf.kernel.dataplane import Counters
+from kabpf.migration.proposals import Found, Proposal, Removal
+from kabpf.observe.events import Event, Lost
 from kabpf.observe.sockets import Address, Socket
-from kabpf.plan.state import PolicyRecord
-from kabpf.policy.model import Mode, Options, Range
+from kabpf.plan.state import Cgroup, PolicyRecord
+from kabpf.policy import parser
+from kabpf.policy.model import Mode, Options, Policy, Range
 
 SCREENS = Path(__file__).parent / "screens"
 WIDTHS = (40, 80, 120, 200, None)  # None is a pipe
@@ -87,22 +108,234 @@ SOCKETS = [
 ]  # fmt: skip
 
 
+FILES = {
+    "/etc/kabpf/policy.yaml": "defaults: {interval: 10s, probes: 6}\n",
+    "/etc/kabpf/policy.d/postgresql@.service.yaml": "keepalive: {idle: 60s, user_timeout: auto}\n",
+    f"/etc/kabpf/policy.d/{LONG}.yaml": "keepalive: {preset: aws-nlb}\ndirection: out\n"
+    "destinations: [{to: 2001:db8:1234:5678::/64, ports: [5432], idle: 30s..90s}]\n",
+    "/etc/kabpf/policy.d/zz.yaml": "select: [{cgroup: /system.slice/**}]\nkeepalive: off\n",
+}
+COVERED = {
+    "/system.slice/system-postgresql.slice/postgresql@15-main.service": "postgresql@.service",
+    f"/system.slice/system-payments.slice/{LONG}": LONG,
+    "/user.slice/user-1000.slice/user@1000.service/app.slice/syncthing.service": "zz",
+    "/kabpf-demo": "zz",
+}
+
+
+def policies() -> tuple[Policy, ...]:
+    return parser.combine([parser.parse(text.encode(), name) for name, text in FILES.items()])
+
+
+def reported(cgroup: str | None, remote: str, **members: Any) -> Event:
+    blank = abi.read_report(bytes(abi.REPORT_SIZE))
+    assert isinstance(blank, abi.Report)
+    address, _, port = remote.rpartition(":")
+    values = {
+        "local": IPv6Address("::ffff:10.1.0.5").packed, "remote": IPv6Address(address).packed,
+        "local_port": 48956, "remote_port": int(port), "family": int(socket.AF_INET6),
+        "direction": abi.OUT, "keepalive": 1, "idle_s": 300, "interval_s": 30, "probes": 4,
+    }  # fmt: skip
+    return Event(1_700_000_000_123_000_000, blank._replace(**values | members), cgroup, "billing")
+
+
+def outcomes(*each: int) -> int:
+    """Of idle, interval, probes, user timeout, keepalive and SYN retries."""
+    return sum(outcome << place * abi.OUTCOME_BITS for place, outcome in enumerate(each))
+
+
+BILLING, PEER = "/system.slice/billing.service", "::ffff:10.1.0.7:5432"
+FAR = "2001:db8:1234:5678:9abc:def0:1234:5678:5432"
+KEPT, SET = abi.LEFT, abi.SET
+EVENTS = [
+    reported(BILLING, PEER, pid=812, command=b"billing", outcomes=outcomes(SET, SET, SET, 0, SET)),
+    reported(BILLING, PEER, idle_s=15, outcomes=outcomes(KEPT, SET, KEPT, 0, SET)),
+    reported(BILLING, ":::0", direction=0, local_port=80),
+    reported(
+        f"/system.slice/system-payments.slice/{LONG}", FAR, direction=abi.IN,
+        outcomes=outcomes(22, SET, 0, 0, 92),
+    ),
+    reported(BILLING, PEER, keepalive=0, what=abi.SWALLOWED, option=3, asked=1500),
+    reported(
+        BILLING, PEER, what=abi.DIED, reason=2, error=110, silent_ms=500, closed_ms=11_040,
+    ),
+    reported(None, PEER, what=abi.OPEN, outcomes=outcomes(SET)),
+    Lost(1_700_000_000_000_000_000, 120),
+]  # fmt: skip
+FINDINGS = [
+    ("kernel", ok("Linux 6.1.0-40-amd64")),
+    ("selectors", warning(
+        f"/etc/kabpf/policy.d/ngnix.service.yaml:1: unit ngnix.service of policy {LONG} is no unit"
+        " that runs, nor has a unit file", "kabpfctl edit ngnix.service",
+    )),
+    ("pins", error("/sys/fs/bpf/kabpf is damaged: kabpf_cgroups missing", "kabpfctl apply")),
+    ("fallbacks", note("no user timeout in postgresql.service", "man kabpf.yaml")),
+]  # fmt: skip
+FOUND = Found(
+    [Proposal(Path("/etc/kabpf/policy.d/billing.service.yaml"),
+              "# In place of libdontdie: /etc/systemd/system/billing.service.d/keepalive.conf:2\n"
+              "select: [{unit: billing.service}]\nkeepalive: {idle: 60, interval: 10}\n")],
+    [Removal("/etc/systemd/system/billing.service.d/keepalive.conf", 2,
+             "LD_PRELOAD=libdontdie.so")],
+    searched=["units of systemd, with their drop-ins and environment files: 137"],
+    not_searched="homes of users, images and file systems of containers",
+)  # fmt: skip
+WRONG: dict[str, Any] = {
+    "refused": "", "interrupted": True, "daemon": None, "new_cgroups_wait": True,
+    "policy_files": {
+        "policies": 0, "errors": [f"{SOURCE.format(LONG)}: keepalive.idle: 10h is too much"],
+        "wrong_since": None, "applied": False,
+    },
+}  # fmt: skip
+
+
+def asked(**others: Any) -> argparse.Namespace:
+    blank = {"policy": None, "json": False, "wide": False, "files": [], "loader": "libbpf"}
+    return argparse.Namespace(**blank | others)
+
+
+def show_plan(*, is_wide: bool) -> None:
+    by_name = {each.name: each for each in policies()}
+    plan.print_list([(path, by_name[name]) for path, name in COVERED.items()], is_wide=is_wide)
+
+
+def show_explained() -> None:
+    wanted = [Cgroup(1, 0, path) for path in ("/", *COVERED)]
+    for each in explain.decided(policies(), wanted):
+        output.print_lines(explain.lines(each, False))
+
+
+def show_events(*, is_wide: bool) -> None:
+    screen = monitor.Screen(is_wide=is_wide)
+    print(screen.heads() + "".join(map(screen.line, EVENTS)), end="")
+
+
+def show_checked() -> None:
+    names = ("good.yaml", f"{LONG}.yaml", "none.yaml")
+    Path(names[0]).write_text("select: [{cgroup: /a}]\nkeepalive: {idle: 60s, user_timeout: 5s}\n")
+    Path(names[1]).write_text("keepalive:\n  idle: 10h\n  probs: 3\n")
+    check.check(asked(files=names))
+
+
+SCREEN: dict[str, Callable[[], object]] = {
+    "status": lambda: status.status(asked()),
+    "status-wrong": lambda: status.status(asked()),
+    "status-policy": lambda: status.status(asked(policy=LONG)),
+    "sockets": lambda: sockets.print_list(SOCKETS, {}, is_wide=False),
+    "sockets-wide": lambda: sockets.print_list(SOCKETS, {}, is_wide=True),
+    "plan": lambda: show_plan(is_wide=False),
+    "plan-wide": lambda: show_plan(is_wide=True),
+    "explain": show_explained,
+    "monitor": lambda: show_events(is_wide=False),
+    "monitor-wide": lambda: show_events(is_wide=True),
+    "doctor": lambda: doctor.print_list(FINDINGS),
+    "check": show_checked,
+    "verify": lambda: verify.verify(asked()),
+    "verify-wrong": lambda: verify.verify(asked()),
+    "presets": lambda: presets.presets(asked()),
+    "presets-wide": lambda: presets.presets(asked(wide=True)),
+    "import": lambda: print("\n".join(import_.text(FOUND))),
+}
+OF_ANY_WIDTH = {
+    "sockets-wide", "plan-wide", "monitor-wide", "presets-wide", "check", "verify", "verify-wrong",
+    "import",
+}  # fmt: skip
+
+
+@pytest.fixture
+def on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[[int | None], None]:
+    """Makes standard output a terminal of a width, or a pipe."""
+
+    screen = request.getfixturevalue("screen") if "screen" in request.fixturenames else ""
+    look = (RESULT | WRONG, ROWS[:1]) if screen.endswith("-wrong") else (RESULT, ROWS)
+
+    def become(width: int | None) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: width is not None)
+        monkeypatch.setenv("COLUMNS", str(width))
+
+    monkeypatch.setattr(status, "look", lambda: look)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.chdir(tmp_path)
+    return become
+
+
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("screen", ["status", "sockets"])
+@pytest.mark.parametrize("screen", SCREEN)
 def test_screen_is_as_it_was_read(
-    screen: str, width: int | None, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    screen: str, width: int | None, on: Callable[[int | None], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The files were read by a person. KABPF_RECORD=1 writes them anew, to be read again."""
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: width is not None)
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(status, "look", lambda: (RESULT, ROWS))
-    if screen == "status":
-        status.status(argparse.Namespace(policy=None, json=False, wide=False))
-    else:
-        sockets.print_list(SOCKETS, {}, is_wide=False)
-    shown = capsys.readouterr().out
-    file = SCREENS / f"{screen}-{width or 'pipe'}.txt"
+    on(width)
+    SCREEN[screen]()
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    is_same = width is None or screen in OF_ANY_WIDTH
+    file = SCREENS / f"{screen}-{'pipe' if is_same else width}.txt"
     if os.environ.get("KABPF_RECORD"):
         file.write_text(shown)
     assert shown == file.read_text()
+
+
+FITTED = [
+    "status", "status-wrong", "status-policy", "sockets", "plan", "explain", "monitor", "doctor",
+    "presets",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("screen", FITTED)
+def test_screen_fits_any_terminal(
+    screen: str, on: Callable[[int | None], None], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """From 40 columns on no line is wider than the terminal."""
+    for width in range(40, 201):
+        on(width)
+        SCREEN[screen]()
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(tables.text_width, lines)) <= width
+
+
+def test_thousand_rows_are_a_table_like_others(
+    on: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With every column in each line, and at once."""
+    on(80)
+    began = time.process_time()
+    sockets.print_list(SOCKETS[:1] * 1000, {}, is_wide=False)
+    plan.print_list([(f"/a/{number}.service", policies()[0]) for number in range(1000)])
+    took_s = time.process_time() - began
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2002
+    assert {len(line.split()) for line in lines[1:1001]} == {6}
+    assert {len(line) for line in lines[1:1001]} == {len(lines[1])}
+    assert took_s < 2
+
+
+def test_unknown_and_unset_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """- is not set, and ? is not known, in every column."""
+    unset = connection("/a.service", "10.0.0.1:1", "10.0.0.2:2", user_timeout_ms=0, set_by={})
+    unknown = connection(
+        "/a.service", "10.0.0.1:1", "10.0.0.2:2", keepalive=None, idle_s=None, interval_s=None,
+        probes=None, user_timeout_ms=None, next_probe_ms=None, policy=None, set_by={},
+    )  # fmt: skip
+    sockets.print_list([unset, unknown], {}, is_wide=True)
+    _, *lines = capsys.readouterr().out.splitlines()
+    known = ["on", "300s", "30s", "4", "-", "299.2s", "system"]
+    assert [line.split()[5:] for line in lines] == [known, ["?"] * 5 + ["-", "?"]]
+    assert output.cell(None, "s") == "-"
+
+
+def test_cgroup_has_one_name_on_every_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of its unit, with the manager or container it is in, where it is in one."""
+    path = "/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service"
+    name = "user@1000.service/sync.service"
+    sockets.print_list([connection(path, "10.0.0.1:1", "10.0.0.2:2")], {}, is_wide=False)
+    plan.print_list([(path, policies()[0])])
+    screen = monitor.Screen(is_wide=False)
+    print(screen.heads() + screen.line(reported(path, PEER)), end="")
+    shown = capsys.readouterr().out.splitlines()[1::2]
+    (first, *_) = explain.lines(next(explain.decided(policies(), [Cgroup(1, 0, path)])), None)
+    assert [name in line.split() for line in (*shown, first)] == [True] * 4

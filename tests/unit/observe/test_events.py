@@ -50,12 +50,13 @@ def event(*, cgroup: str | None = UNIT, policy: str | None = "web", **members: A
     [
         (NEW, outcomes(SET, SET, SET, 0, SET), "set"),
         (NEW, outcomes(), "set"),
-        (NEW, outcomes(LEFT, SET), "set"),
+        (NEW, outcomes(LEFT, SET), "left"),
         (NEW, outcomes(LEFT, LEFT), "left"),
         (NEW, outcomes(SET, 92, LEFT), "failed"),
         (NEW, outcomes(0, 0, 0, 0, 0, 22), "failed"),
         (OPEN, outcomes(SET), "retrofitted"),
         (OPEN, outcomes(LEFT), "left"),
+        (OPEN, outcomes(SET, LEFT), "left"),
         (OPEN, outcomes(22), "failed"),
         (SWALLOWED, 0, "swallowed"),
         (LIMITED, 0, "limited"),
@@ -63,8 +64,8 @@ def event(*, cgroup: str | None = UNIT, policy: str | None = "web", **members: A
     ],
 )
 def test_kind_of_event_is_the_gravest_outcome(what: int, found: int, expected: str) -> None:
-    """A socket on which anything was refused has failed; one on which anything was set is set; left
-    is one that keeps all its own."""
+    """A socket on which anything was refused has failed; left is one that keeps a value of its own,
+    as `status` counts it; set is one that has all of its policy's."""
     assert event(what=what, outcomes=found).kind == expected
 
 
@@ -106,6 +107,13 @@ def test_filter_by_cgroup_leaves_out_what_is_in_none_that_is_known() -> None:
     assert not Filter(cgroup="/")(event(cgroup=None))
 
 
+def wide(found: Event) -> str:
+    """A line of monitor --wide."""
+    screen = monitor.Screen(is_wide=True)
+    screen.heads()
+    return screen.line(found)
+
+
 @pytest.mark.parametrize(
     ("members", "columns"),
     [
@@ -115,35 +123,35 @@ def test_filter_by_cgroup_leaves_out_what_is_in_none_that_is_known() -> None:
         ),
         (
             {"idle_s": 15, "outcomes": outcomes(LEFT, SET, SET, 22, SET)},
-            "failed web.service - - out 10.1.0.5:48956 [::1]:5432 web on 15s (left) 10s 6 EINVAL",
+            "failed web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 15s (left) 10s 6 EINVAL",
         ),
         (
             {"direction": 0, "remote_port": 0},
-            "set web.service - - listen 10.1.0.5:48956 * web on 60s 10s 6 -",
+            "set web.service ? ? listen 10.1.0.5:48956 * web on 60s 10s 6 -",
         ),
         (
             {"what": SWALLOWED, "option": 0, "asked": 15, "user_timeout_ms": 120_000},
-            "swallowed web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 120s"
+            "swallowed web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 120s"
             " setsockopt of idle 15s",
         ),
         (
             {"what": LIMITED, "option": 3, "asked": 1500},
-            "limited web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            "limited web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " setsockopt of user timeout 1500ms",
         ),
         (
             {"what": SWALLOWED, "option": 4, "asked": 0},
-            "swallowed web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            "swallowed web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " setsockopt of keepalive off",
         ),
         (
             {"what": DIED, "reason": 1, "error": 110, "silent_ms": 5100, "sent": 3},
-            "died web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            "died web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " keepalive: silent for 5.1s, 3 unanswered, ETIMEDOUT",
         ),
         (
             {"what": DIED, "reason": 2, "error": 110, "silent_ms": 500, "closed_ms": 11_040},
-            "died web.service - - out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            "died web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " user timeout: the peer's window closed for 11.0s, silent for 0.5s, 0 unanswered,"
             " ETIMEDOUT",
         ),
@@ -151,14 +159,14 @@ def test_filter_by_cgroup_leaves_out_what_is_in_none_that_is_known() -> None:
 )
 def test_line_says_what_happened(members: dict[str, Any], columns: str) -> None:
     """One line has the event in fixed columns, here without the blanks between, and the time."""
-    line = monitor.text(event(**members))
+    line = wide(event(**members))
     assert line.endswith("\n")
-    assert " ".join(line.split()[1:]) == columns
+    assert " ".join(line.split()[1:]) == columns.replace("web.service", UNIT)
 
 
 def test_names_in_a_line_can_do_no_harm_to_a_terminal() -> None:
     """A command or a cgroup may have any name."""
-    line = monitor.text(event(cgroup="/a\x1b[2J", pid=1, command=b"x\ny"))
+    line = wide(event(cgroup="/a\x1b[2J", pid=1, command=b"x\ny"))
     assert "/a\\x1b[2J" in line
     assert "x\\ny" in line
     assert line.count("\n") == 1
@@ -171,9 +179,10 @@ def test_command_is_as_long_as_it_says() -> None:
 
 def test_columns_begin_where_their_heads_do() -> None:
     """As long as what they show is of usual length."""
-    line = monitor.text(event(pid=7, command=b"curl"))
-    for head, cell in (("CGROUP", "web.service"), ("POLICY", "web "), ("INTERVAL", "10s")):
-        assert monitor.HEADS.index(head) == line.index(cell)
+    line = wide(event(pid=7, command=b"curl"))
+    heads = monitor.Screen(is_wide=True).heads()
+    for head, cell in (("CGROUP", UNIT), ("POLICY", "web "), ("INTERVAL", "10s")):
+        assert heads.index(head) == line.index(cell)
 
 
 def test_json_has_every_fact() -> None:
