@@ -96,7 +96,7 @@ def selectors(
         (policy, selector)
         for policy in policies
         for selector in policy.selectors
-        if (policy.name, selector) not in named
+        if (policy.name, selector) not in named and not selector.is_of_containers
     ]
     yield from _in_vain(in_vain, [cgroup.path for cgroup in cgroups], units)
     for name, named_cgroups in where.items():

@@ -32,7 +32,8 @@ class Kind(IntEnum):
     RELATED_SOCKET = 2  # one that systemd's files relate to the service
     UNIT = 3
     USER_UNIT = 4
-    PATH = 5
+    CONTAINER = 5  # or a pod, by what its engine knows of it
+    PATH = 6
 
 
 class Rank(NamedTuple):
@@ -49,7 +50,7 @@ class Pattern:
 
     names: tuple[str, ...]
     rank: Rank
-    policy: Policy
+    policy: Policy | None  # None: user space is asked about the cgroups that it names
 
 
 @functools.lru_cache(maxsize=4096)
@@ -95,10 +96,22 @@ def rank_of(pattern: Pattern) -> Rank:
     return pattern.rank
 
 
+def strength(rank: Rank) -> int:
+    """How strong a selector is, but for the order of reading, by which a file more would change
+    the rows of all that come later. 0 is none."""
+    return (rank.kind << 16 | min(rank.literal_prefix, 0xFFFE)) + 1
+
+
+PATHS = strength(Rank(Kind.PATH, 0, 0))  # the least strength of an exact path: KABPF_PATHS
+
+
 def patterns_of(selector: Selector) -> Iterator[tuple[Kind, int, tuple[str, ...]]]:
     """A selector's kind, literal prefix and names; a service brings its socket units, in whose
     cgroups systemd creates the listeners, and a template that of an Accept=yes (systemd.socket(5)).
+    A selector of containers or pods has none: paths do not tell.
     """
+    if selector.is_of_containers:
+        return
     text = selector.text
     glob = GLOB.search(text)
     prefix = glob.start() if glob else len(text)

@@ -189,15 +189,30 @@ class Rules:
     destinations: tuple[Destination, ...] = ()
 
 
+class Condition(NamedTuple):
+    """What a container or a pod has to have."""
+
+    key: str  # of the selector
+    of_key: str  # of a label or an annotation
+    glob: str
+
+
 @dataclass(frozen=True)
 class Selector:
-    """A unit's name, that of a unit of users' managers, or a cgroup path; each may be a glob."""
+    """A unit's name, that of a unit of users' managers, or a cgroup path; each may be a glob. Or
+    what a container or a pod has."""
 
-    kind: str  # "unit", "user_unit" or "cgroup"
+    kind: str  # "unit", "user_unit", "cgroup", "container" or "pod"
     text: str
     source: Source
     # Socket units, or globs, that pass their listeners to a service, but for one of its name.
     sockets: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()  # of a container or a pod, which meets all of them
+
+    @property
+    def is_of_containers(self) -> bool:
+        """Whether it names containers by what their engines know of them."""
+        return bool(self.conditions)
 
     @property
     def is_glob(self) -> bool:

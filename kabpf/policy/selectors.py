@@ -1,4 +1,5 @@
-"""Selectors as policy files spell them: units, units of users' managers, cgroup paths."""
+"""Selectors as policy files spell them: units, units of users' managers, cgroup paths; those of
+containers and pods are in `containers`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import re
 from kabpf.policy.model import Selector
 from kabpf.policy.yaml import Node, Source
 
-KEYS = ("unit", "user_unit", "cgroup")
+KEYS = ("unit", "user_unit", "cgroup", "container", "pod")
 ANY_DEPTH_MAX = 4  # in one path; each one doubles the states that the kernel may need
 NAME_BYTES_MAX = 255
 UNIT_TYPES = (
@@ -32,8 +33,12 @@ def named_by(stem: str, path: str) -> tuple[Selector, ...]:
 def _selector(node: Node) -> Selector:
     keys = node.mapping(KEYS)
     if len(keys) != 1:
-        raise node.error(f"{len(keys)} keys, expected one: unit, user_unit or cgroup")
+        raise node.error(f"{len(keys)} keys, expected one: {', '.join(KEYS[:-1])} or {KEYS[-1]}")
     ((kind, value),) = keys.items()
+    if kind in ("container", "pod"):
+        from kabpf.policy import containers  # here, because most machines do without
+
+        return containers.parse(kind, value)
     if kind == "cgroup":
         path = value.word("a cgroup path, as /system.slice/nginx.service")
         if problem := _path_problem(path):

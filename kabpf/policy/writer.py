@@ -19,10 +19,10 @@ from kabpf.policy.model import (
     Selector,
     Until,
 )
+from kabpf.policy.spelling import mapping, quoted, word
 
 COMMENT_MAX = 1000  # characters
 
-_PLAIN = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/_.@%-]*")
 _UNTIL = re.compile(r'^until: \{cgroup: ("[^\n]*"), id: ([0-9]+)\}$', re.MULTILINE)
 
 _OWNER = re.compile(r"^owner: ([0-9]{1,10})$", re.MULTILINE)
@@ -59,7 +59,9 @@ def owner_of(text: str) -> int | None:
 
 def selector(selector: Selector) -> str:
     """An item of `select`."""
-    return _mapping({selector.kind: _word(selector.text)})
+    if selector.is_of_containers:
+        return mapping({selector.kind: _printable(selector.text)})
+    return mapping({selector.kind: _word(selector.text)})
 
 
 def _lines(policy: Policy, comment: str, words: Mapping[str, str] | None) -> Iterator[str]:
@@ -97,7 +99,7 @@ def _keepalive(options: Options, words: Mapping[str, str] | None) -> str:
     if not options.keepalive:
         return "off"
     given = _spelled(options) if words is None else words
-    return _mapping({key: _word(word) for key, word in given.items()}) if given else "on"
+    return mapping({key: _word(word) for key, word in given.items()}) if given else "on"
 
 
 def _destination(destination: Destination) -> str:
@@ -109,7 +111,7 @@ def _destination(destination: Destination) -> str:
         keys |= {row.key: row.none for row in OPTIONS if row.none and row.key not in keys}
     else:
         keys["keepalive"] = "off"
-    return f"  - {_mapping(keys)}"
+    return f"  - {mapping(keys)}"
 
 
 def _spelled(options: Options) -> dict[str, str]:
@@ -126,16 +128,15 @@ def _number(value: Range | int, unit: str) -> str:
     return f"{low}{unit}" if low == high else f"{low}{unit}..{high}{unit}"
 
 
-def _mapping(keys: Mapping[str, str]) -> str:
-    return f"{{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}"
-
-
 def _word(text: str) -> str:
-    return text if _PLAIN.fullmatch(text) else _quoted(text)
+    return word(_printable(text))
 
 
 def _quoted(text: str) -> str:
+    return quoted(_printable(text))
+
+
+def _printable(text: str) -> str:
     if not text.isprintable():  # of all that a policy has, only the path of a cgroup may be so
         raise RefusedError(f"cgroup {text!r}", hint="expected a path that can be printed")
-    # As it is: YAML knows no escape in two halves, as JSON has for what is beyond 16 bits.
-    return json.dumps(text, ensure_ascii=False)
+    return text

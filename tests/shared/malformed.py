@@ -143,19 +143,73 @@ TYPES = [
     ("keepalive: {probes: six}", f"1: keepalive.probes: six, expected {PROBES}"),
     ("keepalive: {user_timeout: {}}", f"1: keepalive.user_timeout: a mapping, expected {TIMEOUT}"),
 ]
+CONTAINER = "name, image, label, annotation, engine"
+POD = "namespace, name, label, container"
 SELECTORS = [
     ("a.service", f"1: select: a.service, expected {LIST}"),
     ("", f"1: select: nothing, expected {LIST}"),
     ("[]", f"1: select: nothing, expected {LIST}"),
     ("{unit: a.service}", f"1: select: a mapping, expected {LIST}"),
-    ("[a.service]", "1: select[0]: a.service, expected keys (unit, user_unit, cgroup)"),
-    ("[[a]]", "1: select[0]: a list, expected keys (unit, user_unit, cgroup)"),
-    ("[{}]", "1: select[0]: 0 keys, expected one: unit, user_unit or cgroup"),
+    (
+        "[a.service]",
+        "1: select[0]: a.service, expected keys (unit, user_unit, cgroup, container, pod)",
+    ),
+    ("[[a]]", "1: select[0]: a list, expected keys (unit, user_unit, cgroup, container, pod)"),
+    ("[{}]", "1: select[0]: 0 keys, expected one: unit, user_unit, cgroup, container or pod"),
     (
         "\n  - unit: a.service\n  - unit: b.service\n    cgroup: /b",
-        "3: select[1]: 2 keys, expected one: unit, user_unit or cgroup",
+        "3: select[1]: 2 keys, expected one: unit, user_unit, cgroup, container or pod",
     ),
-    ("[{foo: a}]", "1: select[0].foo: unknown key, expected one of unit, user_unit, cgroup"),
+    (
+        "[{foo: a}]",
+        "1: select[0].foo: unknown key, expected one of unit, user_unit, cgroup, container, pod",
+    ),
+    ("[{container: web}]", f"1: select[0].container: web, expected keys ({CONTAINER})"),
+    ("[{container: }]", f"1: select[0].container: nothing, expected keys ({CONTAINER})"),
+    ("[{container: {}}]", f"1: select[0].container: no keys, expected at least one of {CONTAINER}"),
+    ("[{pod: {}}]", f"1: select[0].pod: no keys, expected at least one of {POD}"),
+    ("[{pod: {nam: a}}]", "1: select[0].pod.nam: unknown key, did you mean name?"),
+    (
+        "[{pod: {image: a}}]",
+        f"1: select[0].pod.image: unknown key, expected one of {POD}",
+    ),
+    (
+        "[{container: {pod: a}}]",
+        f"1: select[0].container.pod: unknown key, expected one of {CONTAINER}",
+    ),
+    (
+        "[{container: {name: }}]",
+        "1: select[0].container.name: nothing, expected a text or a glob",
+    ),
+    (
+        "[{container: {image: [a, b]}}]",
+        "1: select[0].container.image: a list, expected a text or a glob",
+    ),
+    (
+        "[{container: {engine: pdman}}]",
+        "1: select[0].container.engine: pdman, expected podman, docker, containerd or crio, or a"
+        " glob",
+    ),
+    (
+        "[{container: {label: web}}]",
+        "1: select[0].container.label: web, expected labels with their values, as {app: web}",
+    ),
+    (
+        "[{container: {annotation: {}}}]",
+        "1: select[0].container.annotation: no annotations, expected at least one, as {app: web}",
+    ),
+    (
+        "[{pod: {label: {app: }}}]",
+        "1: select[0].pod.label.app: nothing, expected a text or a glob",
+    ),
+    (
+        "[{pod: {label: {'': web}}}]",
+        "1: select[0].pod.label.'': no name, expected that of labels",
+    ),
+    (
+        "\n  - pod:\n      label:\n        app: [web]",
+        "4: select[0].pod.label.app: a list, expected a text or a glob",
+    ),
     ("[{user_unit: nginx}]", f"1: select[0].user_unit: nginx, expected {NAME}"),
     ("[{unit: }]", "1: select[0].unit: nothing, expected a unit's name, as nginx.service"),
     (

@@ -26,7 +26,7 @@ from kabpf.policy.model import OPTIONS, OptionRow
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 FILES = [*EXAMPLES, *sorted((ROOT / "tests" / "plans").glob("*/**/*.yaml"))]
-FILES = [path for path in FILES if path.name != "plan.yaml"]
+FILES = [path for path in FILES if path.name not in ("plan.yaml", "containers.yaml")]
 WRONG = [
     *MALFORMED,
     *((f"select: {text}\nkeepalive: on", message) for text, message in (*SELECTORS, *UNITS)),

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as any_
 
 from kabpf.errors import RefusedError
-from kabpf.policy import parser, selectors, writer
+from kabpf.policy import containers, parser, selectors, writer
 from kabpf.policy.files import FILE_SIZE_MAX
 from kabpf.policy.model import (
+    Condition,
     Destination,
     Direction,
     Mode,
@@ -75,6 +76,26 @@ units = any_.builds(
 selector = any_.builds(Selector, any_.just("cgroup"), paths, any_.just(SOURCE)) | any_.builds(
     Selector, any_.sampled_from(("unit", "user_unit")), units, any_.just(SOURCE)
 )
+
+
+@any_.composite
+def of_containers(draw: any_.DrawFn) -> Selector:
+    """Any selector of containers or pods, its conditions in the order of its keys."""
+    kind = draw(any_.sampled_from([*containers.KEYS]))
+    text = any_.text(characters | any_.just("/"), min_size=1, max_size=20)
+    some = any_.lists(any_.sampled_from(containers.KEYS[kind]), min_size=1, unique=True)
+    conditions: list[Condition] = []
+    for key in sorted(draw(some), key=containers.KEYS[kind].index):
+        if key in containers.OF_KEYS:
+            pairs = draw(any_.dictionaries(text, text, min_size=1, max_size=3))
+            conditions += [Condition(key, *pair) for pair in pairs.items()]
+        else:
+            glob = text if key != "engine" else any_.sampled_from(("docker", "*", "[cp]*"))
+            conditions.append(Condition(key, "", draw(glob)))
+    return containers.of(kind, tuple(conditions), SOURCE)
+
+
+selector |= of_containers()
 
 
 @any_.composite
