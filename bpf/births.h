@@ -117,8 +117,10 @@ static __always_inline bool find_birth(struct kabpf_birth *birth, char *name, __
 		birth->ask = 1;
 	if (birth->state == anywhere)
 		birth->state = rest->state;
-	if (rest->strength > birth->strength)
+	if (rest->strength > birth->strength) {
 		birth->policy_id = rest->policy_id;
+		birth->strength = rest->strength;
+	}
 	return true;
 alone:
 	*birth = *found;

@@ -240,6 +240,9 @@ int BPF_PROG(kabpf_cgroup_mkdir, struct cgroup *cgrp)
 		return 0;
 	bpf_probe_read_kernel_str(event.name, sizeof(event.name), cgrp->kn->name);
 	known = find_birth(&birth, event.name, parent->state);
+	child.contained = parent->contained;
+	if (child.contained && birth.strength < KABPF_PATHS)
+		birth.policy_id = birth.ask = 0;
 	child.policy_id = birth.policy_id ? birth.policy_id : parent->policy_id;
 	if (known && parent->state != KABPF_STATE_UNKNOWN)
 		child.state = birth.state;

@@ -31,7 +31,7 @@
 #define KABPF_EVENTS (256 * 1024)
 
 /* Of the layout of everything here: another one when any of it changes. */
-#define KABPF_LAYOUT 6
+#define KABPF_LAYOUT 7
 
 /* Former policies that a cgroup remembers. */
 #define KABPF_FORMER 4
@@ -56,6 +56,9 @@
  * that its parent was resolved by. */
 #define KABPF_STATE_ANYWHERE 8
 #define KABPF_GENERATIONS 8
+
+/* Selectors of at least this strength are exact paths. */
+#define KABPF_PATHS 0x60001
 
 /* Cells of 16 bits in a block of the automaton for globs. */
 #define KABPF_CELLS 16384
@@ -126,7 +129,7 @@ struct kabpf_cgroup {
 	__u8 owed; /* 1: open sockets still wait for kabpf_retrofit */
 	__u8 succeeds; /* 1: by then each of them had what was_id[0] gives */
 	__u8 forgot; /* 1: policies before those in was_id are not known any more */
-	__u8 reserved;
+	__u8 contained; /* 1: in a container that a selector names; paths alone go on below */
 	__u32 was_id[KABPF_FORMER]; /* policies whose values sockets may still hold; 0: none */
 };
 

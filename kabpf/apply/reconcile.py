@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kabpf.apply import retrofit, transient
 from kabpf.errors import RefusedError, UnvisitedError
@@ -19,7 +19,7 @@ from kabpf.kernel.loading import Loader
 from kabpf.kernel.walk import Unread
 from kabpf.plan import diff
 from kabpf.plan.automaton import Automaton
-from kabpf.plan.resolve import resolve, resolve_one, with_attachments
+from kabpf.plan.resolve import NO_CONTAINERS, resolve, resolve_one, with_attachments
 from kabpf.plan.state import Actual, Cgroup, CgroupEntry, Changes, Needs, Plan, PolicyRecord, record
 from kabpf.policy import btf_required
 from kabpf.policy.files import Snapshot
@@ -27,6 +27,10 @@ from kabpf.policy.model import Policy
 from kabpf.runtime import last_good, notes
 from kabpf.runtime.locks import RUN
 from kabpf.runtime.notes import Applied
+
+if TYPE_CHECKING:
+    from kabpf.apply.containers import Containers, Knowing
+    from kabpf.plan import resolve as plan_resolve
 
 # Each pass but the last writes something. Files' changes need four at most: what is new, open
 # sockets, and what is stale in two. More are for cgroups that were born while those were written.
@@ -47,6 +51,8 @@ class Resolution:
     changes: Changes  # what there was to do; empty where everything was in place
     generation: int  # the number of the plan's globs in the kernel
     left: tuple[str, ...] = ()  # why some open sockets are not updated yet
+    # By the ids of their cgroups; none where no selector is of containers.
+    containers: plan_resolve.Containers = field(default_factory=dict)
 
     @property
     def present(self) -> dict[int, Cgroup]:
@@ -101,8 +107,11 @@ def _keep_former(tree: CgroupTree, run: Path) -> None:
         notes.keep_former(loaded.actual(), run)
 
 
-def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolution:
+def reconcile(
+    snapshot: Snapshot, loaded: Dataplane, run: Path = RUN, engines: Knowing | None = None
+) -> Resolution:
     """Bring what is in the kernel in line with policies, open sockets included; under the lock.
+    `engines` knows containers in place of this machine's engines.
 
     Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
     completes. Raises PolicyError where the policies ask for more than this data plane can do,
@@ -119,17 +128,17 @@ def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolut
     try:
         loaded.check()
         try:
-            for resolution in _passes(policies, loaded):
+            for resolution in _passes(policies, loaded, engines):
                 first = first or resolution.changes
                 left = _apply(resolution.changes, loaded)
                 if left:
                     break
             # What is left stays owed, and keeps nothing from what comes after it.
-            for resolution in _passes(policies, loaded, visits=False) if left else ():
+            for resolution in _passes(policies, loaded, engines, visits=False) if left else ():
                 loaded.apply(resolution.changes)
         except RefusedError as error:
             # Open sockets that can't be visited must not keep what comes after them from new ones.
-            for resolution in _passes(policies, loaded, visits=False):
+            for resolution in _passes(policies, loaded, engines, visits=False):
                 loaded.apply(resolution.changes)
             last_good.keep(snapshot)
             raise UnvisitedError(str(error)) from None
@@ -140,9 +149,13 @@ def reconcile(snapshot: Snapshot, loaded: Dataplane, run: Path = RUN) -> Resolut
     notes.keep_applied(Applied(stamp, resolution.plan.asks, sources, refused, *before), run)
     last_good.keep(snapshot)
     # What the daemon keeps of it are the records; the entries of 10,000 cgroups take 8 MiB.
-    actual = Actual(resolution.actual.records)
-    changes = replace(first or resolution.changes, globs=None)
-    return replace(resolution, actual=actual, changes=changes, left=left.reasons)
+    return replace(
+        resolution,
+        actual=Actual(resolution.actual.records),
+        changes=replace(first or resolution.changes, globs=None),
+        left=left.reasons,
+        containers={},
+    )
 
 
 def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, str]) -> bool:
@@ -201,7 +214,12 @@ def _inherit(ids: set[int], loaded: Dataplane) -> None:
     loaded.correct(corrected)
 
 
-def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | None) -> Resolution:
+def preview(
+    policies: tuple[Policy, ...],
+    tree: CgroupTree,
+    loaded: Dataplane | None,
+    engines: Knowing | None = None,
+) -> Resolution:
     """What `reconcile` would do first; changes nothing. Raises PolicyError as that does.
 
     Without the lock: where a command changes records meanwhile, whose ids it also uses again, the
@@ -209,10 +227,11 @@ def preview(policies: tuple[Policy, ...], tree: CgroupTree, loaded: Dataplane | 
     """
     policies = transient.without_former_owners(policies, tree)
     automaton = automaton_of(policies)
+    containers = _containers(automaton, engines)
     if loaded is None:
-        return _compared(policies, _look(policies, automaton, tree, None))
+        return _compared(policies, _look(policies, automaton, containers, tree, None))
     loaded.require_supported(policies)
-    looked = loaded.between_changes(lambda _: _look(policies, automaton, tree, loaded))
+    looked = loaded.between_changes(lambda _: _look(policies, automaton, containers, tree, loaded))
     looked.actual.leave_out_unreadable()
     return _compared(policies, looked, visits=loaded.updates_open_sockets)
 
@@ -224,8 +243,20 @@ def automaton_of(policies: tuple[Policy, ...]) -> Automaton:
     return Automaton(relations.followed(policies))
 
 
-def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
-    """Resolve cgroups that the kernel asked about, and what was born below them since.
+def _containers(automaton: Automaton, engines: Knowing | None) -> Containers | None:
+    """What looks up containers, if a selector is of them."""
+    if automaton.containers is None:
+        return None
+    from kabpf.apply import containers  # here, because most machines do without
+
+    return containers.Containers(engines)
+
+
+def resolve_born(
+    born: list[Born], last: Resolution, loaded: Dataplane, containers: Containers | None = None
+) -> bool:
+    """Resolve cgroups that the kernel asked about, and what was born below them since; those of
+    containers that `containers` knows.
 
     Updates `last`, which the last reconcile returned. False where that does not know the parent of
     one, so that a reconcile has to look at the whole tree. The caller holds the lock.
@@ -237,10 +268,14 @@ def resolve_born(born: list[Born], last: Resolution, loaded: Dataplane) -> bool:
         if parent is None:
             return False
         cgroup = parent.child(event.id, event.name)
-        for inside in (cgroup, *tree.below(cgroup)):
-            fresh[inside.id] = last.cgroups[inside.id] = inside
-            above = last.plan.cgroups[inside.parent_id]
-            last.plan.cgroups[inside.id] = resolve_one(last.automaton, inside, above)
+        inside = (cgroup, *tree.below(cgroup))
+        known = containers.of(inside) if containers else NO_CONTAINERS
+        for each in inside:
+            fresh[each.id] = last.cgroups[each.id] = each
+            above = last.plan.cgroups[each.parent_id]
+            last.plan.cgroups[each.id] = resolve_one(
+                last.automaton, each, above, known.get(each.id)
+            )
     now = loaded.entries(fresh)
     resolved = {id: last.plan.cgroups[id] for id in now}
     records = last.actual.records | last.desired
@@ -280,16 +315,21 @@ def _apply(
 
 
 def _passes(
-    policies: tuple[Policy, ...], loaded: Dataplane, *, visits: bool = True
+    policies: tuple[Policy, ...],
+    loaded: Dataplane,
+    engines: Knowing | None = None,
+    *,
+    visits: bool = True,
 ) -> Iterator[Resolution]:
     """Looks at policies, tree and kernel, until there is nothing left to do but for cgroups that
     come and go, whose births the kernel resolves, or asks about; the caller applies each one's
     changes before it asks for the next."""
     policies = transient.without_former_owners(policies, loaded.tree)
     automaton = automaton_of(policies)
+    containers = _containers(automaton, engines)
     visits = visits and loaded.updates_open_sockets
     for number in range(PASSES_MAX):
-        looked = _look(policies, automaton, loaded.tree, loaded)
+        looked = _look(policies, automaton, containers, loaded.tree, loaded)
         settles = number >= SETTLED
         resolution = _compared(policies, looked, visits=visits, settles=settles)
         yield resolution
@@ -311,11 +351,13 @@ class _Looked(NamedTuple):
     cgroups: dict[int, Cgroup]
     removed: frozenset[int]
     plan: Plan
+    containers: plan_resolve.Containers
 
 
 def _look(
     policies: tuple[Policy, ...],
     automaton: Automaton,
+    containers: Containers | None,
     tree: CgroupTree,
     loaded: Dataplane | None,
 ) -> _Looked:
@@ -327,7 +369,8 @@ def _look(
     # Last: what was removed until it was looked at is among them.
     removed = loaded.removed() if loaded else {}
     add_removed(cgroups, removed)
-    plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS)
+    known = containers.of(cgroups.values()) if containers else NO_CONTAINERS
+    plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS, known)
     if loaded:
         _settle_differences(loaded, actual, cgroups, plan)
         missing = frozenset(actual.cgroups.keys() - cgroups.keys())
@@ -335,13 +378,14 @@ def _look(
         plan = replace(plan, unreached=missing if unread else missing & removed.keys())
         if loaded.needs_pins_per_cgroup:
             plan = with_attachments(plan, cgroups)
-    return _Looked(automaton, actual, cgroups, frozenset(cgroups.keys() & removed.keys()), plan)
+    outlived = frozenset(cgroups.keys() & removed.keys())
+    return _Looked(automaton, actual, cgroups, outlived, plan, known)
 
 
 def _compared(
     policies: tuple[Policy, ...], looked: _Looked, *, visits: bool = True, settles: bool = False
 ) -> Resolution:
-    automaton, actual, cgroups, removed, plan = looked
+    automaton, actual, cgroups, removed, plan, containers = looked
     desired: dict[int, PolicyRecord] = {}
     try:
         desired = diff.number(policies, actual.records, abi.POLICIES)
@@ -353,7 +397,17 @@ def _compared(
                 "too many policies", hint=f"expected at most {abi.POLICIES - 1} in force"
             ) from None
     generation = diff.generation(plan, actual)
-    return Resolution(automaton, cgroups, removed, plan, actual, desired, changes, generation)
+    return Resolution(
+        automaton,
+        cgroups,
+        removed,
+        plan,
+        actual,
+        desired,
+        changes,
+        generation,
+        containers=containers,
+    )
 
 
 def _settle_differences(

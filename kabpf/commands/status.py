@@ -197,7 +197,7 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
     else:
         yield "daemon: not running"
     if status["new_cgroups_wait"]:
-        yield "  some new cgroups wait for kabpfctl apply: too many globs or rules"
+        yield "  some new cgroups wait for kabpfctl apply: containers, or too many globs or rules"
     policy_files = status["policy_files"]
     if policy_files["errors"]:
         since = policy_files["wrong_since"]

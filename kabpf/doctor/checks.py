@@ -351,7 +351,8 @@ def _daemon(here: Here) -> Findings:
     with contextlib.suppress(KabpfError):
         if here.resolution.plan.asks:
             yield warning(
-                "not running, and some new cgroups wait for it: too many globs or rules",
+                "not running, and some new cgroups wait for it: containers, or others because there"
+                " are too many globs or rules",
                 "systemctl start kabpf",
             )
             return

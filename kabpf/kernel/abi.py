@@ -12,7 +12,7 @@ from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
-LAYOUT = 6
+LAYOUT = 7
 POLICIES = 4096
 CGROUPS = 65536
 BIRTHS = 65536
@@ -79,7 +79,7 @@ class CCgroup(ctypes.Structure):
         ("owed", ctypes.c_uint8),
         ("succeeds", ctypes.c_uint8),
         ("forgot", ctypes.c_uint8),
-        ("reserved", ctypes.c_uint8),
+        ("contained", ctypes.c_uint8),
         ("was_id", ctypes.c_uint32 * FORMER),
     )
 
@@ -318,18 +318,19 @@ def read_birth(raw: bytes) -> BirthEntry:
 def entry(entry: CgroupEntry) -> bytes:
     """A value of kabpf_cgroups."""
     was = (ctypes.c_uint32 * FORMER)(*entry.was)
-    flags = entry.owed, entry.succeeds, entry.forgot
-    return bytes(CCgroup(entry.state, entry.policy_id, *flags, 0, was))
+    flags = entry.owed, entry.succeeds, entry.forgot, entry.contained
+    return bytes(CCgroup(entry.state, entry.policy_id, *flags, was))
 
 
 _POLICY_ID = struct.Struct("=I")
-_CGROUP = struct.Struct(f"=QI???x{FORMER}I")
+_CGROUP = struct.Struct(f"=QI????{FORMER}I")
 
 
 def read_entry(raw: bytes) -> CgroupEntry:
     """The entry in a value of kabpf_cgroups."""
-    state, policy_id, owed, succeeds, forgot, *was = _CGROUP.unpack(raw)
-    return CgroupEntry(state, policy_id, owed, tuple(filter(None, was)), succeeds, forgot)
+    state, policy_id, owed, succeeds, forgot, contained, *was = _CGROUP.unpack(raw)
+    former = tuple(filter(None, was))
+    return CgroupEntry(state, policy_id, owed, former, succeeds, forgot, contained)
 
 
 def read_policy_id(raw: bytes) -> int:

@@ -13,12 +13,24 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from kabpf.plan import globs
 from kabpf.plan.globs import Matched, NameAutomaton
-from kabpf.plan.patterns import ANY_DEPTH, Pattern, Rank, compiled, patterns_of, rank_of
+from kabpf.plan.patterns import (
+    ANY_DEPTH,
+    Kind,
+    Pattern,
+    Rank,
+    compiled,
+    patterns_of,
+    rank_of,
+    strength,
+)
 from kabpf.policy.model import GLOB, Policy
+
+if TYPE_CHECKING:
+    from kabpf.plan.containers import Naming
 
 # KABPF_STATE_UNKNOWN and KABPF_STATE_ANYWHERE in kabpf.h. The lowest bits of states are 0 here; in
 # the kernel they are the generation of globs (diff).
@@ -83,6 +95,7 @@ class _Arrival(NamedTuple):
 
     state: int
     best: Pattern | None
+    asks: bool = False  # only user space can tell what else names it
 
 
 _NOWHERE = _Arrival(ANYWHERE, None)
@@ -102,7 +115,8 @@ class Automaton:
 
     Policies that end with a cgroup are not among them: they hold for that one by its id, and what
     is below inherits them without a rule. One of `kabpfctl run` beats any selector that names the
-    cgroup; one of a user is beaten by any.
+    cgroup; one of a user is beaten by any. Nor are selectors of containers and pods: as long as
+    there are any, user space is asked about each cgroup that may be a container's.
     """
 
     def __init__(self, policies: tuple[Policy, ...]) -> None:
@@ -116,6 +130,7 @@ class Automaton:
             for selector in policy.selectors
             for kind, prefix, names in patterns_of(selector)
         ]
+        self.containers = self._containers(policies)
         starts = self._closed((index, 0) for index in range(len(self._patterns)))
         # Selectors that apply anywhere are possible in every state; states leave them out.
         self._anywhere = frozenset(
@@ -130,6 +145,16 @@ class Automaton:
             name: self._by_name(self._anywhere_moves, name) for name in self._anywhere_moves.literal
         }
         self.root = _birth(self._arrive(starts), False)
+
+    def _containers(self, policies: tuple[Policy, ...]) -> Naming | None:
+        """The selectors of containers and pods, if there are any; then the kernel asks, too."""
+        if not any(each.is_of_containers for policy in policies for each in policy.selectors):
+            return None
+        from kabpf.plan import containers  # here, because most machines do without
+
+        rank = Rank(Kind.GLOB, 0, 0)
+        self._patterns += [Pattern((ANY_DEPTH, glob), rank, None) for glob in containers.CGROUPS]
+        return containers.Naming(policies)
 
     @functools.cached_property
     def globs(self) -> NameAutomaton:
@@ -296,7 +321,9 @@ class Automaton:
             for index, matched in positions - self._anywhere
             if matched < len(self._patterns[index].names)
         )
-        return _Arrival(self._number(pending), max(done, key=rank_of, default=None))
+        selecting = [each for each in done if each.policy]
+        best = max(selecting, key=rank_of, default=None)
+        return _Arrival(self._number(pending), best, len(selecting) < len(done))
 
     def _both(self, one: _Arrival, other: _Arrival) -> _Arrival:
         if _NOWHERE in (one, other):
@@ -305,9 +332,10 @@ class Automaton:
             state = max(one.state, other.state)
         else:
             state = self._number(self._positions[one.state] | self._positions[other.state])
-        if one.best is None or other.best is None:
-            return _Arrival(state, one.best or other.best)
-        return _Arrival(state, max(one.best, other.best, key=rank_of))
+        best = one.best or other.best
+        if one.best and other.best:
+            best = max(one.best, other.best, key=rank_of)
+        return _Arrival(state, best, one.asks or other.asks)
 
     def _number(self, positions: _Positions) -> int:
         """A number that depends on what can still match and on nothing else, so that a reload
@@ -396,9 +424,7 @@ def _is_glob(name: str) -> bool:
 
 
 def _birth(arrival: _Arrival, ask: bool) -> Birth:
+    ask = ask or arrival.asks
     if arrival.best is None:
         return Birth(arrival.state, None, ask)
-    # Not by the order of reading: a file more would change the rows of all that come later.
-    rank = arrival.best.rank
-    strength = (rank.kind << 16 | rank.literal_prefix) + 1
-    return Birth(arrival.state, arrival.best.policy, ask, strength)
+    return Birth(arrival.state, arrival.best.policy, ask, strength(arrival.best.rank))

@@ -185,11 +185,11 @@ def changed_entries(
         policy_id = _id(ids, resolved.policy)
         before, record = now.get(id), records.get(policy_id)
         if before and _gives_the_same(records.get(before.policy_id), record):
-            entry = before._replace(state=state, policy_id=policy_id)
+            entry = before._replace(state=state, policy_id=policy_id, contained=resolved.contained)
         else:
             owed = record is not None and record.acts and (new or record.existing)
             entry = _succeeding(before, records)._replace(
-                state=state, policy_id=policy_id, owed=owed
+                state=state, policy_id=policy_id, owed=owed, contained=resolved.contained
             )
         if entry != before:
             changed[id] = entry

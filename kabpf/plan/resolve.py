@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from kabpf.plan.automaton import Automaton
-from kabpf.plan.patterns import patterns_of
+from kabpf.plan.patterns import PATHS, patterns_of
 from kabpf.plan.state import (
     Cgroup,
     Plan,
@@ -14,17 +15,26 @@ from kabpf.plan.state import (
 )
 from kabpf.policy.model import Policy, Selector
 
+if TYPE_CHECKING:
+    from kabpf.containers.facts import Container
+
+Containers = Mapping[int, "Container"]  # by the ids of their own cgroups
+NO_CONTAINERS: Containers = {}
+
 
 def resolve(
     policies: tuple[Policy, ...],
     automaton: Automaton,
     cgroups: Iterable[Cgroup],
     births_max: int,
+    containers: Containers = NO_CONTAINERS,
 ) -> Plan:
     """The plan for these cgroups, parents before their children, and for all that may be born."""
     resolved: dict[int, Resolved] = {}
     for cgroup in cgroups:
-        resolved[cgroup.id] = resolve_one(automaton, cgroup, resolved.get(cgroup.parent_id))
+        resolved[cgroup.id] = resolve_one(
+            automaton, cgroup, resolved.get(cgroup.parent_id), containers.get(cgroup.id)
+        )
     return Plan(
         policies,
         automaton.table(births_max),
@@ -75,8 +85,20 @@ def _above(cgroups: Mapping[int, Cgroup], id: int) -> Iterator[int]:
         yield id
 
 
-def resolve_one(automaton: Automaton, cgroup: Cgroup, parent: Resolved | None) -> Resolved:
-    """One cgroup from its parent; None for the root's."""
+def resolve_one(
+    automaton: Automaton,
+    cgroup: Cgroup,
+    parent: Resolved | None,
+    container: Container | None = None,
+) -> Resolved:
+    """One cgroup from its parent, None for the root's, and from the container whose own it is."""
     birth = automaton.step(parent.state, cgroup.name) if parent else automaton.root
-    own = automaton.bound.get(cgroup.id) or birth.policy or automaton.owned.get(cgroup.id)
-    return Resolved(birth.state, own or (parent.policy if parent else None))
+    named, contained = birth.policy, parent is not None and parent.contained
+    if contained:
+        named = named if birth.strength >= PATHS else None
+    elif container and automaton.containers:
+        strength, policy = automaton.containers.strongest(container)
+        if strength > birth.strength:
+            named, contained = policy, True
+    own = automaton.bound.get(cgroup.id) or named or automaton.owned.get(cgroup.id)
+    return Resolved(birth.state, own or (parent.policy if parent else None), contained)

@@ -106,6 +106,9 @@ class Resolved(NamedTuple):
 
     state: int
     policy: Policy | None
+    # It is in a container that a selector names, or that container's own: of selectors only exact
+    # paths name what is below.
+    contained: bool = False
 
 
 class CgroupEntry(NamedTuple):
@@ -118,6 +121,7 @@ class CgroupEntry(NamedTuple):
     was: tuple[int, ...] = ()  # the latest first
     succeeds: bool = False  # owed after each open socket had what the first of `was` gives
     forgot: bool = False  # policies before those are not known any more
+    contained: bool = False  # in a container that a selector names
 
 
 class BirthEntry(NamedTuple):
@@ -168,8 +172,11 @@ class Plan:
 
     @property
     def asks(self) -> bool:
-        """Whether some new cgroups have to wait for user space, because there are more globs or
-        rules than the kernel has room for."""
+        """Whether some new cgroups have to wait for user space: containers that selectors name, or
+        others because there are more globs or rules than the kernel has room for."""
+        selectors = (each for policy in self.policies for each in policy.selectors)
+        if any(each.is_of_containers for each in selectors):
+            return True
         unknown = (birth.state == UNKNOWN for birth in self.births.values())
         return bool(self.globs.left_out) or any(unknown)
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from kabpf.containers.facts import Container, Pod
 from kabpf.plan.state import Cgroup
 from kabpf.policy import parser
 from kabpf.policy.model import Policy
@@ -34,6 +39,23 @@ def spelled(named: Files) -> Policies:
 def unit_directories(case: Path) -> dict[str, list[Path]]:
     """Where a case has systemd's files, the strongest directory first: etc, run and usr."""
     return {"unit": sorted((case / "units").glob("*"))}
+
+
+def container(facts: dict[str, Any]) -> Container:
+    """A container by some facts of it; the others are empty."""
+    facts = {"id": "0" * 64, "engine": "podman", "name": "", "image": "", **facts}
+    if "pod" in facts:
+        facts["pod"] = Pod(**{"namespace": "", "name": "", "uid": "", **facts["pod"]})
+    return Container(**facts)
+
+
+def containers_of(case: Path, cgroups: Iterable[Cgroup]) -> dict[int, Container]:
+    """The containers of a case, by the ids of their cgroups; its containers.yaml has their facts by
+    path."""
+    file = case / "containers.yaml"
+    facts = yaml.safe_load(file.read_text()) if file.exists() else {}
+    ids = {cgroup.path: cgroup.id for cgroup in cgroups}
+    return {ids[path]: container(each) for path, each in facts.items()}
 
 
 def tree(paths: list[str]) -> list[Cgroup]:

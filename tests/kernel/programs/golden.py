@@ -15,7 +15,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from kabpf.apply import reconcile
+from kabpf.apply.containers import Containers
+from kabpf.containers.facts import Container, Pod
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files, parser
 from kabpf.policy.files import Directories, Snapshot
@@ -33,6 +37,22 @@ def policies_of(case):
         replace(policy, rules=Rules(Options(idle_s=Range(idle, idle))))
         for idle, policy in enumerate(policies, 100)
     )
+
+
+class Engines:
+    """Those of a case, which know what its containers.yaml says."""
+
+    def __init__(self, case):
+        file = case / "containers.yaml"
+        self.known = yaml.safe_load(file.read_text()) if file.exists() else {}
+
+    def facts(self, path, id):
+        if path not in self.known:
+            return None
+        facts = {"engine": "podman", "name": "", "image": "", **self.known[path]}
+        if "pod" in facts:
+            facts["pod"] = Pod(**{"namespace": "", "name": "", "uid": "", **facts["pod"]})
+        return Container(id, **facts)
 
 
 def directories(mount, case):
@@ -97,19 +117,28 @@ def main():
         events = stack.enter_context(loaded.events(born.append))
         for case in sorted(cases.iterdir()):
             policies, cgroups = policies_of(case), directories(mount, case)
+            engines = Engines(case)
             make(cgroups)
-            reconcile.reconcile(Snapshot("", policies), loaded)
+            reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
             before = seen(cgroups, policies, address)
             remove(mount, cgroups)
-            last = reconcile.reconcile(Snapshot("", policies), loaded)
+            last = reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
             events.consume()
             born.clear()
             make(cgroups)
             events.consume()
             alone = seen(sure(cgroups, born), policies, address)
             # As kabpfd does.
-            if not reconcile.resolve_born(born, last, loaded):
-                reconcile.reconcile(Snapshot("", policies), loaded)
+            if not reconcile.resolve_born(born, last, loaded, Containers(engines)):
+                reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
+            # Below a container the kernel goes on alone.
+            inside = {
+                path: directory
+                for path, directory in cgroups.items()
+                if any(path.startswith(f"{each}/") for each in engines.known)
+            }
+            remove(mount, inside)
+            make(inside)
             answer[case.name] = before, alone, seen(cgroups, policies, address)
             remove(mount, cgroups)
     print(json.dumps(answer))

@@ -16,7 +16,7 @@ import pytest
 
 from kabpf.kernel import abi, bcc, dataplane
 from kabpf.observe import events, sockets
-from kabpf.plan import automaton, globs, names
+from kabpf.plan import automaton, globs, names, patterns
 from kabpf.plan.state import FORMER_MAX
 
 HEADER = (Path(__file__).parents[3] / "bpf/kabpf.h").read_text()
@@ -232,6 +232,7 @@ def test_constants_are_all_that_is_read_only() -> None:
         ("KABPF_ZERO_WINDOW", number_of(events.REASONS, "zero window")),
         ("KABPF_STATE_UNKNOWN", automaton.UNKNOWN),
         ("KABPF_STATE_ANYWHERE", automaton.ANYWHERE),
+        ("KABPF_PATHS", patterns.PATHS),
         ("KABPF_NEVER", abi.NEVER),
         ("KABPF_BY_SYSTEM", sockets.SETTERS.index("system")),
         ("KABPF_BY_APPLICATION", sockets.SETTERS.index("application")),

@@ -18,6 +18,7 @@ from plans import (
     POLICIES,
     Files,
     Policies,
+    containers_of,
     policies_of,
     read,
     spelled,
@@ -55,7 +56,8 @@ def test_plan_of_a_tree_is_the_one_that_was_written_down(case: Path) -> None:
     policies = parser.combine([files.read(path) for path in files.paths(where)])
     policies = relations.followed(policies, unit_directories(case))
     cgroups = tree((case / "cgroups").read_text().splitlines())
-    resolved = resolve(policies, Automaton(policies), cgroups, BIRTHS).cgroups
+    containers = containers_of(case, cgroups)
+    resolved = resolve(policies, Automaton(policies), cgroups, BIRTHS, containers).cgroups
     found = [(cgroup.path, resolved[cgroup.id].policy) for cgroup in cgroups]
     names = {path: each.name for path, each in found if each}
     assert names == yaml.safe_load((case / "plan.yaml").read_text())
