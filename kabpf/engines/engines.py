@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kabpf.containers.facts import Container
+from kabpf.containers import names
+from kabpf.containers.facts import ENGINES, Container
+from kabpf.engines import containerd, crio, docker, podman
+
+_FACTS: dict[str, Callable[[Path, str, str], Container | None]] = {
+    "podman": podman.facts,
+    "docker": docker.facts,
+    "containerd": containerd.facts,
+    "crio": crio.facts,
+}
+_LACKS: dict[str, Callable[[Path], str | None]] = {
+    "podman": podman.lacks,
+    "docker": docker.lacks,
+    "containerd": containerd.lacks,
+    "crio": crio.lacks,
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +43,19 @@ class Engines:
 
         None where no engine knows such a container, or gave it another cgroup than this one: a
         name alone proves nothing. It never raises for what a file says or lacks."""
-        raise NotImplementedError
+        identity = names.identify(path)
+        if identity is None or identity.id != id:
+            return None
+        for engine in (identity.engine_hint,) if identity.engine_hint else ENGINES:
+            try:
+                container = _FACTS[engine](self._root, path, id)
+            except OSError:
+                continue
+            if container:
+                return container
+        return None
 
     def found(self) -> list[Found]:
         """The engines that are on this machine."""
-        raise NotImplementedError
+        lacks = {engine: _LACKS[engine](self._root) for engine in ENGINES}
+        return [Found(engine, lack) for engine, lack in lacks.items() if lack is not None]

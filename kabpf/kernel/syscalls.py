@@ -19,6 +19,7 @@ SIOCGSKNS = 0x894C
 
 # RESOLVE_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS and _BENEATH (openat2(2))
 RESOLVE_WITHIN = 0x01 | 0x02 | 0x04 | 0x08
+RESOLVE_BENEATH = RESOLVE_WITHIN & ~0x01  # where a mount may be on the way
 CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
 LINUX_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
@@ -79,11 +80,25 @@ class _OpenHow(ctypes.Structure):
 def open_within(directory: int, path: str) -> int:
     """A descriptor, good for fstat(2), of the directory at a path below another one, to which no
     symbolic link, no mount and no ".." out of it leads (openat2(2))."""
-    how = _OpenHow(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, RESOLVE_WITHIN)
+    try:
+        return _openat2(directory, path, os.O_PATH | os.O_DIRECTORY, RESOLVE_WITHIN)
+    except OSError as error:
+        raise RefusedError(f"open {path}", error.errno or 0) from None
+
+
+def open_file_beneath(directory: int, path: str) -> int:
+    """A descriptor to read what is at a path below a directory, to which no symbolic link and no
+    ".." out of it leads (openat2(2)). It waits for nobody. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    return _openat2(directory, path, flags, RESOLVE_BENEATH)
+
+
+def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     opened = libc().syscall(SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), size)
     if opened < 0:
-        raise RefusedError(f"open {path}", ctypes.get_errno())
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(opened)
 
 

@@ -1,0 +1,95 @@
+"""What podman has on disk of a container: the bundle, and its database, where labels are.
+
+libpod writes both before the OCI runtime makes the container (libpod/container_internal.go,
+init()); its API would wait for the lock that `podman start` holds meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+from kabpf.containers.facts import Container, Pod
+from kabpf.engines import bolt, files, storage
+
+SQLITE = "db.sql"  # libpod/sqlite_state.go, since podman 4.8
+BOLT = "libpod/bolt_state.db"  # libpod/boltdb_state.go
+_WAIT_S = 0.1  # while podman writes
+
+
+def lacks(root: Path) -> str | None:
+    """What can't be told of the containers of root's podman here, and why; None where there is no
+    podman."""
+    store = storage.graph_root(root)
+    problem = files.lacks(store, SQLITE)
+    return files.lacks(store, BOLT) if problem is None else problem
+
+
+def facts(root: Path, path: str, id: str) -> Container | None:
+    """A container by its cgroup's path and its id. Raises OSError where podman has none."""
+    bundle = storage.bundle(root, id)
+    if bundle.annotations.get("io.container.manager") != "libpod" or bundle.cgroup != path:
+        return None
+    config, pod = _configs(storage.graph_root(root), id)
+    return Container(
+        id=id,
+        engine="podman",
+        name=files.text(config.get("name")),
+        # The second one is of podman 4 and before, where an image was given by its id.
+        image=files.text(config.get("RawImageName") or config.get("rootfsImageName")),
+        labels=files.texts(files.inside(config, "labels")),
+        annotations=bundle.annotations,
+        pod=_pod(pod) if pod else None,
+    )
+
+
+def _pod(config: dict[str, Any]) -> Pod:
+    labels = files.texts(files.inside(config, "labels"))
+    return Pod("", files.text(config.get("name")), files.text(config.get("id")), labels)
+
+
+_Configs = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _configs(store: Path, id: str) -> _Configs:
+    """What podman's database has of a container, and of its pod. Raises OSError."""
+    if (store / SQLITE).exists():
+        return _by_sqlite(store, id)
+    descriptor = files.opened(store, BOLT)
+    try:
+        return bolt.look(descriptor, lambda view: _by_bolt(view, id))
+    finally:
+        os.close(descriptor)
+
+
+def _by_bolt(view: bolt.View, id: str) -> _Configs:
+    """See boltdb_state_internal.go."""
+    config = files.decoded(view.value(b"ctr", id.encode(), b"config") or b"")
+    pod = files.text(config.get("pod"))
+    found = pod and view.value(b"pod", os.fsencode(pod), b"config")
+    return config, files.decoded(found) if found else {}
+
+
+def _by_sqlite(store: Path, id: str) -> _Configs:
+    import sqlite3  # 5 ms, where podman has such a database
+
+    os.close(files.opened(store, SQLITE))  # it is a file, and no link leads to it
+    try:
+        # Read alone: without the journal of a killed podman, which is podman's to play back.
+        place = f"{(store / SQLITE).absolute().as_uri()}?mode=ro"
+        database = sqlite3.connect(place, uri=True, timeout=_WAIT_S)
+        try:
+            found = database.execute(
+                "SELECT c.JSON, p.JSON FROM ContainerConfig AS c"
+                " LEFT JOIN PodConfig AS p ON p.ID = c.PodID WHERE c.ID = ?",
+                (id,),
+            ).fetchone()
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error)) from None
+    if not found:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    config, pod = (each.encode() if isinstance(each, str) else each for each in found)
+    return files.decoded(config), files.decoded(pod) if pod else {}
