@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from machine import POLICY, Machine, cgroup, in_force, policy_files
+from machine import POLICY, Machine, cgroup, kabpf_active, policy_files
 
 from kabpf.plan.globs import compiled_names
 
@@ -70,7 +70,7 @@ def _under(policy: str | None) -> Iterator[None]:
     if policy is None:
         yield
         return
-    with policy_files({POLICY: policy}), in_force():
+    with policy_files({POLICY: policy}), kabpf_active():
         yield
 
 

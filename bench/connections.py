@@ -16,7 +16,7 @@ from machine import (
     Programs,
     Sockets,
     cgroup,
-    in_force,
+    kabpf_active,
     look_before_syn,
     policy_files,
     taken_off,
@@ -117,7 +117,7 @@ class Call(NamedTuple):
 CALLED = (
     Call("an unrelated setsockopt, no policy", NO_POLICY, "nodelay", 1),
     Call("an unrelated setsockopt, under enforce", ENFORCED, "nodelay", 1),
-    Call("a setsockopt that is swallowed", ENFORCED, "idle", 60),
+    Call("a setsockopt that is ignored", ENFORCED, "idle", 60),
     Call("a setsockopt that is brought into a range", RANGED, "idle", 30),
 )
 
@@ -151,7 +151,7 @@ def measure(machine: Machine) -> Costs:
         stack.enter_context(policy_files({POLICY: _policies(machine, places)}))
         for _ in range(1 if machine.quick else ROUNDS):
             foreign = machine.foreign_programs()
-            with in_force(), taken_off(machine) as programs:
+            with kabpf_active(), taken_off(machine) as programs:
                 found = _round(machine, places, programs)
             foreign += machine.foreign_programs()
             rounds.append(found._replace(alone=foreign == 0))

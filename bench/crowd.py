@@ -70,6 +70,6 @@ def reload(daemon: Daemon, file: Path, idle_s: int) -> float:
 
 
 def check_applied() -> None:
-    """End the run unless the policy files are in force."""
+    """End the run unless the policy files are active."""
     if not json.loads(kabpfctl("status", "--json"))["policy_files"]["applied"]:
-        raise SystemExit("the policy files are not in force, expected them to be")
+        raise SystemExit("the policy files are not active")

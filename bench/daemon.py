@@ -15,7 +15,7 @@ from machine import (
     Daemon,
     Machine,
     cgroup,
-    in_force,
+    kabpf_active,
     policy_files,
     timed_kabpfctl,
 )  # fmt: skip
@@ -87,7 +87,7 @@ def measure(machine: Machine) -> Costs:
                 status_many_s = _statuses(repeats)
             apply_cold_s, apply_again_s = [], []
             for _ in range(repeats):
-                with in_force(apply=False):
+                with kabpf_active(apply=False):
                     apply_cold_s.append(timed_kabpfctl("apply"))
                     apply_again_s.append(timed_kabpfctl("apply"))
     return Costs(

@@ -94,7 +94,7 @@ def timed_kabpfctl(*arguments: str) -> float:
 
 
 @contextmanager
-def in_force(*, apply: bool = True) -> Iterator[None]:
+def kabpf_active(*, apply: bool = True) -> Iterator[None]:
     """kabpf is loaded, with the policy files as they are; without `apply` the block does that."""
     if apply:
         kabpfctl("apply")
@@ -227,7 +227,7 @@ class Daemon:
         self.stop(signal.SIGTERM)
 
     def stop(self, number: signal.Signals) -> None:
-        """SIGTERM lifts every policy, SIGKILL leaves them in force."""
+        """SIGTERM unloads every policy, SIGKILL leaves them active."""
         self._process.send_signal(number)
         self._process.wait()
         self._channel.shutdown(socket.SHUT_RD)

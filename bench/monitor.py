@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from connections import THREE
-from machine import POLICY, Machine, Sockets, cgroup, in_force, installed, policy_files
+from machine import POLICY, Machine, Sockets, cgroup, installed, kabpf_active, policy_files
 
 RATE = 10_000  # connections a second; both ends of each are told of
 SECONDS = 5
@@ -37,7 +37,7 @@ def measure(machine: Machine) -> Costs:
     with cgroup(machine.cgroup / "monitor") as place:
         policy = f"policies:\n  bench:\n    select: [{{cgroup: {machine.path(place)}}}]\n"
         policy += f"    keepalive: {{{THREE}}}\n"
-        with policy_files({POLICY: policy}), in_force():
+        with policy_files({POLICY: policy}), kabpf_active():
             for _ in range(1 if machine.quick else ROUNDS):
                 for form in costs.cycle_ns:
                     _round(machine, place, form, costs)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from connections import DESTINATIONS, destinations
-from machine import POLICY, Machine, Sockets, cgroup, in_force, policy_files, timed_kabpfctl
+from machine import POLICY, Machine, Sockets, cgroup, kabpf_active, policy_files, timed_kabpfctl
 
 from kabpf.kernel import abi, dataplane
 from kabpf.kernel.libbpf import maps
@@ -87,9 +87,9 @@ def measure(machine: Machine) -> Costs:
             )
             policies += f"    {options or destinations(DESTINATIONS)}\n"
         for _ in range(1 if machine.quick else REPEATS):
-            with policy_files({POLICY: policies}), in_force():
-                _visits(machine, places, costs)
-        with in_force(), holding(machine, place, count) as holders:
+            with policy_files({POLICY: policies}), kabpf_active():
+                _updates(machine, places, costs)
+        with kabpf_active(), holding(machine, place, count) as holders:
             attach_s = _attach(place, 60)
             _expect(holders.with_idle(60), 2 * count)
             attach_changed_s = _attach(place, 90)
@@ -97,7 +97,7 @@ def measure(machine: Machine) -> Costs:
     return costs._replace(attach_s=attach_s, attach_changed_s=attach_changed_s)
 
 
-def _visits(machine: Machine, places: list[Path], costs: Costs) -> None:
+def _updates(machine: Machine, places: list[Path], costs: Costs) -> None:
     """Connections are opened under no policy and go from one to the next."""
     first, second, many, last = (Cgroup(place).policy_id for place in places)
     entry = Cgroup(places[0])

@@ -31,7 +31,7 @@ static __always_inline void set_connect_timeout(struct bpf_sock_ops *ctx, struct
 	if (!sk || !fresh.set_ms || fresh.set_ms == fresh.before_ms)
 		return;
 	if (fresh.before_ms && v->policy->mode == KABPF_FILL)
-		return count_left(v, USER_TIMEOUT);
+		return count_kept(v, USER_TIMEOUT);
 	kept = bpf_sk_storage_get(&kabpf_connecting, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
 		return count_failure(v, -ENOMEM);
@@ -131,7 +131,7 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 		v.since = kabpf_either(v.since, 1 << KEEPALIVE);
 	set_options(v.tp, &v);
 	if (v.changed)
-		__sync_fetch_and_add(&v.counters->retrofitted, 1);
+		__sync_fetch_and_add(&v.counters->updated, 1);
 	if (kabpf_either(v.outcomes, v.outcomes >> 32) && is_heard_of(v.policy))
 		tell_open(ctx, &v);
 	return 0;
@@ -189,34 +189,34 @@ int kabpf_setsockopt(struct bpf_sockopt *ctx)
 	if (ctx->level == SOL_SOCKET) {
 		if (!asked == !v.options->keepalive || v.policy->mode != KABPF_ENFORCE)
 			return 1;
-		goto swallow;
+		goto ignore;
 	}
 	range = range_of(v.options, ctx->optname);
 	if (!range || !range->high || !is_valid(ctx->optname, asked))
 		return 1;
 	if (range->low < range->high) {
-		__u32 limited = asked;
+		__u32 clamped = asked;
 
-		if (!limited || limited > range->high)
-			limited = range->high;
-		else if (limited < range->low)
-			limited = range->low;
-		if (limited != asked) {
-			*value = limited;
+		if (!clamped || clamped > range->high)
+			clamped = range->high;
+		else if (clamped < range->low)
+			clamped = range->low;
+		if (clamped != asked) {
+			*value = clamped;
 			ctx->optlen = sizeof(*value);
 			if (is_heard_of(v.policy))
-				kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_LIMITED);
-			__sync_fetch_and_add(&v.counters->limited, 1);
+				kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_CLAMPED);
+			__sync_fetch_and_add(&v.counters->clamped, 1);
 		}
 		return 1;
 	}
 	if (v.policy->mode != KABPF_ENFORCE)
 		return 1;
-swallow:
+ignore:
 	ctx->optlen = -1;
 	if (is_heard_of(v.policy))
-		kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_SWALLOWED);
-	__sync_fetch_and_add(&v.counters->swallowed, 1);
+		kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_IGNORED);
+	__sync_fetch_and_add(&v.counters->ignored, 1);
 	return 1;
 }
 
@@ -321,7 +321,7 @@ int BPF_PROG(kabpf_connection_failed, struct sock *sk)
 	if (!v.policy_id || !v.counters || is_told(sk, tp))
 		return 0;
 	if (reason == KABPF_KEEPALIVE || reason == KABPF_USER_TIMEOUT)
-		__sync_fetch_and_add(&v.counters->died, 1);
+		__sync_fetch_and_add(&v.counters->timed_out, 1);
 	if (is_heard())
 		tell_failed(ctx, &v, reason);
 	return 0;

@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-/* Policies in force at once, old and new ones together while a change is applied. */
+/* Policies active at once, old and new ones together while a change is applied. */
 #define KABPF_POLICIES 4096
 
 /* As many cgroups as the memory controller can number (16 bits). */
@@ -175,14 +175,14 @@ struct kabpf_birth {
 };
 
 struct kabpf_counters {
-	__u64 established; /* connections established while the policy was in force */
+	__u64 established; /* connections established while the policy was active */
 	__u64 listening; /* listeners opened */
-	__u64 retrofitted; /* open sockets that a retrofit changed */
-	__u64 left; /* sockets that kept a value of the application's */
-	__u64 swallowed; /* setsockopt(2) calls of applications that were not obeyed */
-	__u64 limited; /* the same, whose value was brought into the policy's range */
+	__u64 updated; /* open sockets that a retrofit changed */
+	__u64 kept; /* sockets that kept a value of the application's */
+	__u64 ignored; /* setsockopt(2) calls of applications that changed nothing */
+	__u64 clamped; /* the same, whose value was brought into the policy's range */
 	__u64 failed; /* options that the kernel refused; kabpf_failures has the errnos */
-	__u64 died; /* connections that ended because of keepalive or the user timeout */
+	__u64 timed_out; /* connections that ended because of keepalive or the user timeout */
 };
 
 struct kabpf_failure {
@@ -230,7 +230,7 @@ struct kabpf_socket {
 	__u16 family;
 	__u8 state; /* as in tcp_states.h of the kernel */
 	__u8 keepalive;
-	__u32 idle_s; /* this and the next three: as in force */
+	__u32 idle_s; /* this and the next three: the active values */
 	__u32 interval_s;
 	__u32 probes;
 	__u32 user_timeout_ms; /* 0: none */
@@ -259,17 +259,17 @@ struct kabpf_holder {
 #define KABPF_ZERO_WINDOW 4 /* data could not be sent */
 
 /* What became of each option of a socket: so many bits each, in the order of kabpf_socket.by, the
- * SYN retries last. An errno; or that it was set; or left as the application had it; or 0. */
+ * SYN retries last. An errno; or that it was set; or kept as the application had it; or 0. */
 #define KABPF_OUTCOME_BITS 10
 #define KABPF_SET 1023
-#define KABPF_LEFT 1022
+#define KABPF_KEPT 1022
 
 /* What kabpf_report tells of. */
 #define KABPF_NEW 0 /* a connection was established, or a socket listens */
-#define KABPF_OPEN 1 /* a retrofit has visited it */
-#define KABPF_SWALLOWED 2 /* a setsockopt(2) was not obeyed */
-#define KABPF_LIMITED 3 /* a setsockopt(2) was brought into a range */
-#define KABPF_DIED 4 /* a connection failed */
+#define KABPF_OPEN 1 /* kabpf_retrofit has updated it */
+#define KABPF_IGNORED 2 /* a setsockopt(2) returned success and changed nothing */
+#define KABPF_CLAMPED 3 /* a setsockopt(2) was brought into a range */
+#define KABPF_TIMED_OUT 4 /* a connection failed */
 #define KABPF_CALLED 5 /* connect(2), so that the process is known later */
 
 /* Something that happened to a socket of a covered cgroup, for monitors. A new cgroup is told of by

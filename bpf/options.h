@@ -48,7 +48,7 @@ struct visit {
 	__u32 ours; /* bits of the options whose values came from a former policy */
 	__u32 since; /* of those not ours that it set when a former policy had had its turn */
 	__u32 changed;
-	__u32 has_left; /* an option as the application had set it */
+	__u32 has_kept; /* an option as the application had set it */
 	__u64 outcomes; /* as in kabpf.h, where the program notes them */
 };
 
@@ -141,13 +141,13 @@ static __always_inline void set_option(void *to, struct visit *v, enum option wh
 	}
 }
 
-static __always_inline void count_left(struct visit *v, enum option which)
+static __always_inline void count_kept(struct visit *v, enum option which)
 {
-	note(v, which, KABPF_LEFT);
-	if (v->has_left) /* it counts sockets */
+	note(v, which, KABPF_KEPT);
+	if (v->has_kept) /* it counts sockets */
 		return;
-	v->has_left = 1;
-	__sync_fetch_and_add(&v->counters->left, 1);
+	v->has_kept = 1;
+	__sync_fetch_and_add(&v->counters->kept, 1);
 }
 
 /* Idle in seconds for an unset option of this socket: the same again at every visit. */
@@ -178,13 +178,13 @@ static __always_inline void set_number(void *to, struct visit *v, enum option wh
 		return;
 	/* No other can be unset again. */
 	if (which == USER_TIMEOUT && !now && range.low == range.high && is_kept(v, which))
-		return count_left(v, which);
+		return count_kept(v, which);
 	if (now && !(v->ours >> which & 1)) {
 		if (range.low == range.high) {
 			if (v->policy->mode == KABPF_FILL || is_kept(v, which))
-				return count_left(v, which);
+				return count_kept(v, which);
 		} else if (now >= range.low * unit && now <= range.high * unit) {
-			return count_left(v, which);
+			return count_kept(v, which);
 		} else if (now < range.low * unit) {
 			value = range.low;
 		}
@@ -205,7 +205,7 @@ static __always_inline void set_options(void *to, struct visit *v)
 	if (held(v, KEEPALIVE) == o->keepalive)
 		return;
 	if (v->policy->mode == KABPF_FILL ? was_turned_off(v) : is_kept(v, KEEPALIVE))
-		return count_left(v, KEEPALIVE);
+		return count_kept(v, KEEPALIVE);
 	/* Last, because it arms the timer; the other way round would arm it twice. */
 	set_option(to, v, KEEPALIVE, SOL_SOCKET, SO_KEEPALIVE, o->keepalive);
 }
@@ -217,7 +217,7 @@ static __always_inline void set_syn_retries(void *to, struct visit *v)
 	if (!retries || now == retries)
 		return;
 	if (now && v->policy->mode == KABPF_FILL)
-		return count_left(v, SYN_RETRIES);
+		return count_kept(v, SYN_RETRIES);
 	set_option(to, v, SYN_RETRIES, SOL_TCP, TCP_SYNCNT, retries);
 }
 

@@ -183,7 +183,7 @@ static __always_inline enum option option_of(int level, int name)
 	}
 }
 
-/* A setsockopt(2) that was not obeyed as it was made. */
+/* A setsockopt(2) that was ignored or clamped. */
 __noinline int kabpf_tell_set(struct bpf_sockopt *ctx, __u32 asked, __u32 policy_id,
 			      __u32 direction, __u32 what)
 {
@@ -222,7 +222,7 @@ static __always_inline __u32 closed_ms(struct tcp_sock *tp)
 
 static __always_inline void tell_failed(void *ctx, struct visit *v, __u32 reason)
 {
-	struct kabpf_report r = { .what = KABPF_DIED, .reason = reason };
+	struct kabpf_report r = { .what = KABPF_TIMED_OUT, .reason = reason };
 	struct inet_connection_sock *icsk = &v->tp->inet_conn;
 
 	put_socket(&r, (void *)v->tp);

@@ -40,7 +40,7 @@ def talk(connection: socket.socket) -> int:
 
 
 try:
-    # The time-out is Python's own, made with poll(2): it sets no socket option.
+    # The timeout is Python's own, made with poll(2): it sets no socket option.
     with socket.create_connection((address, port), patience_s) as opened:
         status = talk(opened)
 except OSError as error:

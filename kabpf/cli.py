@@ -103,9 +103,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     detach.set_defaults(needs_root=False)
     scope = detach.add_mutually_exclusive_group(required=True)
     scope.add_argument("--cgroup", type=_line, metavar="PATH", help=_CGROUP)
-    scope.add_argument(
-        "--all", action="store_true", help="undo every attach and take kabpf out of the kernel"
-    )
+    scope.add_argument("--all", action="store_true", help="undo every attach and unload kabpf")
 
     _add_run(commands)
     apply = _command(commands, "apply", "apply the policy files")

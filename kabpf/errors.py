@@ -6,7 +6,7 @@
     ├── LimitError          this process may not open as many files as a step needs
     └── RefusedError        the kernel or the state of the machine refused one step
         ├── BpfError        bpf(2) refused it
-        ├── UnvisitedError  new sockets have what the policies say, open ones do not
+        ├── NotUpdatedError  new sockets have what the policies say, open ones do not
         └── CommandError    the command of `kabpfctl run` can't be started
 
 Anything else that is raised is a bug and keeps its traceback.
@@ -61,7 +61,7 @@ class LimitError(KabpfError):
     was to look at may be all right."""
 
     def __init__(self, step: str, error: int) -> None:
-        super().__init__(f"{step}: {os.strerror(error)}, expected a higher limit: ulimit -n 1024")
+        super().__init__(f"{step}: {os.strerror(error)}; try: ulimit -n 1024")
 
 
 LIMITS = (errno.EMFILE, errno.ENFILE)
@@ -72,7 +72,9 @@ class RefusedError(KabpfError):
 
     def __init__(self, step: str, error: int = 0, hint: str = "") -> None:
         reason = f": {os.strerror(error)}" if error else ""
-        super().__init__(f"{_one_line(step)}{reason}{', ' if hint else ''}{hint}")
+        # What was expected goes on with the sentence; what to do is one of its own.
+        joint = ", " if hint.startswith("expected ") else "; "
+        super().__init__(f"{_one_line(step)}{reason}{joint if hint else ''}{hint}")
         self.error = error
 
 
@@ -80,8 +82,8 @@ class BpfError(RefusedError):
     """bpf(2) refused a step, maybe because of another program, a limit or a missing right."""
 
 
-class UnvisitedError(RefusedError):
-    """The policies are in force for new sockets; some open ones could not be visited."""
+class NotUpdatedError(RefusedError):
+    """The policies are active for new sockets; some open ones could not be updated."""
 
 
 class CommandError(RefusedError):
@@ -89,7 +91,7 @@ class CommandError(RefusedError):
     126."""
 
     def __init__(self, command: str, error: int) -> None:
-        super().__init__(f"run {command}", error, "expected a program")
+        super().__init__(f"run {command}", error)
         self.status = 127 if error == errno.ENOENT else 126
 
 

@@ -31,10 +31,23 @@ COUNTER_HEADS = (
 )
 
 
+# Of all JSON that is printed (schema/output/). It rises when a key goes or changes its meaning; new
+# keys do not raise it.
+JSON_VERSION = 1
+
+
 def answer(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> int:
-    """Print the result as JSON or the text, whichever was asked for; the exit status."""
-    print(json.dumps(result, indent=2) if arguments.json else text)
+    """Print the result as JSON or the text, as --json says; the exit status."""
+    if arguments.json:
+        print_json(result)
+    else:
+        print(text)
     return 0
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print a result as JSON, with the version of its keys."""
+    print(json.dumps({"version": JSON_VERSION, **result}, indent=2))
 
 
 def warn(lines: Iterable[str]) -> None:
@@ -185,13 +198,19 @@ def counter_cells(counters: Counters) -> tuple[str, ...]:
     counts = (
         counters.established,
         counters.listening,
-        counters.retrofitted,
-        counters.left,
-        counters.swallowed,
-        counters.limited,
-        counters.died,
+        counters.updated,
+        counters.kept,
+        counters.ignored,
+        counters.clamped,
+        counters.timed_out,
     )
     return (*map(str, counts), failed or "0")
+
+
+def active_text(policies: int, covered: int, cgroups: int) -> str:
+    """How many policies are active, and how many of all cgroups they cover."""
+    active = count(policies, "policy", "policies")
+    return f"{active} active, covering {covered} of {count(cgroups, 'cgroup')}"
 
 
 def covered_count(resolution: Resolution) -> int:
@@ -216,24 +235,21 @@ def covered(resolution: Resolution) -> list[tuple[str, Policy]]:
 def changes_json(resolution: Resolution) -> dict[str, int]:
     """What apply wrote, or would write, in numbers."""
     changes = resolution.changes
+    written = changes.cgroups.keys() | changes.updates.keys()
     return {
         "policies": len(changes.records),
-        "births": len(changes.births),
-        "cgroups": len(changes.cgroups),
-        "retrofits": len(changes.retrofits),
+        "cgroups": len(written) + len(changes.stale_cgroups),
+        "rules": len(changes.births),
+        "updates": len(changes.updates),
     }
 
 
 def changes_text(resolution: Resolution) -> str:
-    """What apply wrote, or would write, as a person would say it."""
-    changes = resolution.changes
+    """What apply would write, as a person would say it."""
+    changes = changes_json(resolution)
     counts = (
-        (len(changes.records), "policy", "policies"),
-        (
-            len(changes.cgroups.keys() | changes.retrofits.keys()) + len(changes.stale_cgroups),
-            "cgroup",
-            "cgroups",
-        ),
-        (len(changes.births), "rule for new cgroups", "rules for new cgroups"),
+        (changes["policies"], "policy", "policies"),
+        (changes["cgroups"], "cgroup", "cgroups"),
+        (changes["rules"], "rule for new cgroups", "rules for new cgroups"),
     )
     return ", ".join(count(*each) for each in counts if each[0]) or "nothing"

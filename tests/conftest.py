@@ -152,12 +152,12 @@ def _lacking_for_system() -> str:
 
 
 @functools.cache
-def _lacking_for_ancestors() -> str:
+def _lacking_for_preload() -> str:
     for library in ("libkeepalive", "libdontdie"):
         environment = {**os.environ, "LD_PRELOAD": f"{library}.so"}
         # The loader says what it does not find, and goes on without.
         if subprocess.run(["true"], env=environment, capture_output=True).stderr:
-            return f"there is no {library}.so; try: tests/ancestors/run, which installs it"
+            return f"there is no {library}.so; try: tests/preload/run, which installs it"
     return _lacking_to_look_into_processes()
 
 
@@ -190,7 +190,7 @@ TIERS = {
     "kernel": _lacking_for_kernel,
     "strangers": _lacking_for_kernel,
     "system": _lacking_for_system,
-    "ancestors": _lacking_for_ancestors,
+    "preload": _lacking_for_preload,
     "matrix": _lacking_for_matrix,
     "others": _lacking_for_others,
 }

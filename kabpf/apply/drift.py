@@ -1,4 +1,4 @@
-"""How the policy files compare with what is in force."""
+"""How the policy files compare with what is active."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAIT_S = 2  # for a command that changes policies
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the policy files say, and whether it is in force."""
+    """What the policy files say, and whether it is active."""
 
     sources: dict[str, str]  # file and line by the policy's name
     applied: bool

@@ -1,4 +1,4 @@
-"""Drop-ins that commands write: one for each attached cgroup, put in force or taken back."""
+"""Drop-ins that commands write: one for each attached cgroup, activated or removed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def winner(policies: tuple[Policy, ...], file: Path, cgroup: Cgroup, tree: Cgrou
     another one, or is gone."""
     resolved = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
     if resolved is None:
-        raise RefusedError(f"cgroup {cgroup.path} is gone", hint="expected it to stay")
+        raise RefusedError(f"cgroup {cgroup.path} was removed while being attached")
     if resolved.policy is None or resolved.policy.source.path != str(file):
         other = resolved.policy.source if resolved.policy else "a mask"
         raise RefusedError(
             f"{cgroup.path} has its policy from {other}, which is stronger",
-            hint="expected no other file to name this path",
+            hint="change that one instead",
         )
     return resolved.policy
 
@@ -45,15 +45,15 @@ def winner(policies: tuple[Policy, ...], file: Path, cgroup: Cgroup, tree: Cgrou
 def attach(
     policy: Policy, snapshot: Snapshot, loaded: Dataplane
 ) -> tuple[int | None, tuple[str, ...]]:
-    """Put a drop-in's policy in force, with all others, under the lock; how many open sockets it
+    """Activate a drop-in's policy, with all others, under the lock; how many open sockets it
     has changed, or None where the data plane leaves those alone, and why some are unchanged."""
-    before = _retrofitted(loaded, policy)
-    left = put_in_force(snapshot, loaded).left
-    changed = _retrofitted(loaded, policy) - before
+    before = _updated(loaded, policy)
+    left = activate(snapshot, loaded).left
+    changed = _updated(loaded, policy) - before
     return (changed if loaded.updates_open_sockets else None), left
 
 
-def put_in_force(snapshot: Snapshot, loaded: Dataplane) -> Resolution:
+def activate(snapshot: Snapshot, loaded: Dataplane) -> Resolution:
     """Reconcile, and let a running daemon know, also of what went wrong."""
     try:
         return reconcile.reconcile(snapshot, loaded)
@@ -102,11 +102,11 @@ def written(file: Path, content: bytes | None) -> Iterator[None]:
         raise
 
 
-def _retrofitted(loaded: Dataplane, policy: Policy) -> int:
+def _updated(loaded: Dataplane, policy: Policy) -> int:
     """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
     own = record(policy)
     ids = [id for id, each in loaded.records().items() if each == own]
-    return sum(counters.retrofitted for counters in loaded.counters(ids).values())
+    return sum(counters.updated for counters in loaded.counters(ids).values())
 
 
 def _write(file: Path, content: bytes | None) -> None:

@@ -73,7 +73,7 @@ def _is_made_by_hand(tree: CgroupTree, above: str) -> bool:
         return False
     raise RefusedError(
         f"run inside of {unit}: {closed} can't be written to",
-        hint=f"expected a policy in its place: {files.SYSTEM.drop_ins[0]}/{unit}.yaml",
+        hint=f"write a policy for the unit: {files.SYSTEM.drop_ins[0]}/{unit}.yaml",
     )
 
 
@@ -119,7 +119,7 @@ def _enter_new(tree: CgroupTree, path: str) -> None:
             os.mkdir(tree.directory(path))
         except OSError as error:
             raise RefusedError(
-                f"make cgroup {path}", error.errno or 0, "expected a tree that can be written to"
+                f"make cgroup {path}", error.errno or 0, "the cgroup2 tree must be writable"
             ) from None
         try:
             _move(tree, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kabpf.apply import retrofit, transient
-from kabpf.errors import RefusedError, UnvisitedError
+from kabpf.errors import NotUpdatedError, RefusedError
 from kabpf.kernel import abi, loading
 from kabpf.kernel.cgroups import CgroupTree, add_removed
 from kabpf.kernel.crash_recovery import complete
@@ -87,7 +87,7 @@ def open_or_load(
             cgroups = {cgroup.id for cgroup in tree.cgroups()}
             fresh.apply(notes.former(cgroups, run, was_loaded=takes_over))
         notes.forget_applied(run)
-        for resolution in _passes(policies, fresh, visits=False) if takes_over else ():
+        for resolution in _passes(policies, fresh, updates=False) if takes_over else ():
             fresh.apply(resolution.changes)
 
     loaded = loading.open_or_load(PINS, tree, loader, fill)
@@ -95,11 +95,11 @@ def open_or_load(
     return loaded
 
 
-def lift(tree: CgroupTree, run: Path = RUN) -> None:
+def unload(tree: CgroupTree, run: Path = RUN) -> None:
     """Take everything out of the kernel; sockets keep their options. The caller holds the lock."""
     complete(PINS)
     _keep_former(tree, run)
-    loading.lift(PINS)
+    loading.unload(PINS)
 
 
 def _keep_former(tree: CgroupTree, run: Path) -> None:
@@ -115,8 +115,8 @@ def reconcile(
 
     Doing it twice changes nothing. A process that dies in between leaves what the next reconcile
     completes. Raises PolicyError where the policies ask for more than this data plane can do,
-    RefusedError where the kernel refused something, and UnvisitedError where all but visits of
-    open sockets is in force.
+    RefusedError where the kernel refused something, and NotUpdatedError where all but updates of
+    open sockets is active.
     """
     stamp, policies = snapshot
     loaded.require_supported(policies)
@@ -134,14 +134,14 @@ def reconcile(
                 if left:
                     break
             # What is left stays owed, and keeps nothing from what comes after it.
-            for resolution in _passes(policies, loaded, engines, visits=False) if left else ():
+            for resolution in _passes(policies, loaded, engines, updates=False) if left else ():
                 loaded.apply(resolution.changes)
         except RefusedError as error:
-            # Open sockets that can't be visited must not keep what comes after them from new ones.
-            for resolution in _passes(policies, loaded, engines, visits=False):
+            # Open sockets that can't be updated must not keep what comes after them from new ones.
+            for resolution in _passes(policies, loaded, engines, updates=False):
                 loaded.apply(resolution.changes)
             last_good.keep(snapshot)
-            raise UnvisitedError(str(error)) from None
+            raise NotUpdatedError(str(error)) from None
     except RefusedError as error:
         notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
         raise
@@ -159,7 +159,7 @@ def reconcile(
 
 
 def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, str]) -> bool:
-    """Put in force one policy more, which is bound to `cgroup`, as `reconcile` would, but look at
+    """Activate one more policy, which is bound to `cgroup`, as `reconcile` would, but look at
     nothing else: no socket of the cgroup is open yet. Under the lock.
 
     `stamps` are those of the policy files without it and with it. False where it takes `reconcile`.
@@ -182,7 +182,7 @@ def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, st
 
 
 def forget(names: Collection[str], loaded: Dataplane, stamps: tuple[str, str]) -> bool:
-    """Take back what `add` has put in force for cgroups that are gone, and look at nothing else.
+    """Take back what `add` has activated for cgroups that are gone, and look at nothing else.
     Under the lock. `stamps` are those of the policy files with them and without them. False where
     it takes `reconcile`: a cgroup has one still, or something is on that one may have needed."""
     ids = [id for id, record in loaded.records().items() if record.name in names]
@@ -233,7 +233,7 @@ def preview(
     loaded.require_supported(policies)
     looked = loaded.between_changes(lambda _: _look(policies, automaton, containers, tree, loaded))
     looked.actual.leave_out_unreadable()
-    return _compared(policies, looked, visits=loaded.updates_open_sockets)
+    return _compared(policies, looked, updates=loaded.updates_open_sockets)
 
 
 def automaton_of(policies: tuple[Policy, ...]) -> Automaton:
@@ -291,11 +291,11 @@ def resolve_born(
     loaded.correct({id: entry for id, entry in done.items() if id not in busy})
     processes = tree.processes(fresh[id].path for id in busy)
     try:
-        left = _apply(Changes(retrofits=busy), loaded, processes)
+        left = _apply(Changes(updates=busy), loaded, processes)
     except RefusedError as error:
-        raise UnvisitedError(str(error)) from None
+        raise NotUpdatedError(str(error)) from None
     if left:
-        raise UnvisitedError("; ".join(left.reasons))
+        raise NotUpdatedError("; ".join(left.reasons))
     return True
 
 
@@ -305,12 +305,12 @@ def _apply(
     """Write changes, open sockets included; what of these is left."""
     left = retrofit.Left()
 
-    def visit() -> frozenset[int]:
+    def update() -> frozenset[int]:
         nonlocal left
-        left = retrofit.visit(changes.retrofits, loaded.pins, processes)
+        left = retrofit.update(changes.updates, loaded.pins, processes)
         return left.cgroups
 
-    loaded.apply(changes, visit)
+    loaded.apply(changes, update)
     return left
 
 
@@ -319,7 +319,7 @@ def _passes(
     loaded: Dataplane,
     engines: Knowing | None = None,
     *,
-    visits: bool = True,
+    updates: bool = True,
 ) -> Iterator[Resolution]:
     """Looks at policies, tree and kernel, until there is nothing left to do but for cgroups that
     come and go, whose births the kernel resolves, or asks about; the caller applies each one's
@@ -327,11 +327,11 @@ def _passes(
     policies = transient.without_former_owners(policies, loaded.tree)
     automaton = automaton_of(policies)
     containers = _containers(automaton, engines)
-    visits = visits and loaded.updates_open_sockets
+    updates = updates and loaded.updates_open_sockets
     for number in range(PASSES_MAX):
         looked = _look(policies, automaton, containers, loaded.tree, loaded)
         settles = number >= SETTLED
-        resolution = _compared(policies, looked, visits=visits, settles=settles)
+        resolution = _compared(policies, looked, updates=updates, settles=settles)
         yield resolution
         if not resolution.changes or (settles and _come_and_go(resolution)):
             return
@@ -340,7 +340,7 @@ def _passes(
 def _come_and_go(resolution: Resolution) -> bool:
     """Whether all that was to do were cgroups that the kernel did not have, or has no more."""
     changes, known = resolution.changes, resolution.actual.cgroups
-    return changes.is_of_cgroups and not changes.retrofits and not changes.cgroups.keys() & known
+    return changes.is_of_cgroups and not changes.updates and not changes.cgroups.keys() & known
 
 
 class _Looked(NamedTuple):
@@ -383,18 +383,18 @@ def _look(
 
 
 def _compared(
-    policies: tuple[Policy, ...], looked: _Looked, *, visits: bool = True, settles: bool = False
+    policies: tuple[Policy, ...], looked: _Looked, *, updates: bool = True, settles: bool = False
 ) -> Resolution:
     automaton, actual, cgroups, removed, plan, containers = looked
     desired: dict[int, PolicyRecord] = {}
     try:
         desired = diff.number(policies, actual.records, abi.POLICIES)
-        changes = diff.diff(plan, actual, desired, visits=visits, settles=settles)
+        changes = diff.diff(plan, actual, desired, updates=updates, settles=settles)
     except diff.TooManyError:
         changes = diff.forget_former(actual)
         if not changes.stale_records:
             raise RefusedError(
-                "too many policies", hint=f"expected at most {abi.POLICIES - 1} in force"
+                "too many policies", hint=f"at most {abi.POLICIES - 1} can be active"
             ) from None
     generation = diff.generation(plan, actual)
     return Resolution(

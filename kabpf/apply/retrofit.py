@@ -46,20 +46,20 @@ class Left:
         return bool(self.reasons)
 
 
-def visit(owed: Iterable[int], pins: Path = PINS, processes: Iterable[int] | None = None) -> Left:
+def update(owed: Iterable[int], pins: Path = PINS, processes: Iterable[int] | None = None) -> Left:
     """Give the open sockets of the cgroups `owed`, which the kernel has as owed it, what their
     policies say: in the network namespaces of these processes and of their sockets, or with None
     in every one of the machine.
 
-    Raises RefusedError with all that was refused; the other namespaces are visited.
+    Raises RefusedError with all that was refused; the other namespaces are updated.
     """
     if capabilities.missing(("CAP_SYS_ADMIN",)):
         return _ask(sorted(owed), None if processes is None else sorted(processes))
-    return _visit(pins, frozenset(owed), processes)
+    return _update(pins, frozenset(owed), processes)
 
 
 def serve(descriptor: int) -> None:
-    """Do what `visit` asks for at the other end of a stream socket, which may be gone any time.
+    """Do what `update` asks for at the other end of a stream socket, which may be gone any time.
 
     Raises RefusedError where the descriptor is no socket.
     """
@@ -73,14 +73,14 @@ def serve(descriptor: int) -> None:
         refused, left = "", Left()
         try:
             asked = json.loads(request)
-            left = _visit(PINS, frozenset(asked["owed"]), asked["processes"])
+            left = _update(PINS, frozenset(asked["owed"]), asked["processes"])
         except RefusedError as error:
             refused = str(error)
         answer = {"refused": refused, "cgroups": sorted(left.cgroups), "left": left.reasons}
         connection.sendall(json.dumps(answer).encode())
 
 
-def _visit(pins: Path, owed: frozenset[int], processes: Iterable[int] | None) -> Left:
+def _update(pins: Path, owed: frozenset[int], processes: Iterable[int] | None) -> Left:
     fault_point("retrofit")
     own = own_namespace()
     holders: list[Holder] = []
@@ -175,9 +175,9 @@ def _ask(owed: list[int], processes: list[int] | None) -> Left:
             answer = json.loads(_received(connection))
         except (OSError, ValueError) as error:
             raise RefusedError(
-                f"visit open sockets by {HELPER}",
+                f"update open sockets through {HELPER}",
                 (error.errno or 0) if isinstance(error, OSError) else 0,
-                "expected CAP_SYS_ADMIN, or: systemctl restart kabpf-retrofit.socket",
+                "CAP_SYS_ADMIN is missing; try: systemctl restart kabpf-retrofit.socket",
             ) from None
     if answer["refused"]:
         raise RefusedError(answer["refused"])

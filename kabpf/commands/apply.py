@@ -1,4 +1,4 @@
-"""kabpfctl apply: puts the policy files in force."""
+"""kabpfctl apply: activates the policy files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ from kabpf.runtime.locks import locked
 
 
 def apply(arguments: argparse.Namespace) -> int:
-    """Put the policy files in force."""
+    """Activate the policy files."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     with locked():
         transient.prune(tree)
         snapshot = files.snapshot(files.SYSTEM)
         with reconcile.open_or_load(snapshot.policies, tree, arguments.loader) as loaded:
-            resolution = dropins.put_in_force(snapshot, loaded)
+            resolution = dropins.activate(snapshot, loaded)
     output.warn(resolution.left)
-    result = {
+    active = {
         "policies": len(resolution.plan.policies),
-        "cgroups": len(resolution.present),
         "covered": output.covered_count(resolution),
-        "changes": output.changes_json(resolution),
+        "cgroups": len(resolution.present),
     }
+    result = {**active, "changes": output.changes_json(resolution)}
     if any(policy.log for policy in snapshot.policies):
         pidlock.wait_for_log()
-    in_force = output.count(len(snapshot.policies), "policy", "policies")
-    covered = f"{result['covered']} of {output.count(len(resolution.present), 'cgroup')} covered"
-    text = f"{in_force} in force, {covered}; changed: {output.changes_text(resolution)}"
-    return output.answer(arguments, result, text)
+    return output.answer(arguments, result, output.active_text(**active))

@@ -1,4 +1,4 @@
-"""kabpfctl attach: puts a policy in force on one cgroup."""
+"""kabpfctl attach: activates a policy on one cgroup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kabpf.systemd import names
 
 
 def attach(arguments: argparse.Namespace) -> int:
-    """Put a policy in force on one cgroup: as root by itself, else by kabpf-request."""
+    """Activate a policy on one cgroup: as root by itself, else by kabpf-request."""
     if arguments.persist:
         require_root("attach --persist")
     tree = cgroups.find_tree(mountinfo.own_mounts())
@@ -37,10 +37,10 @@ def attach(arguments: argparse.Namespace) -> int:
         path = names.path(tree, arguments.cgroup)
         result = client.attach(path, options, existing=not arguments.new_only)
     options_text = output.options_text(model.options_of(result["options"]))
-    changed = result["retrofitted"]
-    count = "open sockets are left alone"
+    changed = result["updated"]
+    count = "open sockets unchanged"
     if changed is not None:
-        count = f"{output.count(changed, 'open socket')} changed"
+        count = f"{output.count(changed, 'open socket')} updated"
     text = f"{output.shown(result['cgroup'])}: {options_text}; {count}"
     return output.answer(arguments, result, text)
 
@@ -53,8 +53,8 @@ def _attach(
         file = attached_file(PERSISTENT if arguments.persist else RUNTIME, cgroup.path)
         if not arguments.persist and (PERSISTENT / file.name).exists():
             raise RefusedError(
-                f"{cgroup.path} is attached by {PERSISTENT / file.name} already",
-                hint="expected --persist to change it",
+                f"{cgroup.path} is already attached by {PERSISTENT / file.name}",
+                hint="change it with --persist",
             )
         content = _attached_policy(file, cgroup.path, options, new_only=arguments.new_only)
         with contextlib.ExitStack() as stack:
@@ -72,7 +72,7 @@ def _attach(
         "policy": winner.name,
         "file": str(file),
         "options": model.options_json(winner.rules.options),
-        "retrofitted": changed,
+        "updated": changed,
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -40,7 +39,7 @@ def check(arguments: argparse.Namespace) -> int:
             result["warnings"] += _unreached(read)
         results.append(result)
     if arguments.json:
-        print(json.dumps(results, indent=2))
+        output.print_json({"files": results})
     for result in results:
         for warning in result["warnings"]:
             print(f"warning: {output.shown(warning)}", file=sys.stderr)

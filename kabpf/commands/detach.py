@@ -38,21 +38,21 @@ def detach(arguments: argparse.Namespace) -> int:
             with contextlib.suppress(RefusedError):  # gone, as it may be
                 removed += dropins.owned(tree.find(path).id)
         if not removed and not arguments.all:
-            raise RefusedError(f"{path} is not attached", hint="expected an attached cgroup")
+            raise RefusedError(f"{path} is not attached")
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(dropins.written(file, None))
             snapshot = None if arguments.all else files.snapshot(files.SYSTEM)
         if snapshot:
             with reconcile.open_or_load(snapshot.policies, tree) as loaded:
-                output.warn(dropins.put_in_force(snapshot, loaded).left)
+                output.warn(dropins.activate(snapshot, loaded).left)
         else:
-            reconcile.lift(tree)
+            reconcile.unload(tree)
             last_good.forget(removed)
             pidlock.tell_changed()
     text = f"{output.shown(path)}: detached"
     if arguments.all:
         count = len(files.paths(files.SYSTEM))
-        stay = f"; {output.count(count, 'policy file')} left for kabpfctl apply" if count else ""
-        text = f"kabpf is out of the kernel{stay}"
+        stay = f"; {output.count(count, 'policy file')} kept for kabpfctl apply" if count else ""
+        text = f"kabpf is unloaded{stay}"
     return output.answer(arguments, {"removed": [str(file) for file in removed]}, text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from kabpf import output
 from kabpf.doctor.checks import CHECKS, Here, carried_out
@@ -21,10 +20,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     ]
     if arguments.json:
         result = [
-            {"check": name, "grade": each.grade, "found": each.text, "advice": each.advice}
+            {"check": name, "status": each.grade, "found": each.text, "fix": each.advice}
             for name, each in findings
         ]
-        print(json.dumps(result, indent=2))
+        output.print_json({"findings": result})
     else:
         print_list(findings)
     return 1 if any(finding.grade == Grade.ERROR for _, finding in findings) else 0

@@ -42,7 +42,7 @@ class _Target(NamedTuple):
 def edit(arguments: argparse.Namespace) -> int:
     """Edit a policy file; write and apply it when it is right."""
     if not (os.isatty(0) and os.isatty(1)):
-        raise RefusedError("edit: no terminal", hint="expected one to edit on")
+        raise RefusedError("edit needs a terminal")
     editor = _editor()
     with _folder() as (folder, lock):
         file = _file(arguments.name)
@@ -71,7 +71,7 @@ def _file(name: str) -> Path:
             raise RefusedError(f"edit {name}", hint="expected a unit, a policy or a policy file")
     file = found or PERSISTENT / f"{stem}.yaml"
     if file.parent in files.ENDING:
-        raise RefusedError(f"{file} is a command's", hint="expected a file that lasts")
+        raise RefusedError(f"{file} was written by a command, and ends with its cgroup")
     if "/" in stem or not files.has_policy_name(file):
         raise RefusedError(f"edit {name}", hint="expected a policy file's name")
     return file if file == files.SYSTEM.main else PERSISTENT / file.name
@@ -103,7 +103,7 @@ def _target(file: Path) -> _Target:
 
 def _template(file: Path) -> str:
     lines = [f"# yaml-language-server: $schema={SCHEMA}"] if SCHEMA.exists() else []
-    lines.append("# A policy file, see kabpf.yaml(5). Lines that begin with # say nothing.")
+    lines.append("# A policy file, see kabpf.yaml(5). Lines that begin with # are comments.")
     if own := selectors.named_by(file.stem, str(file)):
         covered = ", ".join(names.covered_by(own[0].text))
         lines.append(f"# By its name it selects {covered}; a select replaces that.")
@@ -133,7 +133,7 @@ def _right_text(target: _Target, editor: list[str], folder: Path, lock: int) -> 
         print("\n".join(map(output.shown, findings)), file=sys.stderr)
         answer = _answer()
         if answer == "q":
-            raise RefusedError(f"{target.file} is left as it was")
+            raise RefusedError(f"{target.file} is unchanged")
         if answer == "d":
             return None
 
@@ -164,7 +164,7 @@ def _findings(target: _Target, text: bytes, folder: Path) -> list[str]:
 def _write(target: _Target, text: bytes) -> None:
     now = files.content(target.file) if os.path.lexists(target.file) else None
     if now != target.before:
-        raise RefusedError(f"{target.file} was changed meanwhile", hint="expected one editor")
+        raise RefusedError(f"{target.file} was changed meanwhile", hint="try again")
     try:
         root_files.replace(target.file, text, mode=0o644, sync=True)
     except OSError as error:
@@ -193,7 +193,7 @@ def _editor() -> list[str]:
             return words
     found = next((each for each in EDITORS if shutil.which(each)), None)
     if found is None:
-        raise RefusedError("no editor", hint=f"expected one of {', '.join(EDITORS)}, or $EDITOR")
+        raise RefusedError("no editor", hint=f"install one of {', '.join(EDITORS)}, or set $EDITOR")
     return [found]
 
 
@@ -211,7 +211,7 @@ def _run(command: list[str], lock: int) -> None:
             signal.signal(number, handler)
     if status:
         ended = f"by signal {-status}" if status < 0 else f"with status {status}"
-        raise RefusedError(f"{command[0]} ended {ended}", hint="expected 0; nothing changed")
+        raise RefusedError(f"{command[0]} ended {ended}", hint="nothing was changed")
 
 
 @contextlib.contextmanager
@@ -225,7 +225,7 @@ def _folder() -> Iterator[tuple[Path, int]]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RefusedError("another kabpfctl edit runs", hint="expected its end") from None
+            raise RefusedError("another kabpfctl edit is running") from None
         former = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
         shutil.rmtree(folder, ignore_errors=True)
         try:

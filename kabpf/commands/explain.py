@@ -48,14 +48,14 @@ def explain(arguments: argparse.Namespace) -> int:
     counting = transient.without_former_owners(files.load(files.SYSTEM), tree)
     policies = relations.followed(tuple(each for each in counting if not _is_over(each, tree)))
     reasons = list(decided(policies, _cgroups(arguments.what, tree)))
-    in_force = _in_force(tree, reasons) if os.geteuid() == 0 else {}
+    active = _active(tree, reasons) if os.geteuid() == 0 else {}
     result: dict[str, Any] = {
-        "cgroups": [as_json(each, in_force.get(each.cgroup.id)) for each in reasons]
+        "cgroups": [as_json(each, active.get(each.cgroup.id)) for each in reasons]
     }
-    text = [line for each in reasons for line in lines(each, in_force.get(each.cgroup.id))]
+    text = [line for each in reasons for line in lines(each, active.get(each.cgroup.id))]
     found = _elsewhere(arguments.what, policies, reasons, tree)
     result["elsewhere"] = [
-        {"unit": each.unit, "found": each.text, "advice": each.advice} for each in found
+        {"unit": each.unit, "found": each.text, "fix": each.advice} for each in found
     ]
     for each in found:
         text += [output.shown(each.text), f"  fix: {output.shown(each.advice)}"]
@@ -109,8 +109,8 @@ def _held_of_others(process: str, path: str, tree: CgroupTree) -> list[sockets.S
     found = held.of_process(process, _sockets(tree))
     within = f"{path.rstrip('/')}/"
     own = [one for one in found if not one.is_removed and f"{one.cgroup}/".startswith(within)]
-    ends = {(one.local, one.remote) for one in own}  # one of several that listen there
-    return [one for one in found if one not in own and (one.local, one.remote) not in ends]
+    ends = {(one.local, one.peer) for one in own}  # one of several that listen there
+    return [one for one in found if one not in own and (one.local, one.peer) not in ends]
 
 
 def _held_json(one: sockets.Socket) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _held_json(one: sockets.Socket) -> dict[str, Any]:
         "cgroup": one.cgroup,
         "removed": one.is_removed,
         "local": one.local._asdict(),
-        "remote": one.remote._asdict(),
+        "peer": one.peer._asdict(),
         "state": one.state,
         "policy": one.policy,
     }
@@ -131,7 +131,7 @@ def _held_lines(others: list[sockets.Socket]) -> list[str]:
         (
             f"  {where(one, one.cgroup and sockets.name(one.cgroup))}",
             str(one.local),
-            str(one.remote),
+            str(one.peer),
             one.state,
             one.policy or "-",
         )
@@ -197,7 +197,7 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
     return named
 
 
-def _in_force(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
+def _active(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
     """Whether the kernel has for these cgroups what the files say now."""
     with loading.opened(PINS, tree) as loaded:
         if loaded is None:
@@ -227,10 +227,10 @@ def _values(policy: Policy) -> dict[str, Any]:
     }
 
 
-def as_json(why: Reason, in_force: bool | None) -> dict[str, Any]:
-    """A reason as JSON; `in_force` None is unknown."""
+def as_json(why: Reason, is_active: bool | None) -> dict[str, Any]:
+    """A reason as JSON; `is_active` None is unknown."""
     policy, selector = why.policy, why.selector
-    result: dict[str, Any] = {"cgroup": why.cgroup.path, "policy": None, "in_force": in_force}
+    result: dict[str, Any] = {"cgroup": why.cgroup.path, "policy": None, "active": is_active}
     if policy is None or selector is None:
         return result
     origins = {key: policy.origins.get(key) for key in _values(policy)}
@@ -240,7 +240,7 @@ def as_json(why: Reason, in_force: bool | None) -> dict[str, Any]:
         "decided_at": why.decided_at,
         "selector": {selector.kind: selector.text, "source": str(selector.source)},
         "resolved_by_kabpfd": why.waits,
-        "beaten": [
+        "weaker": [
             {"policy": other.name, each.kind: each.text, "source": str(each.source)}
             for other, each in why.beaten
         ],
@@ -263,12 +263,12 @@ def as_json(why: Reason, in_force: bool | None) -> dict[str, Any]:
     }
 
 
-def lines(why: Reason, in_force: bool | None) -> list[str]:
-    """A reason as lines for a person; `in_force` None is unknown."""
-    return list(_lines(why, in_force))
+def lines(why: Reason, is_active: bool | None) -> list[str]:
+    """A reason as lines for a person; `is_active` None is unknown."""
+    return list(_lines(why, is_active))
 
 
-def _lines(why: Reason, in_force: bool | None) -> Iterator[str]:
+def _lines(why: Reason, is_active: bool | None) -> Iterator[str]:
     policy, selector = why.policy, why.selector
     path = why.cgroup.path
     yield output.shown(sockets.name(path))
@@ -283,8 +283,8 @@ def _lines(why: Reason, in_force: bool | None) -> Iterator[str]:
         yield f"  {left_text(selector)}"
     for other, each in why.beaten:
         yield f"    stronger than {_named(each)} of policy {output.shown(other.name)}"
-    if in_force is False:
-        yield "  not in force as it is now; kabpfctl apply does it"
+    if is_active is False:
+        yield "  changed since the last apply; try: kabpfctl apply"
     rows = []
     for key, text in _texts(policy).items():
         origin = policy.origins.get(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ def import_(arguments: argparse.Namespace) -> int:
     """Print what is found; 1 where something of it was not understood or not read."""
     found = look(Path("/"))
     if arguments.json:
-        print(json.dumps(as_json(found), indent=2))
+        output.print_json(as_json(found))
     else:
         print("\n".join(map(output.shown, text(found))))
     for warning in found.left_out:
@@ -48,7 +47,7 @@ def text(found: Found) -> Iterator[str]:
         yield f"write {each.file}:"
         yield from (f"    {line}" for line in each.text.rstrip("\n").split("\n"))
     if found.policies:
-        yield "put it in force: kabpfctl apply"
+        yield "then run: kabpfctl apply"
     for removal in found.remove:
         yield f"remove from {removal.file}:{removal.line}: {removal.what}"
     for what in found.searched:

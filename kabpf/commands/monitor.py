@@ -32,10 +32,7 @@ TRIES = 3  # so many looks in a row at one that is being replaced
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_GAP = (
-    "kabpfctl: another build of kabpf was loaded, or a processor came;"
-    " events of up to a second are missing"
-)
+_GAP = "kabpfctl: kabpf was replaced, or a processor was added; up to a second of events is missing"
 
 # With the widths that what is usual takes.
 _WIDE = {
@@ -92,7 +89,7 @@ def _follow(tree: CgroupTree, selection: Filter, screen: Screen | None) -> None:
         with _opened(tree) as heard:
             if heard is None:
                 if not is_told:
-                    print("kabpfctl: kabpf is not in force; waiting", file=sys.stderr)
+                    print("kabpfctl: kabpf is not active; waiting", file=sys.stderr)
                 is_told, was_heard = True, False
                 _wait_for(None)
                 continue
@@ -238,8 +235,8 @@ def _cells(event: Event | Lost) -> tuple[list[str], str]:
         clock,
         event.kind,
         output.shown(sockets.name(event.cgroup) if event.cgroup else "(removed)"),
-        event.way,
-        str(event.remote),
+        event.direction,
+        str(event.peer),
         _keepalive(tuple(event.options.items())),
     ]
     return cells, _note(event)
@@ -257,9 +254,9 @@ def _wide_cells(event: Event | Lost) -> tuple[list[str], str]:
         output.shown(event.cgroup or "(removed)"),
         str(event.pid or output.UNKNOWN),
         output.shown(event.command or output.UNKNOWN),
-        event.way,
+        event.direction,
         str(event.local),
-        str(event.remote),
+        str(event.peer),
         output.shown(event.policy or output.UNKNOWN),
         *event.option_texts.values(),
     ]
@@ -273,9 +270,9 @@ def _lost_cells(lost: Lost, clock: str, columns: int) -> tuple[list[str], str]:
 
 def _note(event: Event) -> str:
     """What a line has no column for: what was refused or kept, a call, a timeout."""
-    if event.kind in ("failed", "left"):
+    if event.kind in ("failed", "kept"):
         return _outcomes(tuple(event.options.items()))
-    if event.way == "listen":
+    if event.direction == "listen":
         return event.details or f"listens at {event.local}"
     return event.details
 
@@ -309,8 +306,10 @@ def as_json(event: Event | Lost) -> str:
     second, rest_ns = divmod(event.time_ns, 10**9)
     moment = f"{_utc_second(second)}.{rest_ns // 1000:06}+00:00"
     if isinstance(event, Lost):
-        return json.dumps({"time": moment, "event": "lost", "count": event.count}) + "\n"
+        lost = {"time": moment, "event": "lost", "count": event.count}
+        return json.dumps({"version": output.JSON_VERSION, **lost}) + "\n"
     result = {
+        "version": output.JSON_VERSION,
         "time": moment,
         "event": event.kind,
         "cgroup": event.cgroup,
@@ -319,13 +318,13 @@ def as_json(event: Event | Lost) -> str:
         "network_namespace": event.report.namespace,
         "pid": event.pid,
         "command": event.command,
-        "way": event.way,
+        "direction": event.direction,
         "family": event.family,
         "local": _end_json(event.local),
-        "remote": _end_json(event.remote),
+        "peer": _end_json(event.peer),
         "policy": event.policy,
         "setsockopt": event.call and event.call._asdict(),
-        "death": event.timeout and event.timeout._asdict(),
+        "timeout": event.timeout and event.timeout._asdict(),
     }
     options = _options_json(tuple(event.options.items()))
     return f'{json.dumps(result)[:-1]}, "options": {options}}}\n'

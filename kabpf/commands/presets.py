@@ -18,7 +18,7 @@ def presets(arguments: argparse.Namespace) -> int:
             "idle_s": each.idle_s,
             "interval_s": each.interval_s,
             "probes": each.probes,
-            "after": each.after,
+            "on_expiry": each.after,
             "source": each.source,
         }
         for each in known

@@ -1,6 +1,6 @@
 """kabpfctl run: one command in a cgroup of its own, with a policy of its own.
 
-This process enters the cgroup, puts the policy in force there, and becomes the command.
+This process enters the cgroup, activates the policy there, and becomes the command.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> NoReturn:
     if words[:1] == ["--"]:
         del words[0]
     if not words:
-        arguments.refuse("no command, expected one")
+        arguments.refuse("no command given")
     program = find(words[0])
     asked = requested(arguments, os.environ)
     name = transient.new_name()
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> NoReturn:
         if log:
             pidlock.wait_for_log()
     elif arguments.policy:
-        raise RefusedError("--policy: not root", hint="expected root, or options")
+        raise RefusedError("--policy needs root")
     else:
         from kabpf.requests import client  # here, because root does without
 
@@ -102,10 +102,10 @@ def _without_variables_for_root(
 def _why_unlogged() -> str | None:
     """What keeps kabpfd from writing what happens to sockets to the journal, if anything does."""
     if os.geteuid() != 0:
-        return "not root, expected root"
+        return "it needs root"
     if not loading.kind(PINS).reports_events:
-        return "it takes BTF, which the bcc loader does without"
-    return None if pidlock.running() else "kabpfd does not run, expected it to"
+        return "it needs BTF, which the bcc loader does without"
+    return None if pidlock.running() else "kabpfd is not running; try: systemctl start kabpf"
 
 
 def requested(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Asked:
@@ -166,7 +166,7 @@ def find(command: str) -> str:
 
 
 def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None:
-    """Put a policy in force on this process's cgroup, and leave it to a file. Under the lock."""
+    """Activate a policy on this process's cgroup, and leave it to a file. Under the lock."""
     file = transient.drop_in(cgroup.name)
     source = Source(str(file), 1)
     policy = Policy(
@@ -189,7 +189,7 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None
 
 
 def _added(tree: CgroupTree, cgroup: Cgroup, policy: Policy, before: str) -> bool:
-    """Put it in force without a look at anything else; False where that is not enough."""
+    """Activate it without a look at anything else; False where that is not enough."""
     if is_interrupted(PINS):
         return False
     try:

@@ -32,8 +32,8 @@ def sockets(arguments: argparse.Namespace) -> int:
         policies = {id: each.name for id, each in loaded.records().items()} if loaded else {}
         if selection.policy is not None and selection.policy not in policies.values():
             raise RefusedError(
-                f"policy {selection.policy} is not in force" if is_root else "--policy: not root",
-                hint="expected one that kabpfctl status shows" if is_root else "expected root",
+                f"policy {selection.policy} is not active" if is_root else "--policy needs root",
+                hint="try: kabpfctl status" if is_root else "",
             )
         left: list[str] = []
         all_sockets = (
@@ -43,14 +43,14 @@ def sockets(arguments: argparse.Namespace) -> int:
         )
         listed = sorted(
             filter(selection, all_sockets),
-            key=lambda one: (one.cgroup or "", one.local, one.remote),
+            key=lambda one: (one.cgroup or "", one.local, one.peer),
         )
         sources = compare(tree, loaded).sources if loaded else {}
     output.warn(left)
     if not loaded:
-        reason = "the data plane is not loaded; kabpfctl apply does it" if is_root else "not root"
+        reason = "the data plane is not loaded; try: kabpfctl apply" if is_root else "needs root"
         if opened:
-            reason = "it takes BTF, which the bcc loader does without"
+            reason = "it needs BTF, which the bcc loader does without"
         print(f"kabpfctl: options are not shown: {reason}", file=sys.stderr)
     if arguments.json:
         result = [_socket_json(one, sources) for one in listed]
@@ -102,7 +102,7 @@ def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
         "network_namespace": one.namespace,
         "family": one.family,
         "local": one.local._asdict(),
-        "remote": one.remote._asdict(),
+        "peer": one.peer._asdict(),
         "state": one.state,
         "keepalive": one.keepalive,
         **{row.field: getattr(one, row.field) for row in ON_SOCKETS},
@@ -116,7 +116,7 @@ def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
 def _cells(one: tcp.Socket) -> tuple[str, ...]:
     return (
         str(one.local),
-        str(one.remote),
+        str(one.peer),
         _keepalive(one),
         _next_probe(one, 0),
         output.UNKNOWN if one.idle_s is None else _setters(one),
@@ -129,7 +129,7 @@ def _wide_cells(one: tcp.Socket, sources: dict[str, str]) -> tuple[str, ...]:
         where(one, one.cgroup),
         str(one.namespace),
         str(one.local),
-        str(one.remote),
+        str(one.peer),
         one.state,
         {None: output.UNKNOWN, True: "on", False: "off"}[one.keepalive],
         *(output.UNKNOWN if value is None else _option(value, row.unit) for row, value in values),
@@ -173,7 +173,7 @@ def _setters_in_full(one: tcp.Socket, sources: dict[str, str]) -> str:
         options = [option for option, by in one.set_by.items() if by == setter]
         names = ", ".join(option.removesuffix("_ms").removesuffix("_s") for option in options)
         if options and setter == "policy":
-            words.append(f"{one.policy} ({sources.get(one.policy or '', 'no file any more')})")
+            words.append(f"{one.policy} ({sources.get(one.policy or '', 'file removed')})")
         elif options:
             words.append(f"{setter} ({names})")
     return ", ".join(words) or "system"

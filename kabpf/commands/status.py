@@ -1,4 +1,4 @@
-"""kabpfctl status: what is in force, and what it did."""
+"""kabpfctl status: what is active, and what it did."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Row(NamedTuple):
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Show what is in force, and what it did; or of one policy all."""
+    """Show what is active, and what it did; or of one policy all."""
     result, rows = look()
     if arguments.policy is not None:
         rows = [row for row in rows if row.name == arguments.policy]
         if not rows:
             raise RefusedError(
-                f"policy {arguments.policy} is not in force",
-                hint="expected one that kabpfctl status shows",
+                f"policy {arguments.policy} is not active",
+                hint="try: kabpfctl status",
             )
     if arguments.json:
         return output.answer(arguments, result | {"policies": list(map(_as_json, rows))}, "")
@@ -67,7 +67,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def look() -> tuple[dict[str, Any], list[Row]]:
-    """What is in force, as JSON has it but for the policies, and these."""
+    """What is active, as JSON has it but for the policies, and these."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     with loading.opened(dataplane.PINS, tree) as loaded:
         comparison = compare(tree, loaded)
@@ -79,6 +79,11 @@ def look() -> tuple[dict[str, Any], list[Row]]:
         outlived = _outlived(loaded) if loaded else 0
     unrecorded, since = notes.not_recorded(totals.unrecorded, RUN)
     pid = pidlock.running()
+    rows = [
+        Row(record.name, used[id], record, counters[id], comparison.sources.get(record.name))
+        for id, record in sorted(records.items(), key=lambda item: (item[1].name, item[0]))
+        if used[id] or record.name in comparison.sources
+    ]
     result: dict[str, Any] = {
         "loaded": loaded is not None,
         "interrupted": is_interrupted(dataplane.PINS),
@@ -90,6 +95,11 @@ def look() -> tuple[dict[str, Any], list[Row]]:
         "watched": {"setsockopt": bool(needs.setsockopt), "syn_retries": needs.before_syn},
         "daemon": pid,
         "new_cgroups_wait": comparison.asks and not pid,
+        "active": {
+            "policies": len(rows),
+            "covered": used.total() - used[0],
+            "cgroups": used.total(),
+        },
         "policy_files": {
             "policies": len(comparison.sources),
             "errors": comparison.errors,
@@ -100,15 +110,10 @@ def look() -> tuple[dict[str, Any], list[Row]]:
         "not_recorded": {"cgroups": unrecorded, "since": since or None},
         "removed_with_sockets": outlived,
         "totals": {
-            "asked_in_vain": totals.events_dropped,
+            "events_dropped": totals.events_dropped,
             "unrecorded": totals.unrecorded,
         },
     }
-    rows = [
-        Row(record.name, used[id], record, counters[id], comparison.sources.get(record.name))
-        for id, record in sorted(records.items(), key=lambda item: (item[1].name, item[0]))
-        if used[id] or record.name in comparison.sources
-    ]
     return result, rows
 
 
@@ -142,8 +147,8 @@ def _as_json(row: Row) -> dict[str, Any]:
 def _cells(row: Row) -> tuple[str, ...]:
     counts = (
         row.counters.established,
-        row.counters.retrofitted,
-        row.counters.died,
+        row.counters.updated,
+        row.counters.timed_out,
         sum(row.counters.failed.values()),
     )
     return (
@@ -162,7 +167,7 @@ def _wide_cells(row: Row) -> tuple[str, ...]:
         *output.option_cells(row.record.options),
         output.other_cell(row.record),
         *output.counter_cells(row.counters),
-        row.source or "no file any more",
+        row.source or "file removed",
     )
 
 
@@ -173,42 +178,43 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
             where = "compiled by bcc, attached to the cgroups that policies name"
         yield f"data plane: {where}, pinned at {status['pins']}"
     else:
-        yield "data plane: not loaded; kabpfctl apply or systemctl start kabpf loads it"
+        yield "data plane: not loaded; try: kabpfctl apply, or: systemctl start kabpf"
     kernel = status["kernel"]
     yield f"kernel: Linux {kernel['release']}, {'with' if kernel['btf'] else 'without'} BTF"
     if status["watched"]["setsockopt"]:
         yield "  setsockopt(2) is watched, because a policy enforces options or gives a range"
     if status["watched"]["syn_retries"]:
-        yield "  connections are looked at before the SYN, because a policy bounds connect(2)"
+        yield "  connect(2) is watched, because a policy bounds it"
     if status["interrupted"]:
-        yield "  an interrupted command left pins in force beside it; kabpfctl apply clears up"
+        yield "  leftover pins of an interrupted command; try: kabpfctl apply"
     if unrecorded := status["not_recorded"]["cgroups"]:
         since = status["not_recorded"]["since"]
         when = f" since {time_text(since)}" if since else ""
         yield (
             f"  {output.count(unrecorded, 'new cgroup')} not recorded{when}, because there were too"
-            " many; kabpfctl apply records what there is room for"
+            " many; try: kabpfctl apply"
         )
     if outlived := status["removed_with_sockets"]:
         have = "has" if outlived == 1 else "have"
-        yield f"  {output.count(outlived, 'removed cgroup')} {have} open sockets still"
+        yield f"  {output.count(outlived, 'removed cgroup')} still {have} open sockets"
     if status["daemon"]:
         yield f"daemon: running as process {status['daemon']}"
     else:
         yield "daemon: not running"
     if status["new_cgroups_wait"]:
-        yield "  some new cgroups wait for kabpfctl apply: containers, or too many globs or rules"
+        yield "  some new cgroups wait: containers, or too many globs or rules; try: kabpfctl apply"
     policy_files = status["policy_files"]
     if policy_files["errors"]:
         since = policy_files["wrong_since"]
         wrong = f"wrong since {time_text(since)}" if since else "wrong"
-        outcome = "the last good ones stay in force" if status["loaded"] else "no policy is active"
+        outcome = "the last good ones stay active" if status["loaded"] else "no policy is active"
         yield f"policy files: {wrong}; {outcome}"
         yield from (f"  {output.shown(finding)}" for finding in policy_files["errors"])
     elif status["refused"]:
-        yield "policy files: in force, except for what the kernel refused"
+        yield "policy files: active, except for what the kernel refused"
         yield f"  {output.shown(status['refused'])}"
     elif policy_files["applied"]:
-        yield f"policy files: {'in force' if policy_files['policies'] else 'none'}"
+        active = output.active_text(**status["active"])
+        yield f"policy files: {active if policy_files['policies'] else 'none'}"
     else:
-        yield "policy files: not in force as they are now; kabpfctl apply does it"
+        yield "policy files: changed since the last apply; try: kabpfctl apply"

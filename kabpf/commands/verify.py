@@ -15,16 +15,14 @@ def verify(arguments: argparse.Namespace) -> int:
     """Exit status 0 where everything that the files say is active and nothing is failing; else 1,
     and a line for each reason."""
     try:
-        result, rows = status.look()
+        result, _ = status.look()
         reasons = list(_reasons(result))
     except RefusedError as error:  # what is pinned is not attached, or not all there
-        reasons, rows = [str(error)], []
+        reasons = [str(error)]
     if reasons:
         text = "\n".join(map(output.shown, reasons))
     else:
-        policies = output.count(len(rows), "policy", "policies")
-        cgroups = output.count(sum(row.cgroups for row in rows), "cgroup")
-        text = f"{policies} active, covering {cgroups}"
+        text = output.active_text(**result["active"])
     output.answer(arguments, {"verified": not reasons, "reasons": reasons}, text)
     return 1 if reasons else 0
 
@@ -39,7 +37,7 @@ def _reasons(result: dict[str, Any]) -> Iterator[str]:
     elif not files["applied"] and not files["errors"]:
         yield "the policy files changed since the last apply; try: kabpfctl apply"
     if result["interrupted"]:
-        yield "an interrupted command left pins behind; try: kabpfctl apply"
+        yield "leftover pins of an interrupted command; try: kabpfctl apply"
     if unrecorded := result["not_recorded"]["cgroups"]:
         yield f"{output.count(unrecorded, 'new cgroup')} not recorded, because the table is full"
     if result["new_cgroups_wait"]:

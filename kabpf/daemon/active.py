@@ -15,7 +15,7 @@ from kabpf.daemon.cgroup_ends import Ends
 from kabpf.daemon.open_dataplane import OpenDataplane
 from kabpf.daemon.policy_files import PolicyFiles
 from kabpf.daemon.socket_log import SocketLog
-from kabpf.errors import KabpfError, PolicyError, RefusedError, UnvisitedError
+from kabpf.errors import KabpfError, NotUpdatedError, PolicyError, RefusedError
 from kabpf.kernel import dataplane, loading
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files
@@ -59,7 +59,7 @@ class ActivePolicies:
         """Make active what the files say."""
         with self._locked():
             self._prune()
-            self._put_in_force(self._read())
+            self._activate(self._read())
 
     def restore(self) -> bool:
         """Make active what was applied last, before the boot or the stop; False where that is not
@@ -76,12 +76,12 @@ class ActivePolicies:
             applied_at = last_good.time_text(kept.applied_at)
             log.warning("the policies that were applied at %s become active again", applied_at)
             self._prune()
-            self._put_in_force(self.files.restore(snapshot))
+            self._activate(self.files.restore(snapshot))
             return True
 
     def look_again(self) -> bool:
         """Follow another process that changed something, or take back what is over: reload, but for
-        files that wait for it, or let go where everything was lifted. False where it was."""
+        files that wait for it, or let go where everything was unloaded. False where it was."""
         with self._locked():
             self._last = None
             is_known = self._is_known()  # before files go
@@ -90,11 +90,11 @@ class ActivePolicies:
                 waits = is_known and (
                     isinstance(self.problem, PolicyError) or self.files.are_waiting()
                 )
-                self._put_in_force(self.files.read_transient() if waits else self._read())
+                self._activate(self.files.read_transient() if waits else self._read())
                 return True
             self._close()
             self.dataplane.is_damaged, self.problem = False, None
-            log.info("every policy was lifted; a reload puts them in force again")
+            log.info("every policy was unloaded; a reload activates them again")
             return False
 
     def is_any_over(self, endings: Iterable[Ending] | None = None) -> bool:
@@ -116,7 +116,7 @@ class ActivePolicies:
     def needs_repair(self) -> bool:
         """Whether `repair` may mend something; lets go of a data plane that is not active."""
         if self.dataplane.loaded and not self._is_open():
-            log.warning("what is pinned is not in force any more; loading it anew")
+            log.warning("pinned programs are no longer attached; reloading")
             self.dataplane.is_damaged = True
         self.log.keep_up()
         # Without BTF nothing tells of a cgroup that was removed and made again.
@@ -131,7 +131,7 @@ class ActivePolicies:
             if self.files.good is None:
                 raise
             with self._locked():
-                self._put_in_force(self.files.good)
+                self._activate(self.files.good)
             self.problem = error
 
     def adopt(self) -> None:
@@ -167,11 +167,11 @@ class ActivePolicies:
             else:
                 self._last = last
 
-    def lift(self) -> None:
+    def unload(self) -> None:
         """Take everything out of the kernel; sockets keep their options."""
         with self._locked():
             self._close()
-            reconcile.lift(self._tree)
+            reconcile.unload(self._tree)
 
     def status(self) -> str:
         """What is active, and what went wrong last, on one line."""
@@ -194,7 +194,7 @@ class ActivePolicies:
         transient.prune(self._tree)
         self.ends.watch(self._tree, transient.standing().values())
 
-    def _put_in_force(self, snapshot: Snapshot) -> None:
+    def _activate(self, snapshot: Snapshot) -> None:
         if not self._is_open():
             self.dataplane.is_damaged = True  # until it is loaded
             self.dataplane.open(reconcile.open_or_load(snapshot.policies, self._tree))
@@ -212,7 +212,7 @@ class ActivePolicies:
             return
         before, self.problem = self.problem, None
         if left := "; ".join(self._last.left):
-            self.problem = UnvisitedError(left)
+            self.problem = NotUpdatedError(left)
             if left != str(before):
                 log.warning("%s", left)
 

@@ -2,8 +2,8 @@
 
 It wakes up for signals, for births that only user space can resolve, once more a second after a
 reload, and to tell systemd's watchdog that all is well. SIGHUP reads the policy files again,
-SIGTERM and SIGINT lift every policy, SIGUSR1 says that another process changed something. After
-SIGUSR2, or killed, it leaves everything in force, and the next one adopts it.
+SIGTERM and SIGINT unload every policy, SIGUSR1 says that another process changed something. After
+SIGUSR2, or killed, it leaves everything active, and the next one adopts it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kabpf.systemd.notify import notify, watchdog_s
 
 log = logging.getLogger("kabpfd")
 
-LIFTED = "every policy is lifted; sockets keep the options they have"
+UNLOADED = "every policy is unloaded; sockets keep the options they have"
 
 # What somebody who removes the daemon's directory removes with it.
 RESTART = "try: systemctl restart kabpf-retrofit.socket kabpf-request.socket"
@@ -41,9 +41,9 @@ SETTLE_S = 1
 class Daemon:
     """The event loop. A context manager; leaving it changes nothing."""
 
-    LIFT = frozenset({signal.SIGTERM, signal.SIGINT})
+    UNLOAD = frozenset({signal.SIGTERM, signal.SIGINT})
     LEAVE = frozenset({signal.SIGUSR2})
-    SIGNALS = LIFT | LEAVE | {signal.SIGHUP, signal.SIGUSR1}
+    SIGNALS = UNLOAD | LEAVE | {signal.SIGHUP, signal.SIGUSR1}
 
     def __init__(self, tree: CgroupTree) -> None:
         self._beat_s = watchdog_s()
@@ -69,15 +69,15 @@ class Daemon:
         self._stack.close()
 
     def run(self, lock: Alone) -> None:
-        """Put the policy in force, and keep it so until a signal says to stop.
+        """Activate the policy, and keep it so until a signal says to stop.
 
-        Where a file is wrong now, a policy that is in force already stays; else the last good ones
-        come into force. Raises RefusedError where it can't be found by its lock any more.
+        Where a file is wrong now, a policy that is active already stays; else the last good ones
+        become active. Raises RefusedError where it can't be found by its lock any more.
         """
         self._start()
-        while not self._signals.arrived & (self.LIFT | self.LEAVE):
+        while not self._signals.arrived & (self.UNLOAD | self.LEAVE):
             if lock.renew():
-                log.warning("%s was removed, and is made anew; %s", lock.path, RESTART)
+                log.warning("%s was removed, and is made again; %s", lock.path, RESTART)
             self._do_next()
             self._active.log.write()
             if not self._attempt(self._resolve_births):
@@ -154,7 +154,7 @@ class Daemon:
             self._signals.arrived.add(signal.SIGHUP)
 
     def _update(self, step: Callable[[], bool]) -> None:
-        """Follow what others have changed, by a step that returns False where they lifted all."""
+        """Follow what others have changed, by a step that returns False where they unloaded all."""
         try:
             if not step():
                 self._timers.stop(Timer.LOOK)
@@ -191,11 +191,11 @@ class Daemon:
 
     def _stop(self) -> None:
         notify("STOPPING=1")
-        if self._signals.arrived & self.LIFT:
-            self._active.lift()
-            log.info("%s", LIFTED)
+        if self._signals.arrived & self.UNLOAD:
+            self._active.unload()
+            log.info("%s", UNLOADED)
         elif self._active.dataplane.loaded:
-            log.info("ended; what is in force stays so")
+            log.info("ended; the policies stay active")
         else:
             log.info("ended")
 

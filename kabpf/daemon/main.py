@@ -13,7 +13,7 @@ from typing import NamedTuple
 from kabpf import __version__, streams
 from kabpf.apply import reconcile, retrofit
 from kabpf.daemon import prune
-from kabpf.daemon.daemon import LIFTED, Daemon
+from kabpf.daemon.daemon import UNLOADED, Daemon
 from kabpf.errors import BpfError, KabpfError, RefusedError, UnsupportedError
 from kabpf.kernel import bcc, cgroups, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
@@ -60,7 +60,7 @@ def _explained(error: KabpfError) -> list[str]:
 def _run() -> None:
     run = parser().parse_args().run
     if os.geteuid() != 0:
-        raise RefusedError("not root", hint="expected root")
+        raise RefusedError("must be run as root")
     run()
 
 
@@ -96,14 +96,14 @@ def _install_units() -> None:
     print("next: systemctl enable --now kabpf")
 
 
-def _lift() -> None:
+def _unload() -> None:
     tree = _tree()
     with locked():
         was_active = PINS.exists()
-        reconcile.lift(tree)
+        reconcile.unload(tree)
         tell_changed()
     if was_active:
-        log.info("%s", LIFTED)
+        log.info("%s", UNLOADED)
 
 
 def _prune() -> None:
@@ -138,7 +138,7 @@ _PROGRAMS = {
     "--install-units": _Program(
         _install_units, "after pip install, write systemd's units for this kabpfd, and exit"
     ),
-    "--lift": _Program(_lift, "unload every policy, and exit"),
+    "--unload": _Program(_unload, "unload every policy, and exit"),
     "--prune": _Program(
         _prune, "remove the policies of kabpfctl run whose cgroups have no process left, and exit"
     ),

@@ -36,7 +36,7 @@ class SocketLog:
 
     def listen(self, *, policies: int) -> None:
         """Log sockets from now on for so many policies, or for none; called before one that wants
-        it comes into force."""
+        it becomes active."""
         if not policies:
             self.close()
             return

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from kabpf.errors import BpfError, KabpfError, PolicyError, UnvisitedError
+from kabpf import output
+from kabpf.errors import BpfError, KabpfError, NotUpdatedError, PolicyError
 from kabpf.kernel import dataplane
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy.files import Snapshot
 from kabpf.runtime.last_good import time_text
 
 WAITING = "policy files have changed; try: systemctl reload kabpf"
-_STAYS = "the last good policy stays in force"
+_STAYS = "the last good policy stays active"
 
 
 def text(loaded: Dataplane | None, good: Snapshot | None, problem: KabpfError | None) -> str:
@@ -43,16 +44,16 @@ def _since(problem: KabpfError) -> str:
 
 def _counts(loaded: Dataplane | None, good: Snapshot | None) -> str:
     if not dataplane.PINS.exists():
-        return "nothing is in force"
+        return "no policy is active"
     if loaded is None:
-        return "what is in force is another version's"
+        return "the active policies are of another version of kabpf"
     usage = loaded.usage()
     # Beside wrong files at the start only those are known that cgroups have.
     known = len(usage.keys() - {0}) if good is None else len(good.policies)
     covered = usage.total() - usage[0]
-    return f"policies in force: {known}; cgroups covered: {covered} of {usage.total()}"
+    return output.active_text(known, covered, usage.total())
 
 
 def _stays(problem: KabpfError) -> bool:
     """Whether the problem kept what was active before it."""
-    return dataplane.PINS.exists() and not isinstance(problem, UnvisitedError)
+    return dataplane.PINS.exists() and not isinstance(problem, NotUpdatedError)

@@ -1,4 +1,4 @@
-"""The checks of kabpfctl doctor, and those of pins, daemon, limits and what is in force."""
+"""The checks of kabpfctl doctor, and those of pins, daemon, limits and what is active."""
 
 from __future__ import annotations
 
@@ -106,16 +106,16 @@ class Check(NamedTuple):
 def carried_out(check: Check, here: Here) -> Findings:
     """What a check finds. What keeps it from going on is a finding, too, and stops no other."""
     if check.needs_root and not here.machine.is_root:
-        yield note("not root: not looked at")
+        yield note("skipped (needs root)")
         return
     try:
         yield from check.run(here)
     except PolicyError:
-        yield note("not looked at: the policy files are wrong")
+        yield note("skipped: the policy files are wrong")
     except (UnsupportedError, ImportError) as problem:
-        yield note(f"not looked at: {str(problem).partition(', expected')[0]}")
+        yield note(f"skipped: {str(problem).partition(', expected')[0].partition(';')[0]}")
     except (RefusedError, OSError) as problem:
-        yield warning(f"not looked at: {problem}")
+        yield warning(f"skipped: {problem}")
     except Exception as problem:
         yield error(f"a bug in kabpf: {problem!r}", "please report it")
 
@@ -199,12 +199,12 @@ def _fallbacks(here: Here) -> Findings:
 
 
 def _pins(here: Here) -> Findings:
-    """Whether the data plane is in force and whole."""
+    """Whether the data plane is active and whole."""
     if is_interrupted(PINS):
         yield warning(f"an interrupted command left pins beside {PINS}", "kabpfctl apply")
     if not PINS.exists():
         if files.paths(files.SYSTEM):
-            yield warning("nothing is loaded, so that no policy is in force", "kabpfctl apply")
+            yield warning("nothing is loaded: no policy is active", "kabpfctl apply")
         else:
             yield note("nothing is loaded, and there is no policy file", "kabpfctl attach --help")
         return
@@ -212,12 +212,12 @@ def _pins(here: Here) -> Findings:
     if status.st_uid or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(status.st_mode)
         yield error(
-            f"{PINS}: uid {status.st_uid}, mode {mode:04o}, expected root's alone",
+            f"{PINS}: uid {status.st_uid}, mode {mode:04o}: root alone must be able to write it",
             f"rm -r {PINS} && kabpfctl apply",
         )
     names, expected = set(os.listdir(PINS)), PINNED[loading.loader(PINS)]
     strange = sorted(names - expected - {dataplane.SETSOCKOPT, *bcc.pinned_links(PINS)})
-    # Those of another version are in force under the names that it gave them.
+    # Those of another version are active under the names that it gave them.
     if strange and not _is_another_versions():
         where = [str(PINS / name) for name in strange]
         yield warning(f"not kabpf's: {listed(where)}", f"rm -r {where[0]}")
@@ -233,7 +233,7 @@ def _pins(here: Here) -> Findings:
 
 def _damage(tree: CgroupTree, missing: list[str], problem: RefusedError) -> Finding:
     if _is_another_versions():
-        grade, stays = (warning, ", and stays in force") if _is_attached(tree) else (error, "")
+        grade, stays = (warning, ", and stays active") if _is_attached(tree) else (error, "")
         return grade(f"{PINS} comes from another version of kabpf{stays}", "kabpfctl apply")
     if missing:
         return error(f"{PINS} is damaged: {', '.join(missing)} missing", "kabpfctl apply")
@@ -263,8 +263,8 @@ def _is_attached(tree: CgroupTree) -> bool:
         return False
 
 
-def _in_force(here: Here) -> Findings:
-    """Whether the policy files are what is in force, where the pins are whole."""
+def _active(here: Here) -> Findings:
+    """Whether the policy files are what is active, where the pins are whole."""
     try:
         loaded = loading.open_if_loaded(PINS, here.tree)
     except RefusedError:
@@ -283,7 +283,7 @@ def _in_force(here: Here) -> Findings:
     elif comparison.applied:
         yield ok("the policy files as they are now")
     elif not comparison.errors:
-        yield warning("the policy files are not in force as they are now", "kabpfctl apply")
+        yield warning("the policy files changed since the last apply", "kabpfctl apply")
     else:
         since = (
             f" since {last_good.time_text(comparison.wrong_since)}"
@@ -389,7 +389,7 @@ CHECKS = {
     "reach": Check(_reach),
     "listeners": Check(_listeners, needs_root=True),
     "fallbacks": Check(_fallbacks),
-    "in force": Check(_in_force, needs_root=True),
+    "active": Check(_active, needs_root=True),
     "last good": Check(_last_good, needs_root=True),
     "limits": Check(_limits, needs_root=True),
     "daemon": Check(_daemon, needs_root=True),

@@ -137,10 +137,10 @@ def cgroup2(machine: Machine) -> Findings:
 def rights(machine: Machine) -> Findings:
     """What the caller may do (capabilities(7))."""
     if not machine.is_root:
-        yield note("not root: not looked at", "sudo kabpfctl doctor")
+        yield note("skipped (needs root)", "sudo kabpfctl doctor")
     elif machine.user_namespace not in FIRST_NAMESPACES:
         yield error(
-            "root of a user namespace alone, to whom the kernel gives nothing that kabpf needs",
+            "root in a user namespace lacks the required capabilities",
             "run kabpf outside of it, on the host",
         )
     elif machine.capabilities_missing:
@@ -150,7 +150,7 @@ def rights(machine: Machine) -> Findings:
         )
     elif machine.namespaces_missing:
         yield note(
-            f"{', '.join(machine.namespaces_missing)} missing: open sockets are visited by"
+            f"{', '.join(machine.namespaces_missing)} missing: open sockets are updated by"
             " kabpf-retrofit alone",
             "systemctl start kabpf-retrofit.socket",
         )
@@ -163,7 +163,7 @@ def call(machine: Machine) -> Findings:
     if machine.call_problem:
         yield error(machine.call_problem, "let the container's seccomp filter pass bpf(2)")
     elif machine.call_problem is None:
-        yield note("not looked at: it takes root with every capability, and libbpf")
+        yield note("skipped (needs root with every capability, and libbpf)")
     else:
         yield ok("not filtered")
 

@@ -100,9 +100,7 @@ def findings(tree: CgroupTree, pins: Path) -> Findings:
     if unread:
         path, error = next(iter(unread.items()))
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
-        yield note(
-            f"not looked at: {shortened(path)}{more}: {os.strerror(error)}", "bpftool cgroup tree"
-        )
+        yield note(f"skipped: {shortened(path)}{more}: {os.strerror(error)}", "bpftool cgroup tree")
     if len(tree.cgroups()) > CGROUPS_MAX + 1:
         yield note(f"only {CGROUPS_MAX} cgroups are looked at", "bpftool cgroup tree")
     others = [each for one in attached for each in (*_refused(one, tree), *_others(one, tree))]

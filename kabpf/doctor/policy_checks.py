@@ -137,9 +137,9 @@ def _slip_in_path(here: str, selector: Selector, candidates: list[str]) -> Findi
         return warning(f"{here}: {described}", "select those cgroups there")
     if mount := MOUNT.match(selector.text):
         path = selector.text.removeprefix(mount[0])
-        return warning(f"{here} begins where the tree is mounted", f"select {path} there")
+        return warning(f"{here}: drop the {mount[0]} prefix", f"select {path} there")
     near = None if selector.is_glob else _near(selector.text.rpartition("/")[2], candidates)
-    return warning(f"{here} is not there", f"is {near} meant?") if near else None
+    return warning(f"{here}: no such cgroup", f"did you mean {near}?") if near else None
 
 
 def _slip_in_unit(
@@ -156,10 +156,10 @@ def _slip_in_unit(
     if selector.text.endswith(MADE_BY_PROGRAMS):
         return None
     near = None if selector.is_glob else _near(selector.text, candidates)
-    advice = f"is {near} meant?" if near else f"open {selector.source.path}"
+    advice = f"did you mean {near}?" if near else f"open {selector.source.path}"
     # Users may have units in their homes.
     grade = note if selector.kind == "user_unit" and not near else warning
-    return grade(f"{here} is no unit that runs, nor has a unit file", advice)
+    return grade(f"{here}: no such unit, running or installed", advice)
 
 
 def _is_named(unit: str, text: str) -> bool:

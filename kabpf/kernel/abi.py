@@ -21,8 +21,8 @@ FORMER = 4
 MONITORS, LOGGER = 8, 0
 NEVER = 0xFFFFFFFF
 
-OUTCOME_BITS, SET, LEFT = 10, 1023, 1022
-NEW, OPEN, SWALLOWED, LIMITED, DIED, CALLED = range(6)
+OUTCOME_BITS, SET, KEPT = 10, 1023, 1022
+NEW, OPEN, IGNORED, CLAMPED, TIMED_OUT, CALLED = range(6)
 
 MODES = {Mode.FILL: 0, Mode.OVERRIDE: 1, Mode.ENFORCE: 2}
 OUT, IN, LOOPBACK, PLAIN, LISTENERS, EXISTING, LOG = 1, 2, 4, 8, 16, 32, 64
@@ -118,12 +118,12 @@ class CCounters(ctypes.Structure):
     _fields_ = (
         ("established", ctypes.c_uint64),
         ("listening", ctypes.c_uint64),
-        ("retrofitted", ctypes.c_uint64),
-        ("left", ctypes.c_uint64),
-        ("swallowed", ctypes.c_uint64),
-        ("limited", ctypes.c_uint64),
+        ("updated", ctypes.c_uint64),
+        ("kept", ctypes.c_uint64),
+        ("ignored", ctypes.c_uint64),
+        ("clamped", ctypes.c_uint64),
         ("failed", ctypes.c_uint64),
-        ("died", ctypes.c_uint64),
+        ("timed_out", ctypes.c_uint64),
     )
 
 
@@ -264,7 +264,7 @@ def read_report(raw: bytes) -> Report | CEvent:
 
 
 def read_outcomes(outcomes: int) -> tuple[int, ...]:
-    """Each option's outcome: an errno, SET, LEFT, or 0."""
+    """Each option's outcome: an errno, SET, KEPT, or 0."""
     mask = (1 << OUTCOME_BITS) - 1
     return tuple(outcomes >> place * OUTCOME_BITS & mask for place in range(6))
 

@@ -115,9 +115,9 @@ class BccDataplane(Dataplane):
         put there by the next reconcile."""
         for name in PINNED:
             if not (self.pins / name).exists():
-                raise RefusedError(f"{self.pins / name} is missing", hint="expected kabpfctl apply")
+                raise RefusedError(f"{self.pins / name} is missing", hint="try: kabpfctl apply")
 
-    def apply(self, changes: Changes, visit: Callable[[], Set[int]] | None = None) -> None:
+    def apply(self, changes: Changes, update: Callable[[], Set[int]] | None = None) -> None:
         """Write `changes` in their order. What one cgroup refuses stops no other; all refusals are
         raised at the end as one RefusedError."""
         with all_refusals() as collected:
@@ -160,7 +160,7 @@ class BccDataplane(Dataplane):
                 str(self.pins / hook.pin), cgroup, hook.attach_type, str(link)
             )
         except RefusedError as error:
-            hint = "expected no program there that keeps others out: kabpfctl doctor"
+            hint = "another program may keep it out; try: kabpfctl doctor"
             raise BpfError(f"attach {hook.program} to {path}", error.error, hint) from None
 
     def _is_linked(self, hook: _Hook, id: int) -> bool:

@@ -90,16 +90,15 @@ def _compiled(maps: tuple[str, ...]) -> dict[str, bytes]:
                 env=_environment(directory),
             )
     except subprocess.TimeoutExpired:
-        hint = f"expected it within {COMPILE_S} s"
-        raise RefusedError(f"compile {SOURCES / SOURCE}", hint=hint) from None
+        raise RefusedError(f"compile {SOURCES / SOURCE}: not done after {COMPILE_S} s") from None
     if done.returncode < 0:
         raise RefusedError(
             f"compile {SOURCES / SOURCE}: {signal.Signals(-done.returncode).name}",
-            hint=f"expected {ROOM_MB} MB of memory for the compiler",
+            hint=f"the compiler needs {ROOM_MB} MB of memory",
         )
     if done.returncode:
         raise UnsupportedError(
-            f"bcc does not compile {SOURCES / SOURCE}, expected kernel headers that fit; it says:\n"
+            f"bcc can't compile {SOURCES / SOURCE}; do the kernel headers fit? It says:\n"
             f"{done.stderr.strip()}"
         )
     return {name: bytes.fromhex(code) for name, code in json.loads(done.stdout).items()}
@@ -120,7 +119,7 @@ class Lack(NamedTuple):
 
     def __str__(self) -> str:
         packages = f"package{'s' if len(self.packages) > 1 else ''} {' and '.join(self.packages)}"
-        return f"{self.reason}, expected the {packages}"
+        return f"{self.reason}; install the {packages}"
 
 
 def missing() -> Lack | None:

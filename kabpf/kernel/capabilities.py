@@ -33,4 +33,4 @@ def missing(names: tuple[str, ...], process: int = 0) -> list[str]:
 def require_root(command: str) -> None:
     """Raise RefusedError, which names the command, unless this process is root's."""
     if os.geteuid() != 0:
-        raise RefusedError(f"{command}: not root", hint="expected root")
+        raise RefusedError(f"{command}: must be run as root")

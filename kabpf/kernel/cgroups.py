@@ -30,8 +30,8 @@ def find_tree(mounted: list[Mount]) -> CgroupTree:
         if mount.type == "cgroup2" and mount.root == "/":
             return CgroupTree(Path(mount.point))
     raise UnsupportedError(
-        "no cgroup2 tree is mounted whose root is this cgroup namespace's,"
-        " expected one at /sys/fs/cgroup, as systemd mounts it"
+        "no cgroup2 tree is mounted whose root is this cgroup namespace's;"
+        " mount one at /sys/fs/cgroup, as systemd does"
     )
 
 
@@ -176,8 +176,12 @@ def path_of_process(pid: int | str) -> str:
     try:
         path = os.fsdecode(proc.cgroup_paths(pid).get(b"", b""))
     except OSError as error:
-        raise RefusedError(f"process {pid}", error.errno or 0, "expected one that runs") from None
+        raise RefusedError(
+            f"process {pid}", error.errno or 0, "expected a running process"
+        ) from None
     # In a cgroup namespace it may lead outside.
     if not path or f"{path}/".startswith("/../"):
-        raise RefusedError(f"process {pid} is outside of this cgroup2 tree", hint="expected inside")
+        raise RefusedError(
+            f"process {pid} is outside this cgroup namespace", hint="run kabpfctl on the host"
+        )
     return path

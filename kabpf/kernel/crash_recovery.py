@@ -4,8 +4,8 @@ All state is in the pins below one directory of a BPF file system. The directory
 and so it disappears; a process that dies meanwhile leaves the old state or the new, and what the
 next one has to do can be seen:
 
-    kabpf        in force
-    kabpf-new    being built; in force from the moment in which the link works with its maps
+    kabpf        active
+    kabpf-new    being built; active from the moment in which the link works with its maps
     kabpf-old    on its way out
 """
 
@@ -18,26 +18,26 @@ from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel import dataplane, syscalls
 
-WRITABLE = "expected a BPF file system that can be written to"
+WRITABLE = "the BPF file system must be writable"
 
 
 def complete(pins: Path) -> None:
-    """Complete what a process that died had begun. The caller holds the lock."""
+    """Complete what a killed process had begun. The caller holds the lock."""
     staging = staging_of(pins)
-    if staging.exists() and is_in_force(staging):
+    if staging.exists() and is_active(staging):
         publish(pins)
-    for leftover in (staging, lifted_of(pins)):
+    for leftover in (staging, unloading_of(pins)):
         unpin(leftover)
 
 
 def is_interrupted(pins: Path) -> bool:
-    """Whether a process died while it loaded or lifted, and left pins that may be in force."""
-    return staging_of(pins).exists() or lifted_of(pins).exists()
+    """Whether a process was killed while it loaded or unloaded; its pins may be active."""
+    return staging_of(pins).exists() or unloading_of(pins).exists()
 
 
 def directories(pins: Path) -> tuple[Path, ...]:
-    """Where pins may be: in force, being built, and on their way out."""
-    return pins, staging_of(pins), lifted_of(pins)
+    """Where pins may be: active, being built, and on their way out."""
+    return pins, staging_of(pins), unloading_of(pins)
 
 
 def staging_of(pins: Path) -> Path:
@@ -45,7 +45,7 @@ def staging_of(pins: Path) -> Path:
     return pins.with_name(f"{pins.name}-new")
 
 
-def lifted_of(pins: Path) -> Path:
+def unloading_of(pins: Path) -> Path:
     """Where a data plane goes that was pinned at `pins`, on its way out."""
     return pins.with_name(f"{pins.name}-old")
 
@@ -62,7 +62,7 @@ def unpin(directory: Path) -> None:
         fault_point("remove the pins' directory")
         path.rmdir()
     except OSError as error:
-        hint = "expected pins of kabpf alone"
+        hint = "files or mounts of others are in the way"
         raise RefusedError(f"remove {path}", error.errno or 0, hint) from None
 
 
@@ -74,7 +74,7 @@ def rename(pins: Path, other: Path) -> None:
         raise RefusedError(f"rename {pins}", error.errno or 0, WRITABLE) from None
 
 
-def is_in_force(staging: Path) -> bool:
+def is_active(staging: Path) -> bool:
     """Whether the link has the program that is pinned beside it."""
     try:
         return dataplane.is_linked(staging)
@@ -84,14 +84,14 @@ def is_in_force(staging: Path) -> bool:
 
 def publish(pins: Path) -> None:
     """Put what was built in the place of what is pinned, and remove that."""
-    staging, lifted = staging_of(pins), lifted_of(pins)
+    staging, unloaded = staging_of(pins), unloading_of(pins)
     if pins.exists():
         if syscalls.exchange(str(staging), str(pins)):
             unpin(staging)
             return
-        unpin(lifted)
+        unpin(unloaded)
         fault_point("rename the old pins")
-        rename(pins, lifted)
+        rename(pins, unloaded)
     fault_point("rename the new pins")
     rename(staging, pins)
-    unpin(lifted)
+    unpin(unloaded)

@@ -117,15 +117,15 @@ class Born(NamedTuple):
 
 @dataclass(frozen=True)
 class Counters:
-    """What happened under one policy since its options came into force."""
+    """What happened under one policy since its options became active."""
 
     established: int
     listening: int
-    retrofitted: int
-    left: int
-    swallowed: int
-    limited: int
-    died: int
+    updated: int
+    kept: int
+    ignored: int
+    clamped: int
+    timed_out: int
     failed: dict[str, int]  # by the errno's name
 
 
@@ -173,7 +173,7 @@ class Dataplane:
             if totals.layout != abi.LAYOUT or (totals.build != self.build() and not any_build):
                 raise RefusedError(
                     f"{pins} comes from another version of kabpf",
-                    hint="expected this one: kabpfctl apply",
+                    hint="try: kabpfctl apply",
                 )
             self._policies = opened("kabpf_policies")
             self._counters = opened("kabpf_counters")
@@ -281,17 +281,17 @@ class Dataplane:
         programs_and_links = (*TRACERS, SOCK_OPS, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
         for name in (*MAPS, *CHANNELS, *programs_and_links):
             if not (self.pins / name).exists():
-                raise RefusedError(f"{self.pins / name} is missing", hint="expected kabpfctl apply")
+                raise RefusedError(f"{self.pins / name} is missing", hint="try: kabpfctl apply")
         program = self.identity()
         if program not in self.attached():
             raise RefusedError(
                 f"{self.pins / SOCK_OPS} is not attached to {self.tree.mount}",
-                hint="expected it there: kabpfctl apply",
+                hint="try: kabpfctl apply",
             )
         if not is_linked(self.pins):
             raise RefusedError(
                 f"{self.pins / SOCK_OPS} has another program",
-                hint="expected the one beside it: kabpfctl apply",
+                hint="try: kabpfctl apply",
             )
         self._check_setsockopt()
 
@@ -302,11 +302,11 @@ class Dataplane:
         if link.exists():
             raise RefusedError(
                 f"{link} is not attached to {self.tree.mount}",
-                hint="expected it there: kabpfctl apply",
+                hint="try: kabpfctl apply",
             )
         # Read last: where another command does away with the link, this was cleared before.
         if self._read_totals().setsockopt:
-            raise RefusedError(f"{link} is missing", hint="expected kabpfctl apply")
+            raise RefusedError(f"{link} is missing", hint="try: kabpfctl apply")
 
     def _watches_setsockopt(self) -> bool:
         """Whether the link is there, to the root, with the program that is pinned beside it."""
@@ -327,10 +327,10 @@ class Dataplane:
         with opened_directory(self.tree.mount) as cgroup:
             return links.sock_ops_programs(cgroup)
 
-    def apply(self, changes: Changes, visit: Callable[[], Set[int]] | None = None) -> None:
+    def apply(self, changes: Changes, update: Callable[[], Set[int]] | None = None) -> None:
         """Write `changes` in their order; open sockets have their options when it returns.
 
-        `visit` runs RETROFIT where sockets of cgroups that are owed it may be, and returns the
+        `update` runs RETROFIT where sockets of cgroups that are owed it may be, and returns the
         cgroups that stay owed; without it all do. What one cgroup refuses stops no other; all
         refusals are raised at the end as one RefusedError. A retrofit that was refused stays owed.
         Where a policy itself is refused, nothing else is written.
@@ -349,10 +349,10 @@ class Dataplane:
             for id, entry in changes.cgroups.items():
                 with collected():
                     self._cgroups.update(abi.key(id, 8), abi.entry(entry))
-            if changes.retrofits and visit:
+            if changes.updates and update:
                 with collected():
-                    left = visit()
-                    done = changes.retrofits
+                    left = update()
+                    done = changes.updates
                     self.correct({id: done[id] for id in done.keys() - left})
             for id in changes.stale_cgroups:
                 self._cgroups.delete(abi.key(id, 8))
@@ -387,11 +387,11 @@ class Dataplane:
             counters[id] = Counters(
                 raw.established,
                 raw.listening,
-                raw.retrofitted,
-                raw.left,
-                raw.swallowed,
-                raw.limited,
-                raw.died,
+                raw.updated,
+                raw.kept,
+                raw.ignored,
+                raw.clamped,
+                raw.timed_out,
                 failed.get(id, {}),
             )
         return counters
@@ -530,7 +530,7 @@ def is_linked(pins: Path) -> bool:
 def open_map(pins: Path, name: str) -> maps.Map:
     """One of the pinned maps. Raises RefusedError where it has another layout."""
     if not (pins / name).exists():
-        raise RefusedError(f"{pins / name} is missing", hint="expected kabpfctl apply")
+        raise RefusedError(f"{pins / name} is missing", hint="try: kabpfctl apply")
     key_size, value = MAPS[name]
     return maps.Map(str(pins / name), key_size, ctypes.sizeof(value))
 
@@ -549,7 +549,7 @@ def output(iterator: Path) -> Iterator[bytes]:
     """Run a pinned iterator to its end; what it writes."""
     try:
         descriptor = os.open(iterator, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:  # another command has lifted it
+    except OSError as error:  # another command has unloaded it
         raise RefusedError(f"run {iterator}", error.errno or 0) from None
     try:
         while True:

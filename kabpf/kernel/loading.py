@@ -22,11 +22,11 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.crash_recovery import (
     WRITABLE,
     complete,
-    is_in_force,
-    lifted_of,
+    is_active,
     publish,
     rename,
     staging_of,
+    unloading_of,
     unpin,
 )
 from kabpf.kernel.dataplane import (
@@ -76,7 +76,7 @@ def open_or_load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> Da
 
     One that another version of kabpf or another loader left, or whose maps are damaged, is
     replaced: after `fill` the program in the link is exchanged. Where `fill` is refused, the old
-    one stays in force. Raises UnsupportedError where this machine can't run it, RefusedError where
+    one stays active. Raises UnsupportedError where this machine can't run it, RefusedError where
     a step failed. The caller holds the lock.
     """
     _require_bpffs(pins.parent)
@@ -114,13 +114,13 @@ def kind(pins: Path) -> type[Dataplane]:
     return _KINDS[loader(pins)]
 
 
-def lift(pins: Path) -> None:
+def unload(pins: Path) -> None:
     """Detach and unpin everything that `complete` has left; sockets keep their options. The caller
     holds the lock."""
     if pins.exists():
         fault_point("rename the pins")
-        rename(pins, lifted_of(pins))
-        unpin(lifted_of(pins))
+        rename(pins, unloading_of(pins))
+        unpin(unloading_of(pins))
 
 
 def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
@@ -145,7 +145,7 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
                 _load_into(staging, programs)
                 _attach(pins, tree, programs, fill)
     except KabpfError:
-        if not is_in_force(staging):
+        if not is_active(staging):
             unpin(staging)
         raise
     publish(pins)
@@ -232,8 +232,8 @@ def _require_bpffs(directory: Path) -> None:
     if ("bpf", str(directory)) not in mounted:
         if not directory.is_dir():
             raise UnsupportedError(
-                f"{directory} is missing, expected a kernel with BPF and all of sysfs"
-                " (in a container: mount -t sysfs sysfs /sys)"
+                f"{directory} is missing: the kernel lacks BPF, or sysfs is not mounted;"
+                " try: mount -t sysfs sysfs /sys"
             )
         _require_capabilities()  # without which a mount is of no use
         syscalls.mount_bpffs(str(directory))
@@ -242,7 +242,7 @@ def _require_bpffs(directory: Path) -> None:
 def _require_btf() -> None:
     if not BTF.exists():
         raise UnsupportedError(
-            f"{BTF} is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF, or --loader bcc"
+            f"{BTF} is missing; boot a kernel with CONFIG_DEBUG_INFO_BTF, or use --loader bcc"
         )
 
 
@@ -254,7 +254,7 @@ def require_compiler() -> None:
         if BTF.exists():
             raise
         raise UnsupportedError(
-            f"{BTF} is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF;"
+            f"{BTF} is missing; boot a kernel with CONFIG_DEBUG_INFO_BTF;"
             f" for the bcc loader, which does without, {problem}"
         ) from None
 
@@ -262,23 +262,20 @@ def require_compiler() -> None:
 def _require_capabilities() -> None:
     if missing := capabilities.missing(capabilities.DATAPLANE):
         raise UnsupportedError(
-            f"{', '.join(missing)} missing, expected root with these capabilities"
+            f"{', '.join(missing)} missing; run it as root with these capabilities"
         )
 
 
 def _require_own(kind: type[Dataplane]) -> None:
     if kind.digest() != kind.build():
-        raise RefusedError(
-            f"{OBJECT} is another version's by now, which this process can't load",
-            hint="expected a restart of kabpfd",
-        )
+        raise RefusedError(f"{OBJECT} was upgraded", hint="try: systemctl restart kabpf")
 
 
 def _explained(error: RefusedError) -> BpfError:
     return BpfError(
         "load the BPF programs",
         error.error,
-        f"expected the kernel to take them; it says:\n{error.__cause__}",
+        f"the kernel says:\n{error.__cause__}",
     )
 
 
@@ -286,8 +283,8 @@ def require_system_call(error: RefusedError) -> None:
     """Raise UnsupportedError, which says what it means, where root was refused bpf(2)."""
     if error.error == errno.EPERM:
         raise UnsupportedError(
-            "the kernel refuses bpf(2) to root, expected a container whose system call filter"
-            " allows it (systemd-nspawn --system-call-filter=bpf) and no kernel lockdown"
+            "the kernel refuses bpf(2) to root: let the container's system call filter allow it"
+            " (systemd-nspawn --system-call-filter=bpf), or boot without kernel lockdown"
         )
 
 

@@ -50,9 +50,7 @@ def namespace_of_socket(process: int, descriptor: int) -> int:
 def mount_bpffs(path: str) -> None:
     """Mount a BPF file system (mount(2)), as systemd does at boot."""
     if libc().mount(b"bpf", path.encode(), b"bpf", 0, b"mode=700"):
-        raise RefusedError(
-            f"mount a BPF file system at {path}", ctypes.get_errno(), "expected one there"
-        )
+        raise RefusedError(f"mount a BPF file system at {path}", ctypes.get_errno())
 
 
 def exchange(one: str, other: str) -> bool:

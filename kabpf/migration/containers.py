@@ -47,7 +47,7 @@ def quadlets(files: Files) -> Iterator[tuple[tuple[str, str], Quadlet]]:
 def _quadlet(files: Files, path: Path) -> tuple[str, Quadlet]:
     paths = [path, *unit_files.strongest([path.with_name(f"{path.name}.d")])]
     found = [each for file in paths for each in unit_files.settings(files.text(file), str(file))]
-    lists = unit_files.in_force(found, "Container")
+    lists = unit_files.effective(found, "Container")
     environment: dict[str, Assignment] = {}
     seen: list[Assignment] = []
     for setting in lists.get("EnvironmentFile", []):
@@ -103,7 +103,7 @@ def nspawn(files: Files) -> Iterator[tuple[Path, str, list[Assignment], bool]]:
                 continue
             done.add(name)
             found = unit_files.settings(files.text(path), str(path))
-            lists = unit_files.in_force(found, "Exec")
+            lists = unit_files.effective(found, "Exec")
             given = [one for each in lists.get("Environment", []) for one in _assigned(each)]
             boots = [each.value.lower() for each in lists.get("Boot", [])][-1:]
             yield path, name, given, boots in (["yes"], ["true"], ["on"], ["1"])

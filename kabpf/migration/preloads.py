@@ -278,7 +278,7 @@ class Search:
         self.paths.update(dict.fromkeys(paths))
         section = SECTIONS[unit.rpartition(".")[2] or "service"]
         found = [each for path in paths for each in self.settings(path)]
-        lists = unit_files.in_force(found, section)
+        lists = unit_files.effective(found, section)
         given = Given(seen=[*base.seen])
         for setting in found:
             if (setting.section, setting.key) == (section, "Environment"):

@@ -74,8 +74,8 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> Asked
     debug = found.pop("debug", "off") == "on"
     if found.pop("once", "on") == "off":
         findings.append(
-            "DD_EVAL_ENVIRONMENT_ONCE: 0 takes to be inside of the process, expected 1, and a"
-            " policy with destinations where the sockets of one process are to differ"
+            "DD_EVAL_ENVIRONMENT_ONCE: 0 works only inside the process, expected 1, and a policy"
+            " with destinations where the sockets of one process are to differ"
         )
     if keepalive and found.get("user_timeout") == "auto":
         timers = [key for key in TIMERS if key not in (*found, *decided)]

@@ -22,7 +22,7 @@ _SANTOS_DEFAULTS = {
 _TWO_MEANINGS = (
     "may be Debian's (keepalive with the system's times) or that of M. Santos ("
     "{idle: 15, interval: 15, probes: 9, user_timeout: auto}, outgoing connections alone);"
-    " its file is not here to tell, and the policy takes it for Debian's"
+    " its file is not here to tell, and the policy assumes Debian's"
 )
 
 
@@ -133,7 +133,7 @@ def _value(one: Assignment, owner: str) -> tuple[str, list[str]]:
         _check(one.name, plain)
     except PolicyError:
         return "", [f"{said}; {owner} ignores it"]
-    return plain, [f"{said}; {owner} takes it for {plain}"]
+    return plain, [f"{said}; {owner} reads it as {plain}"]
 
 
 def _check(name: str, value: str) -> None:

@@ -25,7 +25,7 @@ from kabpf.plan.state import Cgroup
 from kabpf.policy.model import ON_SOCKETS
 from kabpf.runtime.locks import RUN
 
-KINDS = ("set", "retrofitted", "left", "failed", "swallowed", "limited", "died")
+KINDS = ("set", "updated", "kept", "failed", "ignored", "clamped", "timed_out")
 
 REASONS = {  # KABPF_KEEPALIVE and so on
     1: "keepalive",
@@ -33,14 +33,14 @@ REASONS = {  # KABPF_KEEPALIVE and so on
     3: "retransmissions",
     4: "zero window",
 }
-WAYS = {0: "listen", abi.OUT: "out", abi.IN: "in"}
+DIRECTIONS = {0: "listen", abi.OUT: "out", abi.IN: "in"}
 
 PATHS_MAX = 200_000  # cgroups, most of them gone, whose paths are remembered
 CALLERS_MAX = 50_000  # connections whose processes are remembered
 
 
 class Option(NamedTuple):
-    """An option as a socket has it now. `outcome` says what kabpf did: "set"; "left" as the
+    """An option as a socket has it now. `outcome` says what kabpf did: "set"; "kept" as the
     application had it; an errno's name where the kernel refused; or None where there was nothing to
     do, as on a connection that has it from its listener."""
 
@@ -54,15 +54,15 @@ class Timeout(NamedTuple):
     reason: str  # one of REASONS
     error: str  # as the application reads it: ETIMEDOUT, or what ICMP had said
     silent_ms: int  # since the last receipt
-    sent: int  # keepalive or window probes, or retransmissions, that were not answered
+    unanswered: int  # keepalive or window probes, or retransmissions
     window_closed_ms: int  # since the first probe of the peer's closed window; 0: it was open
 
 
 class Call(NamedTuple):
-    """A setsockopt(2) that was not obeyed as it was made."""
+    """A setsockopt(2) that was ignored or clamped."""
 
     option: str
-    asked: int | bool
+    requested: int | bool
 
 
 class Event(NamedTuple):
@@ -96,9 +96,9 @@ class Event(NamedTuple):
         return os.fsdecode(command) if self.report.pid else None
 
     @property
-    def way(self) -> str:
+    def direction(self) -> str:
         """out, in, or listen."""
-        return WAYS[self.report.direction]
+        return DIRECTIONS[self.report.direction]
 
     @property
     def family(self) -> str:
@@ -111,7 +111,7 @@ class Event(NamedTuple):
         return Address(_text(self.report.local), self.report.local_port)
 
     @property
-    def remote(self) -> Address:
+    def peer(self) -> Address:
         """The other end; of a listener none."""
         return Address(_text(self.report.remote), self.report.remote_port)
 
@@ -124,7 +124,7 @@ class Event(NamedTuple):
     @property
     def call(self) -> Call | None:
         """The setsockopt(2) that the event is about."""
-        if self.report.what not in (abi.SWALLOWED, abi.LIMITED):
+        if self.report.what not in (abi.IGNORED, abi.CLAMPED):
             return None
         option, asked = sockets.SET[self.report.option], self.report.asked
         return Call(option, bool(asked) if option == "keepalive" else asked)
@@ -132,7 +132,7 @@ class Event(NamedTuple):
     @property
     def timeout(self) -> Timeout | None:
         """How the connection ended, where that is the event."""
-        if self.report.what != abi.DIED:
+        if self.report.what != abi.TIMED_OUT:
             return None
         report = self.report
         reason, error = REASONS[report.reason], _errno(report.error)
@@ -141,7 +141,7 @@ class Event(NamedTuple):
     @property
     def option_texts(self) -> dict[str, str]:
         """Each option as a person would say it: keepalive, idle, interval, probes, user timeout. A
-        value that was left says so; what was refused is its errno; - is not set."""
+        value that was kept says so; what was refused is its errno; - is not set."""
         return _option_texts(*self.options.values())
 
     @property
@@ -149,12 +149,12 @@ class Event(NamedTuple):
         """The call or the timeout as a person would say it; "" where the event is neither."""
         if call := self.call:
             name, unit = _NAMES[call.option]
-            return f"setsockopt of {name} {_option_text(Option(call.asked, None), unit)}"
+            return f"setsockopt of {name} {_option_text(Option(call.requested, None), unit)}"
         if timeout := self.timeout:
             silent = f"silent for {timeout.silent_ms / 1000:.1f}s"
             if closed_ms := timeout.window_closed_ms:
                 silent = f"the peer's window closed for {closed_ms / 1000:.1f}s, {silent}"
-            return f"{timeout.reason}: {silent}, {timeout.sent} unanswered, {timeout.error}"
+            return f"{timeout.reason}: {silent}, {timeout.unanswered} unanswered, {timeout.error}"
         return ""
 
 
@@ -207,8 +207,8 @@ class Monitor:
         self._lost = 0
         if not loading.kind(pins).reports_events:
             raise UnsupportedError(
-                "what happens to sockets takes BTF, which the bcc loader does without,"
-                " expected --loader libbpf"
+                "monitor needs BTF, which the bcc loader does without;"
+                " try: kabpfctl apply --loader libbpf"
             )
         self._loaded = Dataplane(pins, tree)
         try:
@@ -310,7 +310,7 @@ def _moment(report: Report | CEvent) -> int:
 
 
 def _has_failed(outcomes: int) -> bool:
-    return bool({*abi.read_outcomes(outcomes)} - {0, abi.SET, abi.LEFT})
+    return bool({*abi.read_outcomes(outcomes)} - {0, abi.SET, abi.KEPT})
 
 
 class _Paths:
@@ -344,15 +344,15 @@ _text = functools.lru_cache(maxsize=4096)(sockets.text)
 
 @functools.lru_cache(maxsize=1024)
 def _kind(what: int, outcomes: int) -> str:
-    if what == abi.DIED:
-        return "died"
-    if what in (abi.SWALLOWED, abi.LIMITED):
-        return "swallowed" if what == abi.SWALLOWED else "limited"
+    if what == abi.TIMED_OUT:
+        return "timed_out"
+    if what in (abi.IGNORED, abi.CLAMPED):
+        return "ignored" if what == abi.IGNORED else "clamped"
     if _has_failed(outcomes):
         return "failed"
-    if abi.LEFT in abi.read_outcomes(outcomes):
-        return "left"
-    return "retrofitted" if what == abi.OPEN else "set"
+    if abi.KEPT in abi.read_outcomes(outcomes):
+        return "kept"
+    return "updated" if what == abi.OPEN else "set"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -373,7 +373,7 @@ def _option_texts(*options: Option) -> dict[str, str]:
 
 
 def _option_text(option: Option, unit: str) -> str:
-    if option.outcome not in (None, "set", "left"):
+    if option.outcome not in (None, "set", "kept"):
         return option.outcome
     if option.value is None:
         text = "-"
@@ -383,11 +383,11 @@ def _option_text(option: Option, unit: str) -> str:
         text = f"{option.value // 1000}s"
     else:
         text = f"{option.value}{unit}"
-    return f"{text} (left)" if option.outcome == "left" else text
+    return f"{text} (kept)" if option.outcome == "kept" else text
 
 
 def _outcome(outcome: int) -> str | None:
-    return {0: None, abi.SET: "set", abi.LEFT: "left"}.get(outcome) or (
+    return {0: None, abi.SET: "set", abi.KEPT: "kept"}.get(outcome) or (
         _errno(outcome) if outcome else None
     )
 

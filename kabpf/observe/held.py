@@ -41,7 +41,7 @@ def of_process(process: str, sockets: Iterable[Socket]) -> list[Socket]:
     return [
         each
         for each in sockets
-        if each.namespace == namespace and (_address(each.local), _address(each.remote)) in ends
+        if each.namespace == namespace and (_address(each.local), _address(each.peer)) in ends
     ]
 
 

@@ -23,7 +23,7 @@ COUNTS_MAX = 200  # lines more that say what was not logged: of so many cgroups 
 _Source = tuple[str | None, str | None]  # the policy and the cgroup of events
 
 INFO, NOTICE, WARNING = 6, 5, 4  # syslog(3)
-_PRIORITIES = {"died": NOTICE, "failed": WARNING}
+_PRIORITIES = {"timed_out": NOTICE, "failed": WARNING}
 
 
 class Journal:
@@ -146,21 +146,21 @@ def _fields(event: Event) -> dict[str, str]:
         "KABPF_UNIT": event.unit,
         "KABPF_PID": event.pid,
         "KABPF_COMMAND": event.command,
-        "KABPF_WAY": event.way,
+        "KABPF_DIRECTION": event.direction,
         "KABPF_LOCAL": event.local,
-        "KABPF_REMOTE": event.remote,
+        "KABPF_PEER": event.peer,
     }
     for name, option in event.options.items():
         fields[f"KABPF_{name.upper()}"] = None if option.value is None else int(option.value)
         fields[f"KABPF_{name.upper()}_OUTCOME"] = option.outcome
     if call := event.call:
-        fields |= {"KABPF_OPTION": call.option, "KABPF_ASKED": int(call.asked)}
+        fields |= {"KABPF_OPTION": call.option, "KABPF_REQUESTED": int(call.requested)}
     if timeout := event.timeout:
         fields |= {
             "KABPF_REASON": timeout.reason,
             "KABPF_ERROR": timeout.error,
             "KABPF_SILENT_MS": timeout.silent_ms,
-            "KABPF_UNANSWERED": timeout.sent,
+            "KABPF_UNANSWERED": timeout.unanswered,
             "KABPF_WINDOW_CLOSED_MS": timeout.window_closed_ms,
         }
     return {name: str(value) for name, value in fields.items() if value is not None}
@@ -177,16 +177,16 @@ def _unit(event: Event) -> str | None:
 def message(event: Event) -> str:
     """The event as one line for people."""
     ends = {
-        "out": f"{event.local} -> {event.remote}",
-        "in": f"{event.local} <- {event.remote}",
+        "out": f"{event.local} -> {event.peer}",
+        "in": f"{event.local} <- {event.peer}",
         "listen": f"{event.local}",
-    }[event.way]
+    }[event.direction]
     process = f", {event.command}[{event.pid}]" if event.pid else ""
     options = ", ".join(
         f"{name} {text}" for name, text in event.option_texts.items() if text != "-"
     )
     where = event.unit or event.cgroup or "a removed cgroup"
-    text = f"{event.kind}: {ends} of {where}{process}, policy {event.policy}"
+    text = f"{event.kind.replace('_', ' ')}: {ends} of {where}{process}, policy {event.policy}"
     return _shown(f"{text}: {event.details or options}")
 
 

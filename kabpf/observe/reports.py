@@ -43,7 +43,7 @@ class Reports:
     ) -> None:
         if missing := capabilities.missing(capabilities.DATAPLANE):
             raise UnsupportedError(
-                f"{', '.join(missing)} missing, expected root with these capabilities"
+                f"{', '.join(missing)} missing; run it as root with these capabilities"
             )
         self._run = run
         with ExitStack() as stack:
@@ -113,7 +113,7 @@ def _taken_place(run: Path, stack: ExitStack) -> int:
         with contextlib.suppress(BlockingIOError):
             stack.callback(os.close, _locked_place(run, place))
             return place
-    raise RefusedError("too many monitors", hint=f"expected at most {abi.MONITORS - 1} at a time")
+    raise RefusedError("too many monitors", hint=f"at most {abi.MONITORS - 1} can run at a time")
 
 
 def _locked_place(run: Path, place: int) -> int:

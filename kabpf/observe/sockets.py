@@ -1,4 +1,4 @@
-"""The TCP sockets of the machine: whose they are, and which keepalive options are in force.
+"""The TCP sockets of the machine: whose they are, and which keepalive options are active.
 
 The data plane knows all of it, in every network namespace. Where it can't be asked, inet_diag
 knows whose they are, in the caller's namespace, and whether a keepalive timer runs.
@@ -74,7 +74,7 @@ class Socket:
     namespace: int  # the network namespace's inode number
     family: str
     local: Address
-    remote: Address
+    peer: Address
     state: str
     keepalive: bool | None
     idle_s: int | None
@@ -233,7 +233,7 @@ def _inet_diag() -> Iterator[Any]:
         from pyroute2.netlink.diag import inet_diag_msg
     except ImportError:
         raise UnsupportedError(
-            "pyroute2 is missing, expected the package python3-pyroute2 (Debian, Fedora)"
+            "pyroute2 is missing; install python3-pyroute2 (Debian, Fedora)"
         ) from None
 
     class Message(inet_diag_msg):  # type: ignore[misc]
@@ -250,7 +250,7 @@ def _inet_diag() -> Iterator[Any]:
             for message in diag.get_sock_stats(family=family, states=LISTED):
                 if message["header"]["type"] == NLMSG_ERROR:
                     raise UnsupportedError(
-                        "the kernel lists no TCP sockets, expected its module tcp_diag"
+                        "the kernel lists no TCP sockets; try: modprobe tcp_diag"
                     )
                 yield message
 

@@ -63,10 +63,10 @@ def diff(
     actual: Actual,
     desired: dict[int, PolicyRecord],
     *,
-    visits: bool = True,
+    updates: bool = True,
     settles: bool = False,
 ) -> Changes:
-    """What brings `actual` to `plan`, whose policies have the records `desired`; without `visits`
+    """What brings `actual` to `plan`, whose policies have the records `desired`; without `updates`
     open sockets stay owed.
 
     Stale births, generations and records are left alone as long as anything else is to be written:
@@ -78,8 +78,8 @@ def diff(
     records = {id: record for id, record in desired.items() if id not in actual.records}
     known = actual.records | records
     owed = {id: entry for id, entry in actual.cgroups.items() if entry.owed}
-    if owed and visits:  # what an interrupted apply left
-        return Changes(retrofits=settled(owed, known))
+    if owed and updates:  # what an interrupted apply left
+        return Changes(updates=settled(owed, known))
     ids = policy_ids(desired)
     number = generation(plan, actual)
     known_globs = actual.generations.get(number, 0) == plan.globs_digest
@@ -113,7 +113,7 @@ def diff(
     stale_attachments = tuple(actual.attachments.keys() - plan.attachments.keys())
     attachments = _attachments(plan, actual, stale=bool(stale_attachments))
     owed = {id: entry for id, entry in cgroups.items() if entry.owed}
-    retrofits = settled(owed, known) if visits else {}
+    updated = settled(owed, known) if updates else {}
     is_new = records or globs or new_pieces or births or attachments or both != actual.needs
     if is_new or (cgroups and not settles):
         return Changes(
@@ -123,13 +123,13 @@ def diff(
             new_pieces,
             dict(sorted(births.items(), key=lambda birth: birth[0][1] == ANY_NAME)),
             cgroups,
-            retrofits,
+            updated,
             attachments,
             stale_cgroups=stale_cgroups,
         )
     return Changes(
         cgroups=cgroups,
-        retrofits=retrofits,
+        updates=updated,
         stale_attachments=stale_attachments,
         needs=plan.needs if plan.needs != actual.needs else None,
         stale_cgroups=stale_cgroups,
@@ -199,7 +199,7 @@ def changed_entries(
 def settled(
     entries: Mapping[int, CgroupEntry], records: Mapping[int, PolicyRecord]
 ) -> dict[int, CgroupEntry]:
-    """The entries after their open sockets were visited: a former policy is forgotten once no
+    """The entries after their open sockets were updated: a former policy is forgotten once no
     socket can have a value from it."""
     return {
         cgroup_id: entry._replace(
@@ -277,7 +277,8 @@ def _succeeding(before: CgroupEntry | None, records: Mapping[int, PolicyRecord])
 
 
 def _replaces(record: PolicyRecord, former: PolicyRecord) -> bool:
-    """Whether every value that `former` may have set is another one's after a visit by `record`."""
+    """Whether every value that `former` may have set is another one's after an update by
+    `record`."""
     return (
         record.is_plain
         and record.options.keepalive

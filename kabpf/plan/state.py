@@ -229,7 +229,9 @@ class Changes:
     names: dict[Piece, int] = field(default_factory=dict)
     births: dict[tuple[int, int], BirthEntry] = field(default_factory=dict)
     cgroups: dict[int, CgroupEntry] = field(default_factory=dict)
-    retrofits: dict[int, CgroupEntry] = field(default_factory=dict)  # as they are once it is done
+    updates: dict[int, CgroupEntry] = field(
+        default_factory=dict
+    )  # once their open sockets are updated
     attachments: dict[int, bool] = field(default_factory=dict)
     stale_attachments: tuple[int, ...] = ()
     stale_births: tuple[tuple[int, int], ...] = ()
@@ -244,7 +246,7 @@ class Changes:
     @property
     def is_of_cgroups(self) -> bool:
         """Whether it writes entries of cgroups, and nothing else."""
-        others = replace(self, cgroups={}, retrofits={}, stale_cgroups=())
+        others = replace(self, cgroups={}, updates={}, stale_cgroups=())
         return bool(self) and not others
 
 

@@ -65,4 +65,4 @@ def _line(policy: Policy, key: str) -> Source:
 
 
 def _text(source: Source, what: str, expected: str) -> str:
-    return f"{source}: {what} takes BTF, which the bcc loader does without, expected {expected}"
+    return f"{source}: {what} needs BTF, which the bcc loader does without, expected {expected}"

@@ -166,8 +166,8 @@ def unwatched(directories: Directories) -> list[str]:
     watched = [os.path.realpath(directory) for directory in directories.all]
     targets = {path: Path(os.path.realpath(path)) for path in paths(directories)}
     return [
-        f"{path}: is a link to {target}, whose changes kabpf-reload.path does not see, expected"
-        " systemctl reload kabpf after each"
+        f"{path}: is a link to {target}, whose changes kabpf-reload.path does not see;"
+        " after each try: systemctl reload kabpf"
         for path, target in targets.items()
         if path.is_symlink() and not any(target.is_relative_to(each) for each in watched)
     ]

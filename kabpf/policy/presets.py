@@ -19,12 +19,12 @@ class Timeout:
 
     @property
     def idle_s(self) -> int:
-        """Half of the time-out, at most the kernel's own."""
+        """Half of the idle timeout, at most the kernel's own."""
         return min(self.timeout_s // 2, IDLE_MAX_S)
 
     @property
     def interval_s(self) -> int:
-        """A twelfth of the time-out, at most the kernel's own."""
+        """A twelfth of the idle timeout, at most the kernel's own."""
         return min(self.timeout_s // 12, INTERVAL_MAX_S)
 
     @property
@@ -66,7 +66,7 @@ class Preset(Timeout):
 
     @property
     def limit(self) -> str:
-        return f"the time-out of preset {self.name} ({self.timeout_s} s)"
+        return f"the idle timeout of preset {self.name} ({self.timeout_s} s)"
 
     @property
     def _source(self) -> str:
@@ -74,7 +74,7 @@ class Preset(Timeout):
 
     @property
     def _its(self) -> str:
-        return f"its time-out of {self.timeout_s} s"
+        return f"its idle timeout of {self.timeout_s} s"
 
 
 def presets() -> dict[str, Preset]:

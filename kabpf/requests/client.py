@@ -23,7 +23,7 @@ PAUSE_MAX_S = 2
 
 # Restarted, as it may be active while the file that it listens at is gone.
 _ACTIVATE = (
-    "expected an administrator to have said: systemctl enable kabpf-request.socket;"
+    "ask an administrator to run: systemctl enable kabpf-request.socket;"
     " systemctl restart kabpf-request.socket"
 )
 
@@ -38,13 +38,13 @@ def attach(
     existing: bool = True,
     address: Path = SOCKET,
 ) -> dict[str, Any]:
-    """Put a policy in force on a cgroup of the caller's and on what is below it, until the cgroup
+    """Activate a policy on a cgroup of the caller's and on what is below it, until the cgroup
     is removed; one that the caller had put there before is replaced.
 
     `cgroup` is a cgroup path. `options` are idle, interval, probes, user_timeout and preset, as
     policy files spell them, but no ranges; without any, keepalive is turned on, or with `off` left
     off. What is left out is the administrator's default, or without `defaults` the system's.
-    `mode` is fill or override. Returns, when it is in force, what `kabpfctl attach --json` prints.
+    `mode` is fill or override. Returns, when it is active, what `kabpfctl attach --json` prints.
     Raises RefusedError.
     """
     require_requestable(options)
@@ -63,7 +63,7 @@ def require_requestable(options: Iterable[str]) -> None:
     for key in options:
         if key not in REQUEST_KEYS:
             flag = key.replace("_", "-")
-            raise RefusedError(f"--{flag}: not root", hint="expected root, or other options")
+            raise RefusedError(f"--{flag} needs root")
 
 
 def detach(cgroup: str, *, address: Path = SOCKET) -> dict[str, Any]:
@@ -82,9 +82,7 @@ def _call(method: str, parameters: Mapping[str, Any], address: Path) -> dict[str
     # anything. Those who wait ask ever less often, for the socket not to be flooded.
     while (answer := _answer(message, address)) is None:
         if time.monotonic() > deadline:
-            raise RefusedError(
-                f"{address} gives no answer", hint="expected one: journalctl -t kabpfd"
-            )
+            raise RefusedError(f"{address} does not answer", hint="try: journalctl -t kabpfd")
         time.sleep(random.uniform(pause_s / 2, pause_s))
         pause_s = min(2 * pause_s, PAUSE_MAX_S)
     try:
@@ -104,13 +102,13 @@ def _answer(message: bytes, address: Path) -> bytes | None:
             channel.send(message)
             return channel.receive()
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise RefusedError(f"ask {address}", error.errno or 0, _ACTIVATE) from None
+            raise RefusedError(f"connect to {address}", error.errno or 0, _ACTIVATE) from None
         except ConnectionError:
             return None
         except TimeoutError:
-            raise RefusedError(f"ask {address}", errno.ETIMEDOUT) from None
+            raise RefusedError(f"connect to {address}", errno.ETIMEDOUT) from None
         except OSError as error:
-            raise RefusedError(f"ask {address}", error.errno or 0) from None
+            raise RefusedError(f"connect to {address}", error.errno or 0) from None
         except varlink.MessageError as error:
             raise RefusedError(f"{address}: {error}", hint="expected Varlink") from None
 
@@ -122,8 +120,8 @@ def _said(error: varlink.CallError) -> str:
         return reason
     name = error.name.removeprefix(f"{varlink.SERVICE}.")
     if name == "PermissionDenied":
-        return "kabpf-request refuses who asks, expected a process outside of user namespaces"
+        return "request denied: callers in user namespaces are not allowed"
     if name == "InvalidParameter":
         key = str(error.parameters.get("parameter"))
-        return f"{key.replace('_', ' ')}: not for users, expected one value, within its limits"
+        return f"{key.replace('_', ' ')}: users may give one value, within its limits"
     return f"kabpf-request says {error.name}"

@@ -13,13 +13,13 @@ DESCRIPTION = f"""\
 # TCP keepalive by policy, for cgroups that belong to the caller.
 interface io.kabpf
 
-# Puts a policy in force on a cgroup and on what is below it, until the cgroup is removed. One that
-# was put there before is replaced. The path is absolute in the cgroup2 tree. Options are spelled
+# Activates a policy for a cgroup and all below it, until the cgroup is removed. It replaces a
+# former one. The path is absolute in the cgroup2 tree. Options are spelled
 # as in kabpf.yaml(5), but not as ranges: idle "60s", interval "10s", probes "6", user_timeout
 # "90s", "auto" or "off", preset "aws-nlb". What is left out comes from the administrator's
 # defaults, as they are now, unless defaults is false; and else stays as it is on each socket.
-# Replies when the policy is in force; retrofitted is how many open sockets were changed, which
-# existing false leaves alone.
+# Replies when the policy is active; updated is how many open sockets were changed, which existing
+# false leaves alone.
 method Attach(
   cgroup: string,
   keepalive: ?(on, off),
@@ -32,7 +32,7 @@ method Attach(
   policy: string,
   file: string,
   options: object,
-  retrofitted: int
+  updated: int
 )
 
 # Undoes Attach. Sockets keep the options that they have.

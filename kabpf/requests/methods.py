@@ -38,13 +38,9 @@ ALL_POLICIES_MAX = 1024  # of all users, a quarter of what the kernel has room f
 RECORDS_MAX = POLICIES_MAX * (1 + FORMER_MAX)
 ALL_RECORDS_MAX = 2 * ALL_POLICIES_MAX
 
-_NOT_IN_FORCE = (
-    "kabpf is not in force, expected an administrator to have said: systemctl start kabpf"
-)
-_NOT_BY_BCC = "what users ask for takes BTF, which the bcc loader does without, expected root"
-NOT_APPLIED = (
-    "policy files have changed, expected an administrator to have said: systemctl reload kabpf"
-)
+_NOT_ACTIVE = "kabpf is not active; ask an administrator to run: systemctl start kabpf"
+_NOT_BY_BCC = "requests of users need BTF, which the bcc loader does without"
+NOT_APPLIED = "policy files have changed; ask an administrator to run: systemctl reload kabpf"
 
 
 @dataclass(frozen=True)
@@ -104,13 +100,13 @@ def get_description(request: Request) -> Mapping[str, Any]:
 
 
 def attach(request: Request) -> Mapping[str, Any]:
-    """Put the policy in force that the request asks for, in place of one that it had put there.
+    """Activate the policy that the request asks for, in place of one that it had put there.
 
-    Returns when it is in force. Raises CallError and KabpfError, and then the files are as before.
+    Returns when it is active. Raises CallError and KabpfError, and then the files are as before.
     """
     tree = cgroups.find_tree(mountinfo.own_mounts())
     file = dropins.owned_file(request.uid, request.cgroup.id)
-    with _in_force(tree) as (loaded, reading):
+    with _active(tree) as (loaded, reading):
         policies = reading.read().policies
         parsed = [policy_file for path, (_, policy_file) in reading.cache.items() if path != file]
         content = drop_in(request, parsed)
@@ -133,22 +129,22 @@ def attach(request: Request) -> Mapping[str, Any]:
         "policy": policy.name,
         "file": str(file),
         "options": options_json(policy.rules.options),
-        "retrofitted": changed or 0,
+        "updated": changed or 0,
     }
 
 
 def detach(request: Request) -> Mapping[str, Any]:
     """Undo `attach`. Raises CallError, as where nothing is attached, and KabpfError."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    with _in_force(tree) as (loaded, reading):
+    with _active(tree) as (loaded, reading):
         removed = dropins.owned(request.cgroup.id)
         if not removed:
-            raise refused(f"{request.cgroup.path} is not attached, expected an attached cgroup")
+            raise refused(f"{request.cgroup.path} is not attached")
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(dropins.written(file, None))
             snapshot = reading.read()
-        dropins.put_in_force(snapshot, loaded)
+        dropins.activate(snapshot, loaded)
     return {"removed": [str(file) for file in removed]}
 
 
@@ -170,9 +166,9 @@ class _Reading:
 
 
 @contextlib.contextmanager
-def _in_force(tree: CgroupTree) -> Iterator[tuple[Dataplane, _Reading]]:
+def _active(tree: CgroupTree) -> Iterator[tuple[Dataplane, _Reading]]:
     """The data plane, under the lock, where it is ours and has what the policy files say, and how
-    to read these: to put in force what waits for an administrator, or another version, is not for
+    to read these: to activate what waits for an administrator, or another version, is not for
     users."""
     deadline = time.monotonic() + SETTLE_S
     while True:
@@ -181,12 +177,12 @@ def _in_force(tree: CgroupTree) -> Iterator[tuple[Dataplane, _Reading]]:
             loading.opened(PINS, tree) as loaded,
         ):
             if loaded is None:
-                raise refused(_NOT_IN_FORCE)
+                raise refused(_NOT_ACTIVE)
             if loaded.needs_pins_per_cgroup:  # and kabpf-request makes none
                 raise refused(_NOT_BY_BCC)
             reading = _Reading(files.stamp(files.SYSTEM))
             applied = notes.read_applied(RUN)
-            # What a request that was killed has left of users' files this one puts in force, too.
+            # What a request that was killed has left of users' files this one activates, too.
             if applied and files.differ_by_users_alone(applied.stamp, reading.stamp):
                 is_whole = applied.stamp == reading.stamp
                 try:
@@ -205,7 +201,7 @@ def _in_force(tree: CgroupTree) -> Iterator[tuple[Dataplane, _Reading]]:
 
 def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
     """The options that words and defaults come to, without ranges and what is set before the SYN:
-    with the one in force each setsockopt(2) of the machine is looked at, with the other each
+    with the one active each setsockopt(2) of the machine is looked at, with the other each
     connection. Raises
     CallError for words that users may not ask for."""
     for key, word in words.items():
@@ -233,7 +229,7 @@ def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:
 def _others(
     policies: Iterable[Policy], tree: CgroupTree, id: int
 ) -> tuple[list[Policy], list[Policy]]:
-    """Users' policies for other cgroups: those in force, and those whose cgroup is gone or somebody
+    """Users' policies for other cgroups: those active, and those whose cgroup is gone or somebody
     else's by now."""
     alive: list[Policy] = []
     over: list[Policy] = []
@@ -248,11 +244,13 @@ def _check_records(names: Iterable[str], uid: int) -> None:
     theirs = fnmatch.filter(names, dropins.owned_name(uid, "*"))
     everybodys = fnmatch.filter(names, dropins.owned_name("*", "*"))
     if len(theirs) >= RECORDS_MAX or len(everybodys) >= ALL_RECORDS_MAX:
-        raise refused("too many policies are remembered, expected cgroups to end that had some")
+        raise refused(
+            "too many former policies are remembered; retry after some attached cgroups are removed"
+        )
 
 
 def _check_count(owners: list[int | None], uid: int) -> None:
     if owners.count(uid) >= POLICIES_MAX:
-        raise denied(f"{POLICIES_MAX} cgroups of uid {uid} are attached, expected no more")
+        raise denied(f"uid {uid} may attach at most {POLICIES_MAX} cgroups")
     if len(owners) >= ALL_POLICIES_MAX:
-        raise refused(f"{ALL_POLICIES_MAX} cgroups of users are attached, expected no more")
+        raise refused(f"users may attach at most {ALL_POLICIES_MAX} cgroups")

@@ -89,7 +89,7 @@ def time_text(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-_AGAIN = "expected a file that kabpfctl apply wrote"
+_AGAIN = "try: kabpfctl apply"
 
 
 def _kept_stamp(state: Path) -> str:
@@ -128,7 +128,8 @@ def _require_roots(path: Path, status: os.stat_result, is_kind: Callable[[int], 
     if status.st_uid != 0 or others or not is_kind(status.st_mode):
         mode = stat.S_IMODE(status.st_mode)
         raise RefusedError(
-            f"{path}: uid {status.st_uid}, mode {mode:04o}", hint="expected root's alone"
+            f"{path}: uid {status.st_uid}, mode {mode:04o}",
+            hint="root alone must be able to write it",
         )
 
 

@@ -58,7 +58,7 @@ def locked_for_user(seconds: float, run: Path = RUN) -> Iterator[None]:
                         break
                     fcntl.flock(roots, fcntl.LOCK_UN)
                 if time.monotonic() > deadline:
-                    raise RefusedError("kabpf is busy", hint="expected another attempt later")
+                    raise RefusedError("kabpf is busy", hint="try again later")
                 time.sleep(0.02)
         finally:
             os.close(roots)

@@ -1,6 +1,6 @@
 """What one command leaves for the next in /run/kabpf, beside what is in the kernel.
 
-`former.json` has, after every policy was lifted, which values open sockets still have from them.
+`former.json` has, after every policy was unloaded, which values open sockets still have from them.
 `applied.json` says what the last reconcile was made of, so that status need not do it again. Both
 may be missing or damaged: then nobody knows whose the values are, and status looks itself.
 """
@@ -104,14 +104,14 @@ def keep_applied(applied: Applied, run: Path) -> None:
 
 
 def keep_added(before: str, after: str, policy: Policy, run: Path) -> None:
-    """Keep that a policy more is in force, where the files had been applied as they were."""
+    """Keep that a policy more is active, where the files had been applied as they were."""
     if (applied := read_applied(run)) and applied.stamp == before:
         sources = {**applied.sources, policy.name: str(policy.source)}
         keep_applied(replace(applied, stamp=after, sources=sources), run)
 
 
 def keep_pruned(before: str, after: str, names: Collection[str], run: Path) -> None:
-    """Keep that these policies are in force no more, where the files had been applied as they
+    """Keep that these policies are active no more, where the files had been applied as they
     were."""
     if (applied := read_applied(run)) and applied.stamp == before:
         sources = {name: source for name, source in applied.sources.items() if name not in names}

@@ -26,7 +26,7 @@ def running(run: Path = RUN, lock: str = LOCK) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:  # root of a user namespace
-        raise RefusedError(f"open {run / lock}", error.errno or 0, "expected root") from None
+        raise RefusedError(f"open {run / lock}", error.errno or 0, "it needs root") from None
 
 
 def tell_changed(run: Path = RUN) -> None:
@@ -39,7 +39,7 @@ def tell_changed(run: Path = RUN) -> None:
 
 def wait_for_log(run: Path = RUN) -> None:
     """Wait until a running daemon hears of sockets that a policy wants logged; not for long, as
-    it can't on every machine. The caller has put the policy in force, and let go of the lock."""
+    it can't on every machine. The caller has activated the policy, and let go of the lock."""
     deadline = time.monotonic() + PATIENCE_S
     lock = monitor_lock(LOGGER)
     while running(run) and not running(run, lock) and time.monotonic() < deadline:
@@ -78,5 +78,7 @@ class Alone:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise RefusedError(f"kabpfd runs already, as process {running(self._run)}") from None
+            raise RefusedError(
+                f"kabpfd is already running as process {running(self._run)}"
+            ) from None
         return descriptor

@@ -28,17 +28,19 @@ def units(root: Path, commands: Path, carried: Path = CARRIED) -> list[Path]:
     """
     for packaged in (root / "usr/lib/systemd/system", root / "lib/systemd/system"):
         if (packaged / "kabpf.service").exists():
-            raise RefusedError(f"a package has {packaged / 'kabpf.service'}", hint="expected none")
+            raise RefusedError(
+                f"a package has {packaged / 'kabpf.service'}", hint="remove that package first"
+            )
     _check_commands(root, commands)
     texts = {
         _target(root, unit.name): MARK + _with_commands(unit.read_text(), commands)
         for unit in sorted(carried.glob("*"))
     }
     if not texts:
-        raise RefusedError(f"no units in {carried}", hint="expected an installation by pip")
+        raise RefusedError(f"no units in {carried}", hint="install kabpf with pip first")
     for path in texts:
         if path.is_symlink() or (path.exists() and not path.read_bytes().startswith(MARK.encode())):
-            raise RefusedError(f"{path} is somebody else's", hint="expected none")
+            raise RefusedError(f"{path} exists and was not written by kabpfd", hint="move it away")
     for path, text in texts.items():
         _write(path, text)
     os.makedirs(root / "etc/kabpf/policy.d", exist_ok=True)
@@ -51,9 +53,9 @@ def units(root: Path, commands: Path, carried: Path = CARRIED) -> list[Path]:
 def _check_commands(root: Path, commands: Path) -> None:
     for path in (commands / "kabpfd", commands / "kabpfctl"):
         if not os.access(root / path.relative_to("/"), os.X_OK):
-            raise RefusedError(f"no command {path}", hint="expected an installation by pip")
+            raise RefusedError(f"no command {path}", hint="install kabpf with pip first")
         if not _PLAIN.fullmatch(str(path)) or _HIDDEN.match(str(path)):
-            hint = "expected one in a place such as /opt/kabpf"
+            hint = "install it in a place such as /opt/kabpf"
             raise RefusedError(f"services can't run {path}", hint=hint)
 
 
@@ -80,4 +82,4 @@ def _write(path: Path, text: str) -> None:
 
 def _run(*command: str) -> None:
     if subprocess.run(command).returncode:
-        raise RefusedError(f"{' '.join(command)} failed", hint="expected it to take the units")
+        raise RefusedError(f"{' '.join(command)} failed")

@@ -62,11 +62,12 @@ def path(tree: CgroupTree, text: str) -> str:
         return found[0]
     if not found:
         raise RefusedError(
-            f"cgroup {text}", hint=f"expected a directory below {tree.mount}, or a unit that runs"
+            f"cgroup {text}", hint=f"expected a directory below {tree.mount}, or a running unit"
         )
     more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
     raise RefusedError(
-        f"{text} is {', '.join(found[:SHOWN_MAX])}{more}", hint="expected one of these paths"
+        f"{text} is ambiguous: {', '.join(found[:SHOWN_MAX])}{more}",
+        hint="give one of these paths",
     )
 
 

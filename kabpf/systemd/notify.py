@@ -12,7 +12,7 @@ NOTIFY_BYTES_MAX = 2000
 
 
 def watchdog_s() -> float | None:
-    """Half the time-out after which systemd misses this process (sd_watchdog_enabled(3)), or None
+    """Half the timeout after which systemd misses this process (sd_watchdog_enabled(3)), or None
     where it does not watch."""
     own = str(os.getpid())
     microseconds = os.environ.get("WATCHDOG_USEC", "")

@@ -22,10 +22,9 @@ from kabpf.kernel import cgroups
 # How long the manager may take, as where it is about to reload itself.
 ANSWER_S = 30
 
-_ANSWERS = "expected a manager that answers, as systemctl status shows it"
+_ANSWERS = "try: systemctl status"
 _LINGERS = (
-    "expected this user's manager, which a login starts, or an administrator:"
-    " loginctl enable-linger {uid}"
+    "this user has no manager; log in, or ask an administrator to run: loginctl enable-linger {uid}"
 )
 
 MESSAGE_MAX = 1 << 20  # bytes; those of systemd have some hundreds
@@ -67,7 +66,7 @@ def enter(name: str, description: str) -> str:
         ) from None
     path = cgroups.path_of_process("self")
     if not path.endswith(f"/{unit}"):
-        raise RefusedError(f"{unit} is not the cgroup of this process", hint="expected systemd's")
+        raise RefusedError(f"systemd did not move this process into {unit}")
     return path
 
 
@@ -111,14 +110,14 @@ def _start(channel: socket.socket, unit: str, description: str, slice: str) -> N
     channel.sendall(b"\0AUTH EXTERNAL %s\r\nBEGIN\r\n" % uid.encode() + call)
     stream = channel.makefile("rb")
     if not stream.readline(MESSAGE_MAX).startswith(b"OK "):
-        raise RefusedError("systemd refuses this user", hint="expected the owner of the manager")
+        raise RefusedError("systemd refuses this user: only the owner of the manager may do that")
     for message in _messages(stream.read):
         if message.kind == ERROR:
             raise RefusedError(f"systemd refuses {unit}: {message.values[0]}")
         # From the manager to all its clients: id, job, unit, result.
         if message.kind == SIGNAL and message.member == "JobRemoved" and unit in message.values:
             if message.values[-1] != "done":
-                raise RefusedError(f"start {unit}: {message.values[-1]}", hint="expected it to be")
+                raise RefusedError(f"systemd could not start {unit}: result {message.values[-1]}")
             return
     raise RefusedError(f"systemd closed the connection before {unit} was there")
 

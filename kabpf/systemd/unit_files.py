@@ -194,7 +194,7 @@ def settings(text: str, path: str) -> Iterator[Setting]:
             yield Setting(section, key, value, lines)
 
 
-def in_force(found: Iterable[Setting], section: str) -> dict[str, list[Setting]]:
+def effective(found: Iterable[Setting], section: str) -> dict[str, list[Setting]]:
     """The settings of a section by their keys; an empty one forgets those before it."""
     lists: dict[str, list[Setting]] = {}
     for setting in found:

@@ -1,4 +1,4 @@
-"""A cgroup namespace of a test session's own: what is in force there covers nobody else, so that
+"""A cgroup namespace of a test session's own: what is active there covers nobody else, so that
 sessions, workers and the machine's own kabpf can be at work at once."""
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ def policy(
     write_policy: Callable[[str, str], Path],
     kabpfctl: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Callable[..., Path]:
-    """Puts a policy in force on the cgroup, given its keepalive and its other keys; its file."""
+    """Activates a policy on the cgroup, given its keepalive and its other keys; its file."""
 
     def put(keepalive: str, *others: str) -> Path:
         lines = [f"select: [{{cgroup: {path_of(cgroup)}}}]", f"keepalive: {keepalive}", *others]

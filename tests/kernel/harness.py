@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import held
+import output_schema
 
 PROGRAMS = Path(__file__).parent / "programs"
 BIN = Path(sys.executable).parent
@@ -211,7 +212,16 @@ class Kabpfctl:
             status = int(self.channel.recv(16))
             output.seek(0)
             errors.seek(0)
-            return subprocess.CompletedProcess(command, status, output.read(), errors.read())
+            printed = output.read()
+            if "--json" in command and printed:
+                output_schema.held(command[0], printed)
+            return subprocess.CompletedProcess(command, status, printed, errors.read())
+
+
+def changed(kabpfctl: Callable[..., subprocess.CompletedProcess[str]]) -> dict[str, int]:
+    """What an apply writes, in numbers; what it writes nothing of is left out."""
+    done = json.loads(kabpfctl("apply", "--json").stdout)
+    return {what: number for what, number in done["changes"].items() if number}
 
 
 class Daemon:

@@ -1,4 +1,4 @@
-"""The programs that run under kabpf and its ancestors, and the table of what they got in
+"""The programs that run under kabpf and the preload libraries, and the table of what they got in
 docs/migrating.md."""
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Row:
     text: str
     program: str = "client"
     words: tuple[str, ...] = ()  # for the program
-    by: tuple[str, ...] = ()  # the command that starts it, which has the ancestor's environment
+    by: tuple[str, ...] = ()  # the command that starts it, which has the library's environment
     opener: str = ""  # what opener.py opens before, without that environment
     opened_elsewhere: bool = False  # in another cgroup
-    is_running: bool = False  # before the ancestor or kabpf is asked for anything
+    is_running: bool = False  # before the library or kabpf does anything
 
 
 ROWS = (
@@ -69,7 +69,7 @@ ROWS = (
     Row("raw socket", words=("raw",)),
 )
 
-_BEGIN = "<!-- tests/ancestors/run --record writes this table -->\n"
+_BEGIN = "<!-- tests/preload/run --record writes this table -->\n"
 _HEADS = f"| program | {' | '.join(SIDES)} |\n|{' --- |' * (1 + len(SIDES))}\n"
 
 

@@ -62,7 +62,7 @@ def test_what_was_turned_off_stays_off_when_the_policy_changes(options, turned_o
 def test_what_was_turned_off_stays_off_when_the_daemon_is_started_again(
     options, turned_off, policy, kabpfd
 ):
-    """After it was killed, and after a stop, which lifts the policy."""
+    """After it was killed, and after a stop, which unloads the policy."""
     keepalive, own = TURNED_OFF[options]
     policy(keepalive.format(61))
     daemon = kabpfd()
@@ -230,9 +230,9 @@ def test_keepalive_that_was_turned_on_under_off_stays_on(connection, policy):
     assert client.keepalive(number) == 1
 
 
-def test_policy_that_did_not_visit_has_not_had_its_turn(connection, policy):
+def test_policy_that_did_not_update_has_not_had_its_turn(connection, policy):
     """Under `existing: false` a connection that is older than the policy is left; once it is
-    visited, what its application had set is replaced."""
+    updated, what its application had set is replaced."""
     client, connect = connection
     number = connect()
     client.set_option(number, "idle", 15)

@@ -58,7 +58,7 @@ def test_direction(cgroup, peer, policy, direction, way):
 @WAYS
 @pytest.mark.parametrize("direction", ["in", "out"])
 def test_direction_is_known_to_setsockopt(cgroup, peer, policy, direction, way):
-    """`enforce` for one direction obeys the applications of the other."""
+    """`enforce` for one direction does not ignore the applications of the other."""
     put = functools.partial(policy, "{idle: 61}", "mode: enforce", f"direction: {direction}")
     if way == "new":
         put()
@@ -347,7 +347,7 @@ def test_what_changes_while_connecting_counts(
     assert client.options(number)["user_timeout"] == expected
 
 
-def test_visit_leaves_what_is_connecting(cgroup, peer, policy, kabpfctl, black_hole, answer):
+def test_update_leaves_what_is_connecting(cgroup, peer, policy, kabpfctl, black_hole, answer):
     """A policy that comes while connect() is under way does not end it; its options are there when
     the connection is established. `sockets` says whose the connect timeout is."""
     namespace, address = black_hole

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import held
 import pytest
-from harness import BIN, PINS, UNTOUCHED, path_of
+from harness import BIN, PINS, UNTOUCHED, changed, path_of
 
 NAMES = ("one", "two")
 
@@ -145,7 +145,7 @@ def _check_complete(world, version, policies):
     for name, (text, options) in policies.items():
         assert not text or still_open[name] == options
     assert world.connect() == _expected(policies)
-    assert version.kabpfctl("apply").stdout.endswith("changed: nothing\n")
+    assert changed(version.kabpfctl) == {}
     assert _pins() == ["kabpf"]
 
 
@@ -176,7 +176,7 @@ def test_killed_first_apply_is_completed(world, version):
     ids=["other numbers", "one removed", "destinations", "enforce comes", "enforce goes"],
 )
 def test_killed_change_is_completed(world, version, before, after):
-    """Where a policy was in force, each connection has the old options or the new ones."""
+    """Where a policy was active, each connection has the old options or the new ones."""
     this = version("this")
     world.say(before)
     this.kabpfctl("apply")
@@ -243,7 +243,7 @@ def _globs():
     ],
 )
 def test_killed_upgrade_is_completed(world, version, other, completes):
-    """Where another version was in force, with other numbers, and whichever goes on: each
+    """Where another version was active, with other numbers, and whichever goes on: each
     connection has the old options or the new ones."""
     old, new = version("this"), version(other)
     before, after = PLAIN, SWAPPED
@@ -268,7 +268,7 @@ def test_killed_upgrade_is_completed(world, version, other, completes):
 
 
 @pytest.mark.parametrize("other", ["rebuilt", "no-exchange"])
-def test_killed_upgrade_is_lifted(world, version, kabpfd, other):
+def test_killed_upgrade_is_unloaded(world, version, kabpfd, other):
     """kabpfctl detach --all takes both versions out of the kernel, and so does kabpfd as it stops;
     what sockets have from policies is known at the next start."""
     old, new = version("this"), version(other)
@@ -296,11 +296,11 @@ def test_killed_upgrade_is_lifted(world, version, kabpfd, other):
 
 @pytest.mark.parametrize("verb", ["detach --all", "stop"])
 def test_killed_lift_is_completed(world, version, kabpfd, verb):
-    """What was lifted by half is lifted by the next detach --all, and by the next apply loaded
+    """What was unloaded by half is unloaded by the next detach --all, and by the next apply loaded
     again, which tells what sockets have from policies."""
     this = version("this")
 
-    def lift(fault):
+    def unload(fault):
         this.kabpfctl("apply")
         world.connect()
         if verb == "stop":
@@ -311,10 +311,10 @@ def test_killed_lift_is_completed(world, version, kabpfd, verb):
         return subprocess.run(command, capture_output=True, text=True).stderr
 
     world.say(PLAIN)
-    steps = _traced(lift("trace"))
+    steps = _traced(unload("trace"))
     assert _pins() == []
     for turn, moment in enumerate(_moments(steps)):
-        lift(moment)
+        unload(moment)
         assert _pins() != []
         _check_status(this)
         if turn % 2:
@@ -327,7 +327,7 @@ def test_killed_lift_is_completed(world, version, kabpfd, verb):
         world.say(PLAIN)
 
 
-def test_more_policies_than_are_remembered_are_lifted_and_start_again(world, version):
+def test_more_policies_than_are_remembered_are_unloaded_and_start_again(world, version):
     """After a stop a cgroup with as many former policies as it can have is loaded again, and the
     latest values are known as kabpf's."""
     this = version("this")
@@ -356,15 +356,15 @@ def test_damaged_note_of_former_policies_keeps_nobody_from_starting(world, versi
     this.kabpfctl("apply")
     assert world.open_options() == _expected(PLAIN)
     assert world.connect() == _expected(SWAPPED)
-    assert this.kabpfctl("apply").stdout.endswith("changed: nothing\n")
+    assert changed(this.kabpfctl) == {}
 
 
 @pytest.mark.core
 def test_status_knows_what_a_killed_apply_left_out(cgroup, write_policy, kabpfctl):
-    """What was applied before it was lifted is not taken for what a killed apply put in force."""
+    """What was applied before it was unloaded is not taken for what a killed apply activated."""
     write_policy("a.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: on\n')
     kabpfctl("apply")
     kabpfctl("detach", "--all")
     killed = {**os.environ, "KABPF_FAULT": "write kabpf_births, 1"}
     subprocess.run([BIN / "kabpfctl", "apply"], env=killed)
-    assert "policy files: not in force as they are now" in kabpfctl("status").stdout
+    assert "policy files: changed since the last apply" in kabpfctl("status").stdout

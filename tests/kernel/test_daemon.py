@@ -48,7 +48,7 @@ def _attached(root):
 
 
 @pytest.mark.core
-def test_start_puts_the_policy_in_force_before_ready(cgroup, write_policy, kabpfd, peer):
+def test_start_activates_the_policy_before_ready(cgroup, write_policy, kabpfd, peer):
     """When kabpfd says READY, new connections are covered and open ones have been."""
     _, address = peer().listener()
     client = peer(cgroup)
@@ -60,7 +60,7 @@ def test_start_puts_the_policy_in_force_before_ready(cgroup, write_policy, kabpf
 
 
 @pytest.mark.loaders
-def test_stop_lifts_every_policy(cgroup, write_policy, kabpfd, peer):
+def test_stop_unloads_every_policy(cgroup, write_policy, kabpfd, peer):
     """After SIGTERM no pin is left, new connections are untouched, and sockets keep theirs."""
     write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd()
@@ -74,12 +74,13 @@ def test_stop_lifts_every_policy(cgroup, write_policy, kabpfd, peer):
 
 
 @pytest.mark.loaders
-def test_lift_takes_a_policy_out_of_the_kernel(cgroup, write_policy, kabpfctl, peer):
-    """`kabpfd --lift` lifts what is in force, also where nothing is, and keeps the policy files."""
+def test_unload_takes_a_policy_out_of_the_kernel(cgroup, write_policy, kabpfctl, peer):
+    """`kabpfd --unload` unloads what is active, also where nothing is, and keeps the policy
+    files."""
     write_policy("a.yaml", _policy(cgroup, 61))
     kabpfctl("apply")
     for _ in range(2):
-        subprocess.run([BIN / "kabpfd", "--lift"], check=True)
+        subprocess.run([BIN / "kabpfd", "--unload"], check=True)
         assert not PINS.exists()
         assert options_of_new(peer, cgroup) == UNTOUCHED
     kabpfctl("apply")
@@ -119,7 +120,7 @@ def test_killed_daemon_misses_no_connection_and_is_adopted(
 
 
 @pytest.mark.loaders
-def test_daemon_that_restarts_leaves_everything_in_force(cgroup, write_policy, kabpfd, peer):
+def test_daemon_that_restarts_leaves_everything_active(cgroup, write_policy, kabpfd, peer):
     """SIGUSR2 ends kabpfd and nothing else; the next one adopts what it finds."""
     write_policy("a.yaml", _policy(cgroup, 61))
     before = kabpfd(), _pinned_ids()
@@ -142,13 +143,13 @@ def test_file_that_changes_just_after_a_reload_is_applied(cgroup, write_policy, 
 
 @pytest.mark.loaders
 def test_watchdog_hears_of_a_daemon_whose_programs_are_alive(cgroup, write_policy, kabpfd):
-    """Where systemd watches, kabpfd says within half the time-out that all is well, and what is in
-    force."""
+    """Where systemd watches, kabpfd says within half the timeout that all is well, and what is
+    active."""
     write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd(*WATCHED)
     for _ in range(3):
         message = daemon.wait_for("WATCHDOG=1")
-        assert "STATUS=policies in force: 1; cgroups covered: 1 of " in message
+        assert "STATUS=1 policy active, covering 1 of " in message
 
 
 def test_files_that_wait_are_told_at_the_next_look(cgroup, write_policy, kabpfd, peer):
@@ -201,7 +202,7 @@ def test_watchdog_hears_nothing_while_damage_stays(cgroup, write_policy, kabpfd)
         for _ in range(3):
             message = daemon.wait_for("STATUS=")
             assert "WATCHDOG=1" not in message
-            assert "nothing is in force; errors: 1" in message
+            assert "no policy is active; errors: 1" in message
     finally:
         subprocess.run([*mount[:2], "remount,bind,rw", mount[3]], check=True)
     daemon.wait_for("WATCHDOG=1")
@@ -211,19 +212,19 @@ def test_watchdog_hears_nothing_while_damage_stays(cgroup, write_policy, kabpfd)
 def test_damage_beside_a_bad_file_is_repaired_with_the_last_good_policy(
     cgroup, write_policy, kabpfd, peer
 ):
-    """What kabpfd had read before comes back into force, and the file is still complained of."""
+    """What kabpfd had read before is active again, and the file is still complained of."""
     file = write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd(*WATCHED)
     file.write_text("keepalive: {idle: never}\n")
     subprocess.run(["rm", "-r", PINS], check=True)
-    assert f"errors: 1, and the last good policy stays in force: {file}" in daemon.wait_for(
+    assert f"errors: 1, and the last good policy stays active: {file}" in daemon.wait_for(
         "errors: 1"
     )
     assert options_of_new(peer, cgroup) == IDLE_61
 
 
 def test_reload_applies_changed_files(cgroup, write_policy, kabpfd, peer):
-    """SIGHUP puts changed files in force, for open connections as well."""
+    """SIGHUP activates changed files, for open connections as well."""
     file = write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd()
     _, address = peer().listener()
@@ -242,9 +243,9 @@ def test_status_line_counts_the_policies_of_the_files(cgroup, write_policy, kabp
     """Of a policy that is gone, what the kernel remembers for open sockets does not count."""
     file = write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd()
-    assert daemon.reload().startswith("policies in force: 1; cgroups covered: 1 of ")
+    assert daemon.reload().startswith("1 policy active, covering 1 of ")
     file.unlink()
-    assert daemon.reload().startswith("policies in force: 0; cgroups covered: 0 of ")
+    assert daemon.reload().startswith("0 policies active, covering 0 of ")
 
 
 @pytest.mark.loaders
@@ -254,7 +255,7 @@ def test_reload_with_a_bad_file_keeps_the_last_good_policy(cgroup, write_policy,
     daemon = kabpfd()
     bad = write_policy("b.service.yaml", "keepalive: {idle: never}\n")
     status = daemon.reload()
-    assert f"errors: 1, and the last good policy stays in force: {bad}:1: keepalive" in status
+    assert f"errors: 1, and the last good policy stays active: {bad}:1: keepalive" in status
     assert options_of_new(peer, cgroup) == IDLE_61
     bad.unlink()
     write_policy("a.yaml", _policy(cgroup, 62))
@@ -271,7 +272,7 @@ def test_many_bad_files_do_not_hide_that_the_daemon_is_ready(cgroup, write_polic
     for number in range(60):
         write_policy(f"{number:02}-a-name-that-is-not-short.service.yaml", "keepalive: maybe\n")
     status = daemon.reload()
-    assert "errors: 60, and the last good policy stays in force: " in status
+    assert "errors: 60, and the last good policy stays active: " in status
     assert len(status.encode()) < 4000
 
 
@@ -294,7 +295,7 @@ def test_bad_file_is_still_named_after_another_reconcile(cgroup, write_policy, k
 
 
 def test_start_with_a_bad_file_keeps_what_a_killed_daemon_left(cgroup, write_policy, kabpfd, peer):
-    """A bad file at the start takes nothing away from what is in force."""
+    """A bad file at the start takes nothing away from what is active."""
     write_policy("a.yaml", _policy(cgroup, 61))
     kabpfd().stop(signal.SIGKILL)
     write_policy("b.service.yaml", "keepalive: {idle: never}\n")
@@ -307,11 +308,11 @@ def test_second_daemon_is_refused(kabpfd):
     daemon = kabpfd()
     done = subprocess.run([BIN / "kabpfd"], capture_output=True, text=True, timeout=20 * PATIENCE)
     assert done.returncode == 1
-    assert done.stderr == f"kabpfd: kabpfd runs already, as process {daemon.process.pid}\n"
+    assert done.stderr == f"kabpfd: kabpfd is already running as process {daemon.process.pid}\n"
 
 
 def test_directory_of_the_daemon_is_open_whatever_the_umask(kabpfd):
-    """What tells others of policies in force can be read, also where kabpfd itself made its
+    """What tells others of active policies can be read, also where kabpfd itself made its
     directory under a closed umask."""
     script = f"mount -t tmpfs tmpfs /run; umask 077; exec {BIN}/kabpfd"
     daemon = kabpfd("unshare", "--mount", "sh", "-c", script)
@@ -405,7 +406,7 @@ def test_daemon_sleeps_at_rest(cgroup, write_policy, kabpfd):
 def test_daemon_follows_what_kabpfctl_attaches(
     make_cgroup, cgroup, write_policy, kabpfd, kabpfctl, peer
 ):
-    """What kabpfctl changes while kabpfd runs is in force, globs included, until kabpfd stops."""
+    """What kabpfctl changes while kabpfd runs is active, globs included, until kabpfd stops."""
     daemon = kabpfd()
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     assert options_of_new(peer, cgroup) == IDLE_61
@@ -421,7 +422,7 @@ def test_daemon_follows_what_kabpfctl_attaches(
 
 @pytest.mark.loaders
 def test_daemon_lets_go_when_kabpfctl_detaches_all(cgroup, kabpfd, kabpfctl, peer):
-    """After `detach --all` nothing is in force, also with kabpfd running; a reload brings the
+    """After `detach --all` no policy is active, also with kabpfd running; a reload brings the
     policy files back."""
     daemon = kabpfd()
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--persist")
@@ -436,7 +437,7 @@ def test_daemon_lets_go_when_kabpfctl_detaches_all(cgroup, kabpfd, kabpfctl, pee
 
 
 def test_reload_attaches_again_what_was_detached_by_force(cgroup, write_policy, kabpfd, peer):
-    """Where somebody detached the link, a reload puts the policy in force again."""
+    """Where somebody detached the link, a reload activates the policy again."""
     write_policy("a.yaml", _policy(cgroup, 61))
     daemon = kabpfd()
     command = ["bpftool", "link", "detach", "pinned", str(PINS / "kabpf_sockops")]
@@ -460,7 +461,7 @@ def test_removed_directory_of_the_daemon_is_made_anew(cgroup, write_policy, kabp
     top = path_of(cgroup)
     write_policy("a.yaml", f'select: [{{cgroup: "{top}/w-?*"}}]\nkeepalive: {{idle: 61}}\n')
     kabpfctl("apply")
-    daemon.wait_for("policies in force: 1")
+    daemon.wait_for("1 policy active")
     (cgroup / "w-é").mkdir()
     client = peer(cgroup / "w-é")
     _, address = peer().listener()

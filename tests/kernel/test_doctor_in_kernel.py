@@ -27,8 +27,8 @@ APPLY = "kabpfctl apply"
 def _said(done):
     """The findings by check, as [grade, found, advice]."""
     found = {}
-    for each in json.loads(done.stdout):
-        found.setdefault(each["check"], []).append((each["grade"], each["found"], each["advice"]))
+    for each in json.loads(done.stdout)["findings"]:
+        found.setdefault(each["check"], []).append((each["status"], each["found"], each["fix"]))
     assert "a bug in kabpf" not in done.stdout
     assert done.stderr == ""
     grades = {grade for findings in found.values() for grade, *_ in findings}
@@ -50,16 +50,16 @@ def doctor():
 
 @pytest.fixture
 def applied(policy):
-    """A policy in force on the cgroup; its file."""
+    """An active policy on the cgroup; its file."""
     return policy("{idle: 61, user_timeout: off}")
 
 
 def test_what_is_in_order_is_said_to_be(applied, doctor):
-    """With a policy in force nothing of kabpf's is odd but that the daemon does not run."""
+    """With an active policy nothing of kabpf's is odd but that the daemon does not run."""
     found = doctor()
     assert found["pins"] == [("ok", f"attached to {cgroup_root()}, pinned at {PINS}", "")]
     assert found["policy files"] == [("ok", "1 policy in 1 file", "")]
-    assert found["in force"] == [("ok", "the policy files as they are now", "")]
+    assert found["active"] == [("ok", "the policy files as they are now", "")]
     assert found["selectors"][0][1].startswith("1 of ")
     assert "file names" not in found and "fallbacks" not in found
     assert found["daemon"][0][0] == "note"
@@ -71,9 +71,7 @@ def test_nothing_is_changed(cgroup, write_policy, doctor):
     """Neither pins nor notes appear, nor a program."""
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
     before = sorted(os.listdir("/run/kabpf"))
-    assert doctor()["pins"] == [
-        ("warning", "nothing is loaded, so that no policy is in force", APPLY)
-    ]
+    assert doctor()["pins"] == [("warning", "nothing is loaded: no policy is active", APPLY)]
     assert sorted(os.listdir("/run/kabpf")) == before
     assert not PINS.exists()
 
@@ -101,7 +99,7 @@ def _interrupted():
 
 def _given_away():
     os.chown(PINS, 1000, -1)
-    return "error", f"{PINS}: uid 1000, mode 0700, expected root's alone"
+    return "error", f"{PINS}: uid 1000, mode 0700: root alone must be able to write it"
 
 
 @pytest.mark.parametrize(
@@ -127,12 +125,12 @@ def test_another_version_is_told(cgroup, write_policy, version, doctor, kind):
     """Pins of another version are taken neither for damaged ones nor for somebody else's."""
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
     version(kind).kabpfctl("apply")
-    text = f"{PINS} comes from another version of kabpf, and stays in force"
+    text = f"{PINS} comes from another version of kabpf, and stays active"
     assert doctor()["pins"] == [("warning", text, APPLY)]
 
 
 def test_detached_setsockopt_link_is_told(cgroup, write_policy, kabpfctl, doctor):
-    """Where enforce is in force and its program is not attached, that is an error."""
+    """Where enforce is active and its program is not attached, that is an error."""
     select = f"select: [{{cgroup: {path_of(cgroup)}}}]"
     write_policy("a.yaml", f"{select}\nmode: enforce\nkeepalive: {{idle: 61}}\n")
     kabpfctl("apply")
@@ -189,7 +187,7 @@ def test_wrong_file_is_told(applied, write_policy, doctor):
     found = doctor()
     assert [each[0] for each in found["policy files"]] == ["error"]
     assert found["policy files"][0][1].startswith(f"{file}:2: keepalive.idle: never, expected")
-    unknown = ("note", "not looked at: the policy files are wrong", "")
+    unknown = ("note", "skipped: the policy files are wrong", "")
     assert found["selectors"] == [unknown]
     assert found["pins"][0][0] == "ok"
 
@@ -214,17 +212,17 @@ def test_contradiction_is_told(applied, doctor):
 def test_change_that_is_not_in_force_is_told(applied, doctor, kabpfctl):
     """A policy file that was changed, and not applied, is a warning until it is."""
     applied.write_text(applied.read_text().replace("61", "62"))
-    text = "the policy files are not in force as they are now"
-    assert doctor()["in force"] == [("warning", text, APPLY)]
+    text = "the policy files changed since the last apply"
+    assert doctor()["active"] == [("warning", text, APPLY)]
     kabpfctl("apply")
-    assert doctor()["in force"][0][0] == "ok"
+    assert doctor()["active"][0][0] == "ok"
 
 
 def test_refusal_of_the_last_apply_is_told(applied, doctor):
     """What the kernel refused is an error until an apply goes through."""
     note = Path("/run/kabpf/applied.json")
     note.write_text(json.dumps(json.loads(note.read_text()) | {"refused": "enter net:[1]: no"}))
-    assert doctor()["in force"] == [("error", "the kernel refused: enter net:[1]: no", APPLY)]
+    assert doctor()["active"] == [("error", "the kernel refused: enter net:[1]: no", APPLY)]
 
 
 def test_shadowed_file_and_unknown_unit_are_told(applied, write_policy, doctor):
@@ -242,8 +240,8 @@ def test_shadowed_file_and_unknown_unit_are_told(applied, write_policy, doctor):
     ]
     assert found["selectors"][0][:2] == (
         "warning",
-        f"{file}:1: unit kabpf-has-no-such.service of policy kabpf-has-no-such.service is no unit"
-        " that runs, nor has a unit file",
+        f"{file}:1: unit kabpf-has-no-such.service of policy kabpf-has-no-such.service: no such"
+        " unit, running or installed",
     )
 
 
@@ -383,7 +381,7 @@ def test_filtered_system_call_is_told(doctor):
     assert text.startswith("the kernel refuses bpf(2) to root")
     assert found["neighbours"][0][:2] == (
         "warning",
-        "not looked at: list the programs of a cgroup: Operation not permitted",
+        "skipped: list the programs of a cgroup: Operation not permitted",
     )
 
 
@@ -397,7 +395,7 @@ def test_keepalive_time_of_the_network_namespace_is_told(cgroup, namespace, writ
 
 
 def test_too_many_policies_are_told(applied, write_policy, doctor):
-    """More policies than the kernel has room for are right, and can't be in force."""
+    """More policies than the kernel has room for are right, and can't be active."""
     lines = [f"  p{n}: {{select: [{{cgroup: /p{n}}}], keepalive: off}}" for n in range(4100)]
     for part in range(5):
         write_policy(
@@ -405,9 +403,9 @@ def test_too_many_policies_are_told(applied, write_policy, doctor):
         )
     found = doctor()
     assert found["policy files"] == [("ok", "4101 policies in 6 files", "")]
-    for check in ("in force", "selectors"):
+    for check in ("active", "selectors"):
         ((grade, text, _),) = found[check]
-        assert (grade, text.partition(",")[0]) == ("warning", "not looked at: too many policies")
+        assert (grade, text.partition(";")[0]) == ("warning", "skipped: too many policies")
 
 
 def test_thousand_cgroups_are_looked_at_in_half_a_second(make_cgroup, applied, doctor):

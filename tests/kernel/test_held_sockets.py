@@ -147,7 +147,7 @@ def test_at_most_one_visitor_waits_in_a_namespace(
 
 @pytest.mark.slow
 def test_other_cgroups_are_not_owed_more(place, other_cgroup, peer, kabpfctl, hold, namespace):
-    """A cgroup without a socket in the namespace that could not be visited is done with."""
+    """A cgroup without a socket in the namespace that could not be updated is done with."""
     cgroup, write = place
     hold(other_cgroup, namespace)
     write(61)
@@ -172,7 +172,7 @@ def test_list_has_what_processes_have_open(other_cgroup, peer, kabpfctl, hold, n
     hold(other_cgroup, namespace)
     done = timed(kabpfctl, "sockets", "--json", "--cgroup", path_of(other_cgroup))
     found = [one for one in json.loads(done.stdout)["sockets"] if one["keepalive"]]
-    assert [one["remote"]["port"] for one in found] == [address[1]]
+    assert [one["peer"]["port"] for one in found] == [address[1]]
     assert f"network namespace {inode_of(namespace)}: a socket there is held" in done.stderr
 
 
@@ -193,7 +193,7 @@ def test_daemon_tries_again(place, other_cgroup, peer, kabpfd, hold, namespace):
     assert client.options(number)["idle"] == 61
 
 
-def test_namespace_that_only_a_socket_holds_is_visited_and_listed(
+def test_namespace_that_only_a_socket_holds_is_updated_and_listed(
     place, other_cgroup, peer, kabpfctl
 ):
     """A namespace without a process, a mount or a name, which a socket alone keeps."""

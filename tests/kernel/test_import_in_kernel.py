@@ -1,4 +1,4 @@
-"""The policies that `kabpfctl import` prints, put in force as they are."""
+"""The policies that `kabpfctl import` prints, activated as they are."""
 
 import pytest
 from harness import UNTOUCHED, options_of_new

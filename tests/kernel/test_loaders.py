@@ -32,7 +32,7 @@ from kabpf.policy.yaml import Source
 BCC = pytest.mark.parametrize("loader", ["bcc"], indirect=True)
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
-TAKES_BTF = "takes BTF, which the bcc loader does without"
+NEEDS_BTF = "needs BTF, which the bcc loader does without"
 
 
 def _loader(kabpfctl):
@@ -66,7 +66,7 @@ def test_loader_without_btf_is_bcc(kabpfctl, cgroup, peer):
     """Where the kernel has no BTF bcc is chosen; where it has some again, what is loaded stays."""
     assert _loader(kabpfctl) == ("bcc", False)
     said = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61).stdout
-    assert said.endswith("; open sockets are left alone\n")
+    assert said.endswith("; open sockets unchanged\n")
     assert _loader(kabpfctl) == ("bcc", True)
     assert options_of_new(peer, cgroup) == IDLE_61
     subprocess.run(["umount", "/sys/kernel/btf"], check=True)
@@ -220,7 +220,7 @@ def test_jitter_spreads_idle_of_new_connections(cgroup, kabpfctl, policies, peer
 
 @BCC
 def test_what_takes_btf_is_refused_by_name(cgroup, kabpfctl, write_policy, peer):
-    """check, apply, attach and doctor name file, line and key, and what is in force stays."""
+    """check, apply, attach and doctor name file, line and key, and what is active stays."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     file = write_policy(
         "web.yaml",
@@ -228,7 +228,7 @@ def test_what_takes_btf_is_refused_by_name(cgroup, kabpfctl, write_policy, peer)
         "keepalive:\n  idle: 30s..5m\nmode: enforce\nexisting: true\n",
     )
     expected = [
-        f"{file}:{line} {TAKES_BTF}, expected {instead}"
+        f"{file}:{line} {NEEDS_BTF}, expected {instead}"
         for line, instead in (
             ("2: unit: web.service", "cgroup: with the whole path"),
             ("3: cgroup: /web/*", "cgroup: with the whole path"),
@@ -242,7 +242,7 @@ def test_what_takes_btf_is_refused_by_name(cgroup, kabpfctl, write_policy, peer)
         said = kabpfctl(*command, status=1).stderr
         assert said == "\n".join([f"kabpfctl: {expected[0]}", *expected[1:], ""])
     assert options_of_new(peer, cgroup) == IDLE_61
-    errors = [one for one in _findings(kabpfctl, 1) if one["grade"] == "error"]
+    errors = [one for one in _findings(kabpfctl, 1) if one["status"] == "error"]
     assert [one["found"] for one in errors if one["check"] == "policy files"] == expected
     file.unlink()
     assert kabpfctl("check", "--loader", "bcc").stdout == "policy files: ok, 1 policy\n"
@@ -252,11 +252,11 @@ def test_check_tells_what_bcc_would_refuse(kabpfctl, write_policy):
     """`check --loader bcc` says it on a machine with BTF as well."""
     write_policy("web.service.yaml", "keepalive: on\n")
     kabpfctl("check")
-    assert TAKES_BTF in kabpfctl("check", "--loader", "bcc", status=1).stderr
+    assert NEEDS_BTF in kabpfctl("check", "--loader", "bcc", status=1).stderr
 
 
 def _findings(kabpfctl, status=0):
-    return json.loads(kabpfctl("doctor", "--json", status=status).stdout)
+    return json.loads(kabpfctl("doctor", "--json", status=status).stdout)["findings"]
 
 
 @BCC
@@ -264,12 +264,12 @@ def test_log_and_monitor_are_refused_by_name(cgroup, kabpfctl, write_policy):
     """Nothing tells what happens to sockets; that it is asked for is one error."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     said = kabpfctl("monitor", status=1).stderr
-    assert said == f"kabpfctl: what happens to sockets {TAKES_BTF}, expected --loader libbpf\n"
+    assert said == f"kabpfctl: monitor {NEEDS_BTF}; try: kabpfctl apply --loader libbpf\n"
     file = write_policy(
         "log.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: on\nlog: sockets\n"
     )
     said = kabpfctl("apply", status=1).stderr
-    assert said == f"kabpfctl: {file}:3: log: sockets {TAKES_BTF}, expected log: off\n"
+    assert said == f"kabpfctl: {file}:3: log: sockets {NEEDS_BTF}, expected log: off\n"
 
 
 @BCC
@@ -279,7 +279,7 @@ def test_sockets_says_what_it_can_not_show(cgroup, kabpfctl, peer):
     _, address = peer().listener()
     peer(cgroup).connection(address)
     done = kabpfctl("sockets", "--cgroup", cgroup)
-    assert f"it {TAKES_BTF}" in done.stderr
+    assert f"it {NEEDS_BTF}" in done.stderr
     assert f":{address[1]}" in done.stdout
 
 
@@ -419,16 +419,16 @@ def test_missing_compiler_is_named(cgroup, kabpfctl, tmp_path):
         package = f"linux-headers-{os.uname().release}"
         done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1)
         assert done.stderr == (
-            "kabpfctl: /sys/kernel/btf/vmlinux is missing, expected a kernel with"
+            "kabpfctl: /sys/kernel/btf/vmlinux is missing; boot a kernel with"
             " CONFIG_DEBUG_INFO_BTF; for the bcc loader, which does without, the kernel's headers"
-            f" are missing, expected the package {package}\n"
+            f" are missing; install the package {package}\n"
         )
         (found,) = [one for one in _findings(kabpfctl, 1) if one["check"] == "BTF"]
-        assert found["grade"] == "error"
-        assert found["advice"].endswith(f"apt install {package}")
+        assert found["status"] == "error"
+        assert found["fix"].endswith(f"apt install {package}")
     with _bcc_is(tmp_path, "raise ImportError('no bcc')\n"):
         done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1)
-    assert done.stderr.startswith("kabpfctl: bcc does not compile ")
+    assert done.stderr.startswith("kabpfctl: bcc can't compile ")
     assert "ImportError: no bcc" in done.stderr
     assert not PINS.exists()
 
@@ -505,7 +505,7 @@ def _faults(run_kabpfctl, policies, before, after):
 
 @BCC
 def test_upgrade_replaces_the_programs(cgroup, version, kabpfctl, peer, own_objects, links):
-    """Another build's apply takes the place of what is loaded; the same policies are in force."""
+    """Another build's apply takes the place of what is loaded; the same policies are active."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     before = set(own_objects()["prog"])
     version("rebuilt").kabpfctl("apply")

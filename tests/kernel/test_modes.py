@@ -34,7 +34,7 @@ POLICIES = {
 GIVEN = (1, 61, 11, 5, 90_000)  # what a policy gives where nobody asks
 UPPER = (1, 300, 20, 6, 120_000)
 OWN = (1, 15, 15, 9, 90_000)
-LIMITED = (1, 30, 15, 6, 120_000)
+CLAMPED = (1, 30, 15, 6, 120_000)
 HOURS = (1, 7200, 11, 5, 90_000)
 OFF, UPPER_OFF = (0, *GIVEN[1:]), (0, *UPPER[1:])
 
@@ -55,8 +55,8 @@ OFF_OUTCOMES = {
 # under each of POLICIES, in their order.
 OUTCOMES = {
     # SO_KEEPALIVE, 15 s of idle and interval, 9 probes
-    ("go", "after"): (OWN, OWN, GIVEN, LIMITED, LIMITED, LIMITED),
-    ("go", "before"): (OWN, GIVEN, GIVEN, LIMITED, LIMITED, LIMITED),
+    ("go", "after"): (OWN, OWN, GIVEN, CLAMPED, CLAMPED, CLAMPED),
+    ("go", "before"): (OWN, GIVEN, GIVEN, CLAMPED, CLAMPED, CLAMPED),
     # SO_KEEPALIVE alone
     ("java", "after"): (GIVEN, GIVEN, GIVEN, UPPER, UPPER, UPPER),
     ("java", "before"): (GIVEN, GIVEN, GIVEN, UPPER, UPPER, UPPER),
@@ -68,7 +68,7 @@ OUTCOMES = {
     ("off", "before"): (GIVEN, GIVEN, GIVEN, UPPER, UPPER, UPPER),
 }
 
-# How many of the application's calls were swallowed, how many limited to the range, and how many of
+# How many of the application's calls were ignored, how many clamped to the range, and how many of
 # its options were left when the connection was established.
 COUNTED = {
     ("go", "after"): ((0, 0, 0), (0, 0, 0), (3, 0, 0), (0, 2, 0), (0, 2, 0), (0, 2, 0)),
@@ -81,7 +81,7 @@ COUNTED = {
 
 @pytest.fixture
 def cgroup_under(make_cgroup, write_policy, kabpfctl):
-    """Puts policies in force, each on a cgroup of its own; the cgroups by the policies' names."""
+    """Activates policies, each on a cgroup of its own; the cgroups by the policies' names."""
 
     def put(policies):
         cgroups = {name: make_cgroup(name.replace(" ", "-")) for name in policies}
@@ -235,9 +235,9 @@ def connected(peer):
 
 
 def test_what_the_kernel_refuses_is_refused_under_every_policy(cgroup_under, connected):
-    """Numbers that no socket may have, and calls too short for a number, are neither limited nor
-    swallowed: EINVAL, as without kabpf."""
-    cgroups = cgroup_under({"limited": ("fill", RANGES), "enforced": ("enforce", EXACT)})
+    """Numbers that no socket may have, and calls too short for a number, are neither clamped nor
+    ignored: EINVAL, as without kabpf."""
+    cgroups = cgroup_under({"clamped": ("fill", RANGES), "enforced": ("enforce", EXACT)})
     numbers = [
         *[(name, value) for name in ("idle", "interval") for value in (-1, 0, 32_768)],
         *[("probes", value) for value in (-1, 0, 128)],
@@ -254,10 +254,10 @@ def test_what_the_kernel_refuses_is_refused_under_every_policy(cgroup_under, con
         assert answers == ["EINVAL"] * len(calls)
 
 
-def test_value_longer_than_a_page_is_limited(cgroup_under, connected):
+def test_value_longer_than_a_page_is_clamped(cgroup_under, connected):
     """The kernel reads the number at the beginning of however long a value."""
-    cgroups = cgroup_under({"limited": ("fill", RANGES)})
-    client, number = connected(cgroups["limited"])
+    cgroups = cgroup_under({"clamped": ("fill", RANGES)})
+    client, number = connected(cgroups["clamped"])
     value = (15).to_bytes(4, "little") + bytes(2 * PAGE)
     assert client.set_bytes(number, *OPTIONS["idle"], value.hex()) == ""
     assert client.options(number)["idle"] == 30
@@ -318,7 +318,9 @@ def test_long_value_arrives_whole(cgroup_under, peer, namespace):
     ],
     ids=["udp", "unix", "raw"],
 )
-def test_socket_of_another_kind_is_obeyed(cgroup_under, peer, kabpfctl, family, kind, protocol):
+def test_socket_of_another_kind_is_not_ignored(
+    cgroup_under, peer, kabpfctl, family, kind, protocol
+):
     """Under `enforce` sockets that are not TCP are turned on and off as they ask."""
     client = peer(cgroup_under({"enforced": ("enforce", EXACT)})["enforced"])
     number = client.open_socket(family, kind, protocol)
@@ -330,16 +332,16 @@ def test_socket_of_another_kind_is_obeyed(cgroup_under, peer, kabpfctl, family, 
 
 
 def test_listener_is_enforced(cgroup_under, peer):
-    """What an application asks for on an open listener is swallowed under `enforce`, and limited to
+    """What an application asks for on an open listener is ignored under `enforce`, and clamped to
     a range."""
-    cgroups = cgroup_under({"enforced": ("enforce", EXACT), "limited": ("fill", RANGES)})
+    cgroups = cgroup_under({"enforced": ("enforce", EXACT), "clamped": ("fill", RANGES)})
     found = {}
     for name, cgroup in cgroups.items():
         server = peer(cgroup)
         listener, _ = server.listener()
         server.set_option(listener, "idle", 15)
         found[name] = server.options(listener)["idle"]
-    assert found == {"enforced": 61, "limited": 30}
+    assert found == {"enforced": 61, "clamped": 30}
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("fill", 0), ("override", 1), ("enforce", 1)])
@@ -353,7 +355,7 @@ def test_listener_without_keepalive_accepts_as_its_mode_says(cgroup_under, peer,
     assert server.keepalive(server.accept(listener)) == expected
 
 
-def test_option_that_the_policy_leaves_out_is_obeyed(cgroup_under, connected):
+def test_option_that_the_policy_leaves_out_is_not_ignored(cgroup_under, connected):
     """Under `enforce` only the policy's own options are."""
     client, number = connected(cgroup_under({"enforced": ("enforce", "idle: 61s")})["enforced"])
     for name, value in (("idle", 15), ("interval", 16), ("probes", 7), ("user_timeout", 8000)):
@@ -365,7 +367,7 @@ def test_option_that_the_policy_leaves_out_is_obeyed(cgroup_under, connected):
 
 def test_user_timeout_of_nothing_is_the_upper_bound(cgroup_under, connected):
     """0, the system's default, is as if the application had not asked."""
-    client, number = connected(cgroup_under({"limited": ("fill", RANGES)})["limited"])
+    client, number = connected(cgroup_under({"clamped": ("fill", RANGES)})["clamped"])
     client.set_option(number, "user_timeout", 0)
     assert client.options(number)["user_timeout"] == 120_000
 
@@ -395,9 +397,9 @@ def test_setsockopt_is_linked_while_a_policy_needs_it(
 
 
 @pytest.mark.parametrize("end", ["connect", "accept"])
-def test_multipath_tcp_socket_is_enforced_and_limited(cgroup_under, peer, kabpfctl, end):
-    """On an MPTCP socket calls are swallowed and limited like on any other."""
-    cgroups = cgroup_under({"enforced": ("enforce", EXACT), "limited": ("fill", RANGES)})
+def test_multipath_tcp_socket_is_enforced_and_clamped(cgroup_under, peer, kabpfctl, end):
+    """On an MPTCP socket calls are ignored and clamped like on any other."""
+    cgroups = cgroup_under({"enforced": ("enforce", EXACT), "clamped": ("fill", RANGES)})
     for cgroup in cgroups.values():
         server, client = peer(cgroup if end == "accept" else None), peer(cgroup)
         listener = server.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
@@ -408,14 +410,14 @@ def test_multipath_tcp_socket_is_enforced_and_limited(cgroup_under, peer, kabpfc
             client, number = server, server.accept(listener)
         client.set_option(number, "idle", 15)
     assert {name: counts[:2] for name, counts in _counted(kabpfctl).items()} == {
-        "enforced": (1, 0), "limited": (0, 1),
+        "enforced": (1, 0), "clamped": (0, 1),
     }  # fmt: skip
 
 
 def _counted(kabpfctl):
-    """Swallowed, limited and left, by policy."""
+    """Ignored, clamped and kept, by policy."""
     status = json.loads(kabpfctl("status", "--json").stdout)
     return {
-        one["policy"]: tuple(one["counters"][name] for name in ("swallowed", "limited", "left"))
+        one["policy"]: tuple(one["counters"][name] for name in ("ignored", "clamped", "kept"))
         for one in status["policies"]
     }

@@ -13,6 +13,7 @@ import sys
 import time
 from datetime import datetime
 
+import output_schema
 import pytest
 from harness import (
     BIN,
@@ -80,7 +81,7 @@ class Watcher:
             assert piece, self.process.stderr.read()
             self.rest += piece
         line, _, self.rest = self.rest.partition(b"\n")
-        return json.loads(line)
+        return output_schema.held("monitor", line.decode())
 
     def until(self, event):
         """The first event of this kind; there has to be one."""
@@ -153,10 +154,10 @@ def test_outgoing_connection_is_told(cgroup, peer, policy, watch):
     began = time.time()
     number = client.connection(address)
     event = watcher.next()
-    assert (event["event"], event["way"], event["policy"]) == ("set", "out", "a")
+    assert (event["event"], event["direction"], event["policy"]) == ("set", "out", "a")
     assert event["cgroup"] == path_of(cgroup)
     assert (process_told(event, client), event["command"]) == (client.process.pid, NAME)
-    assert event["remote"] == {"address": "127.0.0.1", "port": address[1]}
+    assert event["peer"] == {"address": "127.0.0.1", "port": address[1]}
     assert event["local"] == {"address": "127.0.0.1", "port": client.local_port(number)}
     assert outcomes(event) == SET
     assert began < datetime.fromisoformat(event["time"]).timestamp() < time.time()
@@ -173,7 +174,7 @@ def test_ends_of_an_ipv6_socket_are_told(cgroup, peer, policy, watch, host, told
     client.connection([host, port], socket.AF_INET6)
     event = watcher.next()
     assert (event["family"], process_told(event, client)) == ("ipv6", client.process.pid)
-    assert (event["local"]["address"], event["remote"]) == (told, {"address": told, "port": port})
+    assert (event["local"]["address"], event["peer"]) == (told, {"address": told, "port": port})
 
 
 @pytest.mark.core
@@ -186,11 +187,11 @@ def test_listener_and_accepted_connection_are_told(cgroup, peer, policy, watch):
     _, address = server.listener()
     peer().connection(address)
     listener, accepted = watcher.next(), watcher.next()
-    assert (listener["event"], listener["way"], process_told(listener, server)) == (
+    assert (listener["event"], listener["direction"], process_told(listener, server)) == (
         "set", "listen", server.process.pid,
     )  # fmt: skip
     assert outcomes(listener) == SET
-    assert (accepted["event"], accepted["way"], accepted["pid"]) == ("set", "in", None)
+    assert (accepted["event"], accepted["direction"], accepted["pid"]) == ("set", "in", None)
     assert accepted["local"]["port"] == address[1]
     assert outcomes(accepted) == INHERITED
 
@@ -207,10 +208,10 @@ def test_connection_is_left_alone(cgroup, peer, policy, watch):
             client.set_option(number, name, 15)
         client.connect(number, address)
     some, every = watcher.next(), watcher.next()
-    assert (some["event"], some["options"]["idle_s"]) == ("left", {"value": 15, "outcome": "left"})
+    assert (some["event"], some["options"]["idle_s"]) == ("kept", {"value": 15, "outcome": "kept"})
     assert some["options"]["interval_s"] == {"value": 11, "outcome": "set"}
-    assert every["event"] == "left"
-    assert every["options"]["interval_s"] == {"value": 15, "outcome": "left"}
+    assert every["event"] == "kept"
+    assert every["options"]["interval_s"] == {"value": 15, "outcome": "kept"}
 
 
 def test_refused_option_is_told_with_its_error(cgroup, peer, policy, watch):
@@ -241,9 +242,9 @@ def test_retrofit_is_told(cgroup, peer, policy, watch):
         client.set_option(numbers[1], name, 15)
     policy(OPTIONS)
     told = {event["event"]: event for event in (watcher.next(), watcher.next())}
-    assert told.keys() == {"retrofitted", "left"}
-    changed = told["retrofitted"]
-    assert (changed["way"], changed["policy"], changed["pid"]) == ("out", "a", None)
+    assert told.keys() == {"updated", "kept"}
+    changed = told["updated"]
+    assert (changed["direction"], changed["policy"], changed["pid"]) == ("out", "a", None)
     assert changed["local"]["port"] == client.local_port(numbers[0])
     assert outcomes(changed) == SET
     policy(OPTIONS)
@@ -260,20 +261,20 @@ def test_retrofit_that_had_nothing_to_do_is_not_told(cgroup, peer, policy, watch
     assert watcher.next(0.1) is None
 
 
-def test_many_retrofits_are_told_once_each(cgroup, peer, policy, watch):
+def test_many_updates_are_told_once_each(cgroup, peer, policy, watch):
     """More sockets than the iterator's buffer has room for."""
     policy("off")
     _, address = peer().listener()
     client = peer(cgroup)
     client.connect_many(address, 3000)
-    watcher = watch("--event", "retrofitted")
+    watcher = watch("--event", "updated")
     policy(OPTIONS)
     ports = [watcher.next()["local"]["port"] for _ in range(3000)]
     assert len(set(ports)) == 3000
     assert watcher.next(0.1) is None
 
 
-def test_swallowed_and_limited_calls_are_told(cgroup, peer, policy, watch):
+def test_ignored_and_clamped_calls_are_told(cgroup, peer, policy, watch):
     """Which option the application asked for, and which process it is."""
     policy("{idle: 30s..5m, interval: 11s}", "mode: enforce")
     _, address = peer().listener()
@@ -286,11 +287,11 @@ def test_swallowed_and_limited_calls_are_told(cgroup, peer, policy, watch):
     client.set_option(number, "probes", 3)
     events = [watcher.next() for _ in range(3)]
     assert [(each["event"], each["setsockopt"]) for each in events] == [
-        ("swallowed", {"option": "interval_s", "asked": 15}),
-        ("limited", {"option": "idle_s", "asked": 7200}),
-        ("swallowed", {"option": "keepalive", "asked": False}),
+        ("ignored", {"option": "interval_s", "requested": 15}),
+        ("clamped", {"option": "idle_s", "requested": 7200}),
+        ("ignored", {"option": "keepalive", "requested": False}),
     ]
-    assert {(process_told(each, client), each["way"]) for each in events} == {
+    assert {(process_told(each, client), each["direction"]) for each in events} == {
         (client.process.pid, "out")
     }
     assert watcher.next(0.1) is None
@@ -320,10 +321,10 @@ def connected(cgroup, peer, namespace):
     return connect
 
 
-def died(kabpfctl):
-    """How many connections died by what `status` says of the one policy."""
+def timed_out(kabpfctl):
+    """How many connections timed out by what `status` says of the one policy."""
     (policy,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]
-    return policy["counters"]["died"]
+    return policy["counters"]["timed_out"]
 
 
 @pytest.mark.parametrize("others", ["", ", user_timeout: 3s"])
@@ -334,17 +335,21 @@ def test_death_by_keepalive_is_told(policy, kabpfctl, connected, cut, watch, oth
     client, number = connected()
     cut()
     assert client.receive(number, 15 * PATIENCE) == "ETIMEDOUT"
-    event = watcher.until("died")
-    death = event["death"]
-    assert (death["reason"], death["error"], death["sent"]) == ("keepalive", "ETIMEDOUT", 2)
-    assert 2900 <= death["silent_ms"] <= 3000 + 2000 * PATIENCE
-    assert event["remote"] == {"address": "127.0.0.1", "port": 9000}
-    assert (event["policy"], event["way"], process_told(event, client)) == (
+    event = watcher.until("timed_out")
+    timeout = event["timeout"]
+    assert (timeout["reason"], timeout["error"], timeout["unanswered"]) == (
+        "keepalive",
+        "ETIMEDOUT",
+        2,
+    )
+    assert 2900 <= timeout["silent_ms"] <= 3000 + 2000 * PATIENCE
+    assert event["peer"] == {"address": "127.0.0.1", "port": 9000}
+    assert (event["policy"], event["direction"], process_told(event, client)) == (
         "a",
         "out",
         client.process.pid,
     )
-    assert died(kabpfctl) == 1
+    assert timed_out(kabpfctl) == 1
 
 
 def test_death_of_an_accepted_connection_is_told(cgroup, peer, policy, watch, cut, namespace):
@@ -357,24 +362,24 @@ def test_death_of_an_accepted_connection_is_told(cgroup, peer, policy, watch, cu
     accepted = server.accept(listener)
     cut()
     assert server.receive(accepted, 15 * PATIENCE) == "ETIMEDOUT"
-    event = watcher.until("died")
-    assert (event["way"], event["local"]["port"]) == ("in", 9000)
+    event = watcher.until("timed_out")
+    assert (event["direction"], event["local"]["port"]) == ("in", 9000)
 
 
 def test_death_is_told_once(policy, kabpfctl, connected, cut, watch):
     """Although the kernel says more than once that something is wrong: with MSG_ZEROCOPY also for
     each buffer that it gives back then."""
     policy("{idle: 1h, user_timeout: 1500ms}")
-    watcher = watch("--event", "died")
+    watcher = watch("--event", "timed_out")
     client, number = connected()
     assert client.set_bytes(number, socket.SOL_SOCKET, SO_ZEROCOPY, "01000000") == ""
     cut()
     for _ in range(3):
         client.send(number, "data", MSG_ZEROCOPY)
     assert client.receive(number, 15 * PATIENCE) == "ETIMEDOUT"
-    assert watcher.next()["death"]["reason"] == "user timeout"
+    assert watcher.next()["timeout"]["reason"] == "user timeout"
     assert watcher.next(0.1) is None
-    assert died(kabpfctl) == 1
+    assert timed_out(kabpfctl) == 1
 
 
 def test_death_by_user_timeout_is_told(policy, kabpfctl, connected, cut, watch):
@@ -385,10 +390,10 @@ def test_death_by_user_timeout_is_told(policy, kabpfctl, connected, cut, watch):
     cut()
     client.send(number)
     assert client.receive(number, 15 * PATIENCE) == "ETIMEDOUT"
-    death = watcher.until("died")["death"]
-    assert (death["reason"], death["error"]) == ("user timeout", "ETIMEDOUT")
-    assert (death["sent"] >= 1, death["window_closed_ms"]) == (True, 0)
-    assert died(kabpfctl) == 1
+    timeout = watcher.until("timed_out")["timeout"]
+    assert (timeout["reason"], timeout["error"]) == ("user timeout", "ETIMEDOUT")
+    assert (timeout["unanswered"] >= 1, timeout["window_closed_ms"]) == (True, 0)
+    assert timed_out(kabpfctl) == 1
 
 
 def test_window_that_a_living_reader_closed_is_named(policy, connected, watch):
@@ -399,11 +404,15 @@ def test_window_that_a_living_reader_closed_is_named(policy, connected, watch):
     client, number = connected()
     client.send_all_that_fits(number)
     assert client.receive(number, 15 * PATIENCE) == "ETIMEDOUT"
-    event = watcher.until("died")
-    death = event["death"]
-    assert (death["reason"], death["error"], death["sent"]) == ("user timeout", "ETIMEDOUT", 0)
-    assert death["silent_ms"] < death["window_closed_ms"]
-    assert 1500 <= death["window_closed_ms"] <= 1500 + 4000 * PATIENCE
+    event = watcher.until("timed_out")
+    timeout = event["timeout"]
+    assert (timeout["reason"], timeout["error"], timeout["unanswered"]) == (
+        "user timeout",
+        "ETIMEDOUT",
+        0,
+    )
+    assert timeout["silent_ms"] < timeout["window_closed_ms"]
+    assert 1500 <= timeout["window_closed_ms"] <= 1500 + 4000 * PATIENCE
 
 
 def test_death_by_retransmission_is_called_so(policy, kabpfctl, connected, cut, watch, namespace):
@@ -415,16 +424,16 @@ def test_death_by_retransmission_is_called_so(policy, kabpfctl, connected, cut, 
     cut()
     client.send(number)
     assert client.receive(number, 15 * PATIENCE) == "ETIMEDOUT"
-    death = watcher.until("died")["death"]
-    assert (death["reason"], death["error"]) == ("retransmissions", "ETIMEDOUT")
-    assert died(kabpfctl) == 0
+    timeout = watcher.until("timed_out")["timeout"]
+    assert (timeout["reason"], timeout["error"]) == ("retransmissions", "ETIMEDOUT")
+    assert timed_out(kabpfctl) == 0
 
 
 def test_death_elsewhere_is_not_told(other_cgroup, peer, policy, connected, cut, watch, namespace):
     """A connection of a cgroup without a policy, and one that was never established."""
     policy("{idle: 1s, interval: 1s, probes: 1}")
     set_sysctl(namespace, "tcp_syn_retries", "1")
-    watcher = watch("--event", "died")
+    watcher = watch("--event", "timed_out")
     client, number = connected()
     other = peer(other_cgroup, namespace)
     silent = other.connection(["127.0.0.1", 9000])
@@ -450,7 +459,7 @@ def test_filters_select(make_cgroup, peer, write_policy, kabpfctl, watch):
         flag: watch(flag, value)
         for flag, value in (
             ("--cgroup", paths[0].parent), ("--unit", "on*.service"), ("--policy", "one"),
-            ("--event", "died"),
+            ("--event", "timed_out"),
         )
     }  # fmt: skip
     for path in reversed(paths):
@@ -492,13 +501,13 @@ def test_slow_reader_is_told_what_it_lost(cgroup, peer, policy, watch):
     client.set_often(number, "idle", 15, count)
     watcher.process.send_signal(signal.SIGCONT)
     received = 0
-    while (event := watcher.next())["event"] == "swallowed":
+    while (event := watcher.next())["event"] == "ignored":
         received += 1
     assert event["event"] == "lost"
     assert received + event["count"] == count
     assert received > REPORTS / 2
     client.set_option(number, "idle", 15)
-    assert watcher.next()["event"] == "swallowed"
+    assert watcher.next()["event"] == "ignored"
 
 
 def test_monitors_hear_all_and_leave_nothing(cgroup, peer, policy, watch, own_objects):
@@ -614,7 +623,7 @@ def test_output_that_does_not_block_is_waited_for(cgroup, peer, policy, watch):
         client.set_often(number, "idle", 15, 1000)
         events = [json.loads(lines.readline() or "{}").get("event") for _ in range(1000)]
         monitor.terminate()
-    assert events == ["swallowed"] * 1000
+    assert events == ["ignored"] * 1000
 
 
 def test_closed_output_ends_the_monitor(cgroup, policy, watch):
@@ -641,13 +650,13 @@ def test_signal_ends_a_monitor_whose_reader_is_stuck(cgroup, peer, policy, watch
 
 
 def test_monitor_goes_on_with_another_data_plane(cgroup, peer, policy, kabpfctl, watch):
-    """When kabpf is lifted it waits, and hears of what is loaded then."""
+    """When kabpf is unloaded it waits, and hears of what is loaded then."""
     policy(OPTIONS)
     _, address = peer().listener()
     client = peer(cgroup)
     watcher = watch()
     kabpfctl("detach", "--all")
-    assert "kabpf is not in force; waiting" in watcher.process.stderr.readline()
+    assert "kabpf is not active; waiting" in watcher.process.stderr.readline()
     kabpfctl("apply")
     wait_until(lambda: Watcher.listeners() == 1, "the monitor")
     client.connection(address)
@@ -667,8 +676,8 @@ def test_monitor_that_is_given_up_begins_again(cgroup, peer, policy, watch):
     assert watcher.next()["event"] == "set"
 
 
-def test_monitor_says_what_came_before_kabpf_was_lifted(cgroup, peer, policy, kabpfctl, watch):
-    """Also where its own reader was too slow to look whether kabpf still is in force."""
+def test_monitor_says_what_came_before_kabpf_was_unloaded(cgroup, peer, policy, kabpfctl, watch):
+    """Also where its own reader was too slow to look whether kabpf still is active."""
     policy(OPTIONS, "mode: enforce")
     _, address = peer().listener()
     client = peer(cgroup)
@@ -679,9 +688,9 @@ def test_monitor_says_what_came_before_kabpf_was_lifted(cgroup, peer, policy, ka
     wait_until(lambda: select.select([output], [], [], 0)[0] != [], "events")
     client.set_often(number, "idle", 15, 1000)
     kabpfctl("detach", "--all")
-    lifted = time.monotonic()
-    wait_until(lambda: time.monotonic() > lifted + LOOK_S, "the time of its next look")
-    assert [watcher.next()["event"] for _ in range(2000)] == ["swallowed"] * 2000
+    unloaded = time.monotonic()
+    wait_until(lambda: time.monotonic() > unloaded + LOOK_S, "the time of its next look")
+    assert [watcher.next()["event"] for _ in range(2000)] == ["ignored"] * 2000
 
 
 def test_monitor_says_which_capability_is_missing(policy):
@@ -692,7 +701,7 @@ def test_monitor_says_which_capability_is_missing(policy):
         [*command, BIN / "kabpfctl", "monitor"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("kabpfctl: CAP_PERFMON missing, expected root")
+    assert done.stderr.startswith("kabpfctl: CAP_PERFMON missing; run it as root")
 
 
 def test_monitor_says_that_perf_events_are_refused(policy):
@@ -707,7 +716,7 @@ def test_monitor_says_that_perf_events_are_refused(policy):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(
-        "kabpfctl: the kernel refuses perf_event_open(2), expected CAP_SYS_ADMIN"
+        "kabpfctl: the kernel refuses perf_event_open(2): it needs CAP_SYS_ADMIN"
     )
 
 

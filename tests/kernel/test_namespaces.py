@@ -98,9 +98,9 @@ def _neighbours(run):
     """What kabpfctl doctor says of others' programs in the container, and the errors of apply and,
     where that fails, of the daemon."""
     done = run("kabpfctl doctor --json || true\nkabpfctl apply || kabpfd\n")
-    found = json.loads(done.stdout[: done.stdout.rindex("]") + 1])
+    found = json.loads(done.stdout[: done.stdout.rindex("}") + 1])["findings"]
     return [
-        (each["grade"], each["found"])
+        (each["status"], each["found"])
         for each in found
         if each["check"] == "neighbours" and "neighbour (id" in each["found"]
     ], done.stderr
@@ -145,11 +145,11 @@ def test_program_of_a_cgroup_above_is_told(in_container, make_cgroup, neighbour,
 
 
 def test_program_above_runs_after_ours(in_container, make_cgroup, neighbour):
-    """With ours in force, one above the namespace has the last word, which is a warning."""
+    """With ours active, one above the namespace has the last word, which is a warning."""
     _, run = in_container
     neighbour(make_cgroup())
     done = run("kabpfctl apply > /dev/null\nkabpfctl doctor --json")
-    texts = [each["found"] for each in json.loads(done.stdout)]
+    texts = [each["found"] for each in json.loads(done.stdout)["findings"]]
     assert any(
         text.endswith(" at a cgroup above runs after kabpf's, and may replace what kabpf's set")
         for text in texts

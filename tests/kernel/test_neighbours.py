@@ -75,7 +75,7 @@ def rewritten(others_program, make_cgroup):
 def test_another_setsockopt_program_works_beside(
     cgroup, rewritten, peer, kabpfctl, write_policy, mode, idle, expected, counted
 ):
-    """What another program swallowed stays so, and is not ours to count; what it made of a call is
+    """What another program ignored stays so, and is not ours to count; what it made of a call is
     what the policy judges."""
     select = f"select: [{{cgroup: {path_of(cgroup)}}}]"
     write_policy("a.yaml", f"{select}\nmode: {mode}\nkeepalive: {{idle: {idle}}}\n")
@@ -89,4 +89,4 @@ def test_another_setsockopt_program_works_beside(
         found.append(client.options(number)["idle"])
     assert tuple(found) == expected
     (status,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]
-    assert (status["counters"]["swallowed"], status["counters"]["limited"]) == counted
+    assert (status["counters"]["ignored"], status["counters"]["clamped"]) == counted

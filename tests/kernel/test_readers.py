@@ -70,8 +70,8 @@ def test_readers_see_one_consistent_state(beside, make_cgroup, run_kabpfctl):
         if time.monotonic() > deadline and len(ended) >= len(READERS):
             break
         done = run_kabpfctl(*command)
-        is_wrong = "not in force" in done.stdout if command == ("status",) else False
-        said = done.stderr or "not in force" if done.returncode or is_wrong else ""
+        is_wrong = "changed since" in done.stdout if command == ("status",) else False
+        said = done.stderr or "changed since" if done.returncode or is_wrong else ""
         ended[command[0], done.returncode, said] += 1
     assert {status for _, status, _ in ended} == {0}
     assert not [said for _, _, said in ended if said]

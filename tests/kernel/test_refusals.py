@@ -17,6 +17,7 @@ from harness import (
     WITHOUT_BTF,
     WITHOUT_SYS_ADMIN,
     cgroup_root,
+    changed,
     options_of_new,
     path_of,
     refuse_bpf,
@@ -44,13 +45,13 @@ def _maps():
 
 
 @pytest.fixture
-def in_force(cgroup, kabpfctl):
-    """A policy that is in force; what the kernel has of it."""
+def active(cgroup, kabpfctl):
+    """A policy that is active; what the kernel has of it."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, "--interval", 11, "--probes", 5)
     return _maps()
 
 
-def test_malformed_policy_changes_nothing(in_force, kabpfctl):
+def test_malformed_policy_changes_nothing(active, kabpfctl):
     """Each malformed file gives its one message and status 1, and nothing in the kernel changes."""
     DROP_INS.mkdir(exist_ok=True)
     file = DROP_INS / "app.service.yaml"
@@ -60,10 +61,10 @@ def test_malformed_policy_changes_nothing(in_force, kabpfctl):
         assert done.stderr == f"kabpfctl: {file}:{message}\n"
         assert done.stdout == ""
     assert len(MALFORMED) >= 40
-    assert _maps() == in_force
+    assert _maps() == active
 
 
-def test_policy_file_of_somebody_else_is_refused(in_force, write_policy, kabpfctl, cgroup):
+def test_policy_file_of_somebody_else_is_refused(active, write_policy, kabpfctl, cgroup):
     """A file that root does not own, or that others may write, changes nothing in the kernel."""
     text = f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: {{idle: 62}}\n'
     file = write_policy("zzz.yaml", text)
@@ -74,19 +75,19 @@ def test_policy_file_of_somebody_else_is_refused(in_force, write_policy, kabpfct
     file.chmod(0o664)
     done = kabpfctl("apply", status=1)
     assert done.stderr == f"kabpfctl: {file}: mode 0664, expected to be writable by root alone\n"
-    assert _maps() == in_force
+    assert _maps() == active
 
 
-def test_attach_beside_a_bad_file_changes_nothing(in_force, write_policy, kabpfctl, cgroup):
+def test_attach_beside_a_bad_file_changes_nothing(active, write_policy, kabpfctl, cgroup):
     """attach puts back what was there when another policy file is wrong."""
     bad = write_policy("bad.service.yaml", "keepalive: {idle: never}\n")
     before = sorted(os.listdir("/run/kabpf/policy.d"))
     done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 62, status=1)
     assert done.stderr.startswith(f"kabpfctl: {bad}:1: keepalive.idle: never, expected")
     assert sorted(os.listdir("/run/kabpf/policy.d")) == before
-    assert _maps() == in_force
+    assert _maps() == active
     bad.unlink()
-    assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
+    assert changed(kabpfctl) == {}
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ def _libbpf():
     [
         (
             WITHOUT_BTF,
-            "/sys/kernel/btf/vmlinux is missing, expected a kernel with CONFIG_DEBUG_INFO_BTF",
+            "/sys/kernel/btf/vmlinux is missing; boot a kernel with CONFIG_DEBUG_INFO_BTF",
         ),
         (
             "umount {cgroup_root}",
@@ -165,7 +166,7 @@ def _libbpf():
         ),
         (
             "mount --bind /dev/null {libbpf}",
-            "libbpf.so.1 is missing, expected the package libbpf1 (Debian) or libbpf (Fedora)",
+            "libbpf.so.1 is missing; install libbpf1 (Debian) or libbpf (Fedora)",
         ),
         (
             "mount -t tmpfs none /sys/fs",
@@ -197,7 +198,7 @@ def test_missing_capability_is_named():
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "kabpfctl: CAP_BPF missing, expected root with these capabilities\n"
+    assert done.stderr == "kabpfctl: CAP_BPF missing; run it as root with these capabilities\n"
     assert not PINS.exists()
 
 
@@ -216,19 +217,19 @@ def test_bpf_file_system_is_mounted_where_it_is_missing(cgroup):
 def _detached_by_force():
     pin = PINS / "kabpf_sockops"
     subprocess.run(["bpftool", "link", "detach", "pinned", pin], check=True)
-    return f"{pin} is not attached to {cgroup_root()}, expected it there: kabpfctl apply"
+    return f"{pin} is not attached to {cgroup_root()}; try: kabpfctl apply"
 
 
 def _pin_removed():
     pin = PINS / "kabpf_births"
     pin.unlink()
-    return f"{pin} is missing, expected kabpfctl apply"
+    return f"{pin} is missing; try: kabpfctl apply"
 
 
 def _program_removed(name):
     pin = PINS / name
     pin.unlink()
-    return f"{pin} is missing, expected kabpfctl apply"
+    return f"{pin} is missing; try: kabpfctl apply"
 
 
 def _map_of_another_version():
@@ -244,7 +245,7 @@ def _another_build():
     value = ["1"] + ["0"] * 31
     command = ["bpftool", "map", "update", "pinned", pin, "key", "0", "0", "0", "0", "value"]
     subprocess.run([*command, *value], check=True)
-    return f"{PINS} comes from another version of kabpf, expected this one: kabpfctl apply"
+    return f"{PINS} comes from another version of kabpf; try: kabpfctl apply"
 
 
 def test_kernel_without_a_feature_is_told_from_one_with_it():
@@ -285,12 +286,12 @@ def test_refused_step_of_a_load_is_named(cgroup, kabpfctl, command, error):
 
 @pytest.mark.parametrize("name", ["kabpf-new", "kabpf-old"])
 def test_what_an_interrupted_command_left_is_cleared_up(cgroup, kabpfctl, peer, name):
-    """Pins of a load or lift that was killed half-way are named by status, and go at the next
-    apply with what they have in force."""
+    """Pins of a load or unload that was killed half-way are named by status, and go at the next
+    apply with what they have active."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     PINS.rename(PINS.with_name(name))
-    assert "left pins in force beside it" in kabpfctl("status").stdout
+    assert "leftover pins" in kabpfctl("status").stdout
     Path("/run/kabpf/policy.d").joinpath(*os.listdir("/run/kabpf/policy.d")).unlink()
     kabpfctl("apply")
     assert "left pins" not in kabpfctl("status").stdout
@@ -300,7 +301,7 @@ def test_what_an_interrupted_command_left_is_cleared_up(cgroup, kabpfctl, peer, 
 
 
 def test_retrofit_that_was_refused_stays_owed(cgroup, kabpfctl, peer):
-    """Where the open sockets could not be visited, the next apply does it."""
+    """Where the open sockets could not be updated, the next apply does it."""
     _, address = peer().listener()
     client = peer(cgroup)
     number = client.connection(address)
@@ -308,14 +309,14 @@ def test_retrofit_that_was_refused_stays_owed(cgroup, kabpfctl, peer):
     kabpfctl("apply")
     done = subprocess.run([*WITHOUT_SYS_ADMIN, *attach], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "expected CAP_SYS_ADMIN, or: systemctl restart kabpf-retrofit.socket" in done.stderr
+    assert "CAP_SYS_ADMIN is missing; try: systemctl restart kabpf-retrofit.socket" in done.stderr
     assert client.keepalive(number) == 0
     kabpfctl("apply")
     assert client.options(number)["idle"] == 61
 
 
 def test_refused_retrofit_keeps_no_later_policy_back(cgroup, other_cgroup, kabpfctl, peer):
-    """While open sockets can't be visited, policies come and go for new connections."""
+    """While open sockets can't be updated, policies come and go for new connections."""
     kabpfctl("apply")
 
     def refused(*arguments):
@@ -371,8 +372,8 @@ def test_killed_command_leaves_what_the_next_apply_completes(cgroup, kabpfctl, p
     ],
 )
 def test_damaged_data_plane_is_noticed_and_replaced(cgroup, kabpfctl, peer, damage):
-    """Pins that are not whole, or not this version's, are not mistaken for a policy in force, and
-    the next apply puts the policy in force again."""
+    """Pins that are not whole, or not this version's, are not mistaken for an active policy, and
+    the next apply activates the policy again."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     message = damage()
     assert kabpfctl("status", status=1).stderr == f"kabpfctl: {message}\n"
@@ -391,7 +392,7 @@ def test_foreign_directory_among_the_pins_is_named(cgroup, kabpfctl):
     foreign = Path("/sys/fs/bpf").rglob("foreign")
     (found,) = foreign
     assert refused.startswith(f"kabpfctl: remove {found}: ")
-    assert refused.endswith(", expected pins of kabpf alone\n")
+    assert refused.endswith("; files or mounts of others are in the way\n")
     found.rmdir()
     kabpfctl("apply")
 
@@ -417,8 +418,8 @@ def test_bpf_file_system_that_is_read_only_is_named(cgroup):
         ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
     )
     assert done.returncode == 1
-    expected = "expected a BPF file system that can be written to"
-    assert done.stderr == f"kabpfctl: make {PINS}-new: Read-only file system, {expected}\n"
+    expected = "the BPF file system must be writable"
+    assert done.stderr == f"kabpfctl: make {PINS}-new: Read-only file system; {expected}\n"
 
 
 def test_pins_that_cannot_be_removed_are_named(cgroup):
@@ -432,5 +433,5 @@ def test_pins_that_cannot_be_removed_are_named(cgroup):
     finally:
         os.rmdir(left)
     assert done.returncode == 1
-    expected = "expected pins of kabpf alone"
-    assert done.stderr == f"kabpfctl: remove {left}: Device or resource busy, {expected}\n"
+    expected = "files or mounts of others are in the way"
+    assert done.stderr == f"kabpfctl: remove {left}: Device or resource busy; {expected}\n"

@@ -78,7 +78,7 @@ def listening() -> Iterator[None]:
 
 @pytest.fixture
 def ask(listening: None, kabpfctl) -> Ask:
-    """Has a user ask while kabpf is in force; the messages that were answered."""
+    """Has a user ask while kabpf is active; the messages that were answered."""
     kabpfctl("apply")
     return send
 
@@ -216,7 +216,7 @@ def orphaned(message: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.mark.core
-def test_users_policy_is_in_force(ask, own, make_cgroup, peer, kabpfctl):
+def test_users_policy_is_active(ask, own, make_cgroup, peer, kabpfctl):
     """The answer comes when new sockets have the options, and open ones, in the cgroup and below;
     without the daemon, too. Detach takes the policy away again."""
     below = make_cgroup("own/below")
@@ -228,7 +228,7 @@ def test_users_policy_is_in_force(ask, own, make_cgroup, peer, kabpfctl):
         "cgroup": path_of(own),
         "policy": f"user-{OWNER}-{own.stat().st_ino}",
         "file": f"{RUNTIME}/user-{OWNER}-{own.stat().st_ino}.yaml",
-        "retrofitted": 1,
+        "updated": 1,
     }
     found = answer["parameters"]
     assert {key: found[key] for key in expected} == expected
@@ -282,9 +282,9 @@ def test_daemon_ends_the_policy_of_a_former_owner(ask, own, peer, kabpfd):
     """Nothing tells of it; the watchdog looks."""
     ask(OWNER, attach(own, idle="61"))
     daemon = kabpfd(*WATCHED)
-    daemon.wait_for("policies in force: 1")
+    daemon.wait_for("1 policy active")
     os.chown(own, STRANGER, STRANGER)
-    daemon.wait_for("policies in force: 0")
+    daemon.wait_for("0 policies active")
     assert options_of_new(peer, own) == UNTOUCHED
 
 
@@ -300,7 +300,7 @@ def test_policy_of_a_cgroup_that_is_gone_goes_with_the_next(ask, own, make_cgrou
 
 
 def test_policy_survives_the_daemon(ask, own, peer, kabpfd):
-    """It stays in force when the daemon starts, restarts and reloads."""
+    """It stays active when the daemon starts, restarts and reloads."""
     ask(OWNER, attach(own))
     daemon = kabpfd()
     assert options_of_new(peer, own) == COVERED
@@ -314,7 +314,7 @@ def test_daemon_hears_of_it(ask, own, peer, kabpfd, make_cgroup):
     """A daemon that runs knows of the policy: it resolves cgroups as the kernel does."""
     daemon = kabpfd()
     ask(OWNER, attach(own))
-    assert "policies in force: 1" in daemon.wait_for("STATUS=")
+    assert "1 policy active" in daemon.wait_for("STATUS=")
     assert options_of_new(peer, make_cgroup("own/later")) == COVERED
 
 
@@ -340,8 +340,7 @@ def test_administrators_policy_wins(ask, make_cgroup, peer, write_policy, kabpfc
     answers = ask(OWNER, attach(own, idle="62"))
     assert error(answers) == "Refused"
     assert reason(answers) == (
-        f"{path_of(own)} has its policy from {file}:1, which is stronger,"
-        " expected no other file to name this path"
+        f"{path_of(own)} has its policy from {file}:1, which is stronger; change that one instead"
     )
     assert options_of_new(peer, own)["idle"] == 99
 
@@ -367,14 +366,14 @@ def test_policy_above_does_not_hold_where_a_user_attached(ask, own, peer, write_
 
 
 def test_what_waits_for_the_administrator_is_not_applied(ask, own, peer, write_policy, kabpfctl):
-    """A user who attaches or detaches does not put changed policy files in force, and can once an
+    """A user who attaches or detaches does not activate changed policy files, and can once an
     administrator has."""
     ask(OWNER, attach(own))
     above = f"select: [{{cgroup: {path_of(own.parent)}}}]\nkeepalive: {{idle: 99}}\n"
     write_policy("a.yaml", above)
     for call in (attach(own, idle="62"), detach(own)):
         answers = ask(OWNER, call)
-        assert reason(answers).startswith("policy files have changed, expected an administrator")
+        assert reason(answers).startswith("policy files have changed; ask an administrator")
     assert options_of_new(peer, own.parent) == UNTOUCHED
     assert options_of_new(peer, own) == COVERED
     kabpfctl("apply")
@@ -383,7 +382,7 @@ def test_what_waits_for_the_administrator_is_not_applied(ask, own, peer, write_p
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_file_written_during_a_request_waits(ask, own, peer, write_policy, kabpfctl, refused):
-    """What an administrator writes while a request is worked on is not put in force by that, nor
+    """What an administrator writes while a request is worked on is not activated by that, nor
     taken for applied, whether the request is refused for another reason or not."""
     if refused:
         write_policy("a.yaml", f"select: [{{cgroup: {path_of(own)}}}]\nkeepalive: on\n")
@@ -420,8 +419,8 @@ def test_refused_request_keeps_nobody_from_asking(ask, own, make_cgroup, write_p
     assert error(ask(STRANGER, attach(other))) == ""
 
 
-def test_users_off_lifts_and_denies(ask, own, peer, write_policy, kabpfctl):
-    """An administrator who switches users off lifts what they have attached."""
+def test_users_off_unloads_and_denies(ask, own, peer, write_policy, kabpfctl):
+    """An administrator who switches users off unloads what they have attached."""
     ask(OWNER, attach(own))
     file = write_policy("a.yaml", "users: off\n")
     kabpfctl("apply")
@@ -454,10 +453,10 @@ def test_wrong_policy_files_are_not_shown(ask, own, write_policy):
     assert list(RUNTIME.glob("user-*")) == []
 
 
-def test_user_can_not_put_kabpf_in_force(listening, own, own_objects):
-    """Where an administrator has lifted everything a request changes nothing."""
+def test_user_can_not_activate_kabpf(listening, own, own_objects):
+    """Where an administrator has unloaded everything a request changes nothing."""
     answers = send(OWNER, attach(own))
-    assert reason(answers).startswith("kabpf is not in force, expected an administrator")
+    assert reason(answers).startswith("kabpf is not active; ask an administrator")
     assert not PINS.exists()
     assert own_objects() == {"prog": {}, "map": {}, "link": {}}
     assert list(RUNTIME.glob("user-*")) == []
@@ -467,7 +466,7 @@ def test_user_can_not_put_kabpf_in_force(listening, own, own_objects):
 def test_user_is_refused_where_bcc_loaded_kabpf(ask, own):
     """A policy would take attachments there, for which kabpf-request may not make pins."""
     for message in (attach(own), detach(own)):
-        assert reason(ask(OWNER, message)).startswith("what users ask for takes BTF, which the bcc")
+        assert reason(ask(OWNER, message)).startswith("requests of users need BTF, which the bcc")
     assert list(RUNTIME.glob("user-*")) == []
 
 
@@ -522,7 +521,7 @@ def test_number_of_policies_of_a_user_is_bounded(ask, own, make_cgroup, kabpfctl
         file.write_text(f"{text}until: {{cgroup: {path}, id: {id}}}\n")
     kabpfctl("apply")
     answers = ask(OWNER, attach(own))
-    expected = f"{POLICIES_MAX} cgroups of uid {OWNER} are attached, expected no more"
+    expected = f"uid {OWNER} may attach at most {POLICIES_MAX} cgroups"
     assert reason(answers) == expected
     os.chown(own, STRANGER, STRANGER)
     assert error(ask(STRANGER, attach(own))) == ""

@@ -48,7 +48,7 @@ def test_attach_covers_exactly_the_open_connections_of_the_cgroup(
     assert inside.all_options(0) == {_seen(IDLE_61): 5000}
     assert outside.all_options(0) == {_seen(UNTOUCHED): 5000}
     assert server.all_options(0) == {_seen(UNTOUCHED): 10_002}
-    assert "5000 open sockets changed" in text
+    assert "5000 open sockets updated" in text
 
 
 def test_attach_reaches_other_network_namespaces(
@@ -158,7 +158,7 @@ def test_keepalive_that_was_turned_off_stays_off(connection, policy):
 def test_keepalive_that_was_turned_off_stays_off_when_the_policy_comes_back(
     connection, policy, kabpfctl
 ):
-    """The same policy, lifted and put back, turns nothing on that the application turned off."""
+    """The same policy, unloaded and put back, turns nothing on that the application turned off."""
     client, connect = connection
     policy("{idle: 61}")
     number = connect()
@@ -267,7 +267,7 @@ def test_range_in_place_of_a_value(connection, policy):
     assert [client.options(number)["idle"] for number in numbers] == [30, 100, 300, 300]
 
 
-def test_value_that_was_limited_is_kept_inside_the_next_range(connection, policy):
+def test_value_that_was_clamped_is_kept_inside_the_next_range(connection, policy):
     """What was brought to the lower bound is still the application's; the upper bound is kabpf's,
     because unset options have it."""
     client, connect = connection

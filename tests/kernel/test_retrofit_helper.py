@@ -1,4 +1,4 @@
-"""kabpf-retrofit: visits open sockets for a kabpfd that may not enter network namespaces."""
+"""kabpf-retrofit: updates open sockets for a kabpfd that may not enter network namespaces."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from harness import BIN, PATIENCE, WATCHDOG, WITHOUT_SYS_ADMIN, path_of
+from harness import BIN, PATIENCE, WATCHDOG, WITHOUT_SYS_ADMIN, changed, path_of
 
 pytestmark = pytest.mark.core
 
@@ -61,7 +61,7 @@ def test_helper_reaches_every_namespace(cgroup, peer, make_namespace, write_poli
 
 
 def test_helper_says_what_was_refused(cgroup, peer, write_policy, kabpfctl, listening):
-    """Where the helper may not enter them either, the error says so, and the visit stays owed."""
+    """Where the helper may not enter them either, the error says so, and the update stays owed."""
     _, address = peer().listener()
     client = peer(cgroup)
     number = client.connection(address)
@@ -73,7 +73,7 @@ def test_helper_says_what_was_refused(cgroup, peer, write_policy, kabpfctl, list
     status = subprocess.check_output([*command, "status", "--json"])
     assert json.loads(status)["refused"] == "enter net:[1]: no"
     assert client.keepalive(number) == 0
-    assert kabpfctl("apply").stdout.endswith("changed: 1 cgroup\n")
+    assert changed(kabpfctl)["cgroups"] == 1
     assert client.options(number)["idle"] == 61
 
 
@@ -107,15 +107,15 @@ def test_helper_ends_with_who_asked(request_):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_visit_that_was_refused_is_done_again(cgroup, peer, write_policy, kabpfd, listening):
-    """Open sockets that kabpfd could not have visited are by its next word to the watchdog."""
+def test_update_that_was_refused_is_done_again(cgroup, peer, write_policy, kabpfd, listening):
+    """Open sockets that kabpfd could not have updated are by its next word to the watchdog."""
     _, address = peer().listener()
     client = peer(cgroup)
     number = client.connection(address)
     write_policy("a.yaml", f"select: [{{cgroup: {path_of(cgroup)}}}]\nkeepalive: {{idle: 61}}\n")
     watched = (*WATCHDOG, *WITHOUT_SYS_ADMIN, str(BIN / "kabpfd"))
     daemon = kabpfd(*watched)
-    assert "stays in force" not in daemon.wait_for("errors: 1")  # the new one is, for new sockets
+    assert "stays active" not in daemon.wait_for("errors: 1")  # the new one is, for new sockets
     assert client.keepalive(number) == 0
     listening(str(BIN / "kabpfd"), "--retrofit")
     while "errors" in daemon.wait_for("WATCHDOG=1"):
@@ -130,11 +130,11 @@ def test_helper_that_ends_early_is_an_error(cgroup, write_policy, listening):
     command = [*WITHOUT_SYS_ADMIN, BIN / "kabpfctl", "apply"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"kabpfctl: visit open sockets by {SOCKET}")
-    assert "expected CAP_SYS_ADMIN, or: systemctl restart kabpf-retrofit.socket" in done.stderr
+    assert done.stderr.startswith(f"kabpfctl: update open sockets through {SOCKET}")
+    assert "CAP_SYS_ADMIN is missing; try: systemctl restart kabpf-retrofit.socket" in done.stderr
 
 
-def test_new_cgroup_of_a_glob_is_visited_by_the_helper(
+def test_new_cgroup_of_a_glob_is_updated_by_the_helper(
     make_cgroup, peer, namespace, write_policy, kabpfd, listening
 ):
     """A kabpfd that may not enter network namespaces has the sockets changed that a new cgroup had

@@ -22,6 +22,7 @@ from harness import (
     UNTOUCHED,
     Peer,
     cgroup_root,
+    changed,
     entering,
     wait_until,
 )
@@ -139,7 +140,7 @@ def address(peer):
 
 
 @pytest.fixture
-def kabpf_in_force(kabpfctl):
+def kabpf_active(kabpfctl):
     """kabpf is in the kernel, with no policy."""
     kabpfctl("apply")
 
@@ -247,7 +248,8 @@ def test_debugging_that_nobody_logs_is_said():
     done = run("echo", "begun", env={"DD_DEBUG": "1"})
     assert (done.returncode, done.stdout) == (0, "begun\n")
     assert done.stderr == (
-        "kabpfctl: DD_DEBUG: no socket is logged: kabpfd does not run, expected it to\n"
+        "kabpfctl: DD_DEBUG: no socket is logged: kabpfd is not running; try: systemctl"
+        " start kabpf\n"
     )
 
 
@@ -417,7 +419,7 @@ def test_signals_reach_the_command(runner):
     assert one.process.wait(DEADLINE_S) == -signal.SIGTERM
 
 
-def test_interrupted_before_it_is_the_command(kabpf_in_force):
+def test_interrupted_before_it_is_the_command(kabpf_active):
     """It ends by the signal, as the command would, for a shell to see."""
     with locked():
         process = subprocess.Popen([KABPFCTL, "run", "true"])
@@ -446,7 +448,7 @@ def test_command_that_can_not_be_started_is_said(tmp_path, command, status, said
     (tmp_path / "no-interpreter").chmod(0o755)
     done = run("--idle", 61, command, cwd=tmp_path)
     assert done.returncode == status
-    assert done.stderr == f"kabpfctl: run {command}: {said}, expected a program\n"
+    assert done.stderr == f"kabpfctl: run {command}: {said}\n"
 
 
 def test_script_without_an_interpreter_is_the_shells(tmp_path):
@@ -490,23 +492,23 @@ def test_daemon_ends_the_policy(runner, kabpfd, kabpfctl):
     one.listener()
     for pid in watchers():
         os.kill(pid, signal.SIGKILL)
-    daemon.wait_for("policies in force: 1")
+    daemon.wait_for("1 policy active")
     one.end()
-    daemon.wait_for("policies in force: 0")
+    daemon.wait_for("0 policies active")
     assert not left()
 
 
-def test_end_of_a_command_puts_no_file_in_force(runner, kabpfd, write_policy):
+def test_end_of_a_command_activates_no_file(runner, kabpfd, write_policy):
     """Files that were changed meanwhile wait for a reload as before."""
     daemon = kabpfd()
     one = runner("--idle", 61)
     one.listener()
     for pid in watchers():
         os.kill(pid, signal.SIGKILL)
-    daemon.wait_for("policies in force: 1")
+    daemon.wait_for("1 policy active")
     write_policy("waiting.yaml", "select: [{unit: none.service}]\nkeepalive: {idle: 62}\n")
     one.end()
-    daemon.wait_for("policies in force: 0")
+    daemon.wait_for("0 policies active")
     assert not left()
 
 
@@ -514,13 +516,13 @@ def test_daemon_has_room_for_many_commands(kabpfd, commands):
     """It sees the end of more than it may have files open at first."""
     daemon = kabpfd("prlimit", "--nofile=40:4096", str(BIN / "kabpfd"))
     running = commands(24)
-    daemon.wait_for("policies in force: 24")
+    daemon.wait_for("24 policies active")
     for one in running:
         one.kill()
-    daemon.wait_for("policies in force: 0")
+    daemon.wait_for("0 policies active")
 
 
-def test_commands_that_end_together_are_tidied_up_by_one(kabpf_in_force, commands):
+def test_commands_that_end_together_are_tidied_up_by_one(kabpf_active, commands):
     """There is one process at a time that does it."""
     for one in commands(8):
         one.kill()
@@ -532,7 +534,7 @@ def test_commands_that_end_together_are_tidied_up_by_one(kabpf_in_force, command
 
 @pytest.mark.parametrize("waits", ["watcher", "daemon"])
 def test_end_that_the_kernel_does_not_tell_is_seen(
-    runner, request, kabpf_in_force, make_cgroup, waits
+    runner, request, kabpf_active, make_cgroup, waits
 ):
     """A cgroup that is emptied and removed within 10 ms after another event ends the policy."""
     if waits == "daemon":
@@ -562,25 +564,25 @@ def test_next_apply_ends_what_nobody_watched(runner, kabpfctl):
     assert json.loads(kabpfctl("status", "--json").stdout)["policies"] == []
 
 
-def test_next_look_at_the_files_changes_nothing(runner, kabpfctl, kabpf_in_force):
-    """What run puts in force without a look at anything else is what apply would."""
+def test_next_look_at_the_files_changes_nothing(runner, kabpfctl, kabpf_active):
+    """What run activates without a look at anything else is what apply would."""
     one = runner("--idle", 61)
     one.listener()
-    assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
+    assert changed(kabpfctl) == {}
     (policy,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]
     assert policy["source"].startswith(str(TRANSIENT))
     shown = json.loads(kabpfctl("explain", "--json", one.process.pid).stdout)["cgroups"][0]
-    assert (shown["policy"], shown["in_force"]) == (policy["policy"], True)
+    assert (shown["policy"], shown["active"]) == (policy["policy"], True)
 
 
-def test_wrong_policy_file_stops_no_command(runner, address, write_policy, kabpf_in_force):
-    """Where kabpf is in force, what an administrator is about to write is nobody else's matter."""
+def test_wrong_policy_file_stops_no_command(runner, address, write_policy, kabpf_active):
+    """Where kabpf is active, what an administrator is about to write is nobody else's matter."""
     write_policy("wrong.yaml", "keepalive: perhaps")
     assert runner("--idle", 61).new(address) == _idle(61)
 
 
 def test_command_that_can_not_be_covered_does_not_begin(write_policy):
-    """Where kabpf can't be put in force, it says why, and nothing is left."""
+    """Where kabpf can't be activated, it says why, and nothing is left."""
     write_policy("wrong.service.yaml", "keepalive: perhaps")
     done = run("--idle", 61, "echo", "begun")
     assert (done.returncode, done.stdout) == (1, "")
@@ -619,7 +621,7 @@ def _steps(*arguments):
     return re.findall(r"^fault point: (.*)", traced.stderr, re.MULTILINE)
 
 
-def test_killed_at_any_step_leaves_nothing(kabpfctl, kabpf_in_force):
+def test_killed_at_any_step_leaves_nothing(kabpfctl, kabpf_active):
     """Killed between any two steps, run leaves nothing that does not go by itself, and the next run
     works."""
     steps = _steps("--idle", 61, "true")

@@ -74,6 +74,6 @@ def test_long_value_is_seen_behind_another_program(policy, beside, peer, kabpfct
     assert client.set_bytes(number, *where, value.hex()) == ""
     assert client.options(number)["idle"] == 30
     (status,) = json.loads(kabpfctl("status", "--json").stdout)["policies"]
-    assert status["counters"]["limited"] == 1
+    assert status["counters"]["clamped"] == 1
     invalid = bytes(length)
     assert client.set_bytes(number, *where, invalid.hex()) == "EINVAL"

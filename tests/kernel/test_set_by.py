@@ -20,7 +20,7 @@ def set_by(kabpfctl):
         shown = json.loads(kabpfctl("sockets", "--json").stdout)["sockets"]
         port = one.local_port(number)
         (found,) = (
-            each for each in shown if each["local"]["port"] == port and each["remote"]["port"]
+            each for each in shown if each["local"]["port"] == port and each["peer"]["port"]
         )
         return found["set_by"]
 
@@ -38,8 +38,8 @@ def test_set_by_the_policy_and_by_a_former_one(connection, policy, set_by):
     former = POLICY | {"interval_s": "former policy"}
     assert [set_by(client, number) for number in (before, after)] == [former, former]
     policy("off")
-    lifted = {name: "former policy" if who == "policy" else who for name, who in POLICY.items()}
-    assert set_by(client, after) == lifted
+    unloaded = {name: "former policy" if who == "policy" else who for name, who in POLICY.items()}
+    assert set_by(client, after) == unloaded
 
 
 def test_set_by_a_listeners_policy_and_application(peer, cgroup, policy, set_by):
@@ -137,7 +137,7 @@ def test_set_by_after_an_upgrade(connection, cgroup, write_policy, version, othe
 
 @pytest.mark.slow
 def test_set_by_after_the_daemon_restarted(connection, policy, kabpfd, set_by):
-    """A stop lifts every policy; what they gave is known after the start."""
+    """A stop unloads every policy; what they gave is known after the start."""
     client, connect = connection
     policy(BOTH)
     daemon = kabpfd()

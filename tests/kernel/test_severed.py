@@ -51,7 +51,7 @@ def is_whole():
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_told_and_mended_by_apply(enforced, peer, kabpfctl, damage):
-    """status names the pin and what to do; the next apply has all in force again."""
+    """status names the pin and what to do; the next apply has all active again."""
     kabpfctl("apply")
     assert is_whole()
     subprocess.run(DAMAGES[damage], check=True)
@@ -64,7 +64,7 @@ def test_damage_is_told_and_mended_by_apply(enforced, peer, kabpfctl, damage):
 
 
 def test_damage_is_mended_by_the_watchdog(enforced, peer, kabpfd):
-    """Whatever was severed or removed, kabpfd has it in force again before it says that all is
+    """Whatever was severed or removed, kabpfd has it active again before it says that all is
     well."""
     daemon = kabpfd(*WATCHED)
     left = []

@@ -1,4 +1,4 @@
-"""`kabpfctl sockets`: whose sockets there are, which options are in force, and who set them."""
+"""`kabpfctl sockets`: whose sockets there are, which options are active, and who set them."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def connected(peer, cgroup):
 
 
 def test_options_of_the_application(loaded, connected, cgroup, find):
-    """What the application sets itself is shown as it is in force, and as the application's."""
+    """What the application sets itself is shown as it is active, and as the application's."""
     client, number, port = connected
     options = {"keepalive": 1, "idle": 15, "interval": 7, "probes": 4, "user_timeout": 9000}
     for name, value in options.items():
@@ -100,14 +100,14 @@ def test_options_of_a_policy(connected, cgroup, kabpfctl, write_policy, find):
 
 
 def test_policy_whose_file_is_gone(connected, cgroup, kabpfctl, write_policy, find):
-    """Files that are others now than those in force change nothing but the source."""
+    """Files that are others now than those active change nothing but the source."""
     _, _, port = connected
     file = write_policy("mine.yaml", f'select: [{{cgroup: "{path_of(cgroup)}"}}]\nkeepalive: on\n')
     kabpfctl("apply")
     file.unlink()
     found = find(cgroup, port)
     assert (found["keepalive"], found["policy"], found["source"]) == (True, "mine", None)
-    assert "mine (no file any more)" in kabpfctl("sockets", "--policy", "mine", "--wide").stdout
+    assert "mine (file removed)" in kabpfctl("sockets", "--policy", "mine", "--wide").stdout
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_addresses(loaded, peer, cgroup, find, listening, connecting, family):
     assert found["state"] == "established"
     assert found["family"] == family
     assert found["local"] == {"address": connecting, "port": port}
-    assert found["remote"] == {"address": connecting, "port": client.local_port(number)}
+    assert found["peer"] == {"address": connecting, "port": client.local_port(number)}
 
 
 def test_listener_has_no_next_probe(peer, cgroup, kabpfctl, find):
@@ -226,7 +226,7 @@ def test_filters(make_cgroup, peer, kabpfctl, write_policy):
 
 
 def test_filter_by_what_is_not_there_is_refused(loaded, kabpfctl):
-    """A cgroup that does not exist, and a policy that is not in force, are errors."""
+    """A cgroup that does not exist, and a policy that is not active, are errors."""
     gone = kabpfctl("sockets", "--cgroup", "/kabpf-no-such", status=1)
     assert gone.stderr == (
         "kabpfctl: cgroup /kabpf-no-such: No such file or directory,"
@@ -234,7 +234,7 @@ def test_filter_by_what_is_not_there_is_refused(loaded, kabpfctl):
     )
     none = kabpfctl("sockets", "--policy", "no-such", status=1)
     assert none.stderr == (
-        "kabpfctl: policy no-such is not in force, expected one that kabpfctl status shows\n"
+        "kabpfctl: policy no-such is not active, expected one that kabpfctl status shows\n"
     )
 
 
@@ -288,7 +288,7 @@ def test_json_of_a_socket(loaded, make_cgroup, peer, find):
         "network_namespace": os.stat("/proc/self/ns/net").st_ino,
         "family": "ipv4",
         "local": {"address": "127.0.0.1", "port": port},
-        "remote": {"address": "0.0.0.0", "port": 0},
+        "peer": {"address": "0.0.0.0", "port": 0},
         "state": "listen",
         "keepalive": False,
         "idle_s": 7200,
@@ -370,7 +370,7 @@ def test_user_without_privilege_sees_the_sockets_of_his_namespace(
     listening = peer(cgroup).listener()[1][1]
     peer(cgroup, namespace).listener()
     done = as_nobody("sockets", "--json", "--cgroup", str(cgroup))
-    assert (done.returncode, done.stderr) == (0, "kabpfctl: options are not shown: not root\n")
+    assert (done.returncode, done.stderr) == (0, "kabpfctl: options are not shown: needs root\n")
     found = {one["local"]["port"]: one for one in json.loads(done.stdout)["sockets"]}
     assert found.keys() == {port, listening}
     assert found[port]["cgroup"] == path_of(cgroup)
@@ -385,7 +385,7 @@ def test_user_without_privilege_sees_no_policies(loaded):
     """Which policy a socket has is for root to see."""
     done = as_nobody("sockets", "--policy", "any")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "kabpfctl: --policy: not root, expected root\n"
+    assert done.stderr == "kabpfctl: --policy needs root\n"
 
 
 def test_without_the_data_plane_inet_diag_is_asked(connected, cgroup, kabpfctl):
@@ -411,7 +411,7 @@ def test_without_pyroute2_the_package_is_named(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "kabpfctl: pyroute2 is missing, expected the package python3-pyroute2 (Debian, Fedora)\n"
+        "kabpfctl: pyroute2 is missing; install python3-pyroute2 (Debian, Fedora)\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""A new version takes over what an old one has in force, and the other way round."""
+"""A new version takes over what an old one has active, and the other way round."""
 
 import functools
 import json
@@ -160,7 +160,7 @@ def test_upgrade_keeps_destinations(cgroup, write_policy, version, peer, other):
 
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
 def test_upgrade_goes_on_enforcing(cgroup, write_policy, version, peer, other):
-    """What applications ask for is not obeyed after the upgrade either, by one program."""
+    """What applications set is ignored after the upgrade too, by one program."""
     write_policy("a.yaml", _policy(cgroup, "{idle: 61}") + "mode: enforce\n")
     version("this").kabpfctl("apply")
     before = _ids()
@@ -175,10 +175,10 @@ def test_upgrade_goes_on_enforcing(cgroup, write_policy, version, peer, other):
 
 
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
-def test_upgrade_beside_a_wrong_file_leaves_the_old_version_in_force(
+def test_upgrade_beside_a_wrong_file_leaves_the_old_version_active(
     cgroup, write_policy, version, kabpfd, connecting, other
 ):
-    """Neither kabpfctl nor kabpfd of the new version replaces what is in force, both say what is
+    """Neither kabpfctl nor kabpfd of the new version replaces what is active, both say what is
     wrong, and once the file is right a reload upgrades."""
     write_policy("a.yaml", _policy(cgroup, "{idle: 61}"))
     version("this").kabpfctl("apply")
@@ -188,11 +188,11 @@ def test_upgrade_beside_a_wrong_file_leaves_the_old_version_in_force(
     assert done.stderr.startswith(f"kabpfctl: {bad}:1: keepalive.idle: never, expected")
     with connecting(cgroup) as seen:
         daemon = kabpfd(*version(other).command("daemon"))
-        problem = f"errors: 1, and the last good policy stays in force: {bad}:1: keepalive.idle"
+        problem = f"errors: 1, and the last good policy stays active: {bad}:1: keepalive.idle"
         assert problem in daemon.reload()
         assert _ids() == before
         bad.unlink()
-        assert daemon.reload().startswith("policies in force: 1;")
+        assert daemon.reload().startswith("1 policy active")
         assert not _ids()["prog"] & before["prog"]
     assert list(map(json.loads, seen)) == [IDLE_61]
 
@@ -206,7 +206,9 @@ def test_watchdog_hears_of_a_daemon_that_a_wrong_file_keeps_from_an_upgrade(
     write_policy("b.service.yaml", "keepalive: {idle: never}\n")
     daemon = kabpfd(*WATCHDOG, *version("relaid").command("daemon"))
     for _ in range(2):
-        assert "STATUS=what is in force is another version's" in daemon.wait_for("WATCHDOG=1")
+        assert "STATUS=the active policies are of another version of kabpf" in daemon.wait_for(
+            "WATCHDOG=1"
+        )
 
 
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
@@ -227,17 +229,17 @@ def test_daemon_beside_kabpfctl_of_another_version(
             assert _status(version("this"))["policy_files"]["applied"]
     assert list(map(json.loads, seen)) == [IDLE_61]
     file.unlink()
-    assert daemon.reload().startswith("policies in force: 0;")
+    assert daemon.reload().startswith("0 policies active")
     assert daemon.stop() == 0
     assert not PINS.exists()
 
 
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
-def test_daemon_whose_files_were_replaced_leaves_the_new_version_in_force(
+def test_daemon_whose_files_were_replaced_leaves_the_new_version_active(
     cgroup, write_policy, version, kabpfd, peer, tmp_path, other
 ):
     """A package upgrade replaces the files below a running kabpfd: that does not load programs it
-    does not know, says what to do, and lifts everything when it stops."""
+    does not know, says what to do, and unloads everything when it stops."""
     write_policy("a.yaml", _policy(cgroup, "{idle: 61}"))
     directory = shutil.copytree(version("this").directory, tmp_path / "installed")
     daemon = kabpfd(*versions.at(directory).command("daemon"))
@@ -246,9 +248,8 @@ def test_daemon_whose_files_were_replaced_leaves_the_new_version_in_force(
     installed.kabpfctl("apply")
     before = _ids()
     assert daemon.reload() == (
-        "what is in force is another version's; errors: 1, and the last good policy stays in force:"
-        f" {installed.object} is another version's by now, which this process can't load,"
-        " expected a restart of kabpfd"
+        "the active policies are of another version of kabpf; errors: 1, and the last good policy"
+        f" stays active: {installed.object} was upgraded; try: systemctl restart kabpf"
     )
     assert _ids() == before
     assert options_of_new(peer, cgroup) == IDLE_61

@@ -21,7 +21,8 @@ def covered(policy):
 def test_what_is_active_is_verified(covered, kabpfctl):
     """Status 0, and a line for people."""
     assert kabpfctl("verify").stdout == "1 policy active, covering 1 cgroup\n"
-    assert json.loads(kabpfctl("verify", "--json").stdout) == {"verified": True, "reasons": []}
+    done = json.loads(kabpfctl("verify", "--json").stdout)
+    assert done == {"version": 1, "verified": True, "reasons": []}
 
 
 def test_nothing_to_do_is_verified(kabpfctl):
@@ -75,7 +76,7 @@ def test_another_version_is_not_verified(cgroup, write_policy, version, kabpfctl
     version("relaid").kabpfctl("apply")
     if gone:
         (PINS / gone).unlink()
-    line = f"{PINS} comes from another version of kabpf, expected this one: kabpfctl apply\n"
+    line = f"{PINS} comes from another version of kabpf; try: kabpfctl apply\n"
     assert kabpfctl("verify", status=1).stdout == line
     assert kabpfctl("status", status=1).stderr == f"kabpfctl: {line}"
     kabpfctl("apply")

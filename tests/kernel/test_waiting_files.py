@@ -23,21 +23,21 @@ def test_file_that_waits_for_a_reload_waits_when_a_command_runs(
     file.write_text(_policy(cgroup, 62))
     for _ in range(2):
         subprocess.run([BIN / "kabpfctl", "run", "--idle", "5", "true"], check=True)
-    daemon.wait_for("policies in force: 1")
+    daemon.wait_for("1 policy active")
     with subprocess.Popen(
         [BIN / "kabpfctl", "run", "--idle", "5", "cat"], stdin=subprocess.PIPE
     ) as command:
-        daemon.wait_for("policies in force: 2")
+        daemon.wait_for("2 policies active")
         # Once more, with a policy to keep.
         daemon.process.send_signal(signal.SIGUSR1)
-        daemon.wait_for("policies in force: 2")
+        daemon.wait_for("2 policies active")
         assert options_of_new(peer, cgroup) == IDLE_61
         shown = kabpfctl("status").stdout
-        assert "policy files: not in force as they are now" in shown
+        assert "policy files: changed since the last apply" in shown
         command.stdin.close()
-    daemon.wait_for("policies in force: 1")
+    daemon.wait_for("1 policy active")
     assert options_of_new(peer, cgroup) == IDLE_61
-    assert daemon.reload().startswith("policies in force: 1; ")
+    assert daemon.reload().startswith("1 policy active,")
     assert options_of_new(peer, cgroup)["idle"] == 62
 
 
@@ -50,9 +50,9 @@ def test_command_runs_beside_a_bad_file(cgroup, write_policy, kabpfd, kabpfctl, 
     with subprocess.Popen(
         [BIN / "kabpfctl", "run", "--idle", "5", "cat"], stdin=subprocess.PIPE
     ) as command:
-        assert f"{bad}:1: " in daemon.wait_for("policies in force: 2")
+        assert f"{bad}:1: " in daemon.wait_for("2 policies active")
         command.stdin.close()
-    assert f"{bad}:1: " in daemon.wait_for("policies in force: 1")
+    assert f"{bad}:1: " in daemon.wait_for("1 policy active")
     assert options_of_new(peer, cgroup) == IDLE_61
 
 
@@ -67,5 +67,5 @@ def test_applied_file_is_followed_also_where_another_waits(
     kabpfctl("apply")
     write_policy("b.yaml", _policy(other_cgroup, 63))
     daemon.process.send_signal(signal.SIGCONT)
-    daemon.wait_for("policies in force")
+    daemon.wait_for("active, covering")
     assert options_of_new(peer, cgroup)["idle"] == 62

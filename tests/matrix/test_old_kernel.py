@@ -75,4 +75,4 @@ def test_sockets_without_the_kernel_module():
     Path("/proc/sys/kernel/modules_disabled").write_text("1")
     done = _run("kabpfctl", "sockets")
     assert done.returncode == 1
-    assert done.stderr.endswith("the kernel lists no TCP sockets, expected its module tcp_diag\n")
+    assert done.stderr.endswith("the kernel lists no TCP sockets; try: modprobe tcp_diag\n")

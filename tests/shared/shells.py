@@ -39,7 +39,7 @@ VALUES = [
     ("kabpfctl monitor --json --unit=kabpf-test", {"kabpf-test.service"}),
     ("kabpfctl monitor --policy kabpf-test", {"kabpf-test-policy"}),
     ("kabpfctl monitor --event s", SET),
-    ("kabpfctl monitor --event limited --event s", SET),
+    ("kabpfctl monitor --event clamped --event s", SET),
     ("kabpfctl run --policy kabpf-test", {"kabpf-test-policy"}),
     ("kabpfctl run --preset conn", {"conntrack"}),
     ("kabpfctl run --preset ", set(presets())),

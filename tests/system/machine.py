@@ -148,7 +148,7 @@ class Machine:
         file.write_text(text)
 
     def drop_in(self, name: str, text: str) -> None:
-        """Write a policy file and put it in force."""
+        """Write a policy file and activate it."""
         self.write(f"/etc/kabpf/policy.d/{name}", text)
         self.run("systemctl", "reload", "kabpf.service")
 

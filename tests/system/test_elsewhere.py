@@ -16,8 +16,8 @@ SLEEP = "[Service]\nExecStart={command}\n{more}"
 
 
 def _warnings(machine, check="reach"):
-    found = json.loads(machine.attempt("kabpfctl", "doctor", "--json").stdout)
-    return [(each["found"], each["advice"]) for each in found if each["check"] == check]
+    found = json.loads(machine.attempt("kabpfctl", "doctor", "--json").stdout)["findings"]
+    return [(each["found"], each["fix"]) for each in found if each["check"] == check]
 
 
 @pytest.fixture

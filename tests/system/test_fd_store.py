@@ -72,9 +72,9 @@ def _restart(machine):
 
 
 def _checked(machine, check):
-    found = json.loads(machine.attempt("kabpfctl", "doctor", "--json").stdout)
+    found = json.loads(machine.attempt("kabpfctl", "doctor", "--json").stdout)["findings"]
     return [
-        (each["grade"], each["found"], each["advice"]) for each in found if each["check"] == check
+        (each["status"], each["found"], each["fix"]) for each in found if each["check"] == check
     ]
 
 

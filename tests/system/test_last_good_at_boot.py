@@ -55,20 +55,18 @@ def test_boot_with_a_bad_file_covers_services(machine, service, inside):
     assert _options_of_new(service, inside) == COVERED
     assert _failed(machine) == ""
     status = _status(machine)
-    assert status.startswith("policies in force: 1; cgroups covered: ")
+    assert status.startswith("1 policy active, covering ")
     assert f"; policy files wrong since {since}; errors: 1, and the last good policy" in status
     assert NAMED in status
-    assert f"the last good policy stays in force: {NAMED}" in _journal(machine)
+    assert f"the last good policy stays active: {NAMED}" in _journal(machine)
     shown = machine.run("kabpfctl", "status")
-    assert f"policy files: wrong since {since}; the last good ones stay in force" in shown
+    assert f"policy files: wrong since {since}; the last good ones stay active" in shown
     assert NAMED in shown
     done = machine.attempt("kabpfctl", "doctor")
     assert done.returncode == 1
     assert NAMED in done.stdout and since in done.stdout
     machine.write(BAD, RIGHT)
-    wait_until(
-        lambda: _status(machine).startswith("policies in force: 2"), "the mended file", SECONDS
-    )
+    wait_until(lambda: _status(machine).startswith("2 policies active"), "the mended file", SECONDS)
     assert "errors" not in _status(machine)
     assert _options_of_new(service, inside, "vendor.service")["idle"] == 60
 
@@ -107,7 +105,7 @@ def test_boot_with_a_bad_file_and_nothing_kept_fails_nothing(machine, service, i
     _boot(machine)
     pid = machine.show("kabpf.service", "MainPID")
     assert (machine.show("kabpf.service", "ActiveState"), _failed(machine)) == ("active", "")
-    assert _status(machine).startswith("nothing is in force; policy files wrong since ")
+    assert _status(machine).startswith("no policy is active; policy files wrong since ")
     assert NAMED in _status(machine)
     assert "policy files: wrong since " in machine.run("kabpfctl", "status")
     assert "; no policy is active\n" in machine.run("kabpfctl", "status")
@@ -115,9 +113,7 @@ def test_boot_with_a_bad_file_and_nothing_kept_fails_nothing(machine, service, i
     client = service("app.service")
     assert client.options(client.connection(address)) == UNTOUCHED
     machine.write(BAD, RIGHT)
-    wait_until(
-        lambda: _status(machine).startswith("policies in force: 2"), "the mended file", SECONDS
-    )
+    wait_until(lambda: _status(machine).startswith("2 policies active"), "the mended file", SECONDS)
     assert client.options(client.connection(address)) == COVERED
     assert machine.show("kabpf.service", "MainPID") == pid
     assert machine.show("kabpf.service", "NRestarts") == "0"

@@ -30,7 +30,7 @@ def test_events_are_among_the_lines_of_their_unit(machine, service):
         _, address = app.listener()
     client = apps[0].connection(address)
     events = _wait_for_events(machine, 2, "--unit=app.service")
-    assert [event["KABPF_WAY"] for event in events] == ["listen", "out"]
+    assert [event["KABPF_DIRECTION"] for event in events] == ["listen", "out"]
     found = {name: value for name, value in events[1].items() if name.startswith("KABPF_")}
     assert found.pop("KABPF_PID").isdecimal()  # the machine's is another one within the container
     assert found == {
@@ -39,9 +39,9 @@ def test_events_are_among_the_lines_of_their_unit(machine, service):
         "KABPF_CGROUP": "/system.slice/app.service",
         "KABPF_UNIT": "app.service",
         "KABPF_COMMAND": "python3",
-        "KABPF_WAY": "out",
+        "KABPF_DIRECTION": "out",
         "KABPF_LOCAL": f"127.0.0.1:{apps[0].local_port(client)}",
-        "KABPF_REMOTE": f"127.0.0.1:{address[1]}",
+        "KABPF_PEER": f"127.0.0.1:{address[1]}",
         "KABPF_KEEPALIVE": "1",
         "KABPF_KEEPALIVE_OUTCOME": "set",
         "KABPF_IDLE_S": "61",
@@ -76,7 +76,7 @@ def test_events_of_a_socket_are_among_the_lines_of_its_service(machine, inside):
     client.connection(("127.0.0.1", 7000))
     for unit in ("front-tcp.socket", "front.service"):
         events = _wait_for_events(machine, 2, f"--unit={unit}")
-        assert [event["KABPF_WAY"] for event in events] == ["listen", "in"]
+        assert [event["KABPF_DIRECTION"] for event in events] == ["listen", "in"]
         assert {event["KABPF_UNIT"] for event in events} == {"front-tcp.socket"}
     wait_until(lambda: machine.run("cat", "/run/seen").count("front-tcp.socket") == 2, "events")
     monitor.kill()
@@ -88,7 +88,7 @@ def test_debugged_command_is_logged(machine, inside):
     app = inside("env", "DD_DEBUG=1", "kabpfctl", "run", "--idle", "61", "--")
     app.pair()
     events = _wait_for_events(machine, 3, "KABPF_EVENT=set")
-    assert [event["KABPF_WAY"] for event in events] == ["listen", "out", "in"]
+    assert [event["KABPF_DIRECTION"] for event in events] == ["listen", "out", "in"]
     (unit,) = {event["OBJECT_SYSTEMD_UNIT"] for event in events}
     assert unit.startswith("kabpf-run-")
 
@@ -122,4 +122,4 @@ def test_daemon_waits_for_no_journal(machine, service, stuck_journal):
     app.set_often(app.pair()[0], "idle", 15, 1500)
     machine.drop_in("app.service.yaml", KEEPALIVE)
     status = machine.show("kabpf.service", "StatusText")
-    assert status.startswith("policies in force: 1; cgroups covered: 1 of ")
+    assert status.startswith("1 policy active, covering 1 of ")

@@ -38,13 +38,13 @@ POLICIES = {
     "out": f"{VALUES}mode: enforce\ndirection: out\n",
     "in": f"{VALUES}mode: enforce\ndirection: in\n",
     # Open sockets are updated all the time.
-    "retrofitted": f"{VALUES}mode: override\n",
+    "updated": f"{VALUES}mode: override\n",
 }
 # What has to be counted, at least once, for the sockets to have been covered. With jitter and by
 # direction listeners get nothing, as what they accept would be alike.
 COUNTED = {
     "range": ("established", "listening"),
-    "retrofitted": ("established", "retrofitted"),
+    "updated": ("established", "updated"),
 }
 Boot = Callable[[], AbstractContextManager[Machine]]
 AGAIN = 3  # times that a test runs which came to something else
@@ -109,7 +109,7 @@ def test_results_are_the_same(
     with covered() as machine:
         machine.drop_in("others.yaml", SELECT + POLICIES[policy])
         counted: Counter[str] = Counter()
-        with _updates(machine, counted) if policy == "retrofitted" else nullcontext():
+        with _updates(machine, counted) if policy == "updated" else nullcontext():
             found = run(machine)
         counted.update(_counters(machine))
         different = [
@@ -150,7 +150,7 @@ def _updates(machine: Machine, counted: Counter[str]) -> Iterator[None]:
             counted.update(_counters(machine))
             machine.write(
                 "/etc/kabpf/policy.d/others.yaml",
-                SELECT + POLICIES["retrofitted"].replace("idle: 61", f"idle: {idle}"),
+                SELECT + POLICIES["updated"].replace("idle: 61", f"idle: {idle}"),
             )
             machine.run("kabpfctl", "apply")
 

@@ -105,7 +105,7 @@ def test_upgrade_keeps_what_was_stopped_stopped(machine, copied):
     assert machine.pins() == []
 
 
-def test_remove_lifts_every_policy_and_keeps_the_files(machine):
+def test_remove_unloads_every_policy_and_keeps_the_files(machine):
     """Nothing is left in the kernel, no unit runs; what the administrator wrote stays."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
     machine.run("apt-get", "remove", "--yes", "kabpf")

@@ -1,4 +1,4 @@
-"""Changes of policy files come into force by themselves."""
+"""Changes of policy files become active by themselves."""
 
 import os
 
@@ -67,7 +67,7 @@ def test_swapped_link_of_a_config_map_comes_into_force(machine, idle):
 
 
 def test_last_of_many_writes_comes_into_force(machine, idle):
-    """A hundred changes at once end with the last one in force, kabpf running, no unit failed."""
+    """A hundred changes at once end with the last one active, kabpf running, no unit failed."""
     machine.drop_in("app.service.yaml", _policy(60))
     drop_in = machine.root / "etc/kabpf/policy.d/app.service.yaml"
     for number in range(1, 101):

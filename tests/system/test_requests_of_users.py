@@ -57,7 +57,7 @@ def test_user_attaches_a_service_of_their_own(machine, as_alice, sync):
     number, _ = client.pair()
     done = as_alice("kabpfctl", "attach", "--cgroup", f"/sys/fs/cgroup{path}", *OPTIONS)
     # Both ends of two connections, and two listeners.
-    said = f"{path}: keepalive on, idle 61s, interval 7s, probes 5; 6 open sockets changed\n"
+    said = f"{path}: keepalive on, idle 61s, interval 7s, probes 5; 6 open sockets updated\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
     assert client.options(number) == COVERED
     assert client.options(client.pair()[0]) == COVERED
@@ -109,8 +109,8 @@ def test_user_is_told_where_nobody_listens(machine, as_alice, sync):
     done = as_alice("kabpfctl", "attach", "--cgroup", sync[1], *OPTIONS)
     assert (done.returncode, done.stderr) == (
         1,
-        f"kabpfctl: ask {SOCKET}: No such file or directory, expected an administrator to have"
-        " said: systemctl enable kabpf-request.socket; systemctl restart kabpf-request.socket\n",
+        f"kabpfctl: connect to {SOCKET}: No such file or directory; ask an administrator to"
+        " run: systemctl enable kabpf-request.socket; systemctl restart kabpf-request.socket\n",
     )
 
 
@@ -119,7 +119,7 @@ def test_user_is_told_that_kabpf_is_stopped(machine, as_alice, sync):
     machine.run("systemctl", "stop", "kabpf.service")
     done = as_alice("kabpfctl", "attach", "--cgroup", sync[1], *OPTIONS)
     assert done.returncode == 1
-    assert "kabpf is not in force, expected an administrator to have said" in done.stderr
+    assert "kabpf is not active; ask an administrator to run" in done.stderr
     assert machine.pins() == []
 
 
@@ -151,7 +151,7 @@ def test_process_of_another_user_namespace_is_denied(machine, as_alice, sync):
     for starter in (as_alice, machine.attempt):
         done = starter("unshare", "--user", "--map-root-user", *client)
         assert done.returncode == 1
-        assert "kabpf-request refuses who asks" in done.stderr
+        assert "callers in user namespaces are not allowed" in done.stderr
     assert as_alice(*attach).returncode == 0
 
 
@@ -196,14 +196,14 @@ def test_flood_keeps_others_out_for_seconds(machine, as_alice, sync):
 
 def test_request_takes_nothing_from_a_cgroup_that_is_closed(machine, as_alice, sync, inside):
     """A policy below a cgroup that another user has closed outlives a request, also where kabpfd
-    is not there to put it in force again."""
+    is not there to activate it again."""
     machine.run("mkdir", "-p", "/sys/fs/cgroup/closed/inner")
     machine.run("chown", "-R", "nobody", "/sys/fs/cgroup/closed")
     machine.run("chmod", "700", "/sys/fs/cgroup/closed")
     enter = 'echo 0 > /sys/fs/cgroup/closed/inner/cgroup.procs; exec "$@"'
     app = inside("sh", "-c", enter, "sh")
     machine.drop_in("closed.yaml", f"select: [{{cgroup: /closed/inner}}]\n{KEEPALIVE}")
-    machine.run("systemctl", "kill", "--signal=SIGUSR2", "kabpf.service")  # ends, lifts nothing
+    machine.run("systemctl", "kill", "--signal=SIGUSR2", "kabpf.service")  # ends, unloads nothing
     wait_until(lambda: machine.show("kabpf.service", "MainPID") == "0", "the end of kabpfd")
     done = as_alice("kabpfctl", "attach", "--cgroup", sync[1], *OPTIONS)
     assert (done.returncode, done.stderr) == (0, "")

@@ -33,9 +33,9 @@ def _is_up(machine, *, other_than):
 
 
 def test_starts_at_boot(machine):
-    """kabpf is active after a boot, and says what is in force."""
+    """kabpf is active after a boot, and says what is active."""
     assert machine.show("kabpf.service", "ActiveState") == "active"
-    assert machine.show("kabpf.service", "StatusText").startswith("policies in force: 0")
+    assert machine.show("kabpf.service", "StatusText").startswith("0 policies active")
 
 
 def test_no_unit_fails(machine):
@@ -45,8 +45,8 @@ def test_no_unit_fails(machine):
     assert "kabpf" not in machine.run("systemctl", "list-units", "--failed", "--plain")
 
 
-def test_start_puts_policies_in_force(machine, service, inside):
-    """`systemctl start kabpf` returns when the policy is in force, for open connections as well,
+def test_start_activates_policies(machine, service, inside):
+    """`systemctl start kabpf` returns when the policy is active, for open connections as well,
     and the status line says so."""
     machine.run("systemctl", "stop", "kabpf.service")
     machine.write("/etc/kabpf/policy.d/app.service.yaml", KEEPALIVE)
@@ -57,11 +57,11 @@ def test_start_puts_policies_in_force(machine, service, inside):
     machine.run("systemctl", "start", "kabpf.service")
     assert client.options(number) == COVERED
     status = machine.show("kabpf.service", "StatusText")
-    assert re.match(r"policies in force: 1; cgroups covered: 1 of \d+", status)
+    assert re.match(r"1 policy active, covering 1 of \d+", status)
 
 
 def test_stop_leaves_nothing_in_the_kernel(machine, service, inside):
-    """`systemctl stop kabpf` lifts every policy: no pin, program, map or link is left."""
+    """`systemctl stop kabpf` unloads every policy: no pin, program, map or link is left."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
     assert machine.pins() and machine.objects()["link"]
     machine.run("systemctl", "stop", "kabpf.service")
@@ -78,8 +78,8 @@ def test_starts_again_after_a_stop(machine, service, inside):
     assert _options_of_new(service, inside) == COVERED
 
 
-def test_stop_of_a_failed_kabpf_lifts_every_policy(machine):
-    """What a kabpfd that can't be started again had left in force goes with `systemctl stop`."""
+def test_stop_of_a_failed_kabpf_unloads_every_policy(machine):
+    """What a kabpfd that can't be started again had left active goes with `systemctl stop`."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
     machine.write("/run/systemd/system/kabpf.service.d/once.conf", "[Service]\nRestart=no\n")
     machine.run("systemctl", "daemon-reload")
@@ -116,7 +116,7 @@ def test_killed_kabpfd_is_started_again_and_adopts(machine, traffic):
 
 @pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
 def test_systemd_reload_changes_nothing(machine, traffic, verb):
-    """systemd's own reload and restart leave the policy in force and kabpfd running."""
+    """systemd's own reload and restart leave the policy active and kabpfd running."""
     machine.drop_in("apps.yaml", NEW_ONLY)
     before, pid = machine.objects(), _main_pid(machine)
     with traffic() as seen:
@@ -127,7 +127,7 @@ def test_systemd_reload_changes_nothing(machine, traffic, verb):
 
 
 def test_reload_with_a_bad_file_fails_and_keeps_the_last_good_policy(machine, service, inside):
-    """`systemctl reload` fails, the status line names the file, and the policy stays in force;
+    """`systemctl reload` fails, the status line names the file, and the policy stays active;
     with the file gone the next reload works."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
     machine.write("/etc/kabpf/policy.d/bad.service.yaml", "keepalive: {idle: never}\n")
@@ -139,7 +139,7 @@ def test_reload_with_a_bad_file_fails_and_keeps_the_last_good_policy(machine, se
     assert _options_of_new(service, inside) == COVERED
     machine.run("rm", "/etc/kabpf/policy.d/bad.service.yaml")
     machine.run("systemctl", "reload", "kabpf.service")
-    assert machine.show("kabpf.service", "StatusText").startswith("policies in force: 1")
+    assert machine.show("kabpf.service", "StatusText").startswith("1 policy active")
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def quick_watchdog(machine):
 
 
 def test_watchdog_restarts_a_kabpfd_that_hangs(machine, quick_watchdog):
-    """A kabpfd that does nothing any more is killed and started again; what is in force stays."""
+    """A kabpfd that does nothing any more is killed and started again; what is active stays."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
     before, pid = machine.objects(), _main_pid(machine)
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "kabpf.service")
@@ -175,7 +175,7 @@ def test_watchdog_does_not_restart_a_kabpfd_that_works(machine, quick_watchdog):
 
 
 def test_removed_pin_is_repaired(machine, quick_watchdog, service, inside):
-    """kabpfd's look at itself finds that its link is gone, and puts the policy in force again."""
+    """kabpfd's look at itself finds that its link is gone, and activates the policy again."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
     machine.run("rm", "/sys/fs/bpf/kabpf/kabpf_sockops")
     wait_until(lambda: "/sys/fs/bpf/kabpf/kabpf_sockops" in machine.pins(), "the pin", 20)
@@ -232,14 +232,14 @@ def test_failure_that_stays_is_given_up(machine):
 def test_own_stop_is_not_taken_for_somebody_elses(machine):
     """`systemctl stop kabpf` takes everything out of the kernel, and kabpfd does not say that
     somebody else has; of `detach --all` it says so."""
-    lifted = "every policy was lifted; a reload puts them in force again"
+    unloaded = "every policy was unloaded; a reload activates them again"
     machine.drop_in("app.service.yaml", KEEPALIVE)
     machine.run("systemctl", "stop", "kabpf.service")
     assert machine.pins() == []
-    assert lifted not in _journal(machine)
+    assert unloaded not in _journal(machine)
     machine.run("systemctl", "start", "kabpf.service")
     machine.run("kabpfctl", "detach", "--all")
-    wait_until(lambda: lifted in _journal(machine), "its word", SECONDS)
+    wait_until(lambda: unloaded in _journal(machine), "its word", SECONDS)
 
 
 @pytest.mark.parametrize("writable", [True, False])
@@ -260,7 +260,7 @@ def test_removed_runtime_directory_is_made_anew(machine, writable):
 
     wait_until(is_found, "the daemon", SECONDS)
     assert machine.pins() == pins
-    assert ("kabpfd.lock was removed, and is made anew; try: " in _journal(machine)) == writable
+    assert ("kabpfd.lock was removed, and is made again; try: " in _journal(machine)) == writable
     told = machine.attempt("kabpfctl", "doctor").stdout
     assert "systemctl restart kabpf-request.socket" in told
     assert ("systemctl restart kabpf-retrofit.socket" in told) == writable

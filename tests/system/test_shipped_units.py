@@ -55,4 +55,4 @@ def test_units_do_not_start_without_the_right_to_load_programs(machine):
     # What a test runs inside has all of its own capabilities.
     done = machine.attempt(*WITHOUT_BPF, "kabpfctl", "apply")
     assert done.returncode == 1
-    assert done.stderr == "kabpfctl: CAP_BPF missing, expected root with these capabilities\n"
+    assert done.stderr == "kabpfctl: CAP_BPF missing; run it as root with these capabilities\n"

@@ -26,7 +26,7 @@ def _options_of_new(service, inside):
 
 def test_service_compiles_its_programs(without_btf, service, inside):
     """kabpf-compile.service, confined as it is, leaves the daemon programs that cover a slice; a
-    stop lifts them."""
+    stop unloads them."""
     _lend_headers(without_btf)
     without_btf.run("systemctl", "start", "app.slice")
     without_btf.run("systemctl", "start", "kabpf.service")
@@ -56,4 +56,4 @@ def test_missing_headers_are_in_the_journal(without_btf):
     """A start without the kernel's headers fails, and says which package has them."""
     assert without_btf.attempt("systemctl", "start", "kabpf.service").returncode
     said = without_btf.run("journalctl", "--no-pager", "--unit=kabpf.service")
-    assert f"expected the package linux-headers-{without_btf.run('uname', '-r')}" in said
+    assert f"install the package linux-headers-{without_btf.run('uname', '-r')}" in said

@@ -74,8 +74,8 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             "kabpfctl detach",
             "argument --cgroup: not allowed with argument --all",
         ),
-        (["run"], "kabpfctl run", "no command, expected one"),
-        (["run", "--off", "--"], "kabpfctl run", "no command, expected one"),
+        (["run"], "kabpfctl run", "no command given"),
+        (["run", "--off", "--"], "kabpfctl run", "no command given"),
         (
             ["run", "--off", "--policy", "a", "true"],
             "kabpfctl run",
@@ -94,8 +94,8 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
         (
             ["monitor", "--event", "lost"],
             "kabpfctl monitor",
-            "argument --event: lost, expected one of set, retrofitted, left, failed, swallowed,"
-            " limited, died",
+            "argument --event: lost, expected one of set, updated, kept, failed, ignored, clamped,"
+            " timed_out",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_help_shows_every_command() -> None:
 )
 def test_command_that_needs_root_says_so(what: str, arguments: list[str]) -> None:
     """Whoever is not root learns it before anything else is looked at, with status 1."""
-    expected = f"kabpfctl: {what}: not root, expected root\n"
+    expected = f"kabpfctl: {what}: must be run as root\n"
     assert as_nobody(*what.split(), *arguments) == Outcome(1, "", expected)
 
 
@@ -179,7 +179,7 @@ def test_check_prints_json(folder: Path) -> None:
     outcome = as_nobody("check", "--json", good, bad)
     finding = f"{bad}:1: keepalive.probes: 200 is not in 1 to 127"
     assert (outcome.status, outcome.errors) == (1, f"{finding}\n")
-    assert json.loads(outcome.output) == [
+    assert json.loads(outcome.output)["files"] == [
         {"file": good, "policies": ["b.service"], "errors": [], "warnings": []},
         {"file": bad, "policies": [], "errors": [finding], "warnings": []},
     ]
@@ -209,7 +209,7 @@ def test_presets_shows_what_each_middlebox_asks_for() -> None:
     (azure,) = (each for each in shown if each["preset"] == "azure-lb")
     assert azure == {
         "preset": "azure-lb", "timeout_s": 240, "idle_s": 120, "interval_s": 20, "probes": 5,
-        "after": "dropped silently, unless TCP reset is on", "source": azure["source"],
+        "on_expiry": "dropped silently, unless TCP reset is on", "source": azure["source"],
     }  # fmt: skip
     assert azure["source"].startswith("Azure documentation, ")
 

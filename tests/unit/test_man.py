@@ -23,7 +23,7 @@ from kabpf.policy.presets import presets
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("kabpf.7", "kabpf.yaml.5", "kabpfctl.1", "kabpfd.8")
-LEGACY = "FROM LIBKEEPALIVE AND LIBDONTDIE"
+LIBRARIES = "FROM LIBKEEPALIVE AND LIBDONTDIE"
 FILE = "nginx.service.yaml"  # that the examples of kabpf.yaml(5) speak of
 
 
@@ -152,7 +152,7 @@ def test_keys_of_the_language_are_in_the_page(title: str, keys: tuple[str, ...])
     ("page", "title", "words"),
     [
         ("kabpf.7", "MODES", tuple(model.Mode)),
-        ("kabpf.7", LEGACY, (*chain(*variables.VARIABLES.values()), "TCP_SYNCNT")),
+        ("kabpf.7", LIBRARIES, (*chain(*variables.VARIABLES.values()), "TCP_SYNCNT")),
         ("kabpf.yaml.5", "A POLICY", (*model.Mode, *model.Direction, "on", "off", "true")),
         ("kabpf.yaml.5", "OPTIONS", ("auto", "off", "s", "m", "h", "d", "ms")),
         ("kabpfctl.1", "doctor", tuple(findings.Grade)),
@@ -181,7 +181,7 @@ def test_time_outs_of_presets_are_in_the_page(name: str) -> None:
     assert f"\n**{name}**\n    {presets()[name].timeout_s} s: " in text
 
 
-@pytest.mark.parametrize("text", blocks("kabpf.yaml.5", "EXAMPLES") + blocks("kabpf.7", LEGACY))
+@pytest.mark.parametrize("text", blocks("kabpf.yaml.5", "EXAMPLES") + blocks("kabpf.7", LIBRARIES))
 def test_example_of_the_page_is_right(text: str) -> None:
     """An example of a page is a policy file, without a warning."""
     assert said(text) == ""

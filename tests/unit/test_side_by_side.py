@@ -1,4 +1,4 @@
-"""The table of docs/migrating.md: what programs get under kabpf and under its ancestors."""
+"""The table of docs/migrating.md: what programs get under kabpf and under the preload libraries."""
 
 from side_by_side import ROWS, table
 
@@ -8,7 +8,7 @@ def test_table_has_every_program() -> None:
     assert list(table()) == [row.text for row in ROWS]
 
 
-def test_kabpf_covers_what_an_ancestor_covers() -> None:
-    """Where one of the two sets what it was asked for, so does kabpf."""
+def test_kabpf_covers_what_a_preload_library_covers() -> None:
+    """Where one of the libraries sets its options, so does kabpf."""
     for *theirs, ours in table().values():
         assert "set" not in theirs or ours == "set"

@@ -101,7 +101,7 @@ class PerfBuffers:
             os.close(self._map)
             if error.error in (errno.EACCES, errno.EPERM):
                 raise UnsupportedError(
-                    "the kernel refuses perf_event_open(2), expected CAP_SYS_ADMIN, and in a"
+                    "the kernel refuses perf_event_open(2): it needs CAP_SYS_ADMIN, and in a"
                     " container a system call filter that allows it"
                 ) from None
             raise

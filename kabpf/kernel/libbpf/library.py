@@ -141,7 +141,7 @@ def libbpf() -> ctypes.CDLL:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError:
         raise UnsupportedError(
-            "libbpf.so.1 is missing, expected the package libbpf1 (Debian) or libbpf (Fedora)"
+            "libbpf.so.1 is missing; install libbpf1 (Debian) or libbpf (Fedora)"
         ) from None
     for name, (result, *arguments) in _PROTOTYPES.items():
         function = getattr(library, name)

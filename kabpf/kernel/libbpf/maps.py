@@ -42,7 +42,7 @@ class Map:
         try:
             object_info(self.descriptor, info, path)
             if (info.key_size, info.value_size) != (key_size, value_size):
-                raise RefusedError(f"{path} is another map", hint="expected kabpf's")
+                raise RefusedError(f"{path} is not kabpf's map")
         except RefusedError:
             os.close(self.descriptor)
             raise

@@ -1,5 +1,5 @@
-"""Puts the cases of plans/ in force, one after the other, in a cgroup namespace whose root is the
-cgroup of this process: a connection from each cgroup shows which policy is in force there.
+"""Activates the cases of plans/, one after the other, in a cgroup namespace whose root is the
+cgroup of this process: a connection from each cgroup shows which policy is active there.
 
   golden.py MOUNT CASES
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
-/* Somebody else's program on setsockopt(2): swallows a TCP_KEEPIDLE of 20 s, makes others 40 s. */
+/* Somebody else's program on setsockopt(2): ignores a TCP_KEEPIDLE of 20 s, makes others 40 s. */
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <linux/tcp.h>

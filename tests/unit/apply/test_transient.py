@@ -54,7 +54,7 @@ options = any_.builds(
 
 
 def made(rules: Rules, path: str = PATH, *, log: bool = False) -> Policy:
-    """The policy that `run` puts in force."""
+    """The policy that `run` activates."""
     source = Source(FILE, 1)
     select = (Selector("cgroup", path, source),)
     return Policy(NAME, select, rules, source, existing=False, log=log, until=Until(path, 7))
@@ -74,10 +74,10 @@ def read(policy: Policy, *files: tuple[str, bytes]) -> Policy:
     any_.booleans(),
     any_.booleans(),
 )
-def test_drop_in_says_what_is_in_force(
+def test_drop_in_says_what_is_active(
     options: Options, mode: Mode, direction: Direction, loopback: bool, log: bool
 ) -> None:
-    """The next look at the policy files finds the policy that `run` has put in force, and so has
+    """The next look at the policy files finds the policy that `run` has activated, and so has
     nothing to change."""
     policy = made(Rules(options, mode, direction, loopback), log=log)
     found = read(policy)

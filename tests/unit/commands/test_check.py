@@ -25,6 +25,6 @@ def test_installed_files_are_read_once(
     monkeypatch.setattr(check.cgroups, "find_tree", lambda mounted: None)
     monkeypatch.setattr(check.elsewhere, "of_policies", lambda policies, tree: found)
     assert check.check(Namespace(files=[], loader=Loader.LIBBPF, json=True)) == 0
-    (result,) = json.loads(capsys.readouterr().out)
+    (result,) = json.loads(capsys.readouterr().out)["files"]
     assert result["warnings"] == ["found; advice"]
     assert len(read) == 1

@@ -163,7 +163,7 @@ def test_wrong_text_is_given_up(machine: Machine, editor: Editor) -> None:
     file.write_text(RIGHT)
     machine.answers = ["q"]
     editor(put(WRONG))
-    with pytest.raises(RefusedError, match=f"{file} is left as it was"):
+    with pytest.raises(RefusedError, match=f"{file} is unchanged"):
         machine.edit("a")
     assert (file.read_text(), machine.applied) == (RIGHT, 0)
     assert machine.left() == ["a.service.yaml", "edit.lock"]
@@ -242,7 +242,7 @@ def test_one_runs_at_a_time(machine: Machine, editor: Editor) -> None:
     lock = locks.open_lock(machine.run, "edit.lock")
     fcntl.flock(lock, fcntl.LOCK_EX)
     (machine.run / "edit").mkdir()
-    with pytest.raises(RefusedError, match="another kabpfctl edit runs"):
+    with pytest.raises(RefusedError, match="another kabpfctl edit is running"):
         machine.edit("a")
     assert (machine.run / "edit").exists()
     os.close(lock)
@@ -336,4 +336,4 @@ def test_it_takes_a_terminal() -> None:
     """Without one nothing is edited."""
     outcome = kabpfctl("edit", "nginx")
     assert (outcome.status, outcome.output) == (1, "")
-    assert outcome.errors.startswith("kabpfctl: edit: no terminal, expected one")
+    assert outcome.errors.startswith("kabpfctl: edit needs a terminal")

@@ -94,7 +94,7 @@ def test_each_option_has_its_line_and_arithmetic(
         "/b/x.service/in",
         f"policy unit, {file}:6",
         f"because unit x.service ({file}:8) names /b/x.service, which it is in",
-        "not in force as it is now; kabpfctl apply does it",
+        "changed since the last apply; try: kabpfctl apply",
         "OPTION VALUE SOURCE",
         "mode fill default",
         f"direction out {file}:14",
@@ -102,11 +102,11 @@ def test_each_option_has_its_line_and_arithmetic(
         "existing true default",
         f"keepalive on {file}:10",
         f"idle 175s {file}:11",
-        "preset aws-nlb: half of its time-out of 350 s",
+        "preset aws-nlb: half of its idle timeout of 350 s",
         f"interval 29s {file}:11",
-        "preset aws-nlb: a twelfth of its time-out of 350 s",
+        "preset aws-nlb: a twelfth of its idle timeout of 350 s",
         f"probes 5 {file}:11",
-        "preset aws-nlb: idle + interval * 5 stays below its time-out of 350 s",
+        "preset aws-nlb: idle + interval * 5 stays below its idle timeout of 350 s",
         f"user timeout 320s {file}:12",
         "auto: 175 s + 29 s * 5",
         f"jitter 10% {file}:13",
@@ -120,9 +120,9 @@ def test_json_has_the_same(policies: tuple[Policy, ...], tmp_path: Path) -> None
     """Programs get each value with its source, and the weaker selectors."""
     shown = json.loads(json.dumps(explain.as_json(reason(policies, "/a/x.service"), True)))
     file = tmp_path / "policy.yaml"
-    assert (shown["cgroup"], shown["policy"], shown["in_force"]) == ("/a/x.service", "unit", True)
+    assert (shown["cgroup"], shown["policy"], shown["active"]) == ("/a/x.service", "unit", True)
     assert shown["selector"] == {"unit": "x.service", "source": f"{file}:8"}
-    assert shown["beaten"] == [{"policy": "all", "cgroup": "/a/**", "source": f"{file}:4"}]
+    assert shown["weaker"] == [{"policy": "all", "cgroup": "/a/**", "source": f"{file}:4"}]
     assert shown["values"]["probes"]["value"] == 5
     assert shown["values"]["direction"] == {"value": "out", "source": f"{file}:14", "note": ""}
     assert shown["values"]["mode"] == {"value": "fill", "source": None, "note": "default"}

@@ -70,9 +70,10 @@ RESULT: dict[str, Any] = {
     "kernel": {"release": "6.1.0-40-amd64", "btf": True},
     "watched": {"setsockopt": True, "syn_retries": False}, "daemon": 431,
     "new_cgroups_wait": False,
+    "active": {"policies": 3, "covered": 25, "cgroups": 74},
     "policy_files": {"policies": 3, "errors": [], "wrong_since": None, "applied": True},
     "refused": "", "not_recorded": {"cgroups": 0, "since": None},
-    "removed_with_sockets": 0, "totals": {"asked_in_vain": 0, "unrecorded": 0},
+    "removed_with_sockets": 0, "totals": {"events_dropped": 0, "unrecorded": 0},
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def connection(cgroup: str | None, local: str, remote: str, **others: Any) -> So
     values: dict[str, Any] = {
         "cgroup": cgroup, "cgroup_id": 7, "namespace": 4026531840, "family": "ipv4",
         "local": Address(local_address, int(local_port)),
-        "remote": Address(remote_address, int(remote_port)),
+        "peer": Address(remote_address, int(remote_port)),
         "state": "established", "keepalive": True, "idle_s": 300, "interval_s": 30, "probes": 4,
         "user_timeout_ms": 0, "next_probe_ms": 299_200, "policy": "billing",
         "set_by": dict.fromkeys(("idle_s", "interval_s", "probes", "keepalive"), "policy"),
@@ -146,7 +147,7 @@ def outcomes(*each: int) -> int:
 
 BILLING, PEER = "/system.slice/billing.service", "::ffff:10.1.0.7:5432"
 FAR = "2001:db8:1234:5678:9abc:def0:1234:5678:5432"
-KEPT, SET = abi.LEFT, abi.SET
+KEPT, SET = abi.KEPT, abi.SET
 EVENTS = [
     reported(BILLING, PEER, pid=812, command=b"billing", outcomes=outcomes(SET, SET, SET, 0, SET)),
     reported(BILLING, PEER, idle_s=15, outcomes=outcomes(KEPT, SET, KEPT, 0, SET)),
@@ -155,9 +156,9 @@ EVENTS = [
         f"/system.slice/system-payments.slice/{LONG}", FAR, direction=abi.IN,
         outcomes=outcomes(22, SET, 0, 0, 92),
     ),
-    reported(BILLING, PEER, keepalive=0, what=abi.SWALLOWED, option=3, asked=1500),
+    reported(BILLING, PEER, keepalive=0, what=abi.IGNORED, option=3, asked=1500),
     reported(
-        BILLING, PEER, what=abi.DIED, reason=2, error=110, silent_ms=500, closed_ms=11_040,
+        BILLING, PEER, what=abi.TIMED_OUT, reason=2, error=110, silent_ms=500, closed_ms=11_040,
     ),
     reported(None, PEER, what=abi.OPEN, outcomes=outcomes(SET)),
     Lost(1_700_000_000_000_000_000, 120),

@@ -9,7 +9,7 @@ import pytest
 
 from kabpf.daemon import main
 
-OPTIONS = ("--compile", "--install-units", "--lift", "--prune", "--retrofit", "--request")
+OPTIONS = ("--compile", "--install-units", "--prune", "--retrofit", "--request", "--unload")
 
 
 @pytest.mark.parametrize("package", ["kabpf.requests", "kabpf.observe", "kabpf.systemd.install"])
@@ -32,13 +32,13 @@ def test_option_selects_its_program(option: str) -> None:
 
 
 def test_without_an_option_it_is_the_daemon() -> None:
-    """kabpfd alone is what keeps the policies in force."""
+    """kabpfd alone is what keeps the policies active."""
     assert main.parser().parse_args([]).run is main._daemon
 
 
 def test_options_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     """Of two options none is run."""
     with pytest.raises(SystemExit) as ended:
-        main.parser().parse_args(["--lift", "--prune"])
+        main.parser().parse_args(["--unload", "--prune"])
     assert ended.value.code == 2
-    assert "argument --prune: not allowed with argument --lift" in capsys.readouterr().err
+    assert "argument --prune: not allowed with argument --unload" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from kabpf.daemon import status
-from kabpf.errors import BpfError, KabpfError, PolicyError, RefusedError, UnvisitedError
+from kabpf.errors import BpfError, KabpfError, NotUpdatedError, PolicyError, RefusedError
 from kabpf.kernel import dataplane
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy.files import Snapshot
@@ -33,7 +33,7 @@ WRONG = PolicyError("a.yaml:1: wrong", "b.yaml:2: wrong")
 WRONG_SINCE = PolicyError("a.yaml:1: wrong", since=1796012345.6)
 REFUSED = RefusedError("attach", 1)
 UNTIL_RIGHT = "no policy is active until the policy files are right"
-UNVISITED = UnvisitedError("visit open sockets")
+NOT_UPDATED = NotUpdatedError("update open sockets")
 
 
 @pytest.fixture
@@ -46,29 +46,29 @@ def pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("loaded", "good", "problem", "text"),
     [
-        (LOADED, GOOD, None, "policies in force: 3; cgroups covered: 3 of 10"),
-        (LOADED, None, None, "policies in force: 2; cgroups covered: 3 of 10"),
-        (None, GOOD, None, "what is in force is another version's"),
+        (LOADED, GOOD, None, "3 policies active, covering 3 of 10 cgroups"),
+        (LOADED, None, None, "2 policies active, covering 3 of 10 cgroups"),
+        (None, GOOD, None, "the active policies are of another version of kabpf"),
         (
             LOADED,
             GOOD,
             WRONG,
-            "policies in force: 3; cgroups covered: 3 of 10; errors: 2, and the last good policy"
-            " stays in force: a.yaml:1: wrong; b.yaml:2: wrong",
+            "3 policies active, covering 3 of 10 cgroups; errors: 2, and the last good policy"
+            " stays active: a.yaml:1: wrong; b.yaml:2: wrong",
         ),
         (
             LOADED,
             GOOD,
             WRONG_SINCE,
-            "policies in force: 3; cgroups covered: 3 of 10; policy files wrong since"
-            f" {time_text(1796012345.6)}; errors: 1, and the last good policy stays in force:"
+            "3 policies active, covering 3 of 10 cgroups; policy files wrong since"
+            f" {time_text(1796012345.6)}; errors: 1, and the last good policy stays active:"
             " a.yaml:1: wrong",
         ),
         (
             LOADED,
             GOOD,
-            UNVISITED,
-            "policies in force: 3; cgroups covered: 3 of 10; errors: 1: visit open sockets",
+            NOT_UPDATED,
+            "3 policies active, covering 3 of 10 cgroups; errors: 1: update open sockets",
         ),
     ],
 )
@@ -86,17 +86,17 @@ def test_text_of_what_is_pinned(
 @pytest.mark.parametrize(
     ("problem", "text"),
     [
-        (None, "nothing is in force"),
-        (WRONG, "nothing is in force; errors: 2: a.yaml:1: wrong; b.yaml:2: wrong"),
+        (None, "no policy is active"),
+        (WRONG, "no policy is active; errors: 2: a.yaml:1: wrong; b.yaml:2: wrong"),
         (
             WRONG_SINCE,
-            f"nothing is in force; policy files wrong since {time_text(1796012345.6)}; errors: 1:"
+            f"no policy is active; policy files wrong since {time_text(1796012345.6)}; errors: 1:"
             " a.yaml:1: wrong",
         ),
     ],
 )
 def test_text_of_nothing(pins: Path, problem: KabpfError | None, text: str) -> None:
-    """Without pins nothing is in force, and nothing stays."""
+    """Without pins no policy is active, and nothing stays."""
     pins.rmdir()
     assert status.text(None, GOOD, problem) == text
 
@@ -104,16 +104,16 @@ def test_text_of_nothing(pins: Path, problem: KabpfError | None, text: str) -> N
 @pytest.mark.parametrize(
     ("problem", "stays", "without"),
     [
-        (WRONG, "the last good policy stays in force: ", f"{UNTIL_RIGHT}: "),
-        (REFUSED, "the last good policy stays in force: ", ""),
-        (UNVISITED, "", ""),
+        (WRONG, "the last good policy stays active: ", f"{UNTIL_RIGHT}: "),
+        (REFUSED, "the last good policy stays active: ", ""),
+        (NOT_UPDATED, "", ""),
     ],
 )
 def test_log_says_what_a_problem_kept(
     pins: Path, problem: KabpfError, stays: str, without: str
 ) -> None:
     """The log says that the last good policy stays; a policy that only was not given to open
-    sockets is in force itself, and where nothing is pinned there is none."""
+    sockets is active itself, and where nothing is pinned there is none."""
     assert status.of_problem(problem) == f"{stays}{problem}"
     pins.rmdir()
     assert status.of_problem(problem) == f"{without}{problem}"
@@ -123,6 +123,6 @@ def test_log_points_to_doctor_where_the_kernel_refused_a_step(pins: Path) -> Non
     """doctor knows which program, limit or right it is about."""
     refused = BpfError("attach kabpf_sockops", errno.E2BIG)
     said = "attach kabpf_sockops: Argument list too long; try: kabpfctl doctor"
-    assert status.of_problem(refused) == f"the last good policy stays in force: {said}"
+    assert status.of_problem(refused) == f"the last good policy stays active: {said}"
     pins.rmdir()
     assert status.of_problem(refused) == said

@@ -21,11 +21,11 @@ from kabpf.output import count
 @pytest.mark.parametrize(
     ("problem", "expected"),
     [
-        (PolicyError("a.yaml:1: wrong"), note("not looked at: the policy files are wrong")),
-        (UnsupportedError("no tree, expected one"), note("not looked at: no tree")),
-        (RefusedError("look", 1), warning("not looked at: look: Operation not permitted")),
-        (ImportError("no yaml"), note("not looked at: no yaml")),
-        (FileNotFoundError(2, "no"), warning("not looked at: [Errno 2] no")),
+        (PolicyError("a.yaml:1: wrong"), note("skipped: the policy files are wrong")),
+        (UnsupportedError("no tree, expected one"), note("skipped: no tree")),
+        (RefusedError("look", 1), warning("skipped: look: Operation not permitted")),
+        (ImportError("no yaml"), note("skipped: no yaml")),
+        (FileNotFoundError(2, "no"), warning("skipped: [Errno 2] no")),
         (KeyError("x"), error("a bug in kabpf: KeyError('x')", "please report it")),
     ],
     ids=lambda value: type(value).__name__,
@@ -85,13 +85,13 @@ def test_everybody_may_ask() -> None:
     """Without root the command looks at what it can, says what it did not look at, and ends with
     status 1 where something is an error."""
     outcome = as_nobody("doctor", "--json")
-    found = json.loads(outcome.output)
-    assert {frozenset(each) for each in found} == {frozenset(("check", "grade", "found", "advice"))}
-    grades = {each["check"]: each["grade"] for each in found}
+    found = json.loads(outcome.output)["findings"]
+    assert {frozenset(each) for each in found} == {frozenset(("check", "status", "found", "fix"))}
+    grades = {each["check"]: each["status"] for each in found}
     assert grades["kernel"] in ("ok", "error")
     pins = next(each for each in found if each["check"] == "pins")
-    assert (pins["grade"], pins["found"]) == ("note", "not root: not looked at")
-    assert outcome.status == any(each["grade"] == "error" for each in found)
+    assert (pins["status"], pins["found"]) == ("note", "skipped (needs root)")
+    assert outcome.status == any(each["status"] == "error" for each in found)
     assert "a bug in kabpf" not in outcome.output
     assert outcome.errors == ""
 

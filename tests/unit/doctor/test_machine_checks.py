@@ -63,8 +63,8 @@ GOOD = Machine(
 )
 CONTAINER = "a cgroup namespace, as in a container: only its own cgroups can have a policy"
 NO_TREE = (
-    "no cgroup2 tree is mounted whose root is this cgroup namespace's,"
-    " expected one at /sys/fs/cgroup, as systemd mounts it"
+    "no cgroup2 tree is mounted whose root is this cgroup namespace's;"
+    " mount one at /sys/fs/cgroup, as systemd does"
 )
 INTERPRETED = (
     "net.core.bpf_jit_enable is 0: programs are interpreted, and each connection takes longer"
@@ -164,7 +164,7 @@ def test_good_machine_is_said_to_be_good(check: str, expected: list[str]) -> Non
             "capabilities",
             {"namespaces_missing": ("CAP_SYS_ADMIN",)},
             note(
-                "CAP_SYS_ADMIN missing: open sockets are visited by kabpf-retrofit alone",
+                "CAP_SYS_ADMIN missing: open sockets are updated by kabpf-retrofit alone",
                 "systemctl start kabpf-retrofit.socket",
             ),
         ),
@@ -172,19 +172,19 @@ def test_good_machine_is_said_to_be_good(check: str, expected: list[str]) -> Non
             "capabilities",
             {"user_namespace": "user:[4026532200]"},
             error(
-                "root of a user namespace alone, to whom the kernel gives nothing that kabpf needs",
+                "root in a user namespace lacks the required capabilities",
                 "run kabpf outside of it, on the host",
             ),
         ),
         (
             "capabilities",
             {"is_root": False},
-            note("not root: not looked at", "sudo kabpfctl doctor"),
+            note("skipped (needs root)", "sudo kabpfctl doctor"),
         ),
         (
             "bpf(2)",
             {"call_problem": None},
-            note("not looked at: it takes root with every capability, and libbpf"),
+            note("skipped (needs root with every capability, and libbpf)"),
         ),
         (
             "bpf(2)",

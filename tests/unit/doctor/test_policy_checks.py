@@ -179,8 +179,8 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             "{unit: ngnix.service}",
             [
                 warning(
-                    "2: unit ngnix.service of policy p0 is no unit that runs, nor has a unit file",
-                    "is nginx.service meant?",
+                    "2: unit ngnix.service of policy p0: no such unit, running or installed",
+                    "did you mean nginx.service?",
                 )
             ],
         ),
@@ -188,8 +188,8 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             "{unit: crond.service}",
             [
                 warning(
-                    "2: unit crond.service of policy p0 is no unit that runs, nor has a unit file",
-                    "is cron.service meant?",
+                    "2: unit crond.service of policy p0: no such unit, running or installed",
+                    "did you mean cron.service?",
                 )
             ],
         ),
@@ -197,9 +197,8 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             "{unit: _cgroup.x.service}",
             [
                 warning(
-                    "2: unit _cgroup.x.service of policy p0 is no unit that runs, nor has a unit"
-                    " file",
-                    "is cgroup.x.service meant?",
+                    "2: unit _cgroup.x.service of policy p0: no such unit, running or installed",
+                    "did you mean cgroup.x.service?",
                 )
             ],
         ),
@@ -207,8 +206,8 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             "{unit: redis.service}",
             [
                 warning(
-                    "2: unit redis.service of policy p0 is no unit that runs, nor has a unit file",
-                    "is redis-server.service meant?",
+                    "2: unit redis.service of policy p0: no such unit, running or installed",
+                    "did you mean redis-server.service?",
                 )
             ],
         ),
@@ -216,8 +215,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             "{unit: quite-other.service}",
             [
                 warning(
-                    "2: unit quite-other.service of policy p0 is no unit that runs, nor has a unit"
-                    " file",
+                    "2: unit quite-other.service of policy p0: no such unit, running or installed",
                     "open FILE",
                 )
             ],
@@ -226,8 +224,8 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             "{user_unit: quite-other.service}",
             [
                 note(
-                    "2: user_unit quite-other.service of policy p0 is no unit that runs, nor has a"
-                    " unit file",
+                    "2: user_unit quite-other.service of policy p0: no such unit,"
+                    " running or installed",
                     "open FILE",
                 )
             ],
@@ -250,15 +248,19 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             "{cgroup: /sys/fs/cgroup/app/worker}",
             [
                 warning(
-                    "2: cgroup /sys/fs/cgroup/app/worker of policy p0 begins where the tree is"
-                    " mounted",
+                    "2: cgroup /sys/fs/cgroup/app/worker of policy p0: drop the"
+                    " /sys/fs/cgroup prefix",
                     "select /app/worker there",
                 )
             ],
         ),
         (
             "{cgroup: /app/workers}",
-            [warning("2: cgroup /app/workers of policy p0 is not there", "is worker meant?")],
+            [
+                warning(
+                    "2: cgroup /app/workers of policy p0: no such cgroup", "did you mean worker?"
+                )
+            ],
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_all_that_is_missing_is_said_at_once():
         pytest.skip("the kernel's headers are here")
     said = subprocess.check_output([sys.executable, "-P", "-c", SCRIPT], text=True)
     assert said == (
-        "bcc and the kernel's headers are missing, expected the packages python3-bpfcc and"
+        "bcc and the kernel's headers are missing; install the packages python3-bpfcc and"
         f" linux-headers-{os.uname().release}\n"
     )
 

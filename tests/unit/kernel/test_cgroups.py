@@ -75,8 +75,8 @@ def test_machine_without_a_tree_is_refused(mountinfo: str) -> None:
     with pytest.raises(UnsupportedError) as raised:
         find_tree(mounts(os.fsencode(mountinfo)))
     assert str(raised.value) == (
-        "no cgroup2 tree is mounted whose root is this cgroup namespace's,"
-        " expected one at /sys/fs/cgroup, as systemd mounts it"
+        "no cgroup2 tree is mounted whose root is this cgroup namespace's;"
+        " mount one at /sys/fs/cgroup, as systemd does"
     )
 
 

@@ -13,7 +13,7 @@ from kabpf.kernel.libbpf import library
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
 def test_limit_of_open_files_is_no_refusal(error: int) -> None:
     """So nobody takes it for a data plane that is damaged, and loads another one."""
-    with pytest.raises(LimitError, match=r"open x: .*, expected a higher limit: ulimit -n"):
+    with pytest.raises(LimitError, match=r"open x: .*; try: ulimit -n"):
         library.checked("open x", -error)
 
 

@@ -208,7 +208,7 @@ def test_variables_of_the_other_library(look: Look) -> None:
         (f"{KEEPALIVE} KEEPIDLE=soon", "keepalive: on",
             "KEEPIDLE: soon, expected a number, 1 to 32767 seconds; libkeepalive ignores it"),
         (f"{KEEPALIVE} KEEPIDLE=60s", "keepalive: {idle: 60}",
-            "KEEPIDLE: 60s, expected a number, 1 to 32767 seconds; libkeepalive takes it for 60"),
+            "KEEPIDLE: 60s, expected a number, 1 to 32767 seconds; libkeepalive reads it as 60"),
         (f"{DONTDIE} DD_USE_KEEPALIVE=no", "keepalive: on",
             "DD_USE_KEEPALIVE: no, expected 0 or 1; libdontdie ignores it"),
         (f"{KEEPALIVE} KEEPALIVE=65", "keepalive: on",
@@ -613,7 +613,7 @@ def test_import_says_what_to_do(
     # In place of libkeepalive: /{DROP_IN}:2
     select: [{{unit: db.service}}]
     keepalive: {{idle: 60}}
-put it in force: kabpfctl apply
+then run: kabpfctl apply
 remove from /{DROP_IN}:2: LD_PRELOAD=libkeepalive.so
 remove from /{DROP_IN}:2: KEEPIDLE=60
 remove from /{DROP_IN}:2: KEEPCNT=0
@@ -637,6 +637,7 @@ def test_import_prints_json(
     assert (done.returncode, printed) == (
         1,
         {
+            "version": 1,
             "policies": [
                 {
                     "file": "/etc/kabpf/policy.d/everything.yaml",

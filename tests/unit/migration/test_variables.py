@@ -104,8 +104,8 @@ def test_limits_of_seconds_are_the_kernels(name: str, text: str) -> None:
         ("DD_DEBUG=yes", "DD_DEBUG: yes, expected 0 or 1"),
         (
             "DD_EVAL_ENVIRONMENT_ONCE=0",
-            "DD_EVAL_ENVIRONMENT_ONCE: 0 takes to be inside of the process, expected 1, and a"
-            " policy with destinations where the sockets of one process are to differ",
+            "DD_EVAL_ENVIRONMENT_ONCE: 0 works only inside the process, expected 1, and a policy"
+            " with destinations where the sockets of one process are to differ",
         ),
         (
             "KEEPIDLE=30 DD_TCP_KEEPALIVE_TIME=60",

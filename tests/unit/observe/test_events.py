@@ -12,7 +12,7 @@ import pytest
 
 from kabpf.commands import monitor
 from kabpf.kernel import abi
-from kabpf.kernel.abi import DIED, LEFT, LIMITED, NEW, OPEN, SET, SWALLOWED
+from kabpf.kernel.abi import CLAMPED, IGNORED, KEPT, NEW, OPEN, SET, TIMED_OUT
 from kabpf.observe import journal
 from kabpf.observe.events import Event, Filter, Lost
 from kabpf.observe.journal import Journal
@@ -50,17 +50,17 @@ def event(*, cgroup: str | None = UNIT, policy: str | None = "web", **members: A
     [
         (NEW, outcomes(SET, SET, SET, 0, SET), "set"),
         (NEW, outcomes(), "set"),
-        (NEW, outcomes(LEFT, SET), "left"),
-        (NEW, outcomes(LEFT, LEFT), "left"),
-        (NEW, outcomes(SET, 92, LEFT), "failed"),
+        (NEW, outcomes(KEPT, SET), "kept"),
+        (NEW, outcomes(KEPT, KEPT), "kept"),
+        (NEW, outcomes(SET, 92, KEPT), "failed"),
         (NEW, outcomes(0, 0, 0, 0, 0, 22), "failed"),
-        (OPEN, outcomes(SET), "retrofitted"),
-        (OPEN, outcomes(LEFT), "left"),
-        (OPEN, outcomes(SET, LEFT), "left"),
+        (OPEN, outcomes(SET), "updated"),
+        (OPEN, outcomes(KEPT), "kept"),
+        (OPEN, outcomes(SET, KEPT), "kept"),
         (OPEN, outcomes(22), "failed"),
-        (SWALLOWED, 0, "swallowed"),
-        (LIMITED, 0, "limited"),
-        (DIED, 0, "died"),
+        (IGNORED, 0, "ignored"),
+        (CLAMPED, 0, "clamped"),
+        (TIMED_OUT, 0, "timed_out"),
     ],
 )
 def test_kind_of_event_is_the_gravest_outcome(what: int, found: int, expected: str) -> None:
@@ -71,9 +71,9 @@ def test_kind_of_event_is_the_gravest_outcome(what: int, found: int, expected: s
 
 def test_options_have_value_and_outcome() -> None:
     """An option that is not set on the socket has no value; a refused one has its errno."""
-    found = event(idle_s=15, outcomes=outcomes(LEFT, SET, 0, 22, SET)).options
+    found = event(idle_s=15, outcomes=outcomes(KEPT, SET, 0, 22, SET)).options
     assert {name: tuple(option) for name, option in found.items()} == {
-        "idle_s": (15, "left"),
+        "idle_s": (15, "kept"),
         "interval_s": (10, "set"),
         "probes": (6, None),
         "user_timeout_ms": (None, "EINVAL"),
@@ -91,8 +91,8 @@ def test_options_have_value_and_outcome() -> None:
         (Filter(units=("db.service",)), False),
         (Filter(policy="web"), True),
         (Filter(policy="w"), False),
-        (Filter(events=frozenset(["died", "set"])), True),
-        (Filter(events=frozenset(["died"])), False),
+        (Filter(events=frozenset(["timed_out", "set"])), True),
+        (Filter(events=frozenset(["timed_out"])), False),
         (Filter(units=("web*",), policy="other"), False),
     ],
 )
@@ -122,36 +122,36 @@ def wide(found: Event) -> str:
             "set web.service 7 curl out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -",
         ),
         (
-            {"idle_s": 15, "outcomes": outcomes(LEFT, SET, SET, 22, SET)},
-            "failed web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 15s (left) 10s 6 EINVAL",
+            {"idle_s": 15, "outcomes": outcomes(KEPT, SET, SET, 22, SET)},
+            "failed web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 15s (kept) 10s 6 EINVAL",
         ),
         (
             {"direction": 0, "remote_port": 0},
             "set web.service ? ? listen 10.1.0.5:48956 * web on 60s 10s 6 -",
         ),
         (
-            {"what": SWALLOWED, "option": 0, "asked": 15, "user_timeout_ms": 120_000},
-            "swallowed web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 120s"
+            {"what": IGNORED, "option": 0, "asked": 15, "user_timeout_ms": 120_000},
+            "ignored web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 120s"
             " setsockopt of idle 15s",
         ),
         (
-            {"what": LIMITED, "option": 3, "asked": 1500},
-            "limited web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            {"what": CLAMPED, "option": 3, "asked": 1500},
+            "clamped web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " setsockopt of user timeout 1500ms",
         ),
         (
-            {"what": SWALLOWED, "option": 4, "asked": 0},
-            "swallowed web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            {"what": IGNORED, "option": 4, "asked": 0},
+            "ignored web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " setsockopt of keepalive off",
         ),
         (
-            {"what": DIED, "reason": 1, "error": 110, "silent_ms": 5100, "sent": 3},
-            "died web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            {"what": TIMED_OUT, "reason": 1, "error": 110, "silent_ms": 5100, "sent": 3},
+            "timed_out web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " keepalive: silent for 5.1s, 3 unanswered, ETIMEDOUT",
         ),
         (
-            {"what": DIED, "reason": 2, "error": 110, "silent_ms": 500, "closed_ms": 11_040},
-            "died web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            {"what": TIMED_OUT, "reason": 2, "error": 110, "silent_ms": 500, "closed_ms": 11_040},
+            "timed_out web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " user timeout: the peer's window closed for 11.0s, silent for 0.5s, 0 unanswered,"
             " ETIMEDOUT",
         ),
@@ -188,31 +188,32 @@ def test_columns_begin_where_their_heads_do() -> None:
 def test_json_has_every_fact() -> None:
     """An object on one line, with units in its names."""
     line = monitor.as_json(
-        event(what=DIED, reason=2, error=113, silent_ms=5, sent=2, pid=9, command=b"db")
+        event(what=TIMED_OUT, reason=2, error=113, silent_ms=5, sent=2, pid=9, command=b"db")
     )
     found = json.loads(line)
     assert line.count("\n") == 1
     assert found | {"options": None} == {
+        "version": 1,
         "time": "2023-11-14T22:13:20.000000+00:00",
-        "event": "died",
+        "event": "timed_out",
         "cgroup": UNIT,
         "cgroup_id": 0,
         "unit": "web.service",
         "network_namespace": 0,
         "pid": 9,
         "command": "db",
-        "way": "out",
+        "direction": "out",
         "family": "ipv4",
         "local": {"address": "10.1.0.5", "port": 48956},
-        "remote": {"address": "::1", "port": 5432},
+        "peer": {"address": "::1", "port": 5432},
         "policy": "web",
         "options": None,
         "setsockopt": None,
-        "death": {
+        "timeout": {
             "reason": "user timeout",
             "error": "EHOSTUNREACH",
             "silent_ms": 5,
-            "sent": 2,
+            "unanswered": 2,
             "window_closed_ms": 0,
         },
     }
@@ -222,6 +223,7 @@ def test_json_has_every_fact() -> None:
 def test_json_of_lost_events_has_their_number() -> None:
     """A reader that was too slow is told so in its stream."""
     assert json.loads(monitor.as_json(Lost(0, 3))) == {
+        "version": 1,
         "time": "1970-01-01T00:00:00.000000+00:00",
         "event": "lost",
         "count": 3,
@@ -264,10 +266,10 @@ def test_journal_has_fields_to_search_by(
     received: Callable[[], dict[str, str]], book: Journal
 ) -> None:
     """The message is for people, the fields for journalctl; --unit finds the event by the unit."""
-    book.write(event(pid=7, command=b"curl", outcomes=outcomes(SET, LEFT, 22, 0, SET)))
+    book.write(event(pid=7, command=b"curl", outcomes=outcomes(SET, KEPT, 22, 0, SET)))
     assert received() == {
         "MESSAGE": "failed: 10.1.0.5:48956 -> [::1]:5432 of web.service, curl[7], policy web:"
-        " keepalive on, idle 60s, interval 10s (left), probes EINVAL",
+        " keepalive on, idle 60s, interval 10s (kept), probes EINVAL",
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "kabpfd",
         "OBJECT_SYSTEMD_UNIT": "web.service",
@@ -277,13 +279,13 @@ def test_journal_has_fields_to_search_by(
         "KABPF_UNIT": "web.service",
         "KABPF_PID": "7",
         "KABPF_COMMAND": "curl",
-        "KABPF_WAY": "out",
+        "KABPF_DIRECTION": "out",
         "KABPF_LOCAL": "10.1.0.5:48956",
-        "KABPF_REMOTE": "[::1]:5432",
+        "KABPF_PEER": "[::1]:5432",
         "KABPF_IDLE_S": "60",
         "KABPF_IDLE_S_OUTCOME": "set",
         "KABPF_INTERVAL_S": "10",
-        "KABPF_INTERVAL_S_OUTCOME": "left",
+        "KABPF_INTERVAL_S_OUTCOME": "kept",
         "KABPF_PROBES": "6",
         "KABPF_PROBES_OUTCOME": "EINVAL",
         "KABPF_KEEPALIVE": "1",
@@ -297,8 +299,8 @@ def test_journal_has_fields_to_search_by(
         ({"direction": abi.IN}, "set: 10.1.0.5:48956 <- [::1]:5432 of web.service, policy web:"),
         ({"direction": 0}, "set: 10.1.0.5:48956 of web.service, policy web: keepalive on,"),
         (
-            {"what": DIED, "reason": 3, "error": 110, "silent_ms": 900, "sent": 15},
-            "died: 10.1.0.5:48956 -> [::1]:5432 of web.service, policy web:"
+            {"what": TIMED_OUT, "reason": 3, "error": 110, "silent_ms": 900, "sent": 15},
+            "timed out: 10.1.0.5:48956 -> [::1]:5432 of web.service, policy web:"
             " retransmissions: silent for 0.9s, 15 unanswered, ETIMEDOUT",
         ),
         ({"cgroup": None}, "set: 10.1.0.5:48956 -> [::1]:5432 of a removed cgroup, policy web:"),

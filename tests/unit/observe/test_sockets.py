@@ -161,7 +161,7 @@ def found(
         namespace=1,
         family="ipv4",
         local=Address("192.0.2.1", 1),
-        remote=Address("192.0.2.2", 2),
+        peer=Address("192.0.2.2", 2),
         state="established",
         keepalive=keepalive,
         idle_s=60,

@@ -47,7 +47,7 @@ def steps(plan: Plan, actual: Actual):
     attachments = dict(actual.attachments)
     for _ in range(10):
         desired = diff.number(plan.policies, actual.records, POLICIES)
-        changes = diff.diff(plan, actual, desired, visits=False)
+        changes = diff.diff(plan, actual, desired, updates=False)
         for id, nested in changes.attachments.items():
             attachments[id] = nested
             yield dict(attachments)

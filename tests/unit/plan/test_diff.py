@@ -72,7 +72,7 @@ def test_first_plan_is_written_once() -> None:
     assert changes.names == names.pieces(["a"])
     assert changes.cgroups.keys() == plan.cgroups.keys()
     assert [changes.cgroups[id].policy_id for id in (1, 2, 3, 4)] == [0, 1, 1, 0]
-    assert changes.retrofits == settled({id: changes.cgroups[id] for id in (2, 3)})
+    assert changes.updates == settled({id: changes.cgroups[id] for id in (2, 3)})
     assert all(changes.cgroups[id].owed and not changes.cgroups[id].was for id in (2, 3))
     actual = applied(Actual(), changes)
     assert not any(entry.owed for entry in actual.cgroups.values())
@@ -83,19 +83,19 @@ def test_no_changes_are_false() -> None:
     """Changes are true if anything is to be written, whatever it is."""
     assert not Changes()
     assert Changes(stale_records=(1,))
-    assert Changes(retrofits={1: CgroupEntry(1, 1)})
+    assert Changes(updates={1: CgroupEntry(1, 1)})
     assert Changes(needs=Needs())
 
 
 def test_changed_options_are_owed_to_open_sockets() -> None:
     """With other options a policy is another record under another id; the cgroups move there,
-    remember the old one until their sockets were visited, and only then it goes."""
+    remember the old one until their sockets were updated, and only then it goes."""
     before = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a/b"]))
     plan, desired = planned({"a": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a/b"]), before)
     changes = diff.diff(plan, before, desired)
     assert changes.records == {2: PolicyRecord("a", idle(6))}
     assert policies_and_debts(changes.cgroups) == {2: (2, (1,), True), 3: (2, (1,), True)}
-    assert changes.retrofits == settled(changes.cgroups)
+    assert changes.updates == settled(changes.cgroups)
     assert changes.stale_records == ()
     between = applied(before, changes)
     assert policies_and_debts(between.cgroups) == {
@@ -105,14 +105,14 @@ def test_changed_options_are_owed_to_open_sockets() -> None:
 
 
 @pytest.mark.parametrize("off", [True, False])
-def test_lifted_policy_is_remembered_for_its_sockets(off: bool) -> None:
+def test_unloaded_policy_is_remembered_for_its_sockets(off: bool) -> None:
     """Where keepalive is switched off, or no policy is left, the sockets keep their options and the
     entry the policy that they have them from, for the next one to replace."""
     one = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), one, tree(["/a"]))
     actual = reconciled(actual, {"a": ({"cgroup": "/a"}, "off")} if off else {}, tree(["/a"]))
-    lifted = actual.cgroups[2]
-    assert (bool(lifted.policy_id), lifted.was, lifted.owed) == (off, (1,), False)
+    unloaded = actual.cgroups[2]
+    assert (bool(unloaded.policy_id), unloaded.was, unloaded.owed) == (off, (1,), False)
     assert actual.records[1] == PolicyRecord("a", idle(5))
     plan, desired = planned({"b": ({"cgroup": "/a"}, {"idle": 7})}, tree(["/a"]), actual)
     changes = diff.diff(plan, actual, desired)
@@ -167,7 +167,7 @@ def test_former_policies_are_remembered_up_to_four() -> None:
 
 
 def test_existing_is_made_up_for_when_it_is_said_later() -> None:
-    """A policy that left open sockets alone visits them once it says so."""
+    """A policy that left open sockets alone updates them once it says so."""
     one = {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5}}
     actual = brought(Actual(), {"a": one | {"existing": "false"}}, tree(["/a"]))
     assert not actual.cgroups[2].owed
@@ -211,7 +211,7 @@ def test_births_that_have_no_room_beside_the_old_ones_come_after_them() -> None:
 
 def test_existing_says_nothing_about_younger_cgroups() -> None:
     """`existing: false` leaves sockets alone that are older than the policy; those of a cgroup that
-    was born under it are visited."""
+    was born under it are updated."""
     one = {"select": [{"cgroup": "/a"}], "keepalive": {"idle": 5}, "existing": "false"}
     plan, desired = planned_policies({"a": one}, tree(["/a"]))
     born = {2: CgroupEntry(plan.cgroups[2].state, 0)}
@@ -223,11 +223,11 @@ def test_existing_says_nothing_about_younger_cgroups() -> None:
 
 
 @pytest.mark.parametrize(("mode", "owed"), [("fill", False), ("override", True), ("enforce", True)])
-def test_sockets_are_visited_to_turn_keepalive_off(mode: str, owed: bool) -> None:
+def test_sockets_are_updated_to_turn_keepalive_off(mode: str, owed: bool) -> None:
     """`keepalive: off` says something of open sockets, unless the application's word counts."""
     off = {"select": [{"cgroup": "/a"}], "keepalive": "off", "mode": mode}
     plan, desired = planned_policies({"a": off}, tree(["/a"]))
-    changes = diff.diff(plan, Actual(), desired, visits=False)
+    changes = diff.diff(plan, Actual(), desired, updates=False)
     assert changes.cgroups[2].owed == owed
 
 
@@ -265,14 +265,14 @@ def test_needs_come_first_and_go_last(rules: dict[str, object], needs: Needs) ->
     assert brought(actual, {}, cgroups).needs == Needs()
 
 
-def test_visits_may_be_left_for_later() -> None:
-    """Without visits everything else is written, and open sockets stay owed."""
+def test_updates_may_wait() -> None:
+    """Without updates everything else is written, and open sockets stay owed."""
     cgroups = tree(["/a"])
     plan, desired = planned({"a": ({"cgroup": "/a"}, {"idle": 5})}, cgroups, Actual())
-    actual = applied(Actual(), diff.diff(plan, Actual(), desired, visits=False))
+    actual = applied(Actual(), diff.diff(plan, Actual(), desired, updates=False))
     assert actual.cgroups[2].owed
-    assert not diff.diff(plan, actual, desired, visits=False)
-    assert diff.diff(plan, actual, desired).retrofits.keys() == {2}
+    assert not diff.diff(plan, actual, desired, updates=False)
+    assert diff.diff(plan, actual, desired).updates.keys() == {2}
 
 
 def test_cgroup_without_an_entry_is_owed_its_sockets() -> None:
@@ -282,7 +282,7 @@ def test_cgroup_without_an_entry_is_owed_its_sockets() -> None:
     plan, desired = planned(policies, tree(["/a", "/a/b", "/c"]), actual)
     changes = diff.diff(plan, actual, desired)
     assert policies_and_debts(changes.cgroups) == {3: (1, (), True), 4: (0, (), False)}
-    assert changes.retrofits.keys() == {3}
+    assert changes.updates.keys() == {3}
 
 
 def test_entry_of_a_removed_cgroup_goes() -> None:
@@ -322,24 +322,24 @@ def test_cgroups_that_come_and_go_keep_what_is_stale_no_longer_than_wanted() -> 
 
 
 def test_interrupted_apply_is_completed_first() -> None:
-    """Entries that still owe their sockets a visit come before any other change, as they are: they
-    name the policies between which the sockets are."""
+    """Entries that still owe their sockets an update come before any other change, as they are:
+    they name the policies between which the sockets are."""
     actual = reconciled(Actual(), {"a": ({"cgroup": "/a"}, {"idle": 5})}, tree(["/a", "/b"]))
     owed = CgroupEntry(actual.cgroups[2].state, 1, True, (9,))
     former = {9: PolicyRecord("was", idle(4))}
     actual = replace(actual, records=actual.records | former, cgroups=actual.cgroups | {2: owed})
     plan, desired = planned({"b": ({"cgroup": "/a"}, {"idle": 6})}, tree(["/a"]), actual)
-    assert diff.diff(plan, actual, desired) == Changes(retrofits=settled({2: owed}))
+    assert diff.diff(plan, actual, desired) == Changes(updates=settled({2: owed}))
 
 
-def test_state_alone_is_written_without_a_visit() -> None:
+def test_state_alone_is_written_without_an_update() -> None:
     """Where other selectors change how far a cgroup's path has matched, its sockets are left."""
     one = {"a": ({"cgroup": "/a"}, {"idle": 5})}
     actual = reconciled(Actual(), one, tree(["/a"]))
     plan, desired = planned(one | {"b": ({"cgroup": "/a/b"}, {"idle": 6})}, tree(["/a"]), actual)
     changes = diff.diff(plan, actual, desired)
     assert changes.cgroups.keys() == {1, 2}
-    assert changes.retrofits == {}
+    assert changes.updates == {}
     assert changes.cgroups[2]._replace(state=0) == actual.cgroups[2]._replace(state=0)
 
 
@@ -598,7 +598,7 @@ def single_writes(actual: Actual, changes: Changes) -> Iterator[Actual]:
     actual = replace(actual, names=actual.names | changes.names)
     for step, birth in changes.births.items():
         yield (actual := replace(actual, births=actual.births | {step: birth}))
-    for id, entry in (*changes.cgroups.items(), *changes.retrofits.items()):
+    for id, entry in (*changes.cgroups.items(), *changes.updates.items()):
         yield (actual := replace(actual, cgroups=actual.cgroups | {id: entry}))
     for step in changes.stale_births:
         yield (actual := replace(actual, births=without(actual.births, (step,))))
@@ -632,7 +632,7 @@ def born(actual: Actual, above: CgroupEntry, name: str) -> CgroupEntry:
 
 
 def settled(entries: dict[int, CgroupEntry]) -> dict[int, CgroupEntry]:
-    """Entries whose sockets were visited, with nothing left of a former policy."""
+    """Entries whose sockets were updated, with nothing left of a former policy."""
     return {id: entry._replace(owed=False, was=(), succeeds=False) for id, entry in entries.items()}
 
 
@@ -666,7 +666,7 @@ def writes(actual: Actual, changes: Changes) -> Iterator[Actual]:
     yield (actual := replace(actual, names=actual.names | changes.names))
     yield (actual := replace(actual, births=births | changes.births))
     yield (actual := replace(actual, cgroups=cgroups | changes.cgroups))
-    yield (actual := replace(actual, cgroups=actual.cgroups | changes.retrofits))
+    yield (actual := replace(actual, cgroups=actual.cgroups | changes.updates))
     yield (actual := replace(actual, cgroups=without(actual.cgroups, changes.stale_cgroups)))
     yield (actual := replace(actual, births=without(actual.births, changes.stale_births)))
     yield (actual := replace(actual, names=without(actual.names, changes.stale_names)))
@@ -724,8 +724,8 @@ def rules(**changed: object) -> dict[str, dict[str, object]]:
         ({"destinations": [{"to": "10.0.0.0/8", "idle": 6}]}, True),
     ],
 )
-def test_sockets_are_visited_for_what_they_get(after: dict[str, object], owed: bool) -> None:
-    """A change that no socket can tell takes no visit, and nothing to remember."""
+def test_sockets_are_updated_for_what_they_get(after: dict[str, object], owed: bool) -> None:
+    """A change that no socket can tell needs no update, and nothing to remember."""
     before = brought(Actual(), rules(), tree(["/a"]))
     plan, desired = planned_policies(rules(**after), tree(["/a"]), before)
     entry = diff.diff(plan, before, desired).cgroups[2]
@@ -733,7 +733,7 @@ def test_sockets_are_visited_for_what_they_get(after: dict[str, object], owed: b
     assert entry.was == ((1,) if owed else ())
 
 
-def test_policy_of_another_name_takes_no_visit() -> None:
+def test_policy_of_another_name_needs_no_update() -> None:
     """As where its file was renamed."""
     before = brought(Actual(), rules(), tree(["/a"]))
     plan, desired = planned_policies({"b": rules()["a"]}, tree(["/a"]), before)
@@ -742,32 +742,32 @@ def test_policy_of_another_name_takes_no_visit() -> None:
     assert brought(before, {"b": rules()["a"]}, tree(["/a"])).records.keys() == {2}
 
 
-def test_visit_that_waits_is_owed_by_a_policy_that_gives_the_same() -> None:
+def test_update_that_waits_is_owed_by_a_policy_that_gives_the_same() -> None:
     """What a socket is owed does not depend on the policy's name."""
     cgroups = tree(["/a"])
     plan, desired = planned_policies(rules(), cgroups)
-    before = applied(Actual(), diff.diff(plan, Actual(), desired, visits=False))
+    before = applied(Actual(), diff.diff(plan, Actual(), desired, updates=False))
     plan, desired = planned_policies({"b": rules()["a"]}, cgroups, before)
-    assert diff.diff(plan, before, desired, visits=False).cgroups[2].owed
+    assert diff.diff(plan, before, desired, updates=False).cgroups[2].owed
 
 
 @pytest.mark.parametrize(
-    ("before", "visits", "succeeds"),
+    ("before", "updates", "succeeds"),
     [({}, True, True), ({}, False, False), ({"existing": "false"}, True, False)],
 )
 def test_policy_that_had_its_turn_is_told_from_one_that_had_not(
-    before: dict[str, object], visits: bool, succeeds: bool
+    before: dict[str, object], updates: bool, succeeds: bool
 ) -> None:
-    """A visit knows whether each open socket had what the last policy gives."""
+    """An update knows whether each open socket had what the last policy gives."""
     cgroups = tree(["/a"])
     plan, desired = planned_policies(rules(**before), cgroups)
-    actual = applied(Actual(), diff.diff(plan, Actual(), desired, visits=visits))
+    actual = applied(Actual(), diff.diff(plan, Actual(), desired, updates=updates))
     plan, desired = planned_policies(rules(keepalive={"idle": 6}), cgroups, actual)
-    (entry,) = diff.diff(plan, actual, desired, visits=False).cgroups.values()
+    (entry,) = diff.diff(plan, actual, desired, updates=False).cgroups.values()
     assert (entry.owed, entry.was, entry.succeeds) == (True, (1,), succeeds)
-    lifted = brought(actual, {}, cgroups)
-    plan, desired = planned_policies(rules(), cgroups, lifted)
-    assert not diff.diff(plan, lifted, desired, visits=False).cgroups[2].succeeds
+    unloaded = brought(actual, {}, cgroups)
+    plan, desired = planned_policies(rules(), cgroups, unloaded)
+    assert not diff.diff(plan, unloaded, desired, updates=False).cgroups[2].succeeds
 
 
 def test_more_former_policies_than_are_remembered_are_forgotten() -> None:

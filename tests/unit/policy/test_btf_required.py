@@ -78,7 +78,7 @@ def test_what_takes_btf_is_refused_by_name(text, expected):
     with pytest.raises(PolicyError) as refused:
         btf_required.require(policies(text))
     assert refused.value.findings == tuple(
-        f"{FILE}:{line}: {what} takes BTF, which the bcc loader does without, expected {instead}"
+        f"{FILE}:{line}: {what} needs BTF, which the bcc loader does without, expected {instead}"
         for line, what, instead in expected
     )
 
@@ -90,7 +90,7 @@ def test_policy_of_a_user_is_refused_as_such():
     with pytest.raises(PolicyError) as refused:
         btf_required.require(policies(text, file))
     assert str(refused.value) == (
-        f"{file}:1: a policy of uid 1000 takes BTF, which the bcc loader does without,"
+        f"{file}:1: a policy of uid 1000 needs BTF, which the bcc loader does without,"
         " expected policies of root alone (kabpfctl detach)"
     )
 

@@ -175,10 +175,10 @@ def test_origins_tell_where_every_value_comes_from() -> None:
         "direction: out\nloopback: false\nexisting: true\n"
     )
     found = combined(("policy.yaml", defaults), (FILE, text))[0].origins
-    preset = "preset aws-nlb: idle + interval * 5 stays below its time-out of 350 s"
+    preset = "preset aws-nlb: idle + interval * 5 stays below its idle timeout of 350 s"
     assert found == {
         "keepalive": Origin(Source(FILE, 1)),
-        "idle": Origin(Source(FILE, 2), "preset aws-nlb: half of its time-out of 350 s"),
+        "idle": Origin(Source(FILE, 2), "preset aws-nlb: half of its idle timeout of 350 s"),
         "interval": Origin(Source(FILE, 3)),
         "probes": Origin(Source(FILE, 2), preset),
         "user_timeout": Origin(
@@ -197,10 +197,10 @@ def test_origin_of_a_preset_in_defaults_says_both() -> None:
     """A value of the defaults' preset is marked as the defaults', with its arithmetic."""
     found = policy("keepalive: on", "{preset: conntrack}").origins
     assert found["idle"].note == (
-        "defaults, preset conntrack: half of its time-out of 432000 s, at most 7200 s"
+        "defaults, preset conntrack: half of its idle timeout of 432000 s, at most 7200 s"
     )
     assert found["interval"].note == (
-        "defaults, preset conntrack: a twelfth of its time-out of 432000 s, at most 75 s"
+        "defaults, preset conntrack: a twelfth of its idle timeout of 432000 s, at most 75 s"
     )
 
 
@@ -209,7 +209,7 @@ def test_policy_that_is_off_has_no_origins_of_numbers() -> None:
     assert policy("keepalive: off", "{idle: 5}").origins == {"keepalive": Origin(Source(FILE, 1))}
 
 
-NLB_LIMIT = "the time-out of preset aws-nlb (350 s)"
+NLB_LIMIT = "the idle timeout of preset aws-nlb (350 s)"
 TIMEOUTS = [
     (
         "idle: 60, interval: 10, user_timeout: 69",

@@ -92,7 +92,7 @@ def test_caller_is_judged_by_uid_and_namespace(peer: Peer, owner: int | None, ro
 @pytest.mark.parametrize(
     ("method", "error"),
     [
-        ("io.kabpf.Lift", "MethodNotFound"),
+        ("io.kabpf.Unload", "MethodNotFound"),
         ("io.kabpf.attach.Attach", "InterfaceNotFound"),
         ("org.varlink.service.SetInfo", "MethodNotFound"),
         ("io.systemd.Manager.Reload", "InterfaceNotFound"),
@@ -272,7 +272,7 @@ def message(choice: Random) -> bytes:
     """A call that is right, nearly right, or damaged; or any bytes."""
     if choice.random() < 0.1:
         return choice.randbytes(choice.randrange(200))
-    method = choice.choice([*TABLE, *TABLE, "io.kabpf.Lift"])
+    method = choice.choice([*TABLE, *TABLE, "io.kabpf.Unload"])
     known = list(TABLE[method].types) if method in TABLE and choice.random() < 0.8 else WORDS
     names = choice.choices([*known, "cgroup"], k=choice.randrange(6))
     parameters = {name: likely(choice, name) for name in names}

@@ -163,7 +163,7 @@ def test_damaged_file_is_refused_and_replaced(where: Directories, state: Path, w
     problem = "of another version of kabpf" if "version" in what else "damaged"
     with pytest.raises(RefusedError) as raised:
         last_good.read(state)
-    assert str(raised.value) == f"{file}: {problem}, expected a file that kabpfctl apply wrote"
+    assert str(raised.value) == f"{file}: {problem}; try: kabpfctl apply"
     put(where, 0, "b.yaml", UNIT.format(8))
     keep(where, state)
     assert [each.name for each in kept(state).snapshot().policies] == ["a", "b"]
@@ -182,7 +182,7 @@ def test_policies_that_are_refused_by_now_are_no_policies(where: Directories, st
 def test_what_others_may_write_is_refused(
     where: Directories, state: Path, target: str, how: str
 ) -> None:
-    """Whoever can write the file could have any policy come into force at a boot."""
+    """Whoever can write the file could have any policy become active at a boot."""
     keep(where, state)
     path = state / last_good.NAME if target == "file" else state
     if how == "owner":
@@ -192,7 +192,7 @@ def test_what_others_may_write_is_refused(
         path.symlink_to("elsewhere")
     else:
         path.chmod(path.stat().st_mode | (stat.S_IWGRP if how == "group" else stat.S_IWOTH))
-    with pytest.raises(RefusedError, match="expected root's alone" if how != "link" else "read"):
+    with pytest.raises(RefusedError, match="root alone must" if how != "link" else "read"):
         last_good.read(state)
 
 

@@ -53,7 +53,7 @@ def test_removed_directory_is_made_anew(run: Path) -> None:
         assert pidlock.running(run) == holder.pid
         assert renewed() == "False"
         with (
-            pytest.raises(RefusedError, match=f"runs already, as process {holder.pid}"),
+            pytest.raises(RefusedError, match=f"is already running as process {holder.pid}"),
             Alone(run),
         ):
             raise AssertionError("there were two")

@@ -83,7 +83,7 @@ def test_units_of_a_package_are_left_alone(root: Path, directory: str) -> None:
     packaged = root / directory / "kabpf.service"
     packaged.parent.mkdir(parents=True)
     packaged.touch()
-    assert refusal(root) == f"a package has {packaged}, expected none"
+    assert refusal(root) == f"a package has {packaged}; remove that package first"
 
 
 @pytest.mark.parametrize("kind", ["file", "mask"])
@@ -95,7 +95,7 @@ def test_units_of_an_administrator_are_left_alone(root: Path, kind: str) -> None
         unit.symlink_to("/dev/null")
     else:
         unit.write_text("[Unit]\n")
-    assert refusal(root) == f"{unit} is somebody else's, expected none"
+    assert refusal(root) == f"{unit} exists and was not written by kabpfd; move it away"
     assert [path.name for path in unit.parent.iterdir()] == ["kabpf.service"]
 
 
@@ -104,13 +104,13 @@ def test_commands_out_of_reach_of_services_are_refused(root: Path, commands: str
     """Where the units' own protection hides the commands, they would fail at their start."""
     add_commands(root, Path(commands))
     assert refusal(root, Path(commands)) == (
-        f"services can't run {commands}/kabpfd, expected one in a place such as /opt/kabpf"
+        f"services can't run {commands}/kabpfd; install it in a place such as /opt/kabpf"
     )
 
 
 def test_missing_commands_are_refused(root: Path) -> None:
     """Run from a source tree, there is nothing that a unit could start."""
-    message = "no command /usr/bin/kabpfd, expected an installation by pip"
+    message = "no command /usr/bin/kabpfd; install kabpf with pip first"
     assert refusal(root, Path("/usr/bin")) == message
 
 
@@ -119,7 +119,7 @@ def test_missing_units_are_refused(root: Path, tmp_path_factory: pytest.TempPath
     carried = tmp_path_factory.mktemp("none")
     with pytest.raises(RefusedError) as refused:
         install.units(root, OPT, carried)
-    assert str(refused.value) == f"no units in {carried}, expected an installation by pip"
+    assert str(refused.value) == f"no units in {carried}; install kabpf with pip first"
 
 
 def refusal(root: Path, commands: Path = OPT) -> str:

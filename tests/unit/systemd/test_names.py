@@ -72,9 +72,9 @@ def test_path_is_found(tmp_path: Path, text: str, expected: str) -> None:
     ("text", "said"),
     [
         ("", "no cgroup, expected a directory below {tree}"),
-        ("none", "cgroup none, expected a directory below {tree}, or a unit that runs"),
+        ("none", "cgroup none, expected a directory below {tree}, or a running unit"),
         ("none/none", "cgroup none/none, expected a directory below {tree}"),
-        ("cron", "cron is /a/cron.service, /b/cron.service, expected one of these paths"),
+        ("cron", "cron is ambiguous: /a/cron.service, /b/cron.service; give one of these paths"),
     ],
 )
 def test_what_is_meant_is_said(tmp_path: Path, text: str, said: str) -> None:

@@ -16,9 +16,9 @@ from harness import PATIENCE, entering
 from outside import connected_to
 from side_by_side import ASKED, POLICY, ROWS, SIDES
 
-pytestmark = pytest.mark.ancestors
+pytestmark = pytest.mark.preload
 
-SOURCES = Path(__file__).parents[1] / "ancestors/programs"
+SOURCES = Path(__file__).parents[1] / "preload/programs"
 OPENER = (sys.executable, "-I", "-S", str(SOURCES / "opener.py"))
 TIMES = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 NOBODY, OTHER_USER = 65534, 65533
@@ -35,9 +35,9 @@ def program(compiled, tmp_path_factory):
         if shutil.which(command):
             return
         lacking = f"there is no {command} (Debian's package {package})"
-        if "ancestors" in os.environ.get("KABPF_REQUIRE", "").split(","):
-            pytest.fail(f"KABPF_REQUIRE=ancestors, but {lacking}", pytrace=False)
-        pytest.skip(f"{lacking}; KABPF_REQUIRE=ancestors makes this a failure")
+        if "preload" in os.environ.get("KABPF_REQUIRE", "").split(","):
+            pytest.fail(f"KABPF_REQUIRE=preload, but {lacking}", pytrace=False)
+        pytest.skip(f"{lacking}; KABPF_REQUIRE=preload makes this a failure")
 
     def java():
         needs("javac", "default-jdk-headless")
@@ -160,7 +160,7 @@ def measured(start, cgroup, other_cgroup, policy):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.text)
 def test_program_gets_what_the_page_says(measured, row):
-    """Asked for the same options, the two and kabpf give a program what docs/migrating.md has.
+    """For the same options, the libraries and kabpf give a program what docs/migrating.md has.
 
     KABPF_RECORD has the table written."""
     got = tuple(measured(row, side) for side in SIDES)
