@@ -71,9 +71,20 @@ def installed(
     base: list[Path], package: Path, suite: str, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
     """The layers of a machine where apt installed the package."""
+    return _with_package(base, package, tmp_path_factory.mktemp(f"{suite}-installed"))
+
+
+@pytest.fixture(scope="session")
+def engines(package: Path, suite: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The layers of a machine with the package and container engines, none of which runs."""
+    machines.remove_stale()
+    directory = tmp_path_factory.mktemp(f"{suite}-engines")
+    return _with_package([trees.engines(suite)], package, directory)
+
+
+def _with_package(base: list[Path], package: Path, directory: Path) -> list[Path]:
     install = ("apt-get", "--yes", "install", f"/mnt/{package.name}")
     with beside_others():
-        directory = tmp_path_factory.mktemp(f"{suite}-installed")
         return [machines.layer(base, directory, [package], *install), *base]
 
 

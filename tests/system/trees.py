@@ -33,6 +33,18 @@ PREPARE = (
     f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
 )
 
+# Container engines. A test starts the one that it is about.
+ENGINES = (
+    *("libbpf1", "python3", "python3-yaml", "python3-grpcio"),
+    *("systemd", "systemd-sysv", "dbus", "procps", "util-linux", "iproute2"),
+    *("podman", "crun", "docker.io", "containerd", "runc"),
+)
+COMMAND_OF_DOCKER = {"bookworm": (), "trixie": ("docker-cli",)}  # docker.io's own in Debian 12
+WITHOUT_ENGINES = (
+    'chroot "$1" systemctl --quiet disable docker.service docker.socket containerd.service',
+    f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
+)
+
 # Other people's tests; Go's are compiled once. Debian ships none of Node's and of Java's.
 SUITES_OF_OTHERS = (
     *("libbpf1", "python3", "python3-yaml", "golang-go", "golang-src"),
@@ -52,6 +64,11 @@ def base(suite: str) -> Path:
     A tree that is there is complete, and nobody writes into it. Those of older lists stay: a
     cache may be removed by anybody at any time."""
     return _tree(suite, PACKAGES, PREPARE)
+
+
+def engines(suite: str) -> Path:
+    """The tree of a suite with container engines."""
+    return _tree(suite, (*ENGINES, *COMMAND_OF_DOCKER[suite]), WITHOUT_ENGINES)
 
 
 def others(suite: str) -> Path:
