@@ -64,4 +64,34 @@ static __always_inline __u32 pid_of(struct task_struct *task)
 	return nr;
 }
 
+static __always_inline bool find_holder(struct kabpf_holder *h, struct bpf_iter__task_file *ctx)
+{
+	struct sock *sk = socket_of(ctx);
+	struct kabpf_cgroup *cgroup;
+
+	if (!sk || !ctx->task)
+		return false;
+	h->cgroup_id = sk->sk_cgrp_data.cgroup->kn->id;
+	h->namespace = sk->__sk_common.skc_net.net->ns.inum;
+	if (sk->sk_lock.owned)
+		h->flags |= KABPF_HELD;
+	cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &h->cgroup_id);
+	if (cgroup && cgroup->owed)
+		h->flags |= KABPF_OWED;
+	return true;
+}
+
+static __always_inline void tell_holder(struct kabpf_holder *h, struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+
+	if (!task || !file)
+		return;
+	h->inode = file->f_inode->i_ino;
+	h->pid = pid_of(task);
+	h->descriptor = ctx->fd;
+	bpf_seq_write(ctx->meta->seq, h, sizeof(*h));
+}
+
 #endif

@@ -100,6 +100,33 @@ int kabpf_sockops(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
+/* What an open socket lacks of its policy; `to` is what bpf_setsockopt() takes for it. The caller
+ * has its lock. */
+static __always_inline void retrofit(void *ctx, void *to, struct visit *v, struct sock_common *skc)
+{
+	__u8 state = v->tp->inet_conn.icsk_inet.sk.__sk_common.skc_state;
+
+	/* SOCK_DEAD: no process has it any more, and the kernel ends it by itself. In SYN_SENT it
+	 * waits for what it gets when it is established, as without a visit. */
+	if (has_flag(v->tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)) ||
+	    state == BPF_TCP_SYN_SENT || !v->cgroup || !v->cgroup->owed)
+		return;
+	if (state != BPF_TCP_LISTEN)
+		v->direction = direction_of((void *)skc);
+	if (!begin_visit(v, skc))
+		return;
+	find_former(v, true);
+	/* Of a listener the kernel keeps no more than that it was given numbers for keepalive. */
+	if (v->policy->mode == KABPF_FILL &&
+	    (v->direction ? was_alive(v->tp) : has_keepalive_number(v->tp)))
+		v->since = kabpf_either(v->since, 1 << KEEPALIVE);
+	set_options(to, v);
+	if (v->changed)
+		__sync_fetch_and_add(&v->counters->updated, 1);
+	if (kabpf_either(v->outcomes, v->outcomes >> 32) && is_heard_of(v->policy))
+		tell_open(ctx, v);
+}
+
 /* Since Linux kernel commit 3cee6fb8e69e ("bpf: tcp: Support bpf_(get|set)sockopt in bpf tcp iter")
  * (in v5.15) the iterator may set options; since 04c7820b776f, same version, it holds the socket's
  * lock. Time-wait and request sockets come too; for them bpf_skc_to_tcp_sock() gives NULL. */
@@ -112,29 +139,50 @@ int kabpf_retrofit(struct bpf_iter__tcp *ctx)
 	if (!skc)
 		return 0;
 	v.tp = bpf_skc_to_tcp_sock(skc);
-	/* SOCK_DEAD: no process has it any more, and the kernel ends it by itself. In SYN_SENT it
-	 * waits for what it gets when it is established, as without a visit. */
-	if (!v.tp || has_flag(v.tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)) ||
-	    skc->skc_state == BPF_TCP_SYN_SENT)
+	if (!v.tp)
 		return 0;
 	v.cgroup = cgroup_of(v.tp);
-	if (!v.cgroup || !v.cgroup->owed)
-		return 0;
-	if (skc->skc_state != BPF_TCP_LISTEN)
-		v.direction = direction_of((void *)v.tp);
-	if (!begin_visit(&v, skc))
-		return 0;
-	find_former(&v, true);
-	/* Of a listener the kernel keeps no more than that it was given numbers for keepalive. */
-	if (v.policy->mode == KABPF_FILL &&
-	    (v.direction ? was_alive(v.tp) : has_keepalive_number(v.tp)))
-		v.since = kabpf_either(v.since, 1 << KEEPALIVE);
-	set_options(v.tp, &v);
-	if (v.changed)
-		__sync_fetch_and_add(&v.counters->updated, 1);
-	if (kabpf_either(v.outcomes, v.outcomes >> 32) && is_heard_of(v.policy))
-		tell_open(ctx, &v);
+	retrofit(ctx, v.tp, &v, skc);
 	return 0;
+}
+
+/*
+ * The same for one socket, where the iterator would wait for others': user space makes a call with
+ * an option of our own, KABPF_LEVEL, on a copy of a descriptor (pidfd_getfd(2)). Linked only for
+ * that time. Others may make the call as well, for sockets that they have: they get what they would
+ * get anyway.
+ *
+ * Since Linux kernel commit 2c531639deb5 ("bpf: Add support for {set|get} socket options from
+ * setsockopt BPF") (in v5.15) such a program may set options, with the socket's lock. It can't read
+ * the kernel's struct, so it measures a copy.
+ */
+SEC("cgroup/setsockopt")
+int kabpf_retrofit_one(struct bpf_sockopt *ctx)
+{
+	struct visit v = {};
+	struct sock *sk;
+	__u64 id;
+
+	if (ctx->optlen < 0) /* another program's decision */
+		return 1;
+	length_of_copy(ctx, is_ours(ctx->level, ctx->optname));
+	if (ctx->level != KABPF_LEVEL || !ctx->sk || !is_tcp(ctx->sk) ||
+	    ctx->sk->protocol != IPPROTO_TCP)
+		return 1;
+	v.tp = bpf_sk_storage_get(&kabpf_copies, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!v.tp)
+		return 1; /* the kernel refuses the call, and user space knows of it */
+	sk = sock_of(ctx);
+	if (!bpf_probe_read_kernel(v.tp, bpf_core_type_size(struct tcp_sock), sk)) {
+		id = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+		v.cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &id);
+		retrofit(ctx, ctx->sk, &v, (void *)sk);
+		/* What nobody has accepted yet has no descriptor, and waits. */
+		if (!v.tp->inet_conn.icsk_inet.sk.sk_ack_backlog)
+			ctx->optlen = -1;
+	}
+	bpf_sk_storage_delete(&kabpf_copies, ctx->sk);
+	return 1;
 }
 
 /* What the options mean that an application may set; NULL for any other. */
@@ -351,28 +399,27 @@ int kabpf_open_list(struct bpf_iter__task_file *ctx)
 	return 0;
 }
 
+/* Each descriptor that is held, and one of those that follow each other in one cgroup and one
+ * network namespace. */
 SEC("iter/task_file")
 int kabpf_holders(struct bpf_iter__task_file *ctx)
 {
-	struct task_struct *task = ctx->task;
-	struct sock *sk = socket_of(ctx);
 	struct kabpf_holder h = {};
-	struct kabpf_cgroup *cgroup;
 
-	if (!sk || !task)
-		return 0;
-	h.cgroup_id = sk->sk_cgrp_data.cgroup->kn->id;
-	h.namespace = sk->__sk_common.skc_net.net->ns.inum;
-	if (sk->sk_lock.owned)
-		h.flags |= KABPF_HELD;
-	else if (was_just_told(&h, ctx->meta->session_id))
-		return 0;
-	cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &h.cgroup_id);
-	if (cgroup && cgroup->owed)
-		h.flags |= KABPF_OWED;
-	h.pid = pid_of(task);
-	h.descriptor = ctx->fd;
-	bpf_seq_write(ctx->meta->seq, &h, sizeof(h));
+	if (find_holder(&h, ctx) &&
+	    (h.flags & KABPF_HELD || !was_just_told(&h, ctx->meta->session_id)))
+		tell_holder(&h, ctx);
+	return 0;
+}
+
+/* Each descriptor of a socket that waits for kabpf_retrofit. */
+SEC("iter/task_file")
+int kabpf_owed(struct bpf_iter__task_file *ctx)
+{
+	struct kabpf_holder h = {};
+
+	if (find_holder(&h, ctx) && h.flags & KABPF_OWED)
+		tell_holder(&h, ctx);
 	return 0;
 }
 

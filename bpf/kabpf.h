@@ -31,7 +31,15 @@
 #define KABPF_EVENTS (256 * 1024)
 
 /* Of the layout of everything here: another one when any of it changes. */
-#define KABPF_LAYOUT 7
+#define KABPF_LAYOUT 8
+
+/* The level of an option of setsockopt(2) that has kabpf_retrofit_one see to the socket. No
+ * protocol has it, so that the kernel refuses it where that is not linked. */
+#define KABPF_LEVEL 0x6b61
+
+/* What that copies of the kernel's struct tcp_sock; 2,500 bytes, and more in a kernel for
+ * debugging. */
+#define KABPF_COPY 4096
 
 /* Former policies that a cgroup remembers. */
 #define KABPF_FORMER 4
@@ -242,10 +250,10 @@ struct kabpf_socket {
 #define KABPF_HELD 1 /* a process has the socket's lock */
 #define KABPF_OWED 2 /* its cgroup's open sockets still wait for kabpf_retrofit */
 
-/* A descriptor of a TCP socket, as kabpf_holders writes it: each one that is held, and one of those
- * that follow each other in one cgroup and one network namespace. */
+/* A descriptor of a TCP socket, as kabpf_holders and kabpf_owed write it. */
 struct kabpf_holder {
 	__u64 cgroup_id; /* the socket's */
+	__u64 inode; /* the socket's */
 	__u32 namespace; /* the inode number of its network namespace */
 	__u32 pid;
 	__u32 descriptor;

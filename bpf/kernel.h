@@ -99,6 +99,7 @@ struct sock {
 	socket_lock_t sk_lock;
 	__u16 sk_type;
 	__u16 sk_protocol;
+	__u32 sk_ack_backlog; /* connections that wait for accept() */
 	__u32 sk_max_ack_backlog; /* what listen() was given */
 	int sk_err;
 	int sk_err_soft; /* what ICMP said meanwhile */
@@ -173,6 +174,14 @@ struct bpf_iter_meta {
 
 struct socket {
 	struct sock *sk;
+};
+
+struct inode {
+	unsigned long i_ino;
+};
+
+struct file {
+	struct inode *f_inode;
 };
 
 struct bpf_iter__task_file {

@@ -190,6 +190,15 @@ struct {
 	__type(value, struct connecting);
 } kabpf_connecting SEC(".maps");
 
+/* A socket as kabpf_retrofit_one measures it, for as long as that has its lock. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(
+	    value, struct { char bytes[KABPF_COPY]; });
+} kabpf_copies SEC(".maps");
+
 /* For options.h, which comes after this. */
 #define MAP(name) (&(name))
 

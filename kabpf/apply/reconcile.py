@@ -307,7 +307,7 @@ def _apply(
 
     def update() -> frozenset[int]:
         nonlocal left
-        left = retrofit.update(changes.updates, loaded.pins, processes)
+        left = retrofit.update(changes.updates, loaded.pins, loaded.tree.mount, processes)
         return left.cgroups
 
     loaded.apply(changes, update)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kabpf.apply import one_by_one
 from kabpf.apply.visitors import Outcome, Part, outcomes
 from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
@@ -46,19 +47,21 @@ class Left:
         return bool(self.reasons)
 
 
-def update(owed: Iterable[int], pins: Path = PINS, processes: Iterable[int] | None = None) -> Left:
+def update(
+    owed: Iterable[int], pins: Path, root: Path, processes: Iterable[int] | None = None
+) -> Left:
     """Give the open sockets of the cgroups `owed`, which the kernel has as owed it, what their
     policies say: in the network namespaces of these processes and of their sockets, or with None
-    in every one of the machine.
+    in every one of the machine. `root` is the root of the cgroup2 tree.
 
     Raises RefusedError with all that was refused; the other namespaces are updated.
     """
     if capabilities.missing(("CAP_SYS_ADMIN",)):
         return _ask(sorted(owed), None if processes is None else sorted(processes))
-    return _update(pins, frozenset(owed), processes)
+    return _update(pins, root, frozenset(owed), processes)
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, root: Path) -> None:
     """Do what `update` asks for at the other end of a stream socket, which may be gone any time.
 
     Raises RefusedError where the descriptor is no socket.
@@ -73,14 +76,14 @@ def serve(descriptor: int) -> None:
         refused, left = "", Left()
         try:
             asked = json.loads(request)
-            left = _update(PINS, frozenset(asked["owed"]), asked["processes"])
+            left = _update(PINS, root, frozenset(asked["owed"]), asked["processes"])
         except RefusedError as error:
             refused = str(error)
         answer = {"refused": refused, "cgroups": sorted(left.cgroups), "left": left.reasons}
         connection.sendall(json.dumps(answer).encode())
 
 
-def _update(pins: Path, owed: frozenset[int], processes: Iterable[int] | None) -> Left:
+def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[int] | None) -> Left:
     fault_point("retrofit")
     own = own_namespace()
     holders: list[Holder] = []
@@ -108,9 +111,17 @@ def _update(pins: Path, owed: frozenset[int], processes: Iterable[int] | None) -
     if not unreached:
         return Left(frozenset(), _skipped(skipped))
     holders += dataplane.holders(pins)
-    cgroups = {one.cgroup_id for one in holders if one.namespace in unreached}
-    reasons = [_reason(outcome, holders) for outcome in unreached.values()]
-    return Left(owed & cgroups, (*reasons[:SAID_MAX], *_more(reasons), *_skipped(skipped)))
+    try:
+        left = one_by_one.update(pins, root, unreached.keys())
+    except RefusedError:  # by others' programs there, which `doctor` lists
+        left = [one for one in holders if one.namespace in unreached]
+    of_them = {one.namespace for one in left if one.cgroup_id in owed}
+    reasons = [
+        _reason(outcome, holders, is_owed=outcome.namespace in of_them)
+        for outcome in unreached.values()
+    ]
+    cgroups = owed & {one.cgroup_id for one in left}
+    return Left(cgroups, (*reasons[:SAID_MAX], *_more(reasons), *_skipped(skipped)))
 
 
 def sorted_namespaces(
@@ -135,8 +146,14 @@ def sorted_namespaces(
     return known, [each for inode, each in found.items() if inode not in are_owed]
 
 
-def _reason(outcome: Outcome, holders: Iterable[Holder]) -> str:
-    where = f"open sockets in network namespace {outcome.namespace} are not updated yet"
+def _reason(outcome: Outcome, holders: Iterable[Holder], *, is_owed: bool) -> str:
+    if is_owed:
+        where = f"open sockets in network namespace {outcome.namespace} are not updated yet"
+    else:
+        where = (
+            f"open sockets in network namespace {outcome.namespace} are updated only where a"
+            " process has a descriptor of them"
+        )
     if outcome.refused:
         return f"{where}: {outcome.refused}"
     processes = {

@@ -3,28 +3,26 @@
 The kernel's iterator takes the lock of every socket (bpf_iter_tcp_seq_show() in
 net/ipv4/tcp_ipv4.c). A process that sleeps with such a lock, as in a page fault within send(2) that
 nobody answers, keeps whoever runs the iterator from being killed, for as long as it likes. So that
-is done by processes that hold nothing of ours: no lock but one that says where they are, no
-descriptor, no directory. One that waits for too long is killed, which ends it when the socket is
-let go of, and another one does the rest.
+is done by processes that hold nothing of ours but a lock that says where they are (left_behind).
+One that waits for too long is killed, which ends it when the socket is let go of, and another one
+does the rest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import math
 import os
 import select
-import signal
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from kabpf import proc
+from kabpf.apply import left_behind
 from kabpf.errors import RefusedError
 from kabpf.kernel import dataplane, syscalls
 from kabpf.kernel.namespaces import Namespace, has_tcp_sockets
@@ -33,8 +31,8 @@ from kabpf.runtime.locks import RUN, holder, open_lock
 LOCK = "visitors.lock"  # a byte for each network namespace, by its inode number
 
 LOOK_S = 0.05  # between two looks at a process that is silent
-HELD_S = 1.0  # in one sleep that no signal ends: a socket is held
-STUCK_S = 1.5  # for all namespaces where one is, from the first
+HELD_S = 0.5  # in one sleep that no signal ends: a socket is held
+STUCK_S = 1.0  # for all namespaces where one is, from the first
 TURN_S = 10.0  # for another command's visit of the same namespace to end
 VISITORS_MAX = 16  # at once; one more for each that seems to be stuck
 
@@ -101,23 +99,13 @@ class _Running:
         self._poll = select.poll()
 
     def start(self, part: Part) -> None:
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        try:
-            if not (child := os.fork()):
-                _fork_visitor(self._program, part, theirs)
-        finally:
-            os.close(theirs)
-        os.waitpid(child, 0)
-        raw = os.read(ours, 4)
-        if len(raw) < 4:
-            os.close(ours)
-            raise RefusedError("start a process to update open sockets")
+        process, pipe = left_behind.start(functools.partial(_visit, self._program, part))
         waiting = {each.inode: each for each in part.namespaces}
-        visitor = _Visitor(int.from_bytes(raw, "little"), ours, waiting, part.seconds)
+        visitor = _Visitor(process, pipe, waiting, part.seconds)
         visitor.watched, visitor.since = visitor.process, time.monotonic()
-        os.set_blocking(ours, False)
-        self._visitors[ours] = visitor
-        self._poll.register(ours, select.POLLIN)
+        os.set_blocking(pipe, False)
+        self._visitors[pipe] = visitor
+        self._poll.register(pipe, select.POLLIN)
 
     def outcomes(self) -> Iterator[Outcome]:
         while self._visitors:
@@ -185,7 +173,7 @@ class _Running:
 
     def _look_at(self, visitor: _Visitor) -> Iterator[Outcome]:
         now = time.monotonic()
-        before, visitor.sleep = visitor.sleep, _sleep_of(visitor.watched)
+        before, visitor.sleep = visitor.sleep, left_behind.sleep_of(visitor.watched, b"D")
         is_stuck = visitor.sleep is not None and visitor.sleep == before
         takes_turns = visitor.watched != visitor.process
         if not is_stuck:
@@ -215,9 +203,7 @@ class _Running:
         yield Outcome(visitor.namespace, is_held=True)
 
     def _leave(self, visitor: _Visitor) -> None:
-        # It has the other end of the pipe still, so its number is its own.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(visitor.process, signal.SIGKILL)
+        left_behind.kill(visitor.process)
         self._forget(visitor)
 
     def _forget(self, visitor: _Visitor) -> None:
@@ -226,83 +212,41 @@ class _Running:
         os.close(visitor.pipe)
 
 
-def _sleep_of(process: int) -> bytes | None:
-    """Which sleep a process is in that no signal ends (proc_pid_status(5)); None for any other."""
-    try:
-        status = proc.read(f"/proc/{process}/status")
-        if proc.fields(status, b"State")[:1] != [b"D"]:
-            return None
-        return b" ".join(proc.fields(status, b"voluntary_ctxt_switches"))
-    except OSError:
-        return None
-
-
-def _fork_visitor(program: Path, part: Part, pipe: int) -> NoReturn:
-    """Be the parent of a visitor that is nobody's child when this returns to the system: it may
-    end long after who wanted it, and leaves no zombie."""
-    try:
-        if not os.fork():
-            _visit(program, part, pipe)
-    finally:
-        os._exit(0)
-
-
-def _visit(program: Path, part: Part, pipe: int) -> NoReturn:
+def _visit(program: Path, part: Part, pipe: int) -> None:
     def say(inode: int, what: int, content: bytes = b"") -> None:
         message = _HEAD.pack(inode, what, len(content)) + content
         while message:
             message = message[os.write(pipe, message) :]
 
-    try:
-        os.write(pipe, os.getpid().to_bytes(4, "little"))
-        _let_go(pipe)
-        lock = open_lock(RUN, LOCK)
-        deadline = time.monotonic() + part.seconds
-        for namespace in part.namespaces:
-            inode = namespace.inode
-            if time.monotonic() > deadline:
-                say(inode, _SKIPPED)
-                continue
-            say(inode, _ENTERED)
-            try:
-                descriptor = namespace.open()
-            except OSError as error:
-                say(inode, _UNREACHED, os.fsencode(f"there is no way in: {error.strerror}"))
-                continue
-            if descriptor is None:
-                say(inode, _DONE)
-                continue
-            try:
-                syscalls.enter_network_namespace(descriptor)
-                if has_tcp_sockets():
-                    _take_turn(lock, inode, functools.partial(say, inode, _WAITS))
-                    for piece in dataplane.output(program):
-                        say(inode, _PIECE, piece)
-                say(inode, _DONE)
-            except RefusedError as error:
-                say(inode, _REFUSED, os.fsencode(str(error)))
-            finally:
-                # One who had two turns at once could wait for another one in a circle.
-                fcntl.lockf(lock, fcntl.LOCK_UN, 1, inode)
-                os.close(descriptor)
-    finally:
-        os._exit(0)
-
-
-def _let_go(pipe: int) -> None:
-    """Keep nothing that somebody else waits for, whatever becomes of this process."""
-    os.setsid()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.chdir("/")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in range(3):
-        if descriptor != pipe:
-            os.dup2(nothing, descriptor)
-    os.closerange(3, pipe)
-    os.closerange(max(3, pipe + 1), os.sysconf("SC_OPEN_MAX"))
+    lock = open_lock(RUN, LOCK)
+    deadline = time.monotonic() + part.seconds
+    for namespace in part.namespaces:
+        inode = namespace.inode
+        if time.monotonic() > deadline:
+            say(inode, _SKIPPED)
+            continue
+        say(inode, _ENTERED)
+        try:
+            descriptor = namespace.open()
+        except OSError as error:
+            say(inode, _UNREACHED, os.fsencode(f"there is no way in: {error.strerror}"))
+            continue
+        if descriptor is None:
+            say(inode, _DONE)
+            continue
+        try:
+            syscalls.enter_network_namespace(descriptor)
+            if has_tcp_sockets():
+                _take_turn(lock, inode, functools.partial(say, inode, _WAITS))
+                for piece in dataplane.output(program):
+                    say(inode, _PIECE, piece)
+            say(inode, _DONE)
+        except RefusedError as error:
+            say(inode, _REFUSED, os.fsencode(str(error)))
+        finally:
+            # One who had two turns at once could wait for another one in a circle.
+            fcntl.lockf(lock, fcntl.LOCK_UN, 1, inode)
+            os.close(descriptor)
 
 
 def _take_turn(lock: int, inode: int, waits: Callable[[bytes], None]) -> None:

@@ -111,7 +111,7 @@ def _prune() -> None:
 
 
 def _retrofit() -> None:
-    retrofit.serve(sys.stdin.fileno())
+    retrofit.serve(sys.stdin.fileno(), _tree().mount)
 
 
 def _request() -> None:

@@ -43,8 +43,7 @@ PINNED = {
         *dataplane.CHANNELS,
         *dataplane.TRACERS,
         dataplane.SOCK_OPS,
-        dataplane.SOCK_OPS_PROGRAM,
-        dataplane.SETSOCKOPT_PROGRAM,
+        *dataplane.PROGRAMS,
     },
 }
 FULL = 0.9  # of the cgroups that there is room for

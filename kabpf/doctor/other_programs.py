@@ -20,6 +20,7 @@ from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.crash_recovery import directories
 from kabpf.kernel.dataplane import (
+    RETROFIT_ONE_PROGRAM,
     SETSOCKOPT,
     SETSOCKOPT_PROGRAM,
     SOCK_OPS,
@@ -38,7 +39,7 @@ class _Hook(NamedTuple):
     name: str
     kind: int  # enum bpf_attach_type
     pin: str  # of our link
-    program: str  # and of its program
+    programs: tuple[str, ...]  # of its program, and of others of ours
     effect: str  # of one that runs after ours
 
 
@@ -47,14 +48,14 @@ HOOKS = (
         "sock_ops",
         links.CGROUP_SOCK_OPS,
         SOCK_OPS,
-        SOCK_OPS_PROGRAM,
+        (SOCK_OPS_PROGRAM,),
         "may replace what kabpf's set",
     ),
     _Hook(
         "setsockopt",
         links.CGROUP_SETSOCKOPT,
         SETSOCKOPT,
-        SETSOCKOPT_PROGRAM,
+        (SETSOCKOPT_PROGRAM, RETROFIT_ONE_PROGRAM),
         "may change what kabpf's let pass",
     ),
 )
@@ -165,8 +166,9 @@ def _ours(hook: _Hook, pins: Path) -> set[int]:
     for directory in directories(pins):
         with contextlib.suppress(RefusedError):
             ids.add(links.link_program(str(directory / hook.pin)))
-        with contextlib.suppress(RefusedError):
-            ids.add(programs.program_id(str(directory / hook.program)))
+        for program in hook.programs:
+            with contextlib.suppress(RefusedError):
+                ids.add(programs.program_id(str(directory / program)))
     return ids
 
 

@@ -12,7 +12,7 @@ from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
-LAYOUT = 7
+LAYOUT = 8
 POLICIES = 4096
 CGROUPS = 65536
 BIRTHS = 65536
@@ -180,6 +180,7 @@ class CSocket(ctypes.Structure):
 class CHolder(ctypes.Structure):
     _fields_ = (
         ("cgroup_id", ctypes.c_uint64),
+        ("inode", ctypes.c_uint64),
         ("namespace", ctypes.c_uint32),
         ("pid", ctypes.c_uint32),
         ("descriptor", ctypes.c_uint32),
@@ -279,8 +280,9 @@ def key(number: int, size: int = 4) -> bytes:
     return number.to_bytes(size, sys.byteorder)
 
 
-HOLDER = struct.Struct("=QIIII")  # CHolder
+HOLDER = struct.Struct("=QQIIII")  # CHolder
 HELD, OWED = 1, 2  # its flags: KABPF_HELD and so on
+LEVEL = 0x6B61  # KABPF_LEVEL
 
 _STEP = struct.Struct("=QQ")
 _BIRTH = struct.Struct("=QIII4x")

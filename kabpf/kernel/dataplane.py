@@ -78,6 +78,7 @@ CHANNELS = (UNRESOLVED, MONITORS, LOG, READERS, GLOBS)  # maps of which nothing 
 LISTER = "kabpf_list"
 OPEN_LISTER = "kabpf_open_list"
 HOLDERS = "kabpf_holders"
+OWED = "kabpf_owed"
 RETROFIT = "kabpf_retrofit"
 # In the order in which they are attached: births are noticed before anything relies on them.
 TRACERS = (
@@ -89,11 +90,14 @@ TRACERS = (
     LISTER,
     OPEN_LISTER,
     HOLDERS,
+    OWED,
 )
 SOCK_OPS = "kabpf_sockops"
 SOCK_OPS_PROGRAM = "kabpf_sockops_program"
 SETSOCKOPT = "kabpf_setsockopt"  # the link, while there is one
 SETSOCKOPT_PROGRAM = "kabpf_setsockopt_program"
+RETROFIT_ONE_PROGRAM = "kabpf_retrofit_one_program"
+PROGRAMS = (SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM, RETROFIT_ONE_PROGRAM)
 
 CLOCK_MONOTONIC_COARSE = 6
 
@@ -278,8 +282,7 @@ class Dataplane:
         """Raise RefusedError unless the programs that work with these maps are attached to the
         root of the cgroup2 tree, kabpf_setsockopt where a policy needs it, and the others are
         pinned beside them."""
-        programs_and_links = (*TRACERS, SOCK_OPS, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
-        for name in (*MAPS, *CHANNELS, *programs_and_links):
+        for name in (*MAPS, *CHANNELS, *TRACERS, SOCK_OPS, *PROGRAMS):
             if not (self.pins / name).exists():
                 raise RefusedError(f"{self.pins / name} is missing", hint="try: kabpfctl apply")
         program = self.identity()
@@ -502,17 +505,30 @@ class Holder(NamedTuple):
     """A descriptor of a TCP socket, as kabpf_holder in kabpf.h says."""
 
     cgroup_id: int
+    inode: int
     namespace: int
     process: int
     descriptor: int
     flags: int  # abi.HELD, abi.OWED
 
 
-def holders(pins: Path) -> Iterator[Holder]:
-    """Which processes have TCP sockets, of which cgroups, in which network namespaces. It takes no
-    lock of any socket."""
-    for piece in output(pins / HOLDERS):
+def holders(pins: Path, iterator: str = HOLDERS) -> Iterator[Holder]:
+    """Which processes have TCP sockets, of which cgroups, in which network namespaces; with OWED
+    each descriptor of a socket of a cgroup that is owed the update. It takes no lock of any
+    socket."""
+    for piece in output(pins / iterator):
         yield from itertools.starmap(Holder, abi.HOLDER.iter_unpack(piece))
+
+
+@contextlib.contextmanager
+def linked_for_one(pins: Path, root: Path) -> Iterator[None]:
+    """Have the kernel take options of abi.LEVEL, which update one socket, in the block."""
+    program = str(pins / RETROFIT_ONE_PROGRAM)
+    with (
+        opened_directory(root) as cgroup,
+        links.linked_to_cgroup(program, cgroup, links.CGROUP_SETSOCKOPT),
+    ):
+        yield
 
 
 def sockets(raw: bytes) -> Iterable[CSocket]:

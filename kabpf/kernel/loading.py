@@ -33,9 +33,8 @@ from kabpf.kernel.dataplane import (
     CHANNELS,
     MAPS,
     OBJECT,
-    SETSOCKOPT_PROGRAM,
+    PROGRAMS,
     SOCK_OPS,
-    SOCK_OPS_PROGRAM,
     TRACERS,
     Dataplane,
 )
@@ -189,8 +188,8 @@ def _load_into(staging: Path, programs: objects.Object) -> None:
         raise _explained(error) from None
     for name in (*MAPS, *CHANNELS):
         programs.pin_map(name, str(staging / name))
-    programs.pin_program("kabpf_sockops", str(staging / SOCK_OPS_PROGRAM))
-    programs.pin_program("kabpf_setsockopt", str(staging / SETSOCKOPT_PROGRAM))
+    for name in PROGRAMS:
+        programs.pin_program(name.removesuffix("_program"), str(staging / name))
     _mark(staging, Dataplane.build())
     for name in TRACERS:
         programs.attach(name, str(staging / name))

@@ -1,4 +1,5 @@
-"""System calls that Python lacks, by ctypes: mount, setns, renameat2, openat2, fstatfs, capget."""
+"""System calls that Python lacks, by ctypes: mount, setns, renameat2, openat2, fstatfs, capget,
+pidfd_getfd, and setsockopt of a descriptor."""
 
 from __future__ import annotations
 
@@ -36,15 +37,26 @@ def namespace_of_socket(process: int, descriptor: int) -> int:
     (pidfd_getfd(2), and SIOCGSKNS of linux/sockios.h). Raises OSError."""
     target = os.pidfd_open(process)
     try:
-        own = libc().syscall(SYS_PIDFD_GETFD, target, descriptor, 0)
-        if own < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        own = copy_descriptor(target, descriptor)
     finally:
         os.close(target)
     try:
         return fcntl.ioctl(own, SIOCGSKNS)
     finally:
         os.close(own)
+
+
+def copy_descriptor(process: int, descriptor: int) -> int:
+    """A copy of a descriptor of a process that a pidfd is of (pidfd_getfd(2)). Raises OSError."""
+    own = libc().syscall(SYS_PIDFD_GETFD, process, descriptor, 0)
+    if own < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(own)
+
+
+def has_option(descriptor: int, level: int) -> bool:
+    """Whether setsockopt(2) takes an option of this level, of which no more is said."""
+    return not libc().setsockopt(descriptor, level, 0, b"", 0)
 
 
 def mount_bpffs(path: str) -> None:

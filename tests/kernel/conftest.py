@@ -42,6 +42,7 @@ from harness import (
     numbers,
     path_of,
 )
+from held_socket import HeldSocket
 from versions import Version
 
 from kabpf.kernel import bcc_compile
@@ -293,6 +294,20 @@ def kabpfd(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         daemon.process.wait()
         daemon.process.stderr.close()
         daemon.channel.close()
+
+
+@pytest.fixture
+def hold(make_cgroup: Callable[[str], Path]) -> Iterator[Callable[..., HeldSocket]]:
+    """Holds sockets; when the test dies, the end of their standard input lets go of them."""
+    held: list[HeldSocket] = []
+
+    def start(cgroup: Path, namespace: str | None = None, uid: int | None = None) -> HeldSocket:
+        held.append(HeldSocket(cgroup, namespace, uid))
+        return held[-1]
+
+    yield start
+    for each in held:
+        each.let_go()
 
 
 @pytest.fixture

@@ -4,57 +4,19 @@ import contextlib
 import fcntl
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, PROGRAMS, WATCHED, entering, path_of, wait_until
+from harness import PATIENCE, PINS, WATCHED, cgroup_root, path_of, wait_until
+
+from kabpf.apply import one_by_one
+from kabpf.kernel import abi, dataplane
 
 # An older kabpf on the machine would wait for these sockets.
 pytestmark = [pytest.mark.core, pytest.mark.alone]
 
 SOON_S = 2  # for a command to end, beside what it takes anyway
-
-
-class HeldSocket:
-    """A process that holds a socket's lock in a network namespace, and nothing else of it."""
-
-    def __init__(self, cgroup: Path, namespace: str) -> None:
-        command = ["ip", "netns", "exec", namespace, sys.executable, "-I", PROGRAMS / "holder.py"]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=entering(cgroup),
-        )
-        assert self.process.stdout
-        said = self.process.stdout.readline()
-        if said.startswith("userfaultfd: "):
-            self.let_go()
-            pytest.skip(f"this kernel has no userfaultfd(2) (CONFIG_USERFAULTFD): {said.strip()}")
-        assert said == "held\n"
-
-    def let_go(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-@pytest.fixture
-def hold(make_cgroup: Callable[[str], Path]) -> Iterator[Callable[[Path, str], HeldSocket]]:
-    """Holds sockets; when the test dies, the end of their standard input lets go of them."""
-    held: list[HeldSocket] = []
-
-    def start(cgroup: Path, namespace: str) -> HeldSocket:
-        held.append(HeldSocket(cgroup, namespace))
-        return held[-1]
-
-    yield start
-    for each in held:
-        each.let_go()
 
 
 def visitors(namespace: str) -> set[int]:
@@ -94,9 +56,8 @@ def place(make_cgroup, write_policy):
 
 
 def test_held_socket_stops_no_apply(place, other_cgroup, peer, kabpfctl, hold, make_namespace):
-    """Where a process holds a socket, apply ends soon and says who does it; new connections and
-    other namespaces have the policy; the lock is free; and once the socket is let go of, the next
-    apply does the rest."""
+    """Where a process holds a socket, apply ends soon and says who does it; that socket alone waits
+    for its update; the lock is free; and once the socket is let go of, the next apply does it."""
     cgroup, write = place
     held_in, free = make_namespace(), make_namespace()
     client, elsewhere = peer(cgroup, held_in), peer(cgroup, free)
@@ -104,7 +65,7 @@ def test_held_socket_stops_no_apply(place, other_cgroup, peer, kabpfctl, hold, m
     number = client.connection(address)
     _, there = peer(other_cgroup, free).listener()
     other = elsewhere.connection(there)
-    holder = hold(other_cgroup, held_in)
+    holder = hold(cgroup, held_in)
     write(61)
     done = timed(kabpfctl, "apply")
     assert done.stderr.startswith(
@@ -112,13 +73,125 @@ def test_held_socket_stops_no_apply(place, other_cgroup, peer, kabpfctl, hold, m
     )
     assert f"process {holder.process.pid} holds a socket there" in done.stderr
     assert elsewhere.options(other)["idle"] == 61
+    assert client.options(number)["idle"] == 61
     assert client.options(client.connection(address))["idle"] == 61
     assert "not updated yet" in kabpfctl("status", "--json").stdout
     with open("/run/kabpf/lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    holder.let_go()
+    assert holder.idle() == 7200
     assert kabpfctl("apply").stderr == ""
+    assert holder.idle() == 61
+
+
+def test_somebody_elses_held_socket_leaves_nothing_owed(
+    place, other_cgroup, peer, kabpfctl, hold, namespace
+):
+    """A process of a cgroup without a policy holds a socket: all that the policy concerns is
+    updated."""
+    cgroup, write = place
+    client = peer(cgroup, namespace)
+    _, address = peer(other_cgroup, namespace).listener()
+    number = client.connection(address)
+    hold(other_cgroup, namespace)
+    write(61)
+    assert "updated only where a process has a descriptor" in timed(kabpfctl, "apply").stderr
     assert client.options(number)["idle"] == 61
+    client.set_option(number, "idle", 15)
+    assert kabpfctl("apply").stderr == ""
+    assert client.options(number)["idle"] == 15
+
+
+@pytest.mark.slow
+def test_what_nobody_has_accepted_yet_stays_owed(
+    place, other_cgroup, peer, kabpfctl, hold, namespace
+):
+    """A connection in a listener's queue has no descriptor; it is updated when it is accepted."""
+    cgroup, write = place
+    server, client = peer(cgroup, namespace), peer(other_cgroup, namespace)
+    listener, address = server.listener()
+    client.connection(address)
+    hold(other_cgroup, namespace)
+    write(61)
+    assert "not updated yet" in timed(kabpfctl, "apply").stderr
+    accepted = server.accept(listener)
+    kabpfctl("apply")
+    assert server.options(accepted)["idle"] == 61
+
+
+@pytest.mark.slow
+def test_socket_that_is_held_a_moment_later_stops_no_other(
+    place, peer, kabpfctl, hold, namespace, write_policy, monkeypatch
+):
+    """The process that comes to wait for a socket which was free before is left behind, and another
+    one updates the rest."""
+    cgroup, _ = place
+    select = f"select: [{{cgroup: {path_of(cgroup)}}}]"
+    write_policy("a.yaml", f"{select}\nmode: override\nkeepalive: {{idle: 61}}\n")
+    clients = [peer(cgroup, namespace) for _ in range(2)]
+    _, address = peer(None, namespace).listener()
+    numbers = [client.connection(address) for client in clients]
+    holder = hold(cgroup, namespace)
+    assert "not updated yet" in timed(kabpfctl, "apply").stderr
+    for client, number in zip(clients, numbers, strict=True):
+        client.set_option(number, "idle", 15)
+    seen = dataplane.holders
+    monkeypatch.setattr(
+        dataplane,
+        "holders",
+        lambda *given: (one._replace(flags=one.flags & ~abi.HELD) for one in seen(*given)),
+    )
+    left = one_by_one.update(PINS, cgroup_root(), {inode_of(namespace)})
+    assert {one.process for one in left} == {holder.process.pid}
+    assert [
+        client.options(number)["idle"] for client, number in zip(clients, numbers, strict=True)
+    ] == [61, 61]
+
+
+KEEPALIVE = "{idle: 61, interval: 11, probes: 5, user_timeout: 90s}"
+RANGES = "{idle: 40..50, interval: 5..9, probes: 3..6, user_timeout: 30s..60s}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "policy",
+    [
+        f"keepalive: {KEEPALIVE}",
+        f"mode: override\nkeepalive: {KEEPALIVE}",
+        f"mode: enforce\nkeepalive: {KEEPALIVE}",
+        "mode: enforce\nkeepalive: off",
+        f"keepalive: {RANGES}",
+        f"direction: in\nloopback: true\nkeepalive: {KEEPALIVE}",
+        f"loopback: false\nkeepalive: {KEEPALIVE}",
+        "keepalive: {idle: 1000, jitter: 0%}\ndestinations: [{to: 127.0.0.0/8, idle: 77}]",
+    ],
+)
+def test_one_socket_is_updated_as_the_iterator_would(
+    place, other_cgroup, peer, kabpfctl, hold, make_namespace, write_policy, policy
+):
+    """Where a socket is held, the others come to what they do elsewhere: with values of a former
+    policy and of the application, connected, accepted and listening."""
+    cgroup, write = place
+    write(60)
+    kabpfctl("apply")
+    held_in, free = make_namespace(), make_namespace()
+    found = []
+    for namespace in (held_in, free):
+        one = peer(cgroup, namespace)
+        listener, address = one.listener()
+        sockets = [listener]
+        for setting in ({}, {"idle": 45}, {"idle": 10, "probes": 2}, {"keepalive": 0}):
+            sockets += [one.connection(address), one.accept(listener)]
+            for number in sockets[-2:]:
+                for name, value in setting.items():
+                    one.set_option(number, name, value)
+        found.append((one, sockets))
+    hold(other_cgroup, held_in)
+    path = path_of(cgroup)
+    write_policy("a.yaml", f"select: [{{cgroup: {path}}}]\n{policy}\n")
+    assert "updated only where" in timed(kabpfctl, "apply").stderr
+    seen = [[one.options(number) for number in sockets] for one, sockets in found]
+    assert seen[0] == seen[1]
+    assert seen[0] != [one for one in seen[0] if one["idle"] in (60, 7200)]
 
 
 @pytest.mark.slow
@@ -130,7 +203,7 @@ def test_at_most_one_visitor_waits_in_a_namespace(
     client = peer(cgroup, namespace)
     _, address = peer(other_cgroup, namespace).listener()
     client.connection(address)
-    holder = hold(other_cgroup, namespace)
+    holder = hold(cgroup, namespace)
     waiting = set()
     for idle in (61, 62, 63):
         write(idle)
@@ -177,20 +250,17 @@ def test_list_has_what_processes_have_open(other_cgroup, peer, kabpfctl, hold, n
 
 
 @pytest.mark.slow
-def test_daemon_tries_again(place, other_cgroup, peer, kabpfd, hold, namespace):
-    """kabpfd says what waits, answers its watchdog, and updates the sockets when it can."""
+def test_daemon_tries_again(place, kabpfd, hold, namespace):
+    """kabpfd says what waits, answers its watchdog, and updates the socket when it can."""
     cgroup, write = place
-    client = peer(cgroup, namespace)
-    _, address = peer(other_cgroup, namespace).listener()
-    number = client.connection(address)
-    holder = hold(other_cgroup, namespace)
+    holder = hold(cgroup, namespace)
     write(61)
     daemon = kabpfd(*WATCHED)
     assert "not updated yet" in daemon.wait_for("WATCHDOG=1")
-    holder.let_go()
+    assert holder.idle() == 7200
     while "not updated yet" in daemon.wait_for("WATCHDOG=1"):
         pass
-    assert client.options(number)["idle"] == 61
+    assert holder.idle() == 61
 
 
 def test_namespace_that_only_a_socket_holds_is_updated_and_listed(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kabpf.faults import fault_point
 from kabpf.kernel.libbpf.library import U32, checked, libbpf, object_info, pin, pinned
@@ -59,6 +61,18 @@ def link_pinned_to_cgroup(program_path: str, cgroup: int, kind: int, path: str) 
     """`link_to_cgroup` for a pinned program."""
     with pinned(program_path) as program:
         link_to_cgroup(program, cgroup, kind, path)
+
+
+@contextmanager
+def linked_to_cgroup(program_path: str, cgroup: int, kind: int) -> Iterator[None]:
+    """Attach a pinned program to a cgroup's descriptor until the block, or the process, ends."""
+    step = f"attach {os.path.basename(program_path)}"
+    with pinned(program_path) as program:
+        link = checked(step, libbpf().bpf_link_create(program, cgroup, kind, None))
+    try:
+        yield
+    finally:
+        os.close(link)
 
 
 def take_over_link(old_path: str, new_path: str, program: int) -> None:

@@ -1,7 +1,9 @@
-"""A process that holds the lock of one of its TCP sockets: it sends from memory that nobody ever
-fills (userfaultfd(2)). It says "held" on standard output, or what the kernel answers in place of
-such memory, and holds it until standard input ends. When it is killed the kernel lets go of the
-socket."""
+"""A process that holds the lock of one of its TCP sockets: it sends from memory that nobody fills
+(userfaultfd(2)). It says "held" on standard output, or what the kernel answers in place of such
+memory, and holds it until a line comes on standard input; then it lets go, and answers every line
+with the socket's idle time. It ends with standard input. When it is killed the kernel lets go of
+the socket. With an argument it is the user of that number by then: one without rights does the same
+with FUSE."""
 
 import ctypes
 import fcntl
@@ -14,7 +16,7 @@ import threading
 import time
 
 USERFAULTFD = {"x86_64": 323, "aarch64": 282}
-UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
+UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE = 0xC018AA3F, 0xC020AA00, 0xC020AA04
 API, MISSING = 0xAA, 1
 DEADLINE_S = 60
 
@@ -50,10 +52,18 @@ def begin_to_send(connection, address):
 
 
 descriptor, page, address = unfilled()
+for user in map(int, sys.argv[1:]):
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
 listener = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(listener.getsockname())
 begin_to_send(client, address)
 print("held", flush=True)
-sys.stdin.read()
+for number, _ in enumerate(sys.stdin):
+    if not number:
+        filled = struct.pack("QQQQ", address, mmap.PAGESIZE, 0, 0)
+        fcntl.ioctl(descriptor, UFFDIO_ZEROPAGE, bytearray(filled))
+    print(client.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), flush=True)
 # Not by the interpreter's end, which would close the socket and wait for its own thread.
 os.kill(os.getpid(), 9)

@@ -157,12 +157,11 @@ def test_python_pins_every_map_and_attaches_every_program() -> None:
     programs = {each["name"] for each in btf() if each["kind"] == "FUNC"}
     assert maps().keys() == {
         *(*dataplane.MAPS, *dataplane.CHANNELS),
-        *("kabpf_told", "kabpf_connecting", "kabpf_log_parts"),
+        *("kabpf_told", "kabpf_connecting", "kabpf_copies", "kabpf_log_parts"),
     }
     assert programs == {
         *dataplane.TRACERS,
-        dataplane.SOCK_OPS,
-        dataplane.SETSOCKOPT,
+        *(name.removesuffix("_program") for name in dataplane.PROGRAMS),
         "kabpf_tell_new",
         "kabpf_tell_set",
         "find_options",
@@ -177,7 +176,7 @@ def test_names_are_told_apart_in_the_kernel() -> None:
     """Names start with kabpf_. Those of maps fit into the 15 characters of the kernel; programs are
     called as what they see, and differ in those 15."""
     maps = [*dataplane.MAPS, *dataplane.CHANNELS]
-    programs = [*dataplane.TRACERS, dataplane.SOCK_OPS, dataplane.SETSOCKOPT]
+    programs = [*dataplane.TRACERS, *dataplane.PROGRAMS]
     assert [name for name in maps if not re.fullmatch("kabpf_.{1,9}", name)] == []
     assert [name for name in programs if not name.startswith("kabpf_")] == []
     assert len({name[:15] for name in programs}) == len(programs)
