@@ -26,7 +26,7 @@
 #define CGROUP_MAX (64 << 10) /* bytes; a path may be longer than PATH_MAX */
 
 #ifndef SOCKET
-#define SOCKET "/run/kabpf/containers.sock"
+#define SOCKET "/run/kabpf/containers.socket"
 #endif
 
 /* A part of the state as it stands there. */

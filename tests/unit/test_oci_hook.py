@@ -221,5 +221,5 @@ def test_package_has_what_the_settings_name():
     assert "oci/kabpf.json usr/share/containers/oci/hooks.d\n" in installed
     assert settings["stages"] == ["createRuntime"] and "timeout" not in settings["hook"]
     assert re.search(r'SOCKET "(.*)"', (SOURCE / "oci/hook.c").read_text())[1] == (
-        "/run/kabpf/containers.sock"
+        "/run/kabpf/containers.socket"
     )
