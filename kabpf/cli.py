@@ -121,6 +121,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     _add_wide(plan)
     status = _command(commands, "status", "show what is active, and what it did")
     _add_wide(status)
+    _add_watch(status)
     status.add_argument("policy", nargs="?", metavar="POLICY", help="all of one policy")
 
     _command(
@@ -148,6 +149,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     sockets = _command(commands, "sockets", "list TCP sockets (options are shown to root only)")
     sockets.set_defaults(needs_root=False)
     _add_wide(sockets)
+    _add_watch(sockets)
     _add_filter(sockets)
     sockets.add_argument(
         "--without-keepalive", action="store_true", help="only where keepalive is off"
@@ -218,6 +220,13 @@ def _add_wide(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wide", action="store_true", help="every column, wider than the terminal where needed"
     )
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--watch", action="store_true", help="a live view with rates, until q or Ctrl-C"
+    )
+    parser.set_defaults(refuse=parser.error)
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:

@@ -90,21 +90,30 @@ def print_blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> 
 
 def print_folded(start: str, text: str) -> None:
     """Print a text after `start`; on a terminal folded below itself."""
-    text = shown(text)
-    width = room()
-    lines = [text] if width is None else tables.folded(text, width - len(start))
-    print(start + ("\n" + " " * len(start)).join(lines))
+    print("\n".join(_folded(start, shown(text), room())))
 
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines, on a terminal those that are too long folded below their beginning."""
+    print("\n".join(folded_lines(lines)))
+
+
+def folded_lines(lines: Iterable[str]) -> list[str]:
+    """Lines, on a terminal those that are too long folded below their beginning."""
     width = room()
+    folded = []
     for line in map(shown, lines):
         if width is None or tables.text_width(line) <= width:
-            print(line)
+            folded.append(line)
         else:
             text = line.lstrip(" ")
-            print_folded(line.removesuffix(text), text)
+            folded += _folded(line.removesuffix(text), text, width)
+    return folded
+
+
+def _folded(start: str, text: str, width: int | None) -> list[str]:
+    lines = [text] if width is None else tables.folded(text, width - len(start))
+    return [f"{' ' * len(start) if number else start}{line}" for number, line in enumerate(lines)]
 
 
 def room() -> int | None:

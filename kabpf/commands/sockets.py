@@ -5,58 +5,116 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from kabpf import output, tables
+from kabpf import live, output, tables
 from kabpf.apply.drift import compare
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, loading, mountinfo
-from kabpf.kernel.dataplane import PINS
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.observe import sockets as tcp
 from kabpf.policy.model import ON_SOCKETS
 from kabpf.systemd import names
+from kabpf.tables import Column
 
 
 def sockets(arguments: argparse.Namespace) -> int:
     """List the TCP sockets of the machine with their options; without root, what inet_diag says."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    is_root = os.geteuid() == 0
     cgroup = None
     if arguments.cgroup is not None:
         cgroup = names.find(tree, arguments.cgroup).path
     units = None if arguments.unit is None else names.covered_by(arguments.unit)
     selection = tcp.Filter(cgroup, units, arguments.policy, arguments.without_keepalive)
-    with loading.opened(PINS, tree) if is_root else contextlib.nullcontext() as opened:
-        loaded = opened if opened and opened.lists_sockets else None
-        policies = {id: each.name for id, each in loaded.records().items()} if loaded else {}
-        if selection.policy is not None and selection.policy not in policies.values():
-            raise RefusedError(
-                f"policy {selection.policy} is not active" if is_root else "--policy needs root",
-                hint="try: kabpfctl status" if is_root else "",
-            )
-        left: list[str] = []
-        all_sockets = (
-            tcp.from_dataplane(loaded, policies, left.append)
-            if loaded
-            else tcp.from_inet_diag(tree)
-        )
-        listed = sorted(
-            filter(selection, all_sockets),
-            key=lambda one: (one.cgroup or "", one.local, one.peer),
-        )
-        sources = compare(tree, loaded).sources if loaded else {}
-    output.warn(left)
-    if not loaded:
-        reason = "the data plane is not loaded; try: kabpfctl apply" if is_root else "needs root"
-        if opened:
-            reason = "it needs BTF, which the bcc loader does without"
-        print(f"kabpfctl: options are not shown: {reason}", file=sys.stderr)
+    if arguments.watch:
+        live.require_alone(arguments)
+        live.show(_Watched(tree, selection), "kabpfctl sockets")
+        return 0
+    notes: list[str] = []
+    with _opened(tree) as loaded:
+        listed = look(tree, loaded, selection, notes.append)[:]
+        sources = {}
+        if loaded and (arguments.json or arguments.wide):
+            sources = compare(tree, loaded).sources
+    output.warn(notes)
     if arguments.json:
         result = [_socket_json(one, sources) for one in listed]
         return output.answer(arguments, {"sockets": result}, "")
     print_list(listed, sources, is_wide=arguments.wide)
     return 0
+
+
+def _opened(tree: CgroupTree) -> AbstractContextManager[Dataplane | None]:
+    return loading.opened(PINS, tree) if os.geteuid() == 0 else contextlib.nullcontext()
+
+
+def look(
+    tree: CgroupTree,
+    loaded: Dataplane | None,
+    selection: tcp.Filter,
+    say: Callable[[str], None],
+) -> Sequence[tcp.Socket]:
+    """The sockets that are asked for; `say` is told what the list lacks."""
+    is_root = os.geteuid() == 0
+    lists = loaded is not None and loaded.lists_sockets
+    policies = tcp.policy_names(loaded) if loaded and lists else {}
+    if selection.policy is not None and selection.policy not in policies.values():
+        raise RefusedError(
+            f"policy {selection.policy} is not active" if is_root else "--policy needs root",
+            hint="try: kabpfctl status" if is_root else "",
+        )
+    if loaded and lists:
+        return tcp.Look(loaded, policies, selection, say)
+    reason = "the data plane is not loaded; try: kabpfctl apply" if is_root else "needs root"
+    if loaded:
+        reason = "it needs BTF, which the bcc loader does without"
+    say(f"options are not shown: {reason}")
+    return sorted(
+        filter(selection, tcp.from_inet_diag(tree)),
+        key=lambda one: (one.cgroup or "", one.local, one.peer),
+    )
+
+
+class _Watched:
+    """What a live view shows: the sockets, and how many are opened and closed."""
+
+    def __init__(self, tree: CgroupTree, selection: tcp.Filter) -> None:
+        self._tree = tree
+        self._selection = selection
+        self._identities: set[Hashable] | None = None
+        self._counts = (0, 0)  # opened and closed since the first look
+        self._rates: live.Rates[None] = live.Rates()
+        self.rows = 0
+
+    def look(self) -> None:
+        """Look at the sockets that there are, and what became of the former ones."""
+        self._notes: list[str] = []
+        with _opened(self._tree) as loaded:
+            self._found = look(self._tree, loaded, self._selection, self._notes.append)
+        now = tcp.identities(self._found)
+        if self._identities is not None:
+            opened, closed = self._counts
+            gone = self._identities - now
+            self._counts = (opened + len(now - self._identities), closed + len(gone))
+        self._identities = now
+        self._rates.note({None: self._counts})
+        self.rows = len(self._found)
+
+    def lines(self, first: int, room: int) -> list[str]:
+        """A line of counts, and the list from a row on."""
+        opened, closed = self._rates.of(None)
+        without = tcp.without_keepalive(self._found)
+        counts = (
+            f"{output.count(self.rows, 'socket')}, {without} without keepalive;"
+            f" {opened} opened and {closed} closed a second"
+        )
+        several = tcp.namespaces(self._found) > 1
+        page = self._found[first : first + room]
+        table = output.fitted(*_table(page, several=several)).splitlines() if page else []
+        return [*output.folded_lines([counts, *self._notes]), "", *table]
 
 
 COLUMNS = tables.columns("UNIT~", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY|")
@@ -67,14 +125,20 @@ WIDE = tables.columns(
 )
 
 
-def print_list(listed: list[tcp.Socket], sources: dict[str, str], *, is_wide: bool) -> None:
+def print_list(listed: Sequence[tcp.Socket], sources: dict[str, str], *, is_wide: bool) -> None:
     """Print a line for each socket."""
     if is_wide:
         rows = [_wide_cells(one, sources) for one in listed]
         output.print_table(WIDE, rows, is_wide=True)
         return
-    # Where there are several, addresses may be the same in two of them.
-    several = len({one.namespace for one in listed}) > 1
+    output.print_table(*_table(listed, several=tcp.namespaces(listed) > 1))
+
+
+def _table(
+    listed: Sequence[tcp.Socket], *, several: bool
+) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+    """With the network namespaces where there are several: then addresses may be the same in two of
+    them."""
     rows = [
         (
             where(one, one.cgroup and tcp.name(one.cgroup)),
@@ -83,7 +147,7 @@ def print_list(listed: list[tcp.Socket], sources: dict[str, str], *, is_wide: bo
         )
         for one in listed
     ]
-    output.print_table(SEVERAL if several else COLUMNS, rows)
+    return SEVERAL if several else COLUMNS, rows
 
 
 def where(one: tcp.Socket, name: str | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from kabpf import output, tables
+from kabpf import live, output, tables
 from kabpf.apply.drift import compare
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, dataplane, loading, mountinfo
@@ -24,6 +24,9 @@ from kabpf.runtime.locks import RUN
 
 COLUMNS = tables.columns(
     *("POLICY~", "+CGROUPS", "OPTIONS~~", "+NEW", "+UPDATED", "+TIMED OUT", "+FAILED")
+)
+WATCHED = tables.columns(  # /S: a second, of the count before it
+    *("POLICY~", "+NEW", "+/S", "+UPDATED", "+/S", "+TIMED OUT", "+/S", "+FAILED", "+/S")
 )
 WIDE = tables.columns(
     *("POLICY", "+CGROUPS", "MODE", *output.OPTION_HEADS, "OTHER"),
@@ -43,14 +46,13 @@ class Row(NamedTuple):
 
 def status(arguments: argparse.Namespace) -> int:
     """Show what is active, and what it did; or of one policy all."""
+    if arguments.watch:
+        live.require_alone(arguments)
+        live.show(_Watched(arguments.policy), "kabpfctl status")
+        return 0
     result, rows = look()
     if arguments.policy is not None:
-        rows = [row for row in rows if row.name == arguments.policy]
-        if not rows:
-            raise RefusedError(
-                f"policy {arguments.policy} is not active",
-                hint="try: kabpfctl status",
-            )
+        rows = _named(rows, arguments.policy)
     if arguments.json:
         return output.answer(arguments, result | {"policies": list(map(_as_json, rows))}, "")
     if arguments.policy is not None:
@@ -64,6 +66,40 @@ def status(arguments: argparse.Namespace) -> int:
     elif rows:
         output.print_table(COLUMNS, list(map(_cells, rows)))
     return 0
+
+
+def _named(rows: list[Row], policy: str) -> list[Row]:
+    found = [row for row in rows if row.name == policy]
+    if not found:
+        raise RefusedError(f"policy {policy} is not active", hint="try: kabpfctl status")
+    return found
+
+
+class _Watched:
+    """What a live view shows: how often each policy counts."""
+
+    def __init__(self, policy: str | None) -> None:
+        self._policy = policy
+        self._rates: live.Rates[PolicyRecord] = live.Rates()
+        self.rows = 0
+
+    def look(self) -> None:
+        """Look at what is active, and what it did since the last look."""
+        self._result, found = look()
+        self._found = found if self._policy is None else _named(found, self._policy)
+        self._rates.note({row.record: _counts(row) for row in self._found})
+        self.rows = len(self._found)
+
+    def lines(self, first: int, room: int) -> list[str]:
+        """As `status` without --watch has it, with rates."""
+        head = output.folded_lines(_status_lines(self._result))
+        rows = [self._cells(row) for row in self._found[first : first + room]]
+        table = output.fitted(WATCHED, rows).splitlines() if rows else []
+        return [*head, "", *table]
+
+    def _cells(self, row: Row) -> tuple[str, ...]:
+        pairs = zip(_counts(row), self._rates.of(row.record), strict=True)
+        return (row.name, *(text for count, rate in pairs for text in (str(count), rate)))
 
 
 def look() -> tuple[dict[str, Any], list[Row]]:
@@ -145,17 +181,21 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    counts = (
-        row.counters.established,
-        row.counters.updated,
-        row.counters.timed_out,
-        sum(row.counters.failed.values()),
-    )
     return (
         row.name,
         str(row.cgroups),
         output.options_cell(row.record.options),
-        *map(str, counts),
+        *map(str, _counts(row)),
+    )
+
+
+def _counts(row: Row) -> tuple[int, ...]:
+    """NEW, UPDATED, TIMED OUT and FAILED."""
+    return (
+        row.counters.established,
+        row.counters.updated,
+        row.counters.timed_out,
+        sum(row.counters.failed.values()),
     )
 
 

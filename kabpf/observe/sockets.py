@@ -11,11 +11,11 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from kabpf.apply.retrofit import sorted_namespaces
 from kabpf.apply.visitors import Part, outcomes
@@ -123,27 +123,77 @@ def all_of_machine(tree: CgroupTree, loaded: Dataplane | None) -> Iterator[Socke
     UnsupportedError."""
     if not loaded or not loaded.lists_sockets:
         return from_inet_diag(tree)
-    policies = {id: each.name for id, each in loaded.records().items()}
-    return from_dataplane(loaded, policies, lambda _: None)
+    return iter(Look(loaded, policy_names(loaded), Filter(), lambda _: None)[:])
 
 
-def from_dataplane(
-    loaded: Dataplane, policies: Mapping[int, str], say: Callable[[str], None]
-) -> Iterator[Socket]:
-    """The sockets of every network namespace; `policies` are the names of policies by their ids.
+def policy_names(loaded: Dataplane) -> dict[int, str]:
+    """The names of the policies in the kernel, by their ids."""
+    return {id: each.name for id, each in loaded.records().items()}
 
-    `say` is told of namespaces of which only those sockets are listed that processes have open.
+
+class Look(Sequence[Socket]):
+    """The sockets of every network namespace that are asked for, in the order of their cgroups and
+    ends. What each is, is worked out when it is looked at: most of ten thousand are not.
+
+    `policies` are the names of policies by their ids. `say` is told of namespaces of which only
+    those sockets are listed that processes have open.
     """
-    records = _records(loaded.pins, say)
-    # Read last: whatever is missing is gone, and not newer.
-    cgroups = {cgroup.id: cgroup for cgroup in loaded.tree.cgroups()}
-    removed = {record.cgroup_id for record in records} - cgroups.keys()
-    if removed:
-        add_removed(cgroups, loaded.removed())
-    for record in records:
-        yield Socket(
+
+    def __init__(
+        self,
+        loaded: Dataplane,
+        policies: Mapping[int, str],
+        selection: Filter,
+        say: Callable[[str], None],
+    ) -> None:
+        self._policies = policies
+        records = _records(loaded.pins, say)
+        # Read last: whatever is missing is gone, and not newer.
+        cgroups = {cgroup.id: cgroup for cgroup in loaded.tree.cgroups()}
+        self._removed = {record.cgroup_id for record in records} - cgroups.keys()
+        if self._removed:
+            add_removed(cgroups, loaded.removed())
+        self._paths = {id: cgroup.path for id, cgroup in cgroups.items()}
+        self._records = [*filter(self._selector(selection), records)]
+        self._records.sort(key=self._place)
+
+    @property
+    def records(self) -> list[CSocket]:
+        """As the kernel has them, in the same order."""
+        return self._records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, place: int) -> Socket: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Socket]: ...
+    def __getitem__(self, place: int | slice) -> Socket | list[Socket]:
+        if isinstance(place, slice):
+            return list(map(self._socket, self._records[place]))
+        return self._socket(self._records[place])
+
+    def _selector(self, selection: Filter) -> Callable[[CSocket], bool]:
+        policies = {id for id, name in self._policies.items() if name == selection.policy}
+
+        @functools.cache
+        def is_inside_of(cgroup_id: int) -> bool:
+            return is_inside(self._paths.get(cgroup_id), selection.cgroup, selection.units)
+
+        return lambda record: (
+            is_inside_of(record.cgroup_id)
+            and (selection.policy is None or record.policy_id in policies)
+            and not (selection.without_keepalive and record.keepalive)
+        )
+
+    def _place(self, record: CSocket) -> tuple[object, ...]:
+        return (self._paths.get(record.cgroup_id, ""), *_ends(record))
+
+    def _socket(self, record: CSocket) -> Socket:
+        return Socket(
             record.cgroup_id,
-            cgroup.path if (cgroup := cgroups.get(record.cgroup_id)) else None,
+            self._paths.get(record.cgroup_id),
             record.namespace,
             FAMILIES[record.family],
             Address(text(bytes(record.local)), record.local_port),
@@ -155,10 +205,33 @@ def from_dataplane(
             record.probes,
             record.user_timeout_ms,
             None if record.next_probe_ms == NEVER else record.next_probe_ms,
-            policies.get(record.policy_id),
+            self._policies.get(record.policy_id),
             _set_by(bytes(record.by)),
-            record.cgroup_id in removed,
+            record.cgroup_id in self._removed,
         )
+
+
+def without_keepalive(listed: Sequence[Socket]) -> int:
+    """How many have keepalive off."""
+    if isinstance(listed, Look):
+        return sum(1 for record in listed.records if not record.keepalive)
+    return sum(1 for one in listed if one.keepalive is False)
+
+
+def namespaces(listed: Sequence[Socket]) -> int:
+    """In how many network namespaces they are."""
+    return len({one.namespace for one in (listed.records if isinstance(listed, Look) else listed)})
+
+
+def identities(listed: Sequence[Socket]) -> set[Hashable]:
+    """What tells each from the others, at a later look as well."""
+    if isinstance(listed, Look):
+        return {(record.namespace, *_ends(record)) for record in listed.records}
+    return {(one.namespace, one.local, one.peer) for one in listed}
+
+
+def _ends(record: CSocket) -> tuple[bytes, int, bytes, int]:
+    return bytes(record.local), record.local_port, bytes(record.remote), record.remote_port
 
 
 def _records(pins: Path, say: Callable[[str], None]) -> list[CSocket]:
@@ -188,8 +261,7 @@ def _records(pins: Path, say: Callable[[str], None]) -> list[CSocket]:
 
 
 def _identity(one: CSocket) -> tuple[object, ...]:
-    ends = bytes(one.local), one.local_port, bytes(one.remote), one.remote_port
-    return one.namespace, one.cgroup_id, one.state, *ends
+    return one.namespace, one.cgroup_id, one.state, *_ends(one)
 
 
 def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:

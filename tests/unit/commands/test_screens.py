@@ -191,7 +191,14 @@ WRONG: dict[str, Any] = {
 
 
 def asked(**others: Any) -> argparse.Namespace:
-    blank = {"policy": None, "json": False, "wide": False, "files": [], "loader": "libbpf"}
+    blank = {
+        "policy": None,
+        "json": False,
+        "wide": False,
+        "watch": False,
+        "files": [],
+        "loader": "libbpf",
+    }
     return argparse.Namespace(**blank | others)
 
 
