@@ -171,7 +171,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     doctor = _command(
         commands,
         "doctor",
-        "look at everything that kabpf relies on, say what is odd and what to do; changes nothing;"
+        "check everything that kabpf relies on, and say how to fix it; changes nothing;"
         " exit status 1 where something is an error",
     )
     doctor.set_defaults(needs_root=False)

@@ -103,7 +103,7 @@ def findings(tree: CgroupTree, pins: Path) -> Findings:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
         yield note(f"skipped: {shortened(path)}{more}: {os.strerror(error)}", "bpftool cgroup tree")
     if len(tree.cgroups()) > CGROUPS_MAX + 1:
-        yield note(f"only {CGROUPS_MAX} cgroups are looked at", "bpftool cgroup tree")
+        yield note(f"only {CGROUPS_MAX} cgroups are checked", "bpftool cgroup tree")
     others = [each for one in attached for each in (*_refused(one, tree), *_others(one, tree))]
     yield from others or [ok("no program of others")]
 

@@ -573,7 +573,7 @@ def output(iterator: Path) -> Iterator[bytes]:
                 if not (piece := os.read(descriptor, ITERATOR_ROOM)):
                     return
                 yield piece
-            except BlockingIOError:  # a million objects visited, and nothing written (same place)
+            except BlockingIOError:  # a million objects walked, and nothing written (same place)
                 continue
             except OSError as error:
                 raise RefusedError(f"run {iterator}", error.errno or 0) from None

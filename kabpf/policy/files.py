@@ -370,4 +370,4 @@ def _check_owner(path: Path, status: os.stat_result, *, read_only: bool = False)
         raise PolicyError(f"{path}: owned by uid {status.st_uid}, expected root")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not read_only:
         mode = stat.S_IMODE(status.st_mode)
-        raise PolicyError(f"{path}: mode {mode:04o}, expected to be writable by root alone")
+        raise PolicyError(f"{path}: mode {mode:04o}, expected one that root alone can write")

@@ -31,7 +31,7 @@ def running(run: Path = RUN, lock: str = LOCK) -> int | None:
 
 def tell_changed(run: Path = RUN) -> None:
     """Have a running daemon look again at what is pinned, when the caller has let go of the lock,
-    or has died."""
+    or was killed."""
     if pid := running(run):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR1)

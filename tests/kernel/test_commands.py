@@ -96,8 +96,8 @@ def test_attach_with_persist_writes_below_etc(cgroup, kabpfctl, peer):
     assert options_of_new(peer, cgroup) == IDLE_61
     done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 63, status=1)
     assert done.stderr == (
-        f"kabpfctl: {path_of(cgroup)} is attached by {PERSISTENT / name} already,"
-        " expected --persist to change it\n"
+        f"kabpfctl: {path_of(cgroup)} is already attached by {PERSISTENT / name};"
+        " change it with --persist\n"
     )
     kabpfctl("detach", "--cgroup", cgroup)
     assert _files(PERSISTENT) == _files(RUNTIME) == []
@@ -316,8 +316,8 @@ def test_explain_takes_a_path_a_unit_or_a_process(make_cgroup, kabpfctl, write_p
 def test_explain_of_what_does_not_exist_is_refused(kabpfctl, cgroup):
     """A process, path or unit that is not there is said to be missing."""
     for what, message in (
-        ("4194304", "process 4194304: No such file or directory, expected one that runs"),
-        ("9" * 5000, "File name too long, expected one that runs"),
+        ("4194304", "process 4194304: No such file or directory, expected a running process"),
+        ("9" * 5000, "File name too long, expected a running process"),
         ("/no/such", "cgroup /no/such: No such file or directory, expected a directory below"),
         ("no.such", "no cgroup is named no.such, expected a running unit, a cgroup path or a PID"),
     ):
@@ -332,7 +332,7 @@ def test_status_says_what_is_watched(cgroup, kabpfctl, write_policy):
     kabpfctl("apply")
     shown = kabpfctl("status").stdout
     assert "  setsockopt(2) is watched" in shown
-    assert "  connections are looked at before the SYN" in shown
+    assert "  connect(2) is watched" in shown
     watched = {"setsockopt": True, "syn_retries": True}
     assert json.loads(kabpfctl("status", "--json").stdout)["watched"] == watched
     file.write_text(f"{select}keepalive: {{idle: 9}}\n")

@@ -196,7 +196,7 @@ def test_file_of_somebody_else_is_told(applied, doctor):
     """A file that others may write is an error."""
     applied.chmod(0o666)
     (found,) = doctor()["policy files"]
-    text = f"{applied}: mode 0666, expected to be writable by root alone"
+    text = f"{applied}: mode 0666, expected one that root alone can write"
     assert found == ("error", text, "kabpfctl check")
 
 
@@ -285,7 +285,7 @@ def test_daemon_that_has_pins_elsewhere_is_told(applied, kabpfd, doctor):
         ("mount -t tmpfs none /sys", "bpffs", "/sys/fs/bpf is missing"),
         ("mount -t tmpfs none /sys", "cgroup2", "no cgroup2 tree is mounted whose root"),
         ("mount -t tmpfs none /proc", "cgroup2", "/proc is not mounted"),
-        ("mount --bind /dev/null $libbpf", "libraries", "libbpf.so.1 is missing, expected"),
+        ("mount --bind /dev/null $libbpf", "libraries", "libbpf.so.1 is missing; install"),
         ("mount -o remount,ro,bind /sys/fs/bpf", "bpffs", "/sys/fs/bpf can't be written to"),
     ],
 )

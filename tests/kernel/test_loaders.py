@@ -372,8 +372,8 @@ def test_compiler_that_is_killed_is_said(cgroup, kabpfctl, tmp_path):
     with _bcc_is(tmp_path, "import os\nos.kill(os.getpid(), 9)\n"):
         said = kabpfctl("attach", "--cgroup", cgroup, "--idle", 61, status=1).stderr
     source = bcc_compile.SOURCES / bcc_compile.SOURCE
-    memory = "expected 150 MB of memory for the compiler"
-    assert said == f"kabpfctl: compile {source}: SIGKILL, {memory}\n"
+    memory = "the compiler needs 150 MB of memory"
+    assert said == f"kabpfctl: compile {source}: SIGKILL; {memory}\n"
     assert not PINS.exists()
 
 

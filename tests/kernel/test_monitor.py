@@ -556,7 +556,7 @@ def test_there_are_so_many_monitors(policy, watch):
         [BIN / "kabpfctl", "monitor"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "kabpfctl: too many monitors, expected at most 7 at a time\n"
+    assert done.stderr == "kabpfctl: too many monitors; at most 7 can run at a time\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -670,7 +670,7 @@ def test_monitor_that_is_given_up_begins_again(cgroup, peer, policy, watch):
     watcher = watch()
     with maps.Map(str(PINS / dataplane.READERS), 4, 8) as readers:
         readers.update(bytes(4), bytes(8))
-    assert "events of up to a second are missing" in watcher.process.stderr.readline()
+    assert "up to a second of events is missing" in watcher.process.stderr.readline()
     wait_until(lambda: Watcher.listeners() == 1, "the monitor")
     peer(cgroup).connection(address)
     assert watcher.next()["event"] == "set"

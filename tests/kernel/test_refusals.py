@@ -74,7 +74,7 @@ def test_policy_file_of_somebody_else_is_refused(active, write_policy, kabpfctl,
     os.chown(file, 0, -1)
     file.chmod(0o664)
     done = kabpfctl("apply", status=1)
-    assert done.stderr == f"kabpfctl: {file}: mode 0664, expected to be writable by root alone\n"
+    assert done.stderr == f"kabpfctl: {file}: mode 0664, expected one that root alone can write\n"
     assert _maps() == active
 
 
@@ -161,8 +161,8 @@ def _libbpf():
         ),
         (
             "umount {cgroup_root}",
-            "no cgroup2 tree is mounted whose root is this cgroup namespace's,"
-            " expected one at /sys/fs/cgroup, as systemd mounts it",
+            "no cgroup2 tree is mounted whose root is this cgroup namespace's;"
+            " mount one at /sys/fs/cgroup, as systemd does",
         ),
         (
             "mount --bind /dev/null {libbpf}",
@@ -237,7 +237,7 @@ def _map_of_another_version():
     pin.unlink()
     command = ["bpftool", "map", "create", pin, "type", "hash", "key", "8", "value", "16"]
     subprocess.run([*command, "entries", "8", "name", "kabpf_cgroups"], check=True)
-    return f"{pin} is another map, expected kabpf's"
+    return f"{pin} is not kabpf's map"
 
 
 def _another_build():
@@ -260,7 +260,7 @@ def test_refused_system_call_is_named():
         [BIN / "kabpfctl", "apply"], preexec_fn=refuse_bpf, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("kabpfctl: the kernel refuses bpf(2) to root, expected a ")
+    assert done.stderr.startswith("kabpfctl: the kernel refuses bpf(2) to root: let ")
 
 
 @pytest.mark.parametrize(

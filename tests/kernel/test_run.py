@@ -639,4 +639,4 @@ def test_cgroup_tree_that_can_not_be_written_to_is_said():
         ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert re.search("make cgroup .*: Read-only file system, expected a tree that", done.stderr)
+    assert re.search("make cgroup .*: Read-only file system; the cgroup2 tree", done.stderr)

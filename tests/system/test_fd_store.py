@@ -115,7 +115,7 @@ def _every_command_says_so(machine):
     assert re.search(held, explained)
     assert [grade for grade, *_ in _checked(machine, "listeners")] == ["ok"]
     assert [grade for grade, *_ in _checked(machine, "reach")] == ["ok"]
-    assert "  1 removed cgroup has open sockets still\n" in machine.run("kabpfctl", "status")
+    assert "  1 removed cgroup still has open sockets\n" in machine.run("kabpfctl", "status")
     machine.run("kabpfctl", "verify")
 
 

@@ -141,7 +141,7 @@ def test_user_without_a_manager_is_told(machine):
     uid = machine.run("id", "--user", "bob")
     done = machine.attempt("runuser", "--user=bob", "--", "kabpfctl", "run", "echo")
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"or an administrator: loginctl enable-linger {uid}\n" in done.stderr
+    assert f"ask an administrator to run: loginctl enable-linger {uid}\n" in done.stderr
 
 
 def test_root_of_a_user_namespace_is_told(machine, alice):

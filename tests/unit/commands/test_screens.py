@@ -166,8 +166,8 @@ EVENTS = [
 FINDINGS = [
     ("kernel", ok("Linux 6.1.0-40-amd64")),
     ("selectors", warning(
-        f"/etc/kabpf/policy.d/ngnix.service.yaml:1: unit ngnix.service of policy {LONG} is no unit"
-        " that runs, nor has a unit file", "kabpfctl edit ngnix.service",
+        f"/etc/kabpf/policy.d/ngnix.service.yaml:1: unit ngnix.service of policy {LONG}: no such"
+        " unit, running or installed", "kabpfctl edit ngnix.service",
     )),
     ("pins", error("/sys/fs/bpf/kabpf is damaged: kabpf_cgroups missing", "kabpfctl apply")),
     ("fallbacks", note("no user timeout in postgresql.service", "man kabpf.yaml")),

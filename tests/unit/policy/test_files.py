@@ -251,8 +251,8 @@ def test_file_that_vanishes_while_files_are_read_was_never_there(
     ("uid", "mode", "problem"),
     [
         (65534, 0o644, "owned by uid 65534, expected root"),
-        (0, 0o664, "mode 0664, expected to be writable by root alone"),
-        (0, 0o646, "mode 0646, expected to be writable by root alone"),
+        (0, 0o664, "mode 0664, expected one that root alone can write"),
+        (0, 0o646, "mode 0646, expected one that root alone can write"),
     ],
 )
 def test_file_that_others_can_change_is_refused(
@@ -281,7 +281,7 @@ def test_directory_that_others_can_change_is_refused(tmp_path: Path, mode: int, 
         else:
             put(where.drop_ins[0] / name, UNIT % 1)
     where.drop_ins[0].chmod(mode)
-    problem = f"mode {mode:04o}, expected to be writable by root alone"
+    problem = f"mode {mode:04o}, expected one that root alone can write"
     assert findings(where) == [f"{where.drop_ins[0]}: {problem}"]
 
 
@@ -305,7 +305,7 @@ def test_directory_that_is_mounted_read_only_may_have_any_mode(
     command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" -P -c "$1"']
     done = subprocess.run([*command, sys.executable, script], capture_output=True, text=True)
     assert done.stdout == ("1\n" if accepted else "")
-    assert ("mode 0777, expected to be writable by root alone" in done.stderr) != accepted
+    assert ("mode 0777, expected one that root alone can write" in done.stderr) != accepted
 
 
 @needs_root
@@ -536,7 +536,7 @@ def test_bad_file_keeps_the_cache(tmp_path: Path) -> None:
     assert findings(where, cache)
     put(path, UNIT % 5)
     path.chmod(0o666)
-    assert findings(where, cache) == [f"{path}: mode 0666, expected to be writable by root alone"]
+    assert findings(where, cache) == [f"{path}: mode 0666, expected one that root alone can write"]
 
 
 def test_links_whose_targets_nobody_watches_are_told(tmp_path: Path) -> None:
