@@ -302,7 +302,7 @@ int BPF_PROG(kabpf_cgroup_mkdir, struct cgroup *cgrp)
 	if (child.state == KABPF_STATE_UNKNOWN || birth.ask)
 		ask(id, parent_id, cgrp);
 	if (is_heard())
-		tell_birth(ctx, &event, cgrp);
+		tell_birth(ctx, &event, cgrp, child.policy_id);
 	return 0;
 }
 

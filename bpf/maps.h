@@ -144,8 +144,8 @@ struct {
 	__uint(max_entries, KABPF_LOG_BYTES);
 } kabpf_log SEC(".maps");
 
-/* How much of that each policy has had lately, by its id: one that fills it would leave the others
- * no room. Nobody else reads it, so it is not pinned. */
+/* How much of that each policy has had lately, by its id, and cgroups without one, by 0: one that
+ * fills it would leave the others no room. Nobody else reads it, so it is not pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, KABPF_POLICIES);

@@ -57,18 +57,27 @@ static __always_inline bool has_part(__u32 policy_id, __u64 now_ns)
 	return __sync_fetch_and_add(&part->events, 1) < KABPF_LOG_PART;
 }
 
-/* To each monitor that reads; the log only if `log`. One that is not there any more is not told
- * again, nor one whose perf event is off, as its processor was away for a while; nobody waits for
- * one that does not read. */
-static __always_inline void tell(void *ctx, void *data, __u64 size, bool log)
+/* To the log, if anybody reads it, as an event of this policy. */
+static __always_inline void tell_log(void *data, __u64 size, __u32 policy_id, __u64 now_ns)
+{
+	__u32 zero = 0;
+	__u8 *monitors = bpf_map_lookup_elem(&kabpf_readers, &zero);
+
+	if (!monitors || !monitors[KABPF_LOGGER])
+		return;
+	if (!has_part(policy_id, now_ns) || bpf_ringbuf_output(&kabpf_log, data, size, 0))
+		count_lost(KABPF_LOGGER);
+}
+
+/* To each monitor that reads. One that is not there any more is not told again, nor one whose perf
+ * event is off, as its processor was away for a while; nobody waits for one that does not read. */
+static __always_inline void tell(void *ctx, void *data, __u64 size)
 {
 	__u32 zero = 0, cpu = bpf_get_smp_processor_id();
 	__u8 *monitors = bpf_map_lookup_elem(&kabpf_readers, &zero);
 
 	if (!monitors)
 		return;
-	if (log && monitors[KABPF_LOGGER] && bpf_ringbuf_output(&kabpf_log, data, size, 0))
-		count_lost(KABPF_LOGGER);
 	for (__u32 i = KABPF_LOGGER + 1; i < KABPF_MONITORS; i++) {
 		long error;
 
@@ -120,14 +129,11 @@ static __always_inline void put_process(struct kabpf_report *r)
 static __always_inline void tell_report(void *ctx, struct kabpf_report *r, __u32 policy_id)
 {
 	struct kabpf_policy *policy = bpf_map_lookup_elem(&kabpf_policies, &policy_id);
-	bool log = policy && policy->flags & KABPF_LOG;
 
 	r->policy_id = policy_id;
-	if (log && !has_part(policy_id, r->time_ns)) {
-		count_lost(KABPF_LOGGER);
-		log = false;
-	}
-	tell(ctx, r, sizeof(*r), log);
+	tell(ctx, r, sizeof(*r));
+	if (policy && policy->flags & KABPF_LOG)
+		tell_log(r, sizeof(*r), policy_id, r->time_ns);
 }
 
 /* What happened to a connection or a listener. The kernel works for the process in connect(2) and
@@ -199,14 +205,17 @@ __noinline int kabpf_tell_set(struct bpf_sockopt *ctx, __u32 asked, __u32 policy
 	return 0;
 }
 
-/* So that a monitor knows the path of a cgroup that is gone by the time it reads of its sockets. */
-static __always_inline void tell_birth(void *ctx, struct kabpf_event *event, struct cgroup *cgrp)
+/* So that a monitor knows the path of a cgroup that is gone by the time it reads of its sockets. In
+ * the log a birth is one of the events of the cgroup's policy, or of those without one. */
+static __always_inline void tell_birth(void *ctx, struct kabpf_event *event, struct cgroup *cgrp,
+				       __u32 policy_id)
 {
 	event->time_ns = bpf_ktime_get_ns();
 	event->cgroup_id = cgrp->kn->id;
 	event->parent_id = cgrp->self.parent->cgroup->kn->id;
 	bpf_probe_read_kernel_str(event->name, sizeof(event->name), cgrp->kn->name);
-	tell(ctx, event, sizeof(*event), true);
+	tell(ctx, event, sizeof(*event));
+	tell_log(event, sizeof(*event), policy_id, event->time_ns);
 }
 
 /* For how long the peer's window has been closed, as far as it was probed: the kernel counts from

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PATIENCE, path_of, wait_until
+from harness import PATIENCE, PINS, path_of, wait_until
+
+from kabpf.kernel.dataplane import READERS
+
+USER = 4242
 
 BUSY = """\
 import socket, sys, time
@@ -23,7 +29,20 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as one:
         for value in range(1000):
             one.setsockopt(6, 4, 15 + value % 7)  # in vain
 """
+BIRTHS = """\
+import os, sys, time
+end = time.monotonic() + float(sys.argv[2])
+os.chdir(sys.argv[1])
+made = 0
+while time.monotonic() < end:
+    for _ in range(100):
+        os.mkdir("storm")
+        os.rmdir("storm")
+    made += 100
+print(made)
+"""
 SECONDS = 6
+PART, WINDOW_S = 256, (1 << 28) / 1e9  # KABPF_LOG_PART; has_part() in bpf/report.h
 
 
 @pytest.fixture
@@ -78,3 +97,32 @@ def test_busy_process_leaves_other_policies_their_lines(
     wait_until(lambda: written["quiet"] >= 20, "the lines of the quiet policy", SECONDS)
     busy.wait(20 * PATIENCE)
     assert written["busy"] <= 4000
+
+
+def test_storm_of_cgroups_leaves_other_policies_their_lines(
+    own: Path, make_cgroup: Any, peer: Any, python: Any, write_policy: Any, kabpfd: Any,
+    written: Counter[str],
+) -> None:  # fmt: skip
+    """Users make and remove cgroups as fast as they can, covered ones and others: the log has a
+    bounded part of these events, and each connection of another policy."""
+    quiet, loud = make_cgroup("quiet"), make_cgroup("loud")
+    os.chown(loud, USER, USER)
+    for name, cgroup in (("busy", own), ("quiet", quiet)):
+        select = f"policies:\n  {name}:\n    select: [{{cgroup: {path_of(cgroup)}}}]\n"
+        write_policy(f"{name}.yaml", f"{select}    keepalive: {{idle: 61}}\n    log: sockets\n")
+    kabpfd()
+    _, address = peer().listener()
+    client = peer(quiet)
+    storms = [python(BIRTHS, cgroup, SECONDS) for cgroup in (own, loud)]
+    deadline = time.monotonic() + SECONDS
+    connections = 0
+    while time.monotonic() < deadline - 2:
+        client.close(client.connection(address))
+        connections += 1
+        time.sleep(0.01)
+    made = sum(int(storm.communicate(timeout=20 * PATIENCE)[0]) for storm in storms)
+    dumped = subprocess.check_output(["bpftool", "-j", "map", "dump", "pinned", PINS / READERS])
+    lost = {row["formatted"]["key"]: row["formatted"]["value"] for row in json.loads(dumped)}
+    windows = SECONDS * PATIENCE / WINDOW_S + 2
+    assert made - lost[1] <= len(storms) * windows * PART
+    wait_until(lambda: written["quiet"] >= connections, "a line for each connection", SECONDS)

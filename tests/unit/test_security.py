@@ -32,3 +32,13 @@ def test_it_is_found() -> None:
     """SECURITY.md leads there."""
     assert len(named()) > 30
     assert "docs/security.md" in (SOURCE / "SECURITY.md").read_text()
+
+
+def test_nobody_is_sent_to_an_address_that_is_none() -> None:
+    """The package's metadata have an address that no mail reaches; no page names it but to say
+    so, and SECURITY.md has a way that exists."""
+    pages = [*SOURCE.glob("*.md"), *SOURCE.glob("docs/*.md"), *SOURCE.glob("man/*.rst")]
+    assert [page.name for page in pages if "@kabpf" in page.read_text()] == []
+    assert "Report a vulnerability" in (SOURCE / "SECURITY.md").read_text()
+    control = (SOURCE / "debian/control").read_text()
+    assert "SECURITY.md" in re.split(r"^Maintainer:", control, flags=re.MULTILINE)[0]
