@@ -7,14 +7,16 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kabpf import tables
-from kabpf.apply.reconcile import Resolution
-from kabpf.kernel.dataplane import Counters
-from kabpf.plan.state import PolicyRecord
 from kabpf.policy.model import ON_SOCKETS, OPTIONS, Direction, Options, Policy, Range
 from kabpf.tables import Column
+
+if TYPE_CHECKING:
+    from kabpf.apply.reconcile import Resolution
+    from kabpf.kernel.dataplane import Counters
+    from kabpf.plan.state import PolicyRecord
 
 UNKNOWN = "?"  # in a cell; - is not set
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from kabpf.apply import reconcile
 from kabpf.errors import PolicyError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
@@ -16,14 +15,13 @@ from kabpf.runtime.locks import RUN, locked_if_free
 WAIT_S = 2  # for a command that changes policies
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """What the policy files say, and whether it is active."""
 
     sources: dict[str, str]  # file and line by the policy's name
     applied: bool
     asks: bool = False  # some new cgroups need user space
-    errors: list[str] = field(default_factory=list)  # in the policy files
+    errors: tuple[str, ...] = ()  # in the policy files
     wrong_since: float | None = None  # in seconds since the epoch, where that is known
     refused: str = ""  # what the kernel refused at the last reconcile
 
@@ -44,8 +42,10 @@ def _compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:
         return Comparison(
             applied.sources, not applied.refused, applied.asks, refused=applied.refused
         )
+    from kabpf.apply import reconcile  # here, because most commands find the files applied
+
     policies, problem = _load_or_problem(loaded)
-    errors = list(problem.findings) if problem else []
+    errors = problem.findings if problem else ()
     resolution = reconcile.preview(policies, tree, loaded)
     sources = {each.name: str(each.source) for each in policies}
     return Comparison(

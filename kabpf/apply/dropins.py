@@ -8,10 +8,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kabpf import root_files
-from kabpf.apply import reconcile
-from kabpf.apply.reconcile import Resolution
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
@@ -19,8 +18,11 @@ from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.files import FILE_SIZE_MAX, Snapshot
 from kabpf.policy.model import Policy
-from kabpf.policy.parser import RUNTIME
+from kabpf.policy.of_commands import RUNTIME
 from kabpf.runtime.pidlock import tell_changed
+
+if TYPE_CHECKING:
+    from kabpf.apply.reconcile import Resolution
 
 PERSISTENT = Path("/etc/kabpf/policy.d")
 # Read last, so that what a person attaches by hand wins over a file that names the same path.
@@ -30,6 +32,8 @@ ATTACHED = "zz-attach-"
 def winner(policies: tuple[Policy, ...], file: Path, cgroup: Cgroup, tree: CgroupTree) -> Policy:
     """The policy of a cgroup, which is that of the drop-in `file`. Raises RefusedError where it has
     another one, or is gone."""
+    from kabpf.apply import reconcile  # here, because run does without
+
     resolved = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
     if resolved is None:
         raise RefusedError(f"cgroup {cgroup.path} was removed while being attached")
@@ -55,6 +59,8 @@ def attach(
 
 def activate(snapshot: Snapshot, loaded: Dataplane) -> Resolution:
     """Reconcile, and let a running daemon know, also of what went wrong."""
+    from kabpf.apply import reconcile  # as above
+
     try:
         return reconcile.reconcile(snapshot, loaded)
     finally:
@@ -104,7 +110,7 @@ def written(file: Path, content: bytes | None) -> Iterator[None]:
 
 def _updated(loaded: Dataplane, policy: Policy) -> int:
     """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
-    own = record(policy)
+    own = record(policy).kept
     ids = [id for id, each in loaded.records().items() if each == own]
     return sum(counters.updated for counters in loaded.counters(ids).values())
 

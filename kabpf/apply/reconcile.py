@@ -19,8 +19,9 @@ from kabpf.kernel.loading import Loader
 from kabpf.kernel.walk import Unread
 from kabpf.plan import diff
 from kabpf.plan.automaton import Automaton
+from kabpf.plan.desired import Actual, Plan
 from kabpf.plan.resolve import NO_CONTAINERS, resolve, resolve_one, with_attachments
-from kabpf.plan.state import Actual, Cgroup, CgroupEntry, Changes, Needs, Plan, PolicyRecord, record
+from kabpf.plan.state import Cgroup, Changes, PolicyRecord, record
 from kabpf.policy import btf_required
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Policy
@@ -148,70 +149,15 @@ def reconcile(
     refused = "; ".join(left.reasons)
     notes.keep_applied(Applied(stamp, resolution.plan.asks, sources, refused, *before), run)
     last_good.keep(snapshot)
-    # What the daemon keeps of it are the records; the entries of 10,000 cgroups take 8 MiB.
+    # What the daemon keeps of it are former records; the entries of 10,000 cgroups take 8 MiB.
+    records = resolution.actual.records.items()
     return replace(
         resolution,
-        actual=Actual(resolution.actual.records),
-        changes=replace(first or resolution.changes, globs=None),
+        actual=Actual({id: each for id, each in records if id not in resolution.desired}),
+        changes=(first or resolution.changes)._replace(globs=None),
         left=left.reasons,
         containers={},
     )
-
-
-def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, str]) -> bool:
-    """Activate one more policy, which is bound to `cgroup`, as `reconcile` would, but look at
-    nothing else: no socket of the cgroup is open yet. Under the lock.
-
-    `stamps` are those of the policy files without it and with it. False where it takes `reconcile`.
-    """
-    entry = loaded.entries([cgroup.id]).get(cgroup.id)
-    id = loaded.free_record()
-    if entry is None or id is None or loaded.needs_pins_per_cgroup:
-        return False
-    present = loaded.needs()
-    needs = Needs(*map(any, zip(present, Plan((policy,)).needs, strict=True)))
-    loaded.apply(
-        Changes(
-            {id: record(policy)},
-            needs if needs != present else None,
-            cgroups={cgroup.id: CgroupEntry(entry.state, id)},
-        )
-    )
-    notes.keep_added(*stamps, policy, RUN)
-    return True
-
-
-def forget(names: Collection[str], loaded: Dataplane, stamps: tuple[str, str]) -> bool:
-    """Take back what `add` has activated for cgroups that are gone, and look at nothing else.
-    Under the lock. `stamps` are those of the policy files with them and without them. False where
-    it takes `reconcile`: a cgroup has one still, or something is on that one may have needed."""
-    ids = [id for id, record in loaded.records().items() if record.name in names]
-    usage = loaded.usage()
-    if any(usage[id] for id in ids) or any(loaded.needs()):
-        return False
-    _inherit(set(ids), loaded)
-    loaded.apply(Changes(stale_records=tuple(ids)))
-    notes.keep_pruned(*stamps, names, RUN)
-    return True
-
-
-def _inherit(ids: set[int], loaded: Dataplane) -> None:
-    """Give removed cgroups that have policies of these ids what they were in has, until the next
-    reconcile finds out what their paths have."""
-    removed = loaded.removed()
-    entries = loaded.entries(removed)
-    corrected = {}
-    for id, entry in entries.items():
-        if ids.isdisjoint((entry.policy_id, *entry.was)):
-            continue
-        above, policy_id = id, entry.policy_id
-        while policy_id in ids:
-            above = removed[above].parent_id if above in removed else 0
-            parent = loaded.entries([above]).get(above)
-            policy_id = parent.policy_id if parent else 0
-        was = tuple(each for each in entry.was if each not in ids)
-        corrected[id] = entry._replace(policy_id=policy_id, was=was, forgot=True)
-    loaded.correct(corrected)
 
 
 def preview(
@@ -227,13 +173,13 @@ def preview(
     """
     policies = transient.without_former_owners(policies, tree)
     automaton = automaton_of(policies)
-    containers = _containers(automaton, engines)
+    containers, records = _containers(automaton, engines), tuple(map(record, policies))
     if loaded is None:
-        return _compared(policies, _look(policies, automaton, containers, tree, None))
+        return _compared(records, _look(policies, automaton, containers, tree, None))
     loaded.require_supported(policies)
     looked = loaded.between_changes(lambda _: _look(policies, automaton, containers, tree, loaded))
     looked.actual.leave_out_unreadable()
-    return _compared(policies, looked, updates=loaded.updates_open_sockets)
+    return _compared(records, looked, updates=loaded.updates_open_sockets)
 
 
 def automaton_of(policies: tuple[Policy, ...]) -> Automaton:
@@ -325,13 +271,13 @@ def _passes(
     come and go, whose births the kernel resolves, or asks about; the caller applies each one's
     changes before it asks for the next."""
     policies = transient.without_former_owners(policies, loaded.tree)
-    automaton = automaton_of(policies)
+    automaton, records = automaton_of(policies), tuple(map(record, policies))
     containers = _containers(automaton, engines)
     updates = updates and loaded.updates_open_sockets
     for number in range(PASSES_MAX):
         looked = _look(policies, automaton, containers, loaded.tree, loaded)
         settles = number >= SETTLED
-        resolution = _compared(policies, looked, updates=updates, settles=settles)
+        resolution = _compared(records, looked, updates=updates, settles=settles)
         yield resolution
         if not resolution.changes or (settles and _come_and_go(resolution)):
             return
@@ -383,12 +329,16 @@ def _look(
 
 
 def _compared(
-    policies: tuple[Policy, ...], looked: _Looked, *, updates: bool = True, settles: bool = False
+    records: tuple[PolicyRecord, ...],
+    looked: _Looked,
+    *,
+    updates: bool = True,
+    settles: bool = False,
 ) -> Resolution:
     automaton, actual, cgroups, removed, plan, containers = looked
     desired: dict[int, PolicyRecord] = {}
     try:
-        desired = diff.number(policies, actual.records, abi.POLICIES)
+        desired = diff.number(records, actual.records, abi.POLICIES)
         changes = diff.diff(plan, actual, desired, updates=updates, settles=settles)
     except diff.TooManyError:
         changes = diff.forget_former(actual)

@@ -22,7 +22,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.plan.state import Cgroup
 from kabpf.policy import files, writer
 from kabpf.policy.model import Policy, Until
-from kabpf.policy.parser import RUNTIME, TRANSIENT
+from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 from kabpf.systemd import scopes
 
 # With .scope behind it where systemd has made it.
@@ -147,7 +147,7 @@ def standing() -> dict[Path, Ending]:
     endings = {}
     for file in (*files.entries(RUNTIME), *files.entries(TRANSIENT)):
         with contextlib.suppress(OSError, ValueError):
-            if not files.has_policy_name(file):
+            if not files.has_policy_name(file.name):
                 continue
             text = root_files.read(file, files.FILE_SIZE_MAX).decode()
             if until := writer.until_of(text):

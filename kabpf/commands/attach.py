@@ -17,7 +17,7 @@ from kabpf.kernel.capabilities import require_root
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files, model, writer
 from kabpf.policy.model import ON_COMMAND_LINE, Options, Policy, Rules, Selector
-from kabpf.policy.parser import RUNTIME
+from kabpf.policy.of_commands import RUNTIME
 from kabpf.policy.yaml import Source
 from kabpf.requests import client
 from kabpf.runtime.locks import locked

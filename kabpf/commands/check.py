@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -85,5 +84,5 @@ def _read_alone(path: Path) -> tuple[Policy, ...]:
     with contextlib.suppress(PolicyError):
         for installed in files.paths(files.SYSTEM):
             with contextlib.suppress(PolicyError):
-                defaults.append(dataclasses.replace(files.read(installed), policies=()))
+                defaults.append(files.read(installed)._replace(policies=()))
     return parser.combine([*defaults, files.read(path)])

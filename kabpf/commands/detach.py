@@ -13,7 +13,7 @@ from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, mountinfo
 from kabpf.kernel.capabilities import require_root
 from kabpf.policy import files
-from kabpf.policy.parser import RUNTIME
+from kabpf.policy.of_commands import RUNTIME
 from kabpf.requests import client
 from kabpf.runtime import last_good, pidlock
 from kabpf.runtime.locks import locked

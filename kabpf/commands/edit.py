@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import fcntl
 import os
 import shlex
@@ -72,7 +71,7 @@ def _file(name: str) -> Path:
     file = found or PERSISTENT / f"{stem}.yaml"
     if file.parent in files.ENDING:
         raise RefusedError(f"{file} was written by a command, and ends with its cgroup")
-    if "/" in stem or not files.has_policy_name(file):
+    if "/" in stem or not files.has_policy_name(file.name):
         raise RefusedError(f"edit {name}", hint="expected a policy file's name")
     return file if file == files.SYSTEM.main else PERSISTENT / file.name
 
@@ -144,10 +143,10 @@ def _findings(target: _Target, text: bytes, folder: Path) -> list[str]:
     checked = folder / "checked" / target.file.name
     root_files.replace(checked, text, mode=0o644)
     if target.file == files.SYSTEM.main:
-        directories = dataclasses.replace(files.SYSTEM, main=checked)
+        directories = files.SYSTEM._replace(main=checked)
     else:
         drop_ins = (checked.parent, *files.SYSTEM.drop_ins)
-        directories = dataclasses.replace(files.SYSTEM, drop_ins=drop_ins)
+        directories = files.SYSTEM._replace(drop_ins=drop_ins)
     loader = loading.loader(dataplane.PINS)
     before = check.checked("", partial(files.load, files.SYSTEM), loader)["errors"]
     after = check.checked("", partial(files.load, directories), loader)

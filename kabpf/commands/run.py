@@ -13,11 +13,10 @@ import re
 import signal
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import NoReturn
 
 from kabpf import proc
-from kabpf.apply import clients, dropins, placement, reconcile, transient
+from kabpf.apply import clients, dropins, placement, single, transient
 from kabpf.errors import CommandError, PolicyError, RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel import cgroups, loading, mountinfo
@@ -122,7 +121,7 @@ def requested(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Aske
             f"--user-timeout: auto without {', '.join(missing)},"
             " expected all of idle, interval and probes"
         )
-    return replace(asked, keepalive=asked.keepalive and not arguments.off, options=texts)
+    return asked._replace(keepalive=asked.keepalive and not arguments.off, options=texts)
 
 
 def _decided(arguments: argparse.Namespace, given: Collection[str]) -> set[str]:
@@ -183,6 +182,8 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None
     fault_point("write the drop-in")
     with dropins.written(file, transient.text(policy)):
         if not _added(tree, cgroup, policy, before):
+            from kabpf.apply import reconcile  # here, because most runs do without
+
             snapshot = files.snapshot(files.SYSTEM)
             with reconcile.open_or_load(snapshot.policies, tree) as loaded:
                 reconcile.reconcile(snapshot, loaded)
@@ -199,7 +200,7 @@ def _added(tree: CgroupTree, cgroup: Cgroup, policy: Policy, before: str) -> boo
     if loaded is None:
         return False
     with loaded:
-        return reconcile.add(policy, cgroup, loaded, (before, files.stamp(files.SYSTEM)))
+        return single.add(policy, cgroup, loaded, (before, files.stamp(files.SYSTEM)))
 
 
 def become(program: str, words: list[str], *, umask: int) -> NoReturn:

@@ -175,7 +175,7 @@ def _as_json(row: Row) -> dict[str, Any]:
         **output.conditions_json(row.record),
         "options": options_json(row.record.options),
         "cgroups": row.cgroups,
-        "counters": vars(row.counters),
+        "counters": row.counters._asdict(),
         "source": row.source,
     }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kabpf.policy import files
 from kabpf.policy.files import Directories, Snapshot
-from kabpf.policy.parser import RUNTIME, TRANSIENT
+from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 
 
 class PolicyFiles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kabpf.apply import reconcile, transient
+from kabpf.apply import single, transient
 from kabpf.kernel import dataplane
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
@@ -20,10 +20,12 @@ def prune(tree: CgroupTree) -> None:
             return
         try:
             with Dataplane(dataplane.PINS, tree, any_build=True) as loaded:
-                if reconcile.forget(names, loaded, (before, files.stamp(files.SYSTEM))):
+                if single.forget(names, loaded, (before, files.stamp(files.SYSTEM))):
                     return
             if running():  # it knows which of the files wait for a reload
                 return
+            from kabpf.apply import reconcile  # here, because most commands leave little
+
             snapshot = files.snapshot(files.SYSTEM)
             with reconcile.open_or_load(snapshot.policies, tree) as loaded:
                 reconcile.reconcile(snapshot, loaded)

@@ -36,7 +36,7 @@ def replaced(directories: Directories) -> Findings:
     strongest: dict[str, Path] = {}
     for directory in directories.drop_ins:
         for path in sorted(_entries(directory)):
-            if not files.has_policy_name(path):
+            if not files.has_policy_name(path.name):
                 continue
             winner = strongest.setdefault(path.name, path)
             if winner != path:
@@ -53,7 +53,7 @@ def ignored(directories: Directories) -> Findings:
     for directory in directories.drop_ins:
         for path in sorted(_entries(directory)):
             # A mounted Kubernetes ConfigMap has its files behind ..data; vi keeps .x.yaml.swp.
-            if files.has_policy_name(path) or (
+            if files.has_policy_name(path.name) or (
                 path.name.startswith(".") and path.suffix != ".yaml"
             ):
                 continue

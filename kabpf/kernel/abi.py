@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 import sys
 from typing import Any, NamedTuple
 
-from kabpf.plan.globs import BLOCK_CELLS
+from kabpf.plan.births import BLOCK_CELLS
 from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
@@ -311,6 +312,11 @@ def read_piece(raw: bytes) -> Piece:
     return above, text.rstrip(b"\0")
 
 
+def birth(birth: BirthEntry) -> bytes:
+    """A value of kabpf_births."""
+    return _BIRTH.pack(*birth)
+
+
 def read_birth(raw: bytes) -> BirthEntry:
     """A value of kabpf_births."""
     state, policy_id, ask, strength = _BIRTH.unpack(raw)
@@ -319,9 +325,9 @@ def read_birth(raw: bytes) -> BirthEntry:
 
 def entry(entry: CgroupEntry) -> bytes:
     """A value of kabpf_cgroups."""
-    was = (ctypes.c_uint32 * FORMER)(*entry.was)
     flags = entry.owed, entry.succeeds, entry.forgot, entry.contained
-    return bytes(CCgroup(entry.state, entry.policy_id, *flags, was))
+    was = (*entry.was, *[0] * (FORMER - len(entry.was)))
+    return _CGROUP.pack(entry.state, entry.policy_id, *flags, *was)
 
 
 _POLICY_ID = struct.Struct("=I")
@@ -368,9 +374,9 @@ def read_policy(raw: bytes) -> PolicyRecord:
     value = CPolicy.from_buffer_copy(raw)
     return PolicyRecord(
         value.name.decode(),
-        _read_options(value.options),
-        next(mode for mode, number in MODES.items() if number == value.mode),
-        next(way for way, bits in DIRECTIONS.items() if bits == value.flags & (OUT | IN)),
+        _read_options(raw[CPolicy.options.offset :][: CPolicy.options.size]),
+        _MODES[value.mode],
+        _DIRECTIONS[value.flags & (OUT | IN)],
         bool(value.flags & LOOPBACK),
         bool(value.flags & EXISTING),
         bool(value.flags & LOG),
@@ -378,12 +384,18 @@ def read_policy(raw: bytes) -> PolicyRecord:
     )
 
 
-def _read_options(raw: COptions) -> Options:
+_MODES = {number: mode for mode, number in MODES.items()}
+_DIRECTIONS = {bits: direction for direction, bits in DIRECTIONS.items()}
+
+
+@functools.lru_cache(maxsize=POLICIES)  # a reload reads those of each policy several times
+def _read_options(raw: bytes) -> Options:
+    options = COptions.from_buffer_copy(raw)
     given: dict[str, Any] = {}
     for row in OPTIONS:
-        value = getattr(raw, row.field)
+        value = getattr(options, row.field)
         if row.is_range:
             value = Range(value.low, value.high) if value.high else None
         if value:  # 0 is none
             given[row.field] = value
-    return Options(bool(raw.keepalive), **given)
+    return Options(bool(options.keepalive), **given)

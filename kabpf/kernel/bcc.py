@@ -10,9 +10,8 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Set
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kabpf.errors import BpfError, RefusedError, UnsupportedError, all_refusals
 from kabpf.faults import fault_point
@@ -29,9 +28,12 @@ from kabpf.kernel.libbpf.maps import (
     MapDefinition,
     new_map,
 )
-from kabpf.plan.state import Actual, Changes
+from kabpf.plan.state import Changes
 from kabpf.policy import btf_required
 from kabpf.policy.model import Policy
+
+if TYPE_CHECKING:
+    from kabpf.plan.desired import Actual
 
 ATTACHED, KNOWN = "kabpf_attached", "kabpf_known"
 PINNED = (*MAPS, UNRESOLVED, ATTACHED, KNOWN, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
@@ -104,6 +106,8 @@ class BccDataplane(Dataplane):
 
     def actual(self) -> Actual:
         """What is in the kernel now."""
+        from dataclasses import replace  # here, because it takes 5 ms
+
         return replace(super().actual(), attachments=self._attachments())
 
     def require_supported(self, policies: Iterable[Policy]) -> None:

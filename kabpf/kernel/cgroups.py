@@ -8,7 +8,6 @@ import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,11 +53,11 @@ def add_removed(cgroups: dict[int, Cgroup], removed: Mapping[int, Removed]) -> N
                 cgroups[child] = cgroups[parent].child(child, removed[child].name)
 
 
-@dataclass(frozen=True)
 class CgroupTree:
     """The cgroup2 tree mounted at `mount`."""
 
-    mount: Path
+    def __init__(self, mount: Path) -> None:
+        self.mount = mount
 
     def cgroups(self, unread: Unread | None = None) -> list[Cgroup]:
         """Every cgroup, parents before their children; one that vanishes meanwhile is left out.

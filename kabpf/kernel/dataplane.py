@@ -12,11 +12,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from kabpf.errors import RefusedError, all_refusals
 from kabpf.faults import fault_point
@@ -41,15 +40,16 @@ from kabpf.kernel.cgroups import CgroupTree, Removed
 from kabpf.kernel.libbpf import buffers, links, maps, programs
 from kabpf.plan.state import (
     UNFINISHED,
-    Actual,
     CgroupEntry,
     Changes,
     GlobsEntry,
     Needs,
     PolicyRecord,
 )
-from kabpf.policy import destinations
 from kabpf.policy.model import Policy
+
+if TYPE_CHECKING:
+    from kabpf.plan.desired import Actual
 
 PINS = Path("/sys/fs/bpf/kabpf")
 OBJECT = Path(__file__).parents[1] / "kabpf.bpf.o"
@@ -119,8 +119,7 @@ class Born(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True)
-class Counters:
+class Counters(NamedTuple):
     """What happened under one policy since its options became active."""
 
     established: int
@@ -133,8 +132,7 @@ class Counters:
     failed: dict[str, int]  # by the errno's name
 
 
-@dataclass(frozen=True)
-class Totals:
+class Totals(NamedTuple):
     """What went wrong in the data plane as a whole since it was loaded."""
 
     events_dropped: int
@@ -203,6 +201,8 @@ class Dataplane:
 
     def actual(self) -> Actual:
         """What is in the kernel now. Every mkdir that began before has ended, and is in it."""
+        from kabpf.plan.desired import Actual  # here, because most commands do without
+
         self.attached()
         return Actual(
             self.records(),
@@ -219,19 +219,15 @@ class Dataplane:
 
     def records(self) -> dict[int, PolicyRecord]:
         """The policies that are in the kernel, by their ids."""
-        return {
-            abi.number(key): abi.read_policy(value)
-            for key, value in self._policies.items()
-            if value[CPolicy.name.offset]
-        }
+        return _read(self._raw_records())
 
     def between_changes(self, look: Callable[[dict[int, PolicyRecord]], Looked]) -> Looked:
         """What `look`, which is given the records, sees while they stay as they are: it looks again
         where a command that holds the lock changed some meanwhile, but not for ever."""
-        before = self.records()
+        before = self._raw_records()
         for _ in range(LOOKS_MAX):
-            looked = look(before)
-            after = self.records()
+            looked = look(_read(before))
+            after = self._raw_records()
             if after == before:
                 break
             before = after
@@ -239,8 +235,8 @@ class Dataplane:
 
     def free_record(self) -> int | None:
         """The id that a new policy may have."""
-        entries = ((abi.number(key), value) for key, value in self._policies.items())
-        return next((id for id, value in entries if id and not value[CPolicy.name.offset]), None)
+        used = self._raw_records()
+        return next((id for id in range(1, abi.POLICIES) if id not in used), None)
 
     def entries(self, ids: Iterable[int]) -> dict[int, CgroupEntry]:
         """What the kernel has for these cgroups; those that are gone are left out."""
@@ -282,8 +278,9 @@ class Dataplane:
         """Raise RefusedError unless the programs that work with these maps are attached to the
         root of the cgroup2 tree, kabpf_setsockopt where a policy needs it, and the others are
         pinned beside them."""
+        there = self._pinned()
         for name in (*MAPS, *CHANNELS, *TRACERS, SOCK_OPS, *PROGRAMS):
-            if not (self.pins / name).exists():
+            if name not in there:
                 raise RefusedError(f"{self.pins / name} is missing", hint="try: kabpfctl apply")
         program = self.identity()
         if program not in self.attached():
@@ -297,6 +294,12 @@ class Dataplane:
                 hint="try: kabpfctl apply",
             )
         self._check_setsockopt()
+
+    def _pinned(self) -> set[str]:
+        try:
+            return set(os.listdir(self.pins))
+        except FileNotFoundError:
+            return set()
 
     def _check_setsockopt(self) -> None:
         link = self.pins / SETSOCKOPT
@@ -343,26 +346,21 @@ class Dataplane:
             self._provide(changes.needs)
         if changes.globs:
             self._write_globs(changes.globs)
-        for piece, number in changes.names.items():
-            self._names.update(abi.piece(piece), abi.key(number, 8))
+        pieces = changes.names.items()
+        self._names.update_all([(abi.piece(each), abi.key(id, 8)) for each, id in pieces])
         with all_refusals() as collected:
-            for step, birth in changes.births.items():
-                with collected():
-                    self._births.update(abi.step(step), bytes(CBirth(*birth)))
-            for id, entry in changes.cgroups.items():
-                with collected():
-                    self._cgroups.update(abi.key(id, 8), abi.entry(entry))
+            births = [(abi.step(step), abi.birth(each)) for step, each in changes.births.items()]
+            self._births.update_all(births, collected)
+            cgroups = [(abi.key(id, 8), abi.entry(each)) for id, each in changes.cgroups.items()]
+            self._cgroups.update_all(cgroups, collected)
             if changes.updates and update:
                 with collected():
                     left = update()
                     done = changes.updates
                     self.correct({id: done[id] for id in done.keys() - left})
-            for id in changes.stale_cgroups:
-                self._cgroups.delete(abi.key(id, 8))
-            for step in changes.stale_births:
-                self._births.delete(abi.step(step))
-            for piece in changes.stale_names:
-                self._names.delete(abi.piece(piece))
+            self._cgroups.delete_all([abi.key(id, 8) for id in changes.stale_cgroups])
+            self._births.delete_all(list(map(abi.step, changes.stale_births)))
+            self._names.delete_all(list(map(abi.piece, changes.stale_names)))
             for number in changes.stale_generations:
                 self._forget_globs(number)
             for id in changes.stale_records:
@@ -423,12 +421,15 @@ class Dataplane:
             with open_map(pins, name) as old, open_map(self.pins, name) as new:
                 for key in old.all_keys() if name == "kabpf_networks" else ():
                     new.update(key, old.look_up(key) or bytes(4))
-                for key, value in old.items() if name != "kabpf_networks" else ():
-                    if name not in ARRAYS or any(value):
-                        new.update(key, value)
+                entries = old.items() if name != "kabpf_networks" else ()
+                new.update_all([each for each in entries if name not in ARRAYS or any(each[1])])
         totals = self._read_totals()
         totals.layout, totals.build = abi.LAYOUT, self.build()
         self._totals.update(abi.key(0), bytes(totals))
+
+    def _raw_records(self) -> dict[int, bytes]:
+        used = self._policies.items(mark=CPolicy.name.offset)
+        return {abi.number(key): value for key, value in used}
 
     def _read_totals(self) -> CTotals:
         return CTotals.from_buffer_copy(self._totals.look_up(abi.key(0)) or bytes(CTotals()))
@@ -447,7 +448,7 @@ class Dataplane:
             fault_point("unlink kabpf_setsockopt")
             link.unlink(missing_ok=True)
 
-    def _write_records(self, records: dict[int, PolicyRecord]) -> None:
+    def _write_records(self, records: Mapping[int, PolicyRecord]) -> None:
         if not records:
             return
         self._forget_destinations(records)
@@ -477,6 +478,10 @@ class Dataplane:
         self._generations.update(abi.key(number), bytes(8))
 
     def _write_destinations(self, id: int, record: PolicyRecord) -> None:
+        if not record.digest:
+            return
+        from kabpf.policy import destinations  # here, because few policies have any
+
         table = destinations.table(record.destinations)
         for network, node in table.nodes.items():
             address = (ctypes.c_uint8 * 16)(*network.network_address.packed)
@@ -494,6 +499,10 @@ class Dataplane:
         for key in self._ports.all_keys():
             if CPort.from_buffer_copy(key).network // NODES in policy_ids:
                 self._ports.delete(key)
+
+
+def _read(records: dict[int, bytes]) -> dict[int, PolicyRecord]:
+    return {id: abi.read_policy(raw) for id, raw in records.items()}
 
 
 def jiffies() -> int:

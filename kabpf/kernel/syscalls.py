@@ -144,6 +144,12 @@ def effective_capabilities(process: int) -> int:
     return int(halves[0].effective) | int(halves[1].effective) << 32
 
 
+def trim_heap() -> None:
+    """Give the system back what of the heap is free (malloc_trim(3), which glibc alone has)."""
+    if hasattr(libc(), "malloc_trim"):
+        libc().malloc_trim(0)
+
+
 @functools.cache
 def libc() -> ctypes.CDLL:
     """The C library, which keeps errno for ctypes.get_errno()."""

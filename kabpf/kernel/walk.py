@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from kabpf.plan.state import Cgroup
 
@@ -20,13 +19,12 @@ class Unread(dict[str, int]):
     """Cgroups whose inside could not be looked at: their paths, with the errno each."""
 
 
-@dataclass
 class _Level:
     """A directory on the way down, and what is left of it."""
 
-    cgroup: Cgroup
-    descriptor: int | None
-    left: list[Cgroup]
+    def __init__(self, cgroup: Cgroup, descriptor: int, left: list[Cgroup]) -> None:
+        self.cgroup, self.left = cgroup, left
+        self.descriptor: int | None = descriptor
 
 
 def walk(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from kabpf.errors import PolicyError, collected
 from kabpf.policy.model import BY_KEY
@@ -34,12 +35,11 @@ _DERIVED = "-1"  # the user timeout that is idle + interval * probes
 _SWITCH = {"off": "off", "on": "on"}  # libkeepalive's, which compares in any case
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What an environment asks for; the options are spelled as in policy files."""
 
     keepalive: bool = True
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = MappingProxyType({})
     debug: bool = False  # a line in the journal for each socket
     warnings: tuple[str, ...] = ()  # of variables that are probably other software's
 

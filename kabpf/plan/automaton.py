@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from kabpf.plan import globs
-from kabpf.plan.globs import Matched, NameAutomaton
+from kabpf.plan.births import ANYWHERE, GENERATIONS, UNKNOWN, Birth, Matched, NameAutomaton, Step
 from kabpf.plan.patterns import (
     ANY_DEPTH,
     Kind,
@@ -31,31 +31,6 @@ from kabpf.policy.model import GLOB, Policy
 
 if TYPE_CHECKING:
     from kabpf.plan.containers import Naming
-
-# KABPF_STATE_UNKNOWN and KABPF_STATE_ANYWHERE in kabpf.h. The lowest bits of states are 0 here; in
-# the kernel they are the generation of globs (diff).
-UNKNOWN = 0
-ANYWHERE = 8
-GENERATIONS = 8  # a power of two: KABPF_GENERATIONS
-
-# A state, and a child's name that a selector spells out; or the number of the set of globs that
-# match it; or "" for any other.
-Step = tuple[int, str | int]
-
-
-class Birth(NamedTuple):
-    """What becomes of a child: its state, its policy, and whether a glob might say otherwise, of
-    which only user space can tell.
-
-    The strength is that of the policy's selector: of two births of one child the kernel takes the
-    policy of the stronger.
-    """
-
-    state: int
-    policy: Policy | None  # None: the parent's
-    ask: bool
-    strength: int = 0
-
 
 _Position = tuple[int, int]  # a pattern, and how many of its names have matched
 _Positions = frozenset[_Position]

@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from kabpf.plan import names
-from kabpf.plan.automaton import GENERATIONS, UNKNOWN
+from kabpf.plan.births import GENERATIONS, UNKNOWN
+from kabpf.plan.desired import Actual, Plan
 from kabpf.plan.state import (
     FORMER_MAX,
-    Actual,
     BirthEntry,
     CgroupEntry,
     Changes,
     GlobsEntry,
     Needs,
-    Plan,
     PolicyRecord,
     Resolved,
-    record,
 )
 from kabpf.policy.model import Policy, ranges
 
@@ -30,16 +28,16 @@ class TooManyError(Exception):
 
 
 def number(
-    policies: Iterable[Policy], records: dict[int, PolicyRecord], limit: int
+    desired: Iterable[PolicyRecord], records: dict[int, PolicyRecord], limit: int
 ) -> dict[int, PolicyRecord]:
     """The record of each policy under an id below `limit`: the one it has, or a free one.
 
     Raises TooManyError where there are not enough.
     """
-    present = {record: id for id, record in records.items()}
+    present = {record.kept: id for id, record in records.items()}
     free = (id for id in range(1, limit) if id not in records)
     try:
-        return {present.get(each) or next(free): each for each in map(record, policies)}
+        return {present.get(each.kept) or next(free): each for each in desired}
     except StopIteration:
         raise TooManyError from None
 
@@ -184,6 +182,9 @@ def changed_entries(
         state = located(resolved.state, generation) if included else UNKNOWN
         policy_id = _id(ids, resolved.policy)
         before, record = now.get(id), records.get(policy_id)
+        there = before and (before.state, before.policy_id, before.contained)
+        if there == (state, policy_id, resolved.contained):
+            continue
         if before and _gives_the_same(records.get(before.policy_id), record):
             entry = before._replace(state=state, policy_id=policy_id, contained=resolved.contained)
         else:

@@ -12,8 +12,9 @@ import functools
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+
+from kabpf.plan.births import BLOCK_CELLS, Matched, NameAutomaton
+from kabpf.policy.model import GLOB
 
 # What one automaton may take. The steps stand for time, about 1 us each: what is left out must not
 # depend on how busy the machine is.
@@ -21,29 +22,12 @@ STATES_MAX = 65535  # 16 bits
 BYTES_MAX = 4 << 20  # two of them are in the kernel during a reload
 STEPS_MAX = 250_000
 
-# kabpf_block in kabpf.h: cells of 16 bits, and in the first block what tells how to read them.
-BLOCK_CELLS = 16384
+# The first block of kabpf_globs tells how to read the cells.
 HEAD_CELLS = 130  # the class of each byte, in 256 bytes; the shift; the first state
 
 ASCII = 128
 _STAR, _ANY = object(), object()
 _Element = object | int | frozenset[int]  # *, ?, a byte, or the ASCII bytes of a [...]
-
-
-class Matched(NamedTuple):
-    """What is known of a name: the globs that match it, and those that only user space can tell."""
-
-    globs: frozenset[str]
-    doubted: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class NameAutomaton:
-    """The automaton; `sets` by their numbers, of which 0 is the set of none."""
-
-    sets: tuple[Matched, ...]
-    blocks: tuple[bytes, ...]  # values of the kernel's array; none where there are no globs
-    left_out: tuple[str, ...] = ()  # globs that there was no room for
 
 
 @functools.lru_cache(maxsize=1)  # most reloads leave the globs alone
@@ -64,6 +48,8 @@ def compiled_names(globs: frozenset[str]) -> NameAutomaton:
 
 def is_doubtful(glob: str) -> bool:
     """Whether there are names of which only user space can tell whether the glob matches them."""
+    if "?" not in glob and "[" not in glob:  # most, of which the elements need not be found
+        return False
     return any(element is _ANY or isinstance(element, frozenset) for element in _elements(glob))
 
 
@@ -91,7 +77,9 @@ def _elements(glob: str) -> list[_Element]:
                 frozenset(n for n in range(1, ASCII) if fnmatch.fnmatchcase(chr(n), text))
             )
         else:
-            elements += os.fsencode(glob[at])
+            special = GLOB.search(glob, end)
+            end = special.start() if special else len(glob)
+            elements += os.fsencode(glob[at:end])
         at = end
     return elements
 
@@ -120,6 +108,7 @@ class _Builder:
         elements = [_elements(glob) for glob in globs]
         self._globs = globs
         self._classes, self._ascii_classes, self._class_count = _classes(elements)
+        self._read_one = [(each,) for each in self._classes]
         self._shift = (self._class_count - 1).bit_length()
         # By position.
         self._loops: list[bool] = []
@@ -161,27 +150,25 @@ class _Builder:
             if element is _STAR:
                 loops = True
                 continue
-            reads: tuple[int, ...] = ()
+            is_class = isinstance(element, frozenset)
             if isinstance(element, int):
-                reads = (self._classes[element],)
+                self._reads.append(self._read_one[element])
             elif isinstance(element, frozenset):
-                reads = tuple(sorted({self._classes[byte] for byte in element}))
-            self._append(glob, loops, reads)
-            self._is_any[-1] = element is _ANY
-            if element is _ANY or isinstance(element, frozenset):
-                self._doubt[-1] = in_doubt
+                self._reads.append(tuple(sorted({self._classes[byte] for byte in element})))
+            else:
+                self._reads.append(())
+            self._loops.append(loops)
+            self._is_any.append(element is _ANY)
+            self._doubt.append(in_doubt if is_class or element is _ANY else 0)
             loops = False
-        self._ends[len(self._loops) - 1] = False
-        self._append(glob, True, ())
-        self._ends[len(self._loops) - 1] = True
-        return first
-
-    def _append(self, glob: int, loops: bool, reads: tuple[int, ...]) -> None:
-        self._loops.append(loops)
-        self._of.append(glob)
-        self._reads.append(reads)
+        self._ends[in_doubt - 1] = False
+        self._reads.append(())
+        self._loops.append(True)
         self._is_any.append(False)
         self._doubt.append(0)
+        self._ends[in_doubt] = True
+        self._of += [glob] * (in_doubt + 1 - first)
+        return first
 
     def _expand(self, positions: tuple[int, ...]) -> None:
         stay, go_on = [], []
@@ -232,7 +219,7 @@ class _Builder:
         return number
 
     def _set(self, positions: tuple[int, ...]) -> int:
-        ends = self._ends.keys() & positions
+        ends = [each for each in positions if each in self._ends]
         if not ends:
             return 0
         globs, doubted = (

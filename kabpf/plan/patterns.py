@@ -6,7 +6,6 @@ import fnmatch
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -44,8 +43,7 @@ class Rank(NamedTuple):
     order: int  # of reading
 
 
-@dataclass(frozen=True)
-class Pattern:
+class Pattern(NamedTuple):
     """The names of a cgroup path, from the root, as a selector has them; each may be a glob."""
 
     names: tuple[str, ...]

@@ -7,12 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kabpf.plan.automaton import Automaton
+from kabpf.plan.desired import Plan
 from kabpf.plan.patterns import PATHS, patterns_of
-from kabpf.plan.state import (
-    Cgroup,
-    Plan,
-    Resolved,
-)
+from kabpf.plan.state import Cgroup, Resolved
 from kabpf.policy.model import Policy, Selector
 
 if TYPE_CHECKING:

@@ -1,23 +1,23 @@
-"""Desired state, actual state, and what to write, as values."""
+"""What the kernel has and what to write, as values."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from kabpf.plan.automaton import UNKNOWN, Birth, Step
-from kabpf.plan.globs import NameAutomaton
 from kabpf.plan.names import Piece
 from kabpf.policy.model import (
     BEFORE_SYN,
+    IN_RANGES,
     Destination,
     Direction,
     Mode,
     Options,
     Policy,
     Rules,
-    ranges,
 )
 
 FORMER_MAX = 4  # KABPF_FORMER in kabpf.h
@@ -67,8 +67,7 @@ class Cgroup:
         return hash(self.id)
 
 
-@dataclass(frozen=True)
-class PolicyRecord:
+class PolicyRecord(NamedTuple):
     """A policy as the kernel has it. It never changes: other options make another record.
 
     What it says of destinations is told apart by a digest, 0 for none, because the kernel's tables
@@ -83,7 +82,12 @@ class PolicyRecord:
     existing: bool = True
     log: bool = False
     digest: int = 0
-    destinations: tuple[Destination, ...] = field(default=(), compare=False)
+    destinations: tuple[Destination, ...] = ()
+
+    @property
+    def kept(self) -> PolicyRecord:
+        """The record as the kernel's tables have it."""
+        return self._replace(destinations=()) if self.destinations else self
 
     @property
     def acts(self) -> bool:
@@ -154,85 +158,21 @@ class GlobsEntry(NamedTuple):
 UNFINISHED = 1
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Desired state."""
-
-    policies: tuple[Policy, ...] = ()
-    births: dict[Step, Birth] = field(default_factory=dict)
-    cgroups: dict[int, Resolved] = field(default_factory=dict)
-    births_max: int = 0  # that the kernel has room for
-    # Cgroups that could not be reached, and may be there: their entries stay as they are.
-    unreached: frozenset[int] = frozenset()
-    globs: NameAutomaton = field(default_factory=lambda: NameAutomaton((), ()))
-    globs_digest: int = 0  # 0: the data plane sees no births
-    # Of the data plane without BTF: cgroups that need an attachment of their own, and whether
-    # another one is above or below.
-    attachments: dict[int, bool] = field(default_factory=dict)
-
-    @property
-    def asks(self) -> bool:
-        """Whether some new cgroups have to wait for user space: containers that selectors name, or
-        others because there are more globs or rules than the kernel has room for."""
-        selectors = (each for policy in self.policies for each in policy.selectors)
-        if any(each.is_of_containers for each in selectors):
-            return True
-        unknown = (birth.state == UNKNOWN for birth in self.births.values())
-        return bool(self.globs.left_out) or any(unknown)
-
-    @property
-    def needs(self) -> Needs:
-        """What the policies need."""
-        options = [
-            (policy.rules.mode, each)
-            for policy in self.policies
-            for each in _every_option(policy.rules)
-            if each.keepalive or policy.rules.mode != Mode.FILL
-        ]
-        return Needs(
-            any(mode == Mode.ENFORCE or has_range(each) for mode, each in options),
-            any(getattr(each, row.field) for _, each in options for row in BEFORE_SYN),
-        )
+NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Actual:
-    """What is in the kernel."""
-
-    records: dict[int, PolicyRecord] = field(default_factory=dict)
-    births: dict[tuple[int, int], BirthEntry] = field(default_factory=dict)  # by state and number
-    cgroups: dict[int, CgroupEntry] = field(default_factory=dict)
-    needs: Needs = field(default_factory=Needs)
-    attachments: dict[int, bool | None] = field(default_factory=dict)  # None: one half of it
-    names: dict[Piece, int] = field(default_factory=dict)
-    generations: dict[int, int] = field(default_factory=dict)  # the digests by number
-
-    def leave_out_unreadable(self) -> None:
-        """Leave out the cgroups whose policies have no record: both went while they were read."""
-        unreadable = [
-            id
-            for id, entry in self.cgroups.items()
-            if not {entry.policy_id, *entry.was} - {0} <= self.records.keys()
-        ]
-        for id in unreadable:
-            del self.cgroups[id]
-
-
-@dataclass(frozen=True)
-class Changes:
+class Changes(NamedTuple):
     """What to write, in this order: what is new comes before whatever refers to it, and what is
     stale goes when nothing refers to it any more."""
 
-    records: dict[int, PolicyRecord] = field(default_factory=dict)
+    records: Mapping[int, PolicyRecord] = NONE
     needs: Needs | None = None
     globs: GlobsEntry | None = None
-    names: dict[Piece, int] = field(default_factory=dict)
-    births: dict[tuple[int, int], BirthEntry] = field(default_factory=dict)
-    cgroups: dict[int, CgroupEntry] = field(default_factory=dict)
-    updates: dict[int, CgroupEntry] = field(
-        default_factory=dict
-    )  # once their open sockets are updated
-    attachments: dict[int, bool] = field(default_factory=dict)
+    names: Mapping[Piece, int] = NONE
+    births: Mapping[tuple[int, int], BirthEntry] = NONE
+    cgroups: Mapping[int, CgroupEntry] = NONE
+    updates: Mapping[int, CgroupEntry] = NONE  # once their open sockets are updated
+    attachments: Mapping[int, bool] = NONE
     stale_attachments: tuple[int, ...] = ()
     stale_births: tuple[tuple[int, int], ...] = ()
     stale_names: tuple[Piece, ...] = ()
@@ -241,12 +181,12 @@ class Changes:
     stale_records: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
-        return self.needs is not None or any(vars(self).values())
+        return any(self)
 
     @property
     def is_of_cgroups(self) -> bool:
         """Whether it writes entries of cgroups, and nothing else."""
-        others = replace(self, cgroups={}, updates={}, stale_cgroups=())
+        others = self._replace(cgroups={}, updates={}, stale_cgroups=())
         return bool(self) and not others
 
 
@@ -266,13 +206,30 @@ def record(policy: Policy) -> PolicyRecord:
     )
 
 
+def needs_of(policies: Iterable[Policy]) -> Needs:
+    """What these policies need."""
+    options = [
+        (policy.rules.mode, each)
+        for policy in policies
+        for each in _every_option(policy.rules)
+        if each.keepalive or policy.rules.mode != Mode.FILL
+    ]
+    return Needs(
+        any(mode == Mode.ENFORCE or has_range(each) for mode, each in options),
+        any(getattr(each, row.field) for _, each in options for row in BEFORE_SYN),
+    )
+
+
 def _every_option(rules: Rules) -> list[Options]:
     return [rules.options, *(destination.options for destination in rules.destinations)]
 
 
 def has_range(options: Options) -> bool:
     """Whether an option has bounds that differ."""
-    return any(each.low != each.high for each in ranges(options).values())
+    return any(each and each.low != each.high for each in _in_ranges(options))
+
+
+_in_ranges = attrgetter(*(row.field for row in IN_RANGES))  # of thousands of policies
 
 
 def _digest(destinations: tuple[Destination, ...]) -> int:

@@ -12,15 +12,16 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from itertools import filterfalse
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from kabpf import proc, root_files
 from kabpf.errors import PolicyError, collected
-from kabpf.policy.model import Policy
-from kabpf.policy.parser import RUNTIME, TRANSIENT, PolicyFile, combine, parse
+from kabpf.policy.of_commands import RUNTIME, TRANSIENT
+
+if TYPE_CHECKING:
+    from kabpf.policy.model import Policy
+    from kabpf.policy.parser import PolicyFile
 
 FILE_SIZE_MAX = 64 * 1024
 # Files of commands, which come and go beside every reader.
@@ -28,8 +29,7 @@ ENDING = (RUNTIME, TRANSIENT)
 LINKS_MAX = 40  # that the kernel follows (MAXSYMLINKS)
 
 
-@dataclass(frozen=True)
-class Directories:
+class Directories(NamedTuple):
     """Where policy files are: one main file, and drop-in directories with the strongest first; and
     the trees that kabpf.service does not see, where no link may lead."""
 
@@ -61,7 +61,7 @@ class _RemovedError(Exception):
 
 
 Marks = dict[Path, tuple[int, ...]]
-Cache = dict[Path, tuple[tuple[int, ...], PolicyFile]]
+Cache: TypeAlias = "dict[Path, tuple[tuple[int, ...], PolicyFile]]"
 
 
 class Snapshot(NamedTuple):
@@ -86,6 +86,8 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     commands remove theirs at any time, was never there. Drop-ins of users, which are root's alone,
     count for nobody else. Raises PolicyError with one finding for each bad file.
     """
+    from kabpf.policy import parser  # here, because the stamp does without
+
     read_now: Cache = {}
     findings: list[str] = []
     wrong: list[Path] = []
@@ -93,17 +95,21 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
         # Before any of its files counts: one that masks another is never opened.
         with _collected_of(directory, findings, wrong):
             _check_directory(directory, directories.hidden)
-    for path in filterfalse(_does_not_count, _strongest(directories)):
+    for path in _strongest(directories):
+        status = _status(path)
+        # A mask; and a user's drop-in, which is closed to other users.
+        if _is_null(status) or (is_of_user(path) and os.geteuid() != 0):
+            continue
         try:
             with _collected_of(path, findings, wrong):
-                read_now[path] = _read_unless_cached(path, cache or {}, directories.hidden)
+                read_now[path] = _read_unless_cached(path, status, cache or {}, directories.hidden)
         except _RemovedError:
             if path.parent not in ENDING:  # where a weaker one of its name may count now
                 return load(directories, cache)
     if findings:
         raise PolicyError(*findings, since=min(map(_changed_at, wrong)))
     try:
-        policies = combine([file for _, file in read_now.values()])
+        policies = parser.combine([file for _, file in read_now.values()])
     except PolicyError as error:  # of several files together: the last change has made it wrong
         raise PolicyError(*error.findings, since=max(map(_changed_at, read_now))) from None
     if cache is not None:
@@ -173,23 +179,22 @@ def unwatched(directories: Directories) -> list[str]:
     ]
 
 
-def has_policy_name(path: Path) -> bool:
+def has_policy_name(name: str) -> bool:
     """Whether a file of a drop-in directory is taken for a policy file."""
-    return path.suffix == ".yaml" and not path.name.startswith(".")
+    return name.endswith(".yaml") and not name.startswith(".")
 
 
 def is_mask(path: Path) -> bool:
     """Whether a file says nothing but that weaker ones of its name do not count."""
-    return _is_null(path) or _is_empty(path)
+    status = _status(path)
+    return _is_null(status) or _is_empty(status)
 
 
 def _strongest(directories: Directories) -> list[Path]:
     by_name: dict[str, Path] = {}
     for directory in reversed(directories.drop_ins):
-        for path in entries(directory):
-            if has_policy_name(path):
-                by_name[path.name] = path
-    drop_ins = [by_name[name] for name in sorted(by_name)]
+        by_name.update((name, directory) for name in _names(directory) if has_policy_name(name))
+    drop_ins = [by_name[name] / name for name in sorted(by_name)]
     main = [directories.main] if os.path.lexists(directories.main) else []
     return main + drop_ins
 
@@ -197,6 +202,8 @@ def _strongest(directories: Directories) -> list[Path]:
 def read(path: Path) -> PolicyFile:
     """Read one file, whoever owns it. Raises PolicyError, which shows no more of a file outside of
     the policy directories than what makes it a policy file: root may have been given any path."""
+    from kabpf.policy.parser import parse  # as above
+
     return parse(content(path), str(path), is_policy=path.absolute().parent in SYSTEM.all)
 
 
@@ -258,17 +265,19 @@ def _changed_at(path: Path) -> float:
 
 
 def _read_unless_cached(
-    path: Path, cache: Cache, hidden: Collection[str]
+    path: Path, status: os.stat_result | None, cache: Cache, hidden: Collection[str]
 ) -> tuple[tuple[int, ...], PolicyFile]:
+    from kabpf.policy.parser import parse  # as above
+
     if path.is_symlink():
         require_visible(path, hidden)
+    if status and path in cache and cache[path][0] == _stamp(status):
+        _check_owner(path, status)
+        return cache[path]
     with _opened(path) as descriptor:
         status = os.fstat(descriptor)
         _check_owner(path, status)
-        stamp = _stamp(status)
-        if path in cache and cache[path][0] == stamp:
-            return cache[path]
-        return stamp, parse(_content(path, descriptor), str(path))
+        return _stamp(status), parse(_content(path, descriptor), str(path))
 
 
 def _stamp(status: os.stat_result | None) -> tuple[int, ...]:
@@ -316,26 +325,23 @@ def _unreadable(path: Path, error: OSError) -> PolicyError:
 def entries(directory: Path) -> list[Path]:
     """What a directory holds; nothing where it is missing. Raises PolicyError where it can't be
     read."""
+    return [directory / name for name in _names(directory)]
+
+
+def _names(directory: Path) -> list[str]:
     try:
-        return [directory / name for name in os.listdir(directory)]
+        return os.listdir(directory)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise _unreadable(directory, error) from None
 
 
-def _does_not_count(path: Path) -> bool:
-    """A mask; and a user's drop-in, which is closed to other users."""
-    return _is_null(path) or (is_of_user(path) and os.geteuid() != 0)
-
-
-def _is_null(path: Path) -> bool:
-    status = _status(path)
+def _is_null(status: os.stat_result | None) -> bool:
     return bool(status and stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3))
 
 
-def _is_empty(path: Path) -> bool:
-    status = _status(path)
+def _is_empty(status: os.stat_result | None) -> bool:
     return bool(status and stat.S_ISREG(status.st_mode) and status.st_size == 0)
 
 

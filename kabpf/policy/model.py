@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kabpf.policy.yaml import Source
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 GLOB = re.compile(r"[*?\[]")
 
@@ -29,8 +31,7 @@ class Range(NamedTuple):
         return f"{self.low}" if self.low == self.high else f"{self.low}..{self.high}"
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What a socket gets, in the kernel's units; None leaves an option as it is on the socket.
 
     With `keepalive` False nothing is set, but that modes other than fill turn keepalive off.
@@ -148,8 +149,7 @@ def ranges(options: Options) -> dict[str, Range]:
     return {key: value for key, value in given if value}
 
 
-@dataclass(frozen=True)
-class Destination:
+class Destination(NamedTuple):
     """Options by peer. An IPv4 network is v4-mapped: 10.0.0.0/8 is ::ffff:10.0.0.0/104."""
 
     network: IPv6Network
@@ -178,8 +178,7 @@ class Direction(StrEnum):
     OUT = "out"
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """All that decides what a socket of a covered cgroup gets."""
 
     options: Options
@@ -197,8 +196,7 @@ class Condition(NamedTuple):
     glob: str
 
 
-@dataclass(frozen=True)
-class Selector:
+class Selector(NamedTuple):
     """A unit's name, that of a unit of users' managers, or a cgroup path; each may be a glob. Or
     what a container or a pod has."""
 
@@ -234,8 +232,7 @@ class Until(NamedTuple):
     id: int
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """Which cgroups get what. Of two policies of one name the one read last is kept.
 
     One with an owner, a user's id, is about the cgroup that it ends with and what is below.
@@ -249,10 +246,8 @@ class Policy:
     log: bool = False  # what happens to its sockets is written to the journal
     until: Until | None = None
     owner: int | None = None
-    origins: Mapping[str, Origin] = field(  # by option key
-        default_factory=dict, compare=False, repr=False
-    )
-    warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    origins: Mapping[str, Origin] = MappingProxyType({})  # by option key
+    warnings: tuple[str, ...] = ()
 
 
 def options_json(options: Options) -> dict[str, Any]:
@@ -261,7 +256,7 @@ def options_json(options: Options) -> dict[str, Any]:
         key: (value[0] if value[0] == value[1] else list(value))
         if isinstance(value, Range)
         else value
-        for key, value in vars(options).items()
+        for key, value in options._asdict().items()
     }
 
 
@@ -276,7 +271,7 @@ def options_of(fields: Mapping[str, Any]) -> Options:
 
 def network_text(network: IPv4Network | IPv6Network) -> str:
     """A network as people write it; of v4-mapped ones Python 3.13 thinks otherwise than 3.11."""
-    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)  # of IPv6
     if mapped and network.prefixlen >= 96:
         return f"{mapped}/{network.prefixlen - 96}"
     return str(network)

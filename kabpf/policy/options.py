@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from kabpf.errors import PolicyError
 from kabpf.policy.model import (
@@ -18,8 +17,10 @@ from kabpf.policy.model import (
     Range,
     ranges,
 )
-from kabpf.policy.presets import Timeout, counting_data_alone, presets
 from kabpf.policy.yaml import Node, Source
+
+if TYPE_CHECKING:
+    from kabpf.policy.presets import Timeout
 
 KEYS = (*BY_KEY, "preset", "timeout")
 COMMAND_KEYS = (*(row.key for row in ON_COMMAND_LINE), "preset")  # of `run`
@@ -32,8 +33,7 @@ TIMEOUT = "the idle timeout of a middlebox in seconds (350, 350s, 4m, 1h)"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Given(Generic[T]):
+class Given(NamedTuple, Generic[T]):
     """A value, the node that it was read from, and how it was derived."""
 
     value: T
@@ -41,8 +41,7 @@ class Given(Generic[T]):
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """Options before weaker ones fill in what is missing; `auto` and `off` are still words."""
 
     idle: Given[Range] | None = None
@@ -104,7 +103,7 @@ def finish(draft: Draft, whose: str) -> tuple[Options, dict[str, Origin]]:
     timeout, sum_ = _auto(options, draft.user_timeout.node, whose)
     source, note = origins["user_timeout"]
     origins["user_timeout"] = Origin(source, _joined(note, f"auto: {sum_}"))
-    return replace(options, user_timeout_ms=Range.exactly(timeout)), origins
+    return options._replace(user_timeout_ms=Range.exactly(timeout)), origins
 
 
 def without_ranges(options: Options) -> Options:
@@ -113,7 +112,7 @@ def without_ranges(options: Options) -> Options:
     upper: dict[str, Any] = {
         BY_KEY[key].field: Range.exactly(value.high) for key, value in ranges(options).items()
     }
-    return replace(options, **upper)
+    return options._replace(**upper)
 
 
 def contradictions(draft: Draft, options: Options) -> Iterator[Contradiction]:
@@ -183,6 +182,8 @@ def _middlebox(keys: Mapping[str, Node], note: str) -> Given[Timeout] | None:
 
 
 def _preset(node: Node) -> Timeout:
+    from kabpf.policy.presets import counting_data_alone, presets  # here, because few have one
+
     name = node.word("the name of a preset")
     known = presets()
     if name not in known:
@@ -202,6 +203,8 @@ def _timeout(node: Node) -> Timeout:
         raise node.expected(TIMEOUT)
     if not TIMEOUT_S.low <= value <= TIMEOUT_S.high:
         raise node.error(f"{node} is not in {TIMEOUT_S.low} to {TIMEOUT_S.high} seconds")
+    from kabpf.policy.presets import Timeout  # as above
+
     return Timeout(value)
 
 
@@ -227,7 +230,7 @@ def _parse_value(row: OptionRow, node: Node) -> Range | int | str:
         if value is None:
             raise node.expected(row.expected)
         if not row.low <= value <= row.high:
-            bound = replace(node, value=text)
+            bound = node._replace(value=text)
             never = value > row.high and row.key == "idle"
             raise node.error(f"{bound} is not in {row.limits}{_NEVER if never else ''}")
         numbers.append(value)

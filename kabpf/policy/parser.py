@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from typing import NamedTuple
 
 from kabpf.errors import PolicyError, collected
 from kabpf.policy import destinations as tables
@@ -28,6 +28,7 @@ from kabpf.policy.model import (
     Until,
     network_text,
 )
+from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 from kabpf.policy.options import Draft
 from kabpf.policy.selectors import NAME_BYTES_MAX
 from kabpf.policy.user_limits import Users
@@ -37,10 +38,7 @@ FILE_KEYS = ("defaults", "policies", "users")
 POLICY_KEYS = (
     "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing", "log",
 )  # fmt: skip
-# Where files may have two keys more: those of commands, and those of `kabpfctl run`, which nothing
-# watches.
-RUNTIME, TRANSIENT = Path("/run/kabpf/policy.d"), Path("/run/kabpf/transient.d")
-RUNTIME_KEYS = ("until", "owner")
+RUNTIME_KEYS = ("until", "owner")  # that files of commands may have beside these
 UNTIL_KEYS = ("cgroup", "id")
 ID_MAX = 2**64 - 1  # of a cgroup
 OWNER_MAX = 2**32 - 2  # of a user
@@ -52,8 +50,7 @@ PORT = f"a port, 1 to {PORT_MAX}"
 NETWORK = "a network or an address, as 10.0.0.0/8 or 2001:db8::1"
 
 
-@dataclass(frozen=True)
-class DestinationDraft:
+class DestinationDraft(NamedTuple):
     """A destination before its policy fills in what it leaves out; `to` as it was written."""
 
     to: str
@@ -63,8 +60,7 @@ class DestinationDraft:
     options: Draft
 
 
-@dataclass(frozen=True)
-class PolicyDraft:
+class PolicyDraft(NamedTuple):
     """A policy before defaults are filled in: one without numbers, and the numbers given."""
 
     policy: Policy
@@ -72,8 +68,7 @@ class PolicyDraft:
     destinations: tuple[DestinationDraft, ...]
 
 
-@dataclass(frozen=True)
-class PolicyFile:
+class PolicyFile(NamedTuple):
     """What one file says, before `combine` fills in what other files' defaults say."""
 
     defaults: Draft
@@ -188,8 +183,8 @@ def _finished(draft: PolicyDraft, defaults: Draft) -> Policy:
                 if contradiction not in contradictions
             ]
         destinations.append(Destination(each.network, each.ports, given))
-    rules = replace(policy.rules, options=own, destinations=tuple(destinations))
-    return replace(policy, rules=rules, origins=origins, warnings=tuple(warnings))
+    rules = policy.rules._replace(options=own, destinations=tuple(destinations))
+    return policy._replace(rules=rules, origins=origins, warnings=tuple(warnings))
 
 
 def _name(node: Node, name: str) -> str:

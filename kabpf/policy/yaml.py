@@ -7,8 +7,7 @@ stays the text that it is; the key that it stands under gives it a type.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kabpf.errors import PolicyError
 
@@ -18,8 +17,7 @@ HIDDEN = "?"  # in messages
 SHOWN_MAX = 300  # characters of a wrong value in a message
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """A place in a policy file; the line counts from 1."""
 
     path: str
@@ -29,8 +27,7 @@ class Source:
         return f"{self.path}:{self.line}"
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A YAML node with the key that leads to it."""
 
     value: str | list[Node] | dict[str, Node]

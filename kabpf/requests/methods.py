@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def _active(tree: CgroupTree) -> Iterator[tuple[Dataplane, _Reading]]:
                     stamp = files.stamp(files.SYSTEM)
                     # Those of users are as they were, if not the same inodes.
                     if is_whole and reading.is_current() and notes.read_applied(RUN) == applied:
-                        notes.keep_applied(replace(applied, stamp=stamp), RUN)
+                        notes.keep_applied(applied._replace(stamp=stamp), RUN)
                     raise
                 return
         if time.monotonic() > deadline:
@@ -217,7 +217,7 @@ def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
     except PolicyError as error:
         raise refused(str(error).removeprefix(":0: ")) from None
     not_theirs: dict[str, Any] = {row.field: None for row in OPTIONS if not row.for_users}
-    return replace(options.without_ranges(numbers), **not_theirs)
+    return options.without_ranges(numbers)._replace(**not_theirs)
 
 
 def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from kabpf.errors import PolicyError, RefusedError
 from kabpf.faults import fault_point
-from kabpf.policy import files, parser
+from kabpf.policy import files
 from kabpf.policy.files import Directories, Snapshot
 
 STATE = Path("/var/lib/kabpf")
@@ -38,6 +38,8 @@ class Kept(NamedTuple):
 
     def snapshot(self) -> Snapshot:
         """Their policies. Raises PolicyError where this version of kabpf refuses them."""
+        from kabpf.policy import parser  # here, because only a boot with a wrong file needs it
+
         parsed = [parser.parse(text.encode(), path) for path, text in self.texts]
         return Snapshot(STAMP, parser.combine(parsed))
 

@@ -10,22 +10,23 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kabpf import root_files
 from kabpf.kernel import abi
-from kabpf.plan.state import FORMER_MAX, Actual, CgroupEntry, Changes, PolicyRecord
+from kabpf.plan.state import FORMER_MAX, CgroupEntry, Changes, PolicyRecord
 from kabpf.policy.model import Policy
+
+if TYPE_CHECKING:
+    from kabpf.plan.desired import Actual
 
 NUMBER_MAX = 1 << 40  # of cgroups, and of seconds
 FORMER, APPLIED = "former.json", "applied.json"
 NOTE_MAX = 64 << 20  # bytes; a million cgroups, each with five policies
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """What the last reconcile was made of."""
 
     stamp: str  # of the policy files
@@ -48,7 +49,7 @@ def keep_former(actual: Actual, run: Path) -> None:
     used = {id for one in cgroups.values() for id in one["was"]}
     # Destinations are not kept: a former policy is measured by its own options.
     policies = {
-        id: abi.policy(replace(actual.records[id], digest=0)).hex()
+        id: abi.policy(actual.records[id]._replace(digest=0)).hex()
         for id in used
         if actual.records[id].acts
     }
@@ -100,14 +101,14 @@ def forget_applied(run: Path) -> None:
 def keep_applied(applied: Applied, run: Path) -> None:
     """Keep what was applied; only where it differs, to spare a write."""
     if read_applied(run) != applied:
-        _write(run / APPLIED, vars(applied))
+        _write(run / APPLIED, applied._asdict())
 
 
 def keep_added(before: str, after: str, policy: Policy, run: Path) -> None:
     """Keep that a policy more is active, where the files had been applied as they were."""
     if (applied := read_applied(run)) and applied.stamp == before:
         sources = {**applied.sources, policy.name: str(policy.source)}
-        keep_applied(replace(applied, stamp=after, sources=sources), run)
+        keep_applied(applied._replace(stamp=after, sources=sources), run)
 
 
 def keep_pruned(before: str, after: str, names: Collection[str], run: Path) -> None:
@@ -115,7 +116,7 @@ def keep_pruned(before: str, after: str, names: Collection[str], run: Path) -> N
     were."""
     if (applied := read_applied(run)) and applied.stamp == before:
         sources = {name: source for name, source in applied.sources.items() if name not in names}
-        keep_applied(replace(applied, stamp=after, sources=sources), run)
+        keep_applied(applied._replace(stamp=after, sources=sources), run)
 
 
 def read_applied(run: Path) -> Applied | None:
@@ -126,11 +127,7 @@ def read_applied(run: Path) -> Applied | None:
     if isinstance(sources, dict) and isinstance(kept.get("asks"), bool):
         texts += sources.values()
         numbers = [kept.get("unrecorded"), kept.get("looked_at")]
-        if (
-            kept.keys() == Applied.__dataclass_fields__.keys()
-            and _are_texts(texts)
-            and _are_numbers(numbers)
-        ):
+        if kept.keys() == set(Applied._fields) and _are_texts(texts) and _are_numbers(numbers):
             return Applied(**kept)
     return None
 

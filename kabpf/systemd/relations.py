@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ def followed(
     selectors = related((each for policy in policies for each in policy.selectors), directories)
     each = iter(selectors)
     return tuple(
-        replace(policy, selectors=tuple(islice(each, len(policy.selectors)))) for policy in policies
+        policy._replace(selectors=tuple(islice(each, len(policy.selectors)))) for policy in policies
     )
 
 
@@ -77,7 +77,7 @@ def _with_sockets(selector: Selector, found: Mapping[str, _Related]) -> Selector
     if not selector.text.endswith(".service") or selector.kind not in found:
         return selector
     sockets = (*selector.sockets, *found[selector.kind].sockets(selector.text))
-    return replace(selector, sockets=sockets) if sockets else selector
+    return selector._replace(sockets=sockets) if sockets else selector
 
 
 class _Related:
@@ -105,7 +105,7 @@ class _Related:
         for relation in self._all if is_glob else self._others:
             if socket := _counterpart(relation.service, relation.socket, text):
                 found.append(socket)
-            elif is_glob and fnmatch.fnmatchcase(relation.service, text):
+            elif is_glob and _matching([relation.service], text):
                 found.append(relation.socket)
         return tuple(dict.fromkeys(found))
 
@@ -152,9 +152,17 @@ def _candidates(services: Units, selected: list[str]) -> set[str]:
         template = template_of(text)
         found.update(each for each in (text, template) if services.has(each))
         if GLOB.search(text):
-            names = services.names() if names is None else names
-            found.update(fnmatch.filter(names, text))
+            names = sorted(services.names()) if names is None else names
+            found.update(_matching(names, text))
     return {each for each in found if services.real.get(each, each) == each}
+
+
+def _matching(names: Sequence[str], glob: str) -> list[str]:
+    """Those of the sorted names that match a glob; most begin otherwise, and take no expression."""
+    start = GLOB.split(glob, 1)[0]
+    first = bisect_left(names, start)
+    some = list(takewhile(lambda name: name.startswith(start), islice(names, first, None)))
+    return fnmatch.filter(some, glob) if some else []
 
 
 def _values(units: Units, name: str, section: str, key: str) -> list[str]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups
+
+if TYPE_CHECKING:
+    import socket
 
 # How long the manager may take, as where it is about to reload itself.
 ANSWER_S = 30
@@ -47,6 +49,8 @@ def enter(name: str, description: str) -> str:
     is in, so that the limits of that hold on. Its end is the end of its last process. Raises
     RefusedError.
     """
+    import socket  # here, because inside of a unit nobody is asked
+
     unit = f"{name}.scope"
     manager = Path("/run")
     if os.geteuid() != 0:

@@ -2,6 +2,7 @@
 version: each first connection has the right options."""
 
 import collections
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -77,6 +78,30 @@ def _is_removed(directory):
     return True
 
 
+@contextlib.contextmanager
+def storm(top):
+    """While the block runs, cgroups are made below `top` at full speed; given is how many, and the
+    options of first connections that were wrong, once it has ended."""
+    stopped, found = multiprocessing.Event(), multiprocessing.Queue()
+    outcome = {}
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
+        maker = multiprocessing.Process(
+            target=_make, args=(top, server.getsockname(), stopped, found)
+        )
+        drain = multiprocessing.Process(target=_accept, args=(server,))
+        maker.start()
+        drain.start()
+        try:
+            yield outcome
+            stopped.set()
+            outcome["done"], outcome["wrong"] = found.get(timeout=30 * PATIENCE)
+        finally:
+            maker.kill()
+            drain.kill()
+            maker.join()
+            drain.join()
+
+
 def test_births_in_a_storm_are_covered_from_their_first_connection(
     make_cgroup, write_policy, kabpfctl, kabpfd, version
 ):
@@ -86,36 +111,39 @@ def test_births_in_a_storm_are_covered_from_their_first_connection(
     write_policy("p.yaml", _policies(path_of(top), 0))
     kabpfctl("apply")
     versions = [version(kind) for kind in ("this", "rebuilt", "relaid")]
-    stopped, found = multiprocessing.Event(), multiprocessing.Queue()
     turns = 0
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
-        maker = multiprocessing.Process(
-            target=_make, args=(top, server.getsockname(), stopped, found)
-        )
-        maker.start()
-        drain = multiprocessing.Process(target=_accept, args=(server,))
-        drain.start()
-        try:
-            deadline = time.monotonic() + SECONDS
-            while time.monotonic() < deadline or turns < 6:
-                turns += 1
-                daemon = kabpfd(*versions[turns // 2 % 3].command("daemon"))
-                write_policy("p.yaml", _policies(path_of(top), turns))
-                if turns % 2:
-                    assert "error" not in daemon.reload()
-                else:
-                    daemon.process.send_signal(signal.SIGHUP)
-                    time.sleep(turns % 8 / 20)
-                daemon.stop(signal.SIGKILL)
-            stopped.set()
-            done, wrong = found.get(timeout=30 * PATIENCE)
-        finally:
-            maker.kill()
-            drain.kill()
-            maker.join()
-            drain.join()
-    assert wrong == {}
-    assert done > 100
+    with storm(top) as outcome:
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline or turns < 6:
+            turns += 1
+            daemon = kabpfd(*versions[turns // 2 % 3].command("daemon"))
+            write_policy("p.yaml", _policies(path_of(top), turns))
+            if turns % 2:
+                assert "error" not in daemon.reload()
+            else:
+                daemon.process.send_signal(signal.SIGHUP)
+                time.sleep(turns % 8 / 20)
+            daemon.stop(signal.SIGKILL)
+    assert outcome["wrong"] == {}
+    assert outcome["done"] > 100
+
+
+def test_upgrade_from_the_former_layout_misses_no_birth(make_cgroup, write_policy, kabpfd, version):
+    """While this version takes over from the last one with other maps, and that one from this,
+    each new cgroup has its policy on its first connection."""
+    top = make_cgroup()
+    make_cgroup("home")
+    write_policy("p.yaml", _policies(path_of(top), 0))
+    versions = [version("former"), version("this")]
+    versions[0].kabpfctl("apply")
+    with storm(top) as outcome:
+        for turn in range(1, 5):
+            daemon = kabpfd(*versions[turn % 2].command("daemon"))
+            write_policy("p.yaml", _policies(path_of(top), turn))
+            assert "error" not in daemon.reload()
+            daemon.stop(signal.SIGKILL)
+    assert outcome["wrong"] == {}
+    assert outcome["done"] > 100
 
 
 def _accept(server):

@@ -24,7 +24,7 @@ from harness import (
 )
 from test_modes import EXACT, OUTCOMES
 
-from kabpf.apply import reconcile
+from kabpf.apply import single
 from kabpf.kernel import bcc_compile, cgroups, loading, mountinfo
 from kabpf.policy.model import Options, Policy, Rules
 from kabpf.policy.yaml import Source
@@ -321,7 +321,7 @@ def test_cgroup_that_was_known_before_run_entered_it_is_attached(
     policy = Policy("run", (), Rules(Options()), Source("", 1))
     with loading.open_if_loaded(PINS, tree) as loaded:
         assert loaded.entries([entered.id])
-        assert not reconcile.add(policy, entered, loaded, ("", ""))
+        assert not single.add(policy, entered, loaded, ("", ""))
 
 
 @BCC

@@ -83,9 +83,11 @@ def _status(version):
         ("apply", "relaid"),
         ("apply", "renamed"),
         ("apply", "no-exchange"),
+        ("apply", "former"),
         ("attach", "relaid"),
         ("restart", "rebuilt"),
         ("restart", "relaid"),
+        ("restart", "former"),
     ],
 )
 def test_upgrade_and_downgrade_miss_no_connection(
@@ -112,7 +114,7 @@ def test_upgrade_and_downgrade_miss_no_connection(
             assert not now["prog"] & before["prog"]
             wait_until(functools.partial(_are_gone, before), "the end of the old version")
             before = now
-            assert _status(following)["policy_files"]["applied"]
+            following.kabpfctl("verify")
     assert list(map(json.loads, seen)) == [IDLE_61]
 
 

@@ -1,5 +1,6 @@
 """Other versions of kabpf, made from the installed one: another build of the same layout, another
-layout, other names of pins, and a file system that can't exchange two directories."""
+layout, other names of pins, and a file system that can't exchange two directories; and, from the
+repository's history, the last version that had another layout."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+import former
 from harness import Kabpfctl
 
 import kabpf
@@ -64,8 +66,12 @@ class Version:
 
 
 def make(kind: str, directory: Path) -> Version:
-    """One of KINDS, in a new directory."""
+    """One of KINDS, or the "former" version, in a new directory."""
     package, sources = directory / "kabpf", directory / "bpf"
+    if kind == "former":
+        former.extract(directory, "kabpf", "bpf")
+        _compile(sources, package)
+        return at(directory)
     shutil.copytree(os.path.dirname(kabpf.__file__), package)
     shutil.copytree(SOURCES, sources)
     for name, changes in KINDS[kind].items():
@@ -76,10 +82,14 @@ def make(kind: str, directory: Path) -> Version:
             text = text.replace(old, new)
         file.write_text(text)
     if KINDS[kind]:
-        include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"
-        command = ["clang", "-g", "-O2", "-target", "bpf", include, "-c", "kabpf.bpf.c"]
-        subprocess.run([*command, "-o", package / "kabpf.bpf.o"], cwd=sources, check=True)
+        _compile(sources, package)
     return at(directory)
+
+
+def _compile(sources: Path, package: Path) -> None:
+    include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"
+    command = ["clang", "-g", "-O2", "-target", "bpf", include, "-c", "kabpf.bpf.c"]
+    subprocess.run([*command, "-o", package / "kabpf.bpf.o"], cwd=sources, check=True)
 
 
 def at(directory: Path) -> Version:

@@ -7,8 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kabpf.plan.automaton import ANYWHERE, GENERATIONS
-from kabpf.plan.globs import BLOCK_CELLS
+from kabpf.plan.births import ANYWHERE, BLOCK_CELLS, GENERATIONS
 from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry
 

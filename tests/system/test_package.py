@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 
+import former
 import pytest
 from harness import wait_until
 from machine import COVERED, KEEPALIVE, postgresql
@@ -49,11 +50,11 @@ def test_upgrade_uncovers_no_connection(machine, copied, traffic):
 
 
 @without_kabpf
-@pytest.mark.skipif("KABPF_FORMER_DEB" not in os.environ, reason="no KABPF_FORMER_DEB is named")
-def test_upgrade_from_another_version_uncovers_no_connection(machine, copied, traffic):
+def test_upgrade_from_another_version_uncovers_no_connection(machine, copied, traffic, tmp_path):
     """While a former package is replaced, each new connection has its options at once. Of the
     former one nothing stays: no program, no pin, and no module."""
-    shutil.copy(os.environ["KABPF_FORMER_DEB"], machine.root / "root/former.deb")
+    deb = os.environ.get("KABPF_FORMER_DEB") or former.package(tmp_path)
+    shutil.copy(deb, machine.root / "root/former.deb")
     machine.run("apt-get", "install", "--yes", "/root/former.deb")
     machine.drop_in("apps.yaml", NEW_ONLY)
     before = machine.objects()

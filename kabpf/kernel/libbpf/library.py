@@ -63,6 +63,8 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_map_lookup_batch": (
         INT, INT, POINTER, POINTER, POINTER, POINTER, _U32_POINTER, POINTER,
     ),
+    "bpf_map_update_batch": (INT, INT, _TEXT, _TEXT, _U32_POINTER, POINTER),
+    "bpf_map_delete_batch": (INT, INT, _TEXT, _U32_POINTER, POINTER),
     "perf_buffer__new_raw": (
         POINTER, INT, ctypes.c_size_t, POINTER, RecordCallback, POINTER, POINTER,
     ),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 from kabpf.errors import RefusedError
@@ -57,8 +58,9 @@ class Map:
         """Close the descriptor; the pin keeps the map."""
         os.close(self.descriptor)
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every entry. One that is added or deleted meanwhile may be missing or come still."""
+    def items(self, mark: int | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Every entry. One that is added or deleted meanwhile may be missing or come still. With
+        `mark` those alone whose value is not 0 at that byte, as an array has every slot."""
         room = BATCH
         position: ctypes.Array[ctypes.c_char] | None = None
         while True:
@@ -74,11 +76,16 @@ class Map:
                 continue
             if error not in (0, errno.ENOENT):
                 raise RefusedError(f"read {self._path}", error)
-            yield from zip(
-                _slices(keys.raw, self._key_size, count.value),
-                _slices(values.raw, self._value_size, count.value),
-                strict=True,
-            )
+            some_keys, some_values = keys.raw, values.raw
+            places: Iterable[int] = range(count.value)
+            if mark is not None:
+                places = itertools.compress(places, some_values[mark :: self._value_size])
+            for place in places:
+                key, value = place * self._key_size, place * self._value_size
+                yield (
+                    some_keys[key : key + self._key_size],
+                    some_values[value : value + self._value_size],
+                )
             if error == errno.ENOENT:
                 return
             position = following
@@ -108,6 +115,42 @@ class Map:
         """Write an entry, whether there is one or not."""
         fault_point(f"write {self.name}")
         self._check("write", libbpf().bpf_map_update_elem(self.descriptor, key, value, 0))
+
+    def update_all(
+        self,
+        entries: Sequence[tuple[bytes, bytes]],
+        collected: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Write entries in their order, whether they are there or not: together, which takes a
+        tenth of the time; from one on that the kernel refuses each by itself, in `collected`."""
+        if not entries:
+            return
+        fault_point(f"write {self.name}")
+        keys, values = (b"".join(each) for each in zip(*entries, strict=True))
+        count = U32(len(entries))
+        error = libbpf().bpf_map_update_batch(
+            self.descriptor, keys, values, ctypes.byref(count), None
+        )
+        if not error:
+            return
+        # Where the kernel refused the call as a whole, the count stays as it was.
+        written = count.value if count.value < len(entries) else 0
+        for key, value in entries[written:]:
+            with collected():
+                self.update(key, value)
+
+    def delete_all(self, keys: Sequence[bytes]) -> None:
+        """Delete entries; one that is not there is no error."""
+        while keys:
+            fault_point(f"delete from {self.name}")
+            count = U32(len(keys))
+            error = libbpf().bpf_map_delete_batch(
+                self.descriptor, b"".join(keys), ctypes.byref(count), None
+            )
+            if error != -errno.ENOENT:
+                self._check("delete from", error)
+                return
+            keys = keys[count.value + 1 :]
 
     def replace(self, key: bytes, value: bytes) -> None:
         """Write an entry that is there; one that is gone stays so."""
@@ -198,7 +241,3 @@ def _storage_types(value_size: int) -> bytes:
     strings = b"\0int\0"
     header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
     return header + types + strings
-
-
-def _slices(raw: bytes, size: int, count: int) -> Iterator[bytes]:
-    return (raw[start : start + size] for start in range(0, count * size, size))

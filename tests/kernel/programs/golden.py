@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -34,7 +33,7 @@ def policies_of(case):
     units = {"unit": sorted((case / "units").glob("*"))}
     policies = relations.followed(policies, units)
     return tuple(
-        replace(policy, rules=Rules(Options(idle_s=Range(idle, idle))))
+        policy._replace(rules=Rules(Options(idle_s=Range(idle, idle))))
         for idle, policy in enumerate(policies, 100)
     )
 

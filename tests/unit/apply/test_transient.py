@@ -50,6 +50,7 @@ options = any_.builds(
     any_.none() | ranges,
     any_.integers(0, 50),
     any_.none() | any_.integers(1, 127),
+    any_.none(),
 )
 
 

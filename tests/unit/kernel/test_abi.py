@@ -16,7 +16,7 @@ import pytest
 
 from kabpf.kernel import abi, bcc, dataplane
 from kabpf.observe import events, sockets
-from kabpf.plan import automaton, globs, names, patterns
+from kabpf.plan import births, names, patterns
 from kabpf.plan.state import FORMER_MAX
 
 HEADER = (Path(__file__).parents[3] / "bpf/kabpf.h").read_text()
@@ -118,7 +118,7 @@ def test_mirror_has_the_members_of_the_object(name: str) -> None:
         ("kabpf_ports", HASH, abi.CPort, abi.COptions, 65536, NO_PREALLOC),
         ("kabpf_births", HASH, abi.CStep, abi.CBirth, 2 * abi.BIRTHS, NO_PREALLOC),
         ("kabpf_names", HASH, abi.CPiece, 8, abi.BIRTHS, NO_PREALLOC),
-        ("kabpf_digests", ARRAY, 4, 8, automaton.GENERATIONS, 0),
+        ("kabpf_digests", ARRAY, 4, 8, births.GENERATIONS, 0),
         ("kabpf_failures", HASH, abi.CFailure, 8, 1024, NO_PREALLOC),
         ("kabpf_totals", ARRAY, 4, abi.CTotals, 1, 0),
         ("kabpf_events", RINGBUF, 0, 0, 262144, 0),
@@ -202,8 +202,8 @@ def test_constants_are_all_that_is_read_only() -> None:
         ("KABPF_BIRTHS", abi.BIRTHS),
         ("KABPF_NAME", abi.NAME),
         ("KABPF_PIECE", names.PIECE),
-        ("KABPF_CELLS", globs.BLOCK_CELLS),
-        ("KABPF_GENERATIONS", automaton.GENERATIONS),
+        ("KABPF_CELLS", births.BLOCK_CELLS),
+        ("KABPF_GENERATIONS", births.GENERATIONS),
         ("KABPF_LAYOUT", abi.LAYOUT),
         ("KABPF_FORMER", abi.FORMER),
         ("KABPF_FORMER", FORMER_MAX),
@@ -229,8 +229,8 @@ def test_constants_are_all_that_is_read_only() -> None:
         ("KABPF_USER_TIMEOUT", number_of(events.REASONS, "user timeout")),
         ("KABPF_RETRANSMISSION", number_of(events.REASONS, "retransmissions")),
         ("KABPF_ZERO_WINDOW", number_of(events.REASONS, "zero window")),
-        ("KABPF_STATE_UNKNOWN", automaton.UNKNOWN),
-        ("KABPF_STATE_ANYWHERE", automaton.ANYWHERE),
+        ("KABPF_STATE_UNKNOWN", births.UNKNOWN),
+        ("KABPF_STATE_ANYWHERE", births.ANYWHERE),
         ("KABPF_PATHS", patterns.PATHS),
         ("KABPF_NEVER", abi.NEVER),
         ("KABPF_BY_SYSTEM", sockets.SETTERS.index("system")),

@@ -64,7 +64,7 @@ UNUSUAL = (
 )
 def test_tree_is_found_in_mountinfo(mountinfo: str, point: str) -> None:
     """The tree is the first cgroup2 mount that shows the root of the cgroup namespace."""
-    assert find_tree(mounts(os.fsencode(mountinfo))) == CgroupTree(Path(point))
+    assert find_tree(mounts(os.fsencode(mountinfo))).mount == Path(point)
 
 
 @pytest.mark.parametrize(

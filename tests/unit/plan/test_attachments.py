@@ -8,8 +8,9 @@ from plans import BIRTHS, POLICIES, policies_of, tree
 
 from kabpf.plan import diff
 from kabpf.plan.automaton import Automaton
+from kabpf.plan.desired import Actual, Plan
 from kabpf.plan.resolve import _above, resolve, with_attachments
-from kabpf.plan.state import Actual, Plan
+from kabpf.plan.state import record
 
 PATHS = ["/a", "/a/b", "/a/b/c", "/a/d", "/e"]
 TREE = tree(["/a/b/c", "/a/d", "/e"])
@@ -46,7 +47,7 @@ def steps(plan: Plan, actual: Actual):
     """The attachments after each step of bringing the kernel to a plan."""
     attachments = dict(actual.attachments)
     for _ in range(10):
-        desired = diff.number(plan.policies, actual.records, POLICIES)
+        desired = diff.number(map(record, plan.policies), actual.records, POLICIES)
         changes = diff.diff(plan, actual, desired, updates=False)
         for id, nested in changes.attachments.items():
             attachments[id] = nested

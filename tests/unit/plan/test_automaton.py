@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from mkdir import Tables, find_birth
 
 from kabpf.plan import diff, globs
-from kabpf.plan.automaton import ANYWHERE, UNKNOWN, Automaton
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.births import ANYWHERE, UNKNOWN
+from kabpf.plan.desired import Actual, Plan
 from kabpf.plan.patterns import Naming
 from kabpf.plan.resolve import resolve
-from kabpf.plan.state import Actual, Cgroup, Plan
+from kabpf.plan.state import Cgroup, record
 from kabpf.policy import model, parser
 from kabpf.policy.model import Policy
 
@@ -342,7 +344,7 @@ class Born(NamedTuple):
 def births(desired: Plan, cgroups: list[Cgroup]) -> Iterator[tuple[Cgroup, Born]]:
     """Every cgroup but the root as the kernel makes it (kabpf_cgroup_mkdir): below a parent that
     user space resolved, and below one that the kernel made as well."""
-    numbers = diff.number(desired.policies, {}, NO_LIMIT)
+    numbers = diff.number(map(record, desired.policies), {}, NO_LIMIT)
     changes = diff.diff(desired, Actual(), numbers)
     assert changes.globs
     tables = Tables(changes.births, changes.names, {0: changes.globs.blocks})

@@ -15,9 +15,10 @@ from plans import container, read
 from kabpf.containers import names
 from kabpf.plan import containers, diff
 from kabpf.plan.automaton import ANYWHERE, Automaton
+from kabpf.plan.desired import Actual
 from kabpf.plan.patterns import compiled
 from kabpf.plan.resolve import resolve, resolve_one
-from kabpf.plan.state import Actual, Cgroup, Resolved
+from kabpf.plan.state import Cgroup, Resolved, record
 from kabpf.policy.model import Policy
 
 ID = "0123456789abcdef" * 4
@@ -132,7 +133,7 @@ def test_kernel_asks_about_nothing_else() -> None:
 def asked(found: tuple[Policy, ...], path: str) -> bool:
     """Whether the kernel asks about the cgroup at `path`, all above which it has resolved."""
     plan = resolve(found, Automaton(found), [Cgroup(1, 0, "/")], 1 << 16)
-    changes = diff.diff(plan, Actual(), diff.number(found, {}, 64))
+    changes = diff.diff(plan, Actual(), diff.number(map(record, found), {}, 64))
     assert changes.globs
     tables = Tables(changes.births, changes.names, {0: changes.globs.blocks})
     state = changes.cgroups[1].state
@@ -168,7 +169,7 @@ def test_record_of_a_cgroup_says_that_it_is_in_a_container() -> None:
     found = policies(slice={"cgroup": "/a"}, one={"container": {"name": "web"}})
     automaton = Automaton(found)
     cgroups = [Cgroup(1, 0, "/"), Cgroup(2, 1, f"/{ID}"), Cgroup(3, 2, f"/{ID}/x")]
-    desired = diff.number(found, {}, 64)
+    desired = diff.number(map(record, found), {}, 64)
     plan = resolve(found, automaton, cgroups, 1 << 16, {2: container({"name": "web"})})
     changes = diff.diff(plan, Actual(), desired)
     assert [changes.cgroups[id].contained for id in (1, 2, 3)] == [False, True, True]

@@ -27,16 +27,16 @@ from plans import (
 )
 
 from kabpf.plan import diff, names
-from kabpf.plan.automaton import ANYWHERE, GENERATIONS, UNKNOWN, Automaton
+from kabpf.plan.automaton import Automaton
+from kabpf.plan.births import ANYWHERE, GENERATIONS, UNKNOWN
+from kabpf.plan.desired import Actual, Plan
 from kabpf.plan.resolve import resolve, resolve_one
 from kabpf.plan.state import (
-    Actual,
     BirthEntry,
     Cgroup,
     CgroupEntry,
     Changes,
     Needs,
-    Plan,
     PolicyRecord,
     record,
 )
@@ -189,10 +189,10 @@ def test_former_policies_make_room_for_new_ones() -> None:
     assert len(actual.records) == 9
     policies = read({name: one | {"keepalive": {"idle": 4}} for name, one in names.items()})
     with pytest.raises(diff.TooManyError):
-        diff.number(policies, actual.records, 10)
+        diff.number(map(record, policies), actual.records, 10)
     actual = applied(actual, diff.forget_former(actual))
     assert len(actual.records) == 3
-    assert len(diff.number(policies, actual.records, 10)) == 3
+    assert len(diff.number(map(record, policies), actual.records, 10)) == 3
 
 
 def test_births_that_have_no_room_beside_the_old_ones_come_after_them() -> None:
@@ -318,7 +318,7 @@ def test_cgroups_that_come_and_go_keep_what_is_stale_no_longer_than_wanted() -> 
     assert changes.stale_births
     assert changes.stale_records == ()
     assert not changes.is_of_cgroups
-    assert replace(changes, stale_births=(), stale_names=()).is_of_cgroups
+    assert changes._replace(stale_births=(), stale_names=()).is_of_cgroups
 
 
 def test_interrupted_apply_is_completed_first() -> None:
@@ -428,7 +428,7 @@ def test_number_keeps_ids_and_fills_gaps() -> None:
     """A record keeps its id, whatever its selectors; a new one gets a free id; 0 is none's."""
     a, b, c = (PolicyRecord(name, Options()) for name in "abc")
     policies = policies_of({"c": ({"cgroup": "/"}, "on"), "a": ({"cgroup": "/new"}, "on")})
-    assert diff.number(policies, {1: b, 3: a}, POLICIES) == {2: c, 3: a}
+    assert diff.number(map(record, policies), {1: b, 3: a}, POLICIES) == {2: c, 3: a}
 
 
 def test_id_of_a_retired_policy_is_not_given_away() -> None:
@@ -442,11 +442,11 @@ def test_id_of_a_retired_policy_is_not_given_away() -> None:
 def test_too_many_policies_are_an_error() -> None:
     """Ids are below the limit, retired ones included; one policy too many raises TooManyError."""
     policies = policies_of({name: ({"cgroup": f"/{name}"}, "on") for name in "abc"})
-    assert sorted(diff.number(policies, {}, 4)) == [1, 2, 3]
+    assert sorted(diff.number(map(record, policies), {}, 4)) == [1, 2, 3]
     with pytest.raises(diff.TooManyError):
-        diff.number(policies, {}, 3)
+        diff.number(map(record, policies), {}, 3)
     with pytest.raises(diff.TooManyError):
-        diff.number(policies, {2: PolicyRecord("old", Options())}, 4)
+        diff.number(map(record, policies), {2: PolicyRecord("old", Options())}, 4)
 
 
 def test_state_without_room_is_written_as_unknown() -> None:
@@ -454,7 +454,7 @@ def test_state_without_room_is_written_as_unknown() -> None:
     are asked about."""
     policies = policies_of({"a": ({"unit": "a.service"}, "on"), "b": ({"cgroup": "/b/c"}, "on")})
     plan = resolve(policies, Automaton(policies), tree(["/b"]), 6)
-    entries = diff.diff(plan, Actual(), diff.number(policies, {}, POLICIES)).cgroups
+    entries = diff.diff(plan, Actual(), diff.number(map(record, policies), {}, POLICIES)).cgroups
     assert {state for state, _ in plan.births} == {ANYWHERE, plan.cgroups[1].state}
     assert entries[1].state == plan.cgroups[1].state
     assert entries[2].state == UNKNOWN != plan.cgroups[2].state
@@ -469,7 +469,7 @@ def test_state_that_a_doubtful_glob_leads_to_is_known() -> None:
     plan = resolve(
         policies, Automaton(policies), tree(["/\u00e0\u00e9/d", "/\u00e9\u00e9/x"]), BIRTHS
     )
-    entries = diff.diff(plan, Actual(), diff.number(policies, {}, POLICIES)).cgroups
+    entries = diff.diff(plan, Actual(), diff.number(map(record, policies), {}, POLICIES)).cgroups
     assert [entries[id].state for id in (2, 3)] == [plan.cgroups[id].state for id in (2, 3)]
     assert entries[4].state == UNKNOWN != plan.cgroups[4].state
 
@@ -705,7 +705,7 @@ def planned_policies(
     policies = read(named)
     plan = resolve(policies, Automaton(policies), cgroups, BIRTHS)
     AUTOMATA[plan.globs_digest] = plan.globs.blocks
-    return plan, diff.number(policies, actual.records if actual else {}, POLICIES)
+    return plan, diff.number(map(record, policies), actual.records if actual else {}, POLICIES)
 
 
 def rules(**changed: object) -> dict[str, dict[str, object]]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mkdir import set_of
 
 from kabpf.plan import globs
-from kabpf.plan.globs import BYTES_MAX, Matched, NameAutomaton, compiled_names
+from kabpf.plan.births import Matched, NameAutomaton
+from kabpf.plan.globs import BYTES_MAX, compiled_names
 
 THOROUGHLY = settings(max_examples=400)
 

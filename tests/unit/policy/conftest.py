@@ -10,7 +10,7 @@ import policy_schema
 import pytest
 import yaml
 
-from kabpf.policy import options, parser
+from kabpf.policy import of_commands, options, parser
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +21,8 @@ def _texts_that_parse_are_in_the_schema(monkeypatch: pytest.MonkeyPatch) -> Iter
     def remembered(content: bytes, path: str, **rest: Any) -> parser.PolicyFile:
         found = parse(content, path, **rest)
         says_nothing = found == parser.PolicyFile(options.NOTHING, ())
-        of_commands = Path(path).parent in (parser.RUNTIME, parser.TRANSIENT)  # with keys of theirs
-        if not says_nothing and not of_commands:
+        has_keys_more = Path(path).parent in (of_commands.RUNTIME, of_commands.TRANSIENT)
+        if not says_nothing and not has_keys_more:
             taken[content] = None
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -335,7 +334,7 @@ def test_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
 def test_link_that_the_service_can_not_follow_is_refused(tmp_path: Path, way: str) -> None:
     """What leads through a tree that kabpf.service does not see is wrong for whoever reads it, also
     where the target is somewhere else in the end."""
-    where = dataclasses.replace(directories(tmp_path), hidden=("/none", str(tmp_path / "root")))
+    where = directories(tmp_path)._replace(hidden=("/none", str(tmp_path / "root")))
     etc, seen = where.drop_ins[0], tmp_path / "seen"
     (tmp_path / "root/d").mkdir(parents=True)
     seen.mkdir()
@@ -367,13 +366,13 @@ def test_link_that_the_service_can_not_follow_is_refused(tmp_path: Path, way: st
         f" /none, {tmp_path}/root"
     ]
     if way != "missing":
-        assert idles(files.load(dataclasses.replace(where, hidden=()))) == [7]
+        assert idles(files.load(where._replace(hidden=()))) == [7]
 
 
 @needs_root
 def test_link_beside_a_hidden_tree_is_followed(tmp_path: Path) -> None:
     """A name that only begins like that of the tree is another one; a link may lead to itself."""
-    where = dataclasses.replace(directories(tmp_path), hidden=(str(tmp_path / "root"),))
+    where = directories(tmp_path)._replace(hidden=(str(tmp_path / "root"),))
     (tmp_path / "rootless").mkdir()
     put(tmp_path / "rootless/a.yaml", UNIT % 7)
     (where.drop_ins[0] / "a.yaml").symlink_to(tmp_path / "rootless/a.yaml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import IPv6Network
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as any_
 
 from kabpf.errors import RefusedError
-from kabpf.policy import containers, parser, selectors, writer
+from kabpf.policy import containers, of_commands, parser, selectors, writer
 from kabpf.policy.files import FILE_SIZE_MAX
 from kabpf.policy.model import (
     Condition,
@@ -26,7 +25,7 @@ from kabpf.policy.model import (
 )
 from kabpf.policy.yaml import Source
 
-FILE = parser.RUNTIME / "some.yaml"
+FILE = of_commands.RUNTIME / "some.yaml"
 SOURCE = Source(str(FILE), 1)
 COMMENT = "Written by a test."
 
@@ -73,9 +72,10 @@ units = any_.builds(
     ),
     any_.sampled_from(selectors.UNIT_TYPES),
 )
-selector = any_.builds(Selector, any_.just("cgroup"), paths, any_.just(SOURCE)) | any_.builds(
-    Selector, any_.sampled_from(("unit", "user_unit")), units, any_.just(SOURCE)
+kinds_and_texts = any_.tuples(any_.just("cgroup"), paths) | any_.tuples(
+    any_.sampled_from(("unit", "user_unit")), units
 )
+selector = kinds_and_texts.map(lambda each: Selector(*each, SOURCE))
 
 
 @any_.composite
@@ -108,7 +108,7 @@ def policies(draw: any_.DrawFn) -> Policy:
             # A destination has all that its policy has, as parser.combine() makes it.
             keys = ("idle_s", "interval_s", "probes", "syn_retries", "connect_timeout_ms")
             whole = {key: getattr(each.options, key) or getattr(own, key) for key in keys}
-            theirs[place] = replace(each, options=replace(each.options, **whole))
+            theirs[place] = each._replace(options=each.options._replace(**whole))
     rules = Rules(
         own,
         draw(any_.sampled_from(Mode)),
@@ -134,8 +134,8 @@ def read(text: str, *others: tuple[str, str]) -> Policy:
     files = [*others, (str(FILE), text)]
     parsed = [parser.parse(content.encode(), path) for path, content in files]
     (found,) = parser.combine(parsed)
-    selected = tuple(replace(each, source=SOURCE) for each in found.selectors)
-    return replace(found, selectors=selected, source=SOURCE)
+    selected = tuple(each._replace(source=SOURCE) for each in found.selectors)
+    return found._replace(selectors=selected, source=SOURCE, origins={}, warnings=())
 
 
 @given(policies())

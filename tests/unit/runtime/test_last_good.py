@@ -14,7 +14,7 @@ import pytest
 from kabpf.errors import PolicyError, RefusedError
 from kabpf.policy import files
 from kabpf.policy.files import Directories
-from kabpf.policy.parser import RUNTIME, TRANSIENT
+from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 from kabpf.runtime import last_good
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="policy files belong to root")
@@ -130,9 +130,9 @@ def test_files_of_the_running_system_do_not_last(tmp_path: Path) -> None:
     where = Directories(tmp_path / "policy.yaml", (RUNTIME, tmp_path, TRANSIENT))
     put(where, 1, "a.yaml", UNIT.format(5))
     runtime = (RUNTIME / "x.yaml", TRANSIENT / "y.yaml")
-    listed = {RUNTIME: [runtime[0]], TRANSIENT: [runtime[1]], tmp_path: [tmp_path / "a.yaml"]}
+    listed = {RUNTIME: ["x.yaml"], TRANSIENT: ["y.yaml"], tmp_path: ["a.yaml"]}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(files, "entries", lambda directory: listed[directory])
+        patched.setattr(files, "_names", lambda directory: listed[directory])
         assert set(files.marks(where)) > {*runtime, tmp_path / "a.yaml"}
         assert files.lasting(where)[0] == [tmp_path / "a.yaml"]
 

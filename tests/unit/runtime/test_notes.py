@@ -2,12 +2,12 @@
 
 import json
 import os
-from dataclasses import replace
 
 import pytest
 
 from kabpf.kernel import abi
-from kabpf.plan.state import FORMER_MAX, Actual, CgroupEntry, Changes, PolicyRecord
+from kabpf.plan.desired import Actual
+from kabpf.plan.state import FORMER_MAX, CgroupEntry, Changes, PolicyRecord
 from kabpf.policy.model import Options, Range
 from kabpf.runtime import notes
 from kabpf.runtime.notes import APPLIED, FORMER, Applied
@@ -128,7 +128,7 @@ def test_former_policies_that_were_not_kept(tmp_path, applied, was_loaded, kept)
 @pytest.mark.parametrize("forgot", [False, True])
 def test_what_is_not_known_of_a_cgroup_is_kept(tmp_path, digest, forgot):
     """That its former policies are forgotten; destinations are, as they are not kept."""
-    records = {1: replace(RECORDS[1], digest=digest)}
+    records = {1: RECORDS[1]._replace(digest=digest)}
     entry = CgroupEntry(3, 1, forgot=forgot)
     notes.keep_former(Actual(records=records, cgroups={7: entry}), tmp_path)
     assert notes.former(EVERYTHING, tmp_path).cgroups == {
