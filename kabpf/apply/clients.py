@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 # By their names, with what it is that runs elsewhere.
 _CLIENTS = {
@@ -33,7 +34,7 @@ _WRAPPERS = {
     "chroot": ("", 1),
     "chrt": ("DPT", 1),
     "doas": ("Cu", 0),
-    "env": ("Cu", 0),
+    "env": ("CSu", 0),
     "flock": ("Ew", 1),
     "ionice": ("cn", 0),
     "nice": ("n", 0),
@@ -54,6 +55,11 @@ _VALUED = (
     *("--adjustment", "--chdir", "--unset", "--class", "--classdata"),
 )
 _LOGIN = {"runuser": "l", "sudo": "i"}  # what makes them open a session
+# These run a text, and have the letters of their options that take a value.
+_SHELLS = {**dict.fromkeys(("ash", "dash", "ksh", "mksh", "sh", "zsh"), "o"), "bash": "oO"}
+_KNOWN = 1 << 16  # characters of a text; with more nobody knows
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_EXPANDED = re.compile(r"[$`\\*?\[~{!#]")  # what only the shell knows when it runs, if unquoted
 
 
 def started_elsewhere(words: Sequence[str], *, in_session: bool) -> str:
@@ -70,19 +76,25 @@ def started_elsewhere(words: Sequence[str], *, in_session: bool) -> str:
 
 
 def _wrapped(words: Sequence[str]) -> str:
-    """The name of the first command that is no wrapper, or a wrapper that opens a session."""
+    """The name of the first command that is no wrapper, or a wrapper that opens a session; "" where
+    it is not known."""
     wrapper, valued, others = "", "", 0
-    rest = iter(words)
-    for word in rest:
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
         name = os.path.basename(word)
         if wrapper and word.startswith("-"):
             letters, value = _split(word, valued)
             if _opens_session(wrapper, word, letters):
                 return wrapper
+            if wrapper == "env" and (value.startswith("S") or word.startswith("--split-string")):
+                text = value[1:] or word.partition("=")[2] or (rest.popleft() if rest else "")
+                rest.extendleft(reversed(_words(text)))
+                continue
             if wrapper == "runuser" and (word.startswith("--user") or value.startswith("u")):
                 others = 0
-            if word in _VALUED or len(value) == 1:
-                next(rest, "")
+            if rest and (word in _VALUED or len(value) == 1):
+                rest.popleft()
         elif wrapper and "=" in word:
             continue
         elif others:
@@ -90,9 +102,53 @@ def _wrapped(words: Sequence[str]) -> str:
         elif name in _WRAPPERS:
             wrapper = name
             valued, others = _WRAPPERS[name]
+        elif name in _SHELLS:
+            return _wrapped(_command(rest, _SHELLS[name]))
         else:
             return name
     return ""
+
+
+def _command(rest: Iterable[str], valued: str) -> list[str]:
+    """The words of the one simple command that a shell with these arguments runs; none where it is
+    not one, or not known."""
+    words = iter(rest)
+    is_text = False
+    for word in words:
+        if word in ("-", "--") or word[:1] not in ("-", "+"):
+            text = next(words, "") if word in ("-", "--") else word
+            return _simple(text) if is_text else []
+        letters, value = _split(word, valued)
+        is_text |= word[0] == "-" and "c" in letters
+        if len(value) == 1:
+            next(words, "")
+    return []
+
+
+def _simple(text: str) -> list[str]:
+    words = _words(text, is_shell=True)
+    while words and (_ASSIGNMENT.match(words[0]) or words[0] in ("exec", "command")):
+        del words[0]
+    return words
+
+
+def _words(text: str, *, is_shell: bool = False) -> list[str]:
+    """The words of a text; none where it takes more than a look at quotes to tell them."""
+    import shlex  # here, because it takes 1 ms and few commands have such a text
+
+    if len(text) > _KNOWN:
+        return []
+    if _EXPANDED.search(re.sub(r"'[^']*'", "", text)):
+        return []
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|<>()\n" if is_shell else False)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    lexer.whitespace = " \t" if is_shell else " \t\n"
+    try:
+        words = list(lexer)
+    except ValueError:  # a quotation without an end
+        return []
+    return [] if is_shell and any(set(word) <= set(";&|<>()\n") for word in words) else words
 
 
 def _split(word: str, valued: str) -> tuple[str, str]:

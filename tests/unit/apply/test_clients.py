@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from kabpf.apply.clients import started_elsewhere
@@ -53,6 +55,36 @@ AWAY = "runs in another cgroup, which this policy does not cover"
         ("chroot /srv su", f"su: a login session {AWAY}; {RUNUSER}"),
         ("env", ""),
         ("sudo -u bob id", ""),
+        ("nohup su - bob", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("nice -n 5 su - bob", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("sh -c 'su - bob'", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("/bin/sh -c 'exec su - bob'", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("bash -lc 'A=1 su - bob -c \"echo hi\"'", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("bash -o pipefail -c 'docker ps' name", f"docker: a container {AWAY}"),
+        ("dash -e -c -- 'su bob'", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("sh -c \"su - bob -c 'a; b | c'\"", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("sh -c \"sh -c 'su - bob'\"", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("timeout 5 sh -c 'nice docker ps'", f"docker: a container {AWAY}"),
+        ("env -S 'su - bob'", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("env '-Ssu - bob'", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("env -iS 'A=1 su' - bob", f"su: a login session {AWAY}; {RUNUSER}"),
+        ("env '--split-string=-i A=1 docker ps'", f"docker: a container {AWAY}"),
+        ("env --split-string 'docker ps'", f"docker: a container {AWAY}"),
+        ("env -S \"sh -c 'docker ps'\"", f"docker: a container {AWAY}"),
+        ("sh -c 'runuser -u bob -- id'", ""),
+        ("sh -c 'su - bob; true'", ""),
+        ("sh -c 'true && su - bob'", ""),
+        ("sh -c 'su - bob | cat'", ""),
+        ("sh -c '$SHELL su'", ""),
+        ("sh -c 'su - \"$1\"' sh bob", ""),
+        ("sh -c", ""),
+        ("sh", ""),
+        ("sh su", ""),
+        ('sh -c "su \'bob"', ""),
+        ("bash script.sh -c 'su - bob'", ""),
+        ("bash +c 'su - bob'", ""),
+        ("env -S", ""),
+        ("env -S '${X} ps'", ""),
         ("psql service=billing", ""),
         ("grep docker /etc/group", ""),
         ("./docker-entrypoint.sh", ""),
@@ -60,7 +92,7 @@ AWAY = "runs in another cgroup, which this policy does not cover"
 )
 def test_command_whose_work_is_elsewhere_is_told(command: str, said: str) -> None:
     """It is known by its name, also behind what becomes it; one that stays is not told of."""
-    assert started_elsewhere(command.split(), in_session=False) == said
+    assert started_elsewhere(shlex.split(command), in_session=False) == said
 
 
 def test_no_session_is_opened_inside_of_one() -> None:
