@@ -16,7 +16,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
-from kabpf.policy.files import FILE_SIZE_MAX, Snapshot
+from kabpf.policy.files import ATTACHED, FILE_SIZE_MAX, OF_USER, Snapshot
 from kabpf.policy.model import Policy
 from kabpf.policy.of_commands import RUNTIME
 from kabpf.runtime.pidlock import tell_changed
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from kabpf.apply.reconcile import Resolution
 
 PERSISTENT = Path("/etc/kabpf/policy.d")
-# Read last, so that what a person attaches by hand wins over a file that names the same path.
-ATTACHED = "zz-attach-"
 
 
 def winner(policies: tuple[Policy, ...], file: Path, cgroup: Cgroup, tree: CgroupTree) -> Policy:
@@ -80,7 +78,7 @@ def attached_file(directory: Path, path: str) -> Path:
 
 def owned_name(uid: int | str, cgroup_id: int | str) -> str:
     """The name of a user's policy for a cgroup."""
-    return f"user-{uid}-{cgroup_id}"
+    return f"{OF_USER}{uid}-{cgroup_id}"
 
 
 def owned_file(uid: int, cgroup_id: int) -> Path:

@@ -119,13 +119,14 @@ def reconcile(
     RefusedError where the kernel refused something, and NotUpdatedError where all but updates of
     open sockets is active.
     """
-    stamp, policies = snapshot
+    policies = snapshot.policies
     loaded.require_supported(policies)
     sources = {policy.name: str(policy.source) for policy in policies}
+    applied = Applied(snapshot.stamp, True, sources, lasting=snapshot.lasting)
     first: Changes | None = None
     left = retrofit.Left()
     # Before the tree is looked at: what is not recorded meanwhile counts as such.
-    before = loaded.totals().unrecorded, time.time()
+    looked = applied._replace(unrecorded=loaded.totals().unrecorded, looked_at=time.time())
     try:
         loaded.check()
         try:
@@ -144,10 +145,10 @@ def reconcile(
             last_good.keep(snapshot)
             raise NotUpdatedError(str(error)) from None
     except RefusedError as error:
-        notes.keep_applied(Applied(stamp, True, sources, str(error)), run)
+        notes.keep_applied(applied._replace(refused=str(error)), run)
         raise
-    refused = "; ".join(left.reasons)
-    notes.keep_applied(Applied(stamp, resolution.plan.asks, sources, refused, *before), run)
+    asks, refused = resolution.plan.asks, "; ".join(left.reasons)
+    notes.keep_applied(looked._replace(asks=asks, refused=refused), run)
     last_good.keep(snapshot)
     # What the daemon keeps of it are former records; the entries of 10,000 cgroups take 8 MiB.
     records = resolution.actual.records.items()

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kabpf import output
-from kabpf.apply import dropins, reconcile
+from kabpf.apply import dropins, reconcile, waiting
 from kabpf.apply.dropins import PERSISTENT, attached_file
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, mountinfo
 from kabpf.kernel.capabilities import require_root
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.policy import files, model, writer
+from kabpf.policy import model, writer
 from kabpf.policy.model import ON_COMMAND_LINE, Options, Policy, Rules, Selector
 from kabpf.policy.of_commands import RUNTIME
 from kabpf.policy.yaml import Source
@@ -56,17 +56,18 @@ def _attach(
                 f"{cgroup.path} is already attached by {PERSISTENT / file.name}",
                 hint="change it with --persist",
             )
+        standing = waiting.look()
         content = _attached_policy(file, cgroup.path, options, new_only=arguments.new_only)
         with contextlib.ExitStack() as stack:
             if arguments.persist:  # another one, until the next boot, counts no longer
                 stack.enter_context(dropins.written(RUNTIME / file.name, None))
             stack.enter_context(dropins.written(file, content))
-            snapshot = files.snapshot(files.SYSTEM)
+            snapshot, _, problem = standing.active({file, RUNTIME / file.name})
             winner = dropins.winner(snapshot.policies, file, cgroup, tree)
             loaded = reconcile.open_or_load(snapshot.policies, tree, arguments.loader)
         with loaded:
             changed, left = dropins.attach(winner, snapshot, loaded)
-    output.warn(left)
+    output.warn((*left, *waiting.left_out(problem)))
     return {
         "cgroup": cgroup.path,
         "policy": winner.name,

@@ -7,12 +7,13 @@ import contextlib
 import os
 
 from kabpf import output
-from kabpf.apply import dropins, reconcile
-from kabpf.apply.dropins import ATTACHED, PERSISTENT, attached_file
+from kabpf.apply import dropins, reconcile, waiting
+from kabpf.apply.dropins import PERSISTENT, attached_file
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, mountinfo
 from kabpf.kernel.capabilities import require_root
 from kabpf.policy import files
+from kabpf.policy.files import ATTACHED
 from kabpf.policy.of_commands import RUNTIME
 from kabpf.requests import client
 from kabpf.runtime import last_good, pidlock
@@ -31,6 +32,7 @@ def detach(arguments: argparse.Namespace) -> int:
     path = "/" if arguments.all else names.path(tree, arguments.cgroup)
     pattern = f"{ATTACHED}*.yaml" if arguments.all else attached_file(RUNTIME, path).name
     with locked():
+        standing = None if arguments.all else waiting.look()
         removed = [
             file for directory in (RUNTIME, PERSISTENT) for file in sorted(directory.glob(pattern))
         ]
@@ -42,10 +44,11 @@ def detach(arguments: argparse.Namespace) -> int:
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(dropins.written(file, None))
-            snapshot = None if arguments.all else files.snapshot(files.SYSTEM)
-        if snapshot:
-            with reconcile.open_or_load(snapshot.policies, tree) as loaded:
-                output.warn(dropins.activate(snapshot, loaded).left)
+            active = standing.active(removed) if standing else None
+        if active:
+            with reconcile.open_or_load(active.snapshot.policies, tree) as loaded:
+                left = dropins.activate(active.snapshot, loaded).left
+            output.warn((*left, *waiting.left_out(active.problem)))
         else:
             reconcile.unload(tree)
             last_good.forget(removed)

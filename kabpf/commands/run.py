@@ -182,11 +182,13 @@ def _cover(tree: CgroupTree, cgroup: Cgroup, rules: Rules, *, log: bool) -> None
     fault_point("write the drop-in")
     with dropins.written(file, transient.text(policy)):
         if not _added(tree, cgroup, policy, before):
-            from kabpf.apply import reconcile  # here, because most runs do without
+            from kabpf.apply import reconcile, waiting  # here, because most runs do without
 
-            snapshot = files.snapshot(files.SYSTEM)
-            with reconcile.open_or_load(snapshot.policies, tree) as loaded:
-                reconcile.reconcile(snapshot, loaded)
+            active = waiting.look().active()
+            with reconcile.open_or_load(active.snapshot.policies, tree) as loaded:
+                reconcile.reconcile(active.snapshot, loaded)
+            for warning in waiting.left_out(active.problem):
+                _warn(warning)
 
 
 def _added(tree: CgroupTree, cgroup: Cgroup, policy: Policy, before: str) -> bool:

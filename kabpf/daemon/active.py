@@ -8,7 +8,7 @@ import logging
 import select
 from collections.abc import Callable, Iterable
 
-from kabpf.apply import reconcile, transient
+from kabpf.apply import reconcile, transient, waiting
 from kabpf.apply.transient import Ending
 from kabpf.daemon import status
 from kabpf.daemon.cgroup_ends import Ends
@@ -20,8 +20,8 @@ from kabpf.kernel import dataplane, loading, syscalls
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.policy import files
 from kabpf.policy.files import Snapshot
-from kabpf.runtime import last_good, notes
-from kabpf.runtime.locks import RUN, locked
+from kabpf.runtime import last_good
+from kabpf.runtime.locks import locked
 
 log = logging.getLogger("kabpfd")
 
@@ -47,6 +47,7 @@ class ActivePolicies:
         self._last: reconcile.Resolution | None = None
         self.problem: KabpfError | None = None  # the last one, until all is active
         self._files_wait = False  # as far as the last look at them says
+        self._owes_reload = False
 
     def __enter__(self) -> ActivePolicies:
         return self
@@ -59,15 +60,19 @@ class ActivePolicies:
         """Make active what the files say."""
         with self._locked():
             self._prune()
-            self._activate(self._read())
+            snapshot = self._read()
+            self._owes_reload = True  # until what was read is active
+            self._activate(snapshot)
+            self._owes_reload = False
 
     def restore(self) -> bool:
         """Make active what was applied last, before the boot or the stop; False where that is not
         known."""
         with self._locked():
+            self._prune()
             try:
                 kept = last_good.read()
-                snapshot = kept.snapshot() if kept else None
+                snapshot = self.files.restore(kept) if kept else None
             except KabpfError as error:
                 log.warning("the last good policies can't be used: %s", error)
                 return False
@@ -75,8 +80,7 @@ class ActivePolicies:
                 return False
             applied_at = last_good.time_text(kept.applied_at)
             log.warning("the policies that were applied at %s become active again", applied_at)
-            self._prune()
-            self._activate(self.files.restore(snapshot))
+            self._activate(snapshot)
             return True
 
     def look_again(self) -> bool:
@@ -84,13 +88,9 @@ class ActivePolicies:
         files that wait for it, or let go where everything was unloaded. False where it was."""
         with self._locked():
             self._last = None
-            is_known = self._is_known()  # before files go
             self._prune()
             if dataplane.PINS.exists():
-                waits = is_known and (
-                    isinstance(self.problem, PolicyError) or self.files.are_waiting()
-                )
-                self._activate(self.files.read_transient() if waits else self._read())
+                self._follow()
                 return True
             self._close()
             self.dataplane.is_damaged, self.problem = False, None
@@ -124,15 +124,19 @@ class ActivePolicies:
         return self.dataplane.is_damaged or is_blind or isinstance(self.problem, RefusedError)
 
     def repair(self) -> None:
-        """Do again what was refused; where the files are wrong now, with the last good policies."""
+        """Do again what was refused, or is not there any more; files that wait for a reload wait,
+        and where they are wrong now the last good policies come back."""
         try:
-            self.reload()
+            if self._owes_reload:
+                self.reload()
+                return
         except PolicyError as error:
             if self.files.good is None:
                 raise
-            with self._locked():
-                self._activate(self.files.good)
             self.problem = error
+        with self._locked():
+            self._prune()
+            self._follow()
 
     def adopt(self) -> None:
         """Open what is active, whatever the files say."""
@@ -184,11 +188,11 @@ class ActivePolicies:
         self.problem = None
         return snapshot
 
-    def _is_known(self) -> bool:
-        """Whether nobody has applied anything since but policies that end with their cgroups."""
-        applied = notes.read_applied(RUN)
-        good = self.files.good
-        return good is not None and applied is not None and applied.stamp == good.stamp
+    def _follow(self) -> None:
+        snapshot = self.files.follow()
+        if snapshot.stamp != waiting.STAMP:  # all files as they are
+            self._files_wait, self.problem = False, None
+        self._activate(snapshot)
 
     def _prune(self) -> None:
         transient.prune(self._tree)

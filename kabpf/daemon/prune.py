@@ -22,11 +22,11 @@ def prune(tree: CgroupTree) -> None:
             with Dataplane(dataplane.PINS, tree, any_build=True) as loaded:
                 if single.forget(names, loaded, (before, files.stamp(files.SYSTEM))):
                     return
-            if running():  # it knows which of the files wait for a reload
+            if running():
                 return
-            from kabpf.apply import reconcile  # here, because most commands leave little
+            from kabpf.apply import reconcile, waiting  # here, because most commands leave little
 
-            snapshot = files.snapshot(files.SYSTEM)
+            snapshot = waiting.look().active().snapshot
             with reconcile.open_or_load(snapshot.policies, tree) as loaded:
                 reconcile.reconcile(snapshot, loaded)
         finally:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 FILE_SIZE_MAX = 64 * 1024
 # Files of commands, which come and go beside every reader.
 ENDING = (RUNTIME, TRANSIENT)
+# How their names begin in RUNTIME. What a person attaches by hand is read last, so that it wins
+# over a file that names the same path.
+ATTACHED, OF_USER = "zz-attach-", "user-"
 LINKS_MAX = 40  # that the kernel follows (MAXSYMLINKS)
 
 
@@ -62,20 +65,24 @@ class _RemovedError(Exception):
 
 Marks = dict[Path, tuple[int, ...]]
 Cache: TypeAlias = "dict[Path, tuple[tuple[int, ...], PolicyFile]]"
+Texts = tuple[tuple[str, str], ...]  # path and text of each file
 
 
 class Snapshot(NamedTuple):
-    """Policies, and the stamp of their files, which was taken before these were read: one that
+    """Policies, and the stamps of their files, which were taken before these were read: one that
     changes meanwhile makes another stamp."""
 
     stamp: str
     policies: tuple[Policy, ...]
+    lasting: str = ""  # of the lasting files alone
+    texts: Texts | None = None  # of the lasting files, where they are not as they lie there
 
 
 def snapshot(directories: Directories, cache: Cache | None = None) -> Snapshot:
-    """What `load` reads, and the `stamp` that was taken before. Raises PolicyError."""
-    taken = stamp(directories)
-    return Snapshot(taken, load(directories, cache))
+    """What `load` reads, and the stamps that were taken before. Raises PolicyError."""
+    taken = marks(directories)
+    policies = load(directories, cache)
+    return Snapshot(digest(taken), policies, digest(lasting(directories, taken)))
 
 
 def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, ...]:
@@ -88,6 +95,23 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
     """
     from kabpf.policy import parser  # here, because the stamp does without
 
+    read_now = read_all(directories, cache)
+    try:
+        policies = parser.combine([file for _, file in read_now.values()])
+    except PolicyError as error:  # of several files together: the last change has made it wrong
+        raise PolicyError(*error.findings, since=max(map(_changed_at, read_now))) from None
+    if cache is not None:
+        cache.clear()
+        cache.update(read_now)
+    return policies
+
+
+def read_all(
+    directories: Directories,
+    cache: Cache | None = None,
+    counts: Callable[[Path], bool] = lambda _: True,
+) -> Cache:
+    """What `load` reads before it makes policies of it; only of the files that count."""
     read_now: Cache = {}
     findings: list[str] = []
     wrong: list[Path] = []
@@ -95,7 +119,7 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
         # Before any of its files counts: one that masks another is never opened.
         with _collected_of(directory, findings, wrong):
             _check_directory(directory, directories.hidden)
-    for path in _strongest(directories):
+    for path in filter(counts, _strongest(directories)):
         status = _status(path)
         # A mask; and a user's drop-in, which is closed to other users.
         if _is_null(status) or (is_of_user(path) and os.geteuid() != 0):
@@ -105,17 +129,10 @@ def load(directories: Directories, cache: Cache | None = None) -> tuple[Policy, 
                 read_now[path] = _read_unless_cached(path, status, cache or {}, directories.hidden)
         except _RemovedError:
             if path.parent not in ENDING:  # where a weaker one of its name may count now
-                return load(directories, cache)
+                return read_all(directories, cache, counts)
     if findings:
         raise PolicyError(*findings, since=min(map(_changed_at, wrong)))
-    try:
-        policies = parser.combine([file for _, file in read_now.values()])
-    except PolicyError as error:  # of several files together: the last change has made it wrong
-        raise PolicyError(*error.findings, since=max(map(_changed_at, read_now))) from None
-    if cache is not None:
-        cache.clear()
-        cache.update(read_now)
-    return policies
+    return read_now
 
 
 def stamp(directories: Directories) -> str:
@@ -129,15 +146,14 @@ def marks(directories: Directories) -> Marks:
     return {path: _stamp(_status(path)) for path in (*parents, *_strongest(directories))}
 
 
-def lasting(directories: Directories) -> tuple[list[Path], str]:
-    """The files that count and are there after a reboot, too, in the order they are read, and a
-    stamp of these alone."""
-    statuses = {
-        path: status
-        for path in _strongest(directories)
-        if path.parent not in ENDING and (status := _status(path)) and status.st_size  # or a mask
+def lasting(directories: Directories, taken: Marks) -> Marks:
+    """Of these marks, those of the files that persons and their tools write, and that wait for an
+    apply or a reload where they have changed; in the order they are read."""
+    return {
+        path: mark
+        for path, mark in taken.items()
+        if path not in directories.all and not is_of_command(path)
     }
-    return [*statuses], digest({path: _stamp(status) for path, status in statuses.items()})
 
 
 def digest(marks: Marks, besides: Collection[Path] = ()) -> str:
@@ -157,7 +173,25 @@ def differ_by_users_alone(one: str, other: str) -> bool:
 
 def is_of_user(path: Path) -> bool:
     """Whether a file is a drop-in that a user's request wrote."""
-    return path.name.startswith("user-") and path.parent == RUNTIME
+    return path.name.startswith(OF_USER) and path.parent == RUNTIME
+
+
+def is_of_command(path: Path) -> bool:
+    """Whether a file is a drop-in that a command wrote and made active at once."""
+    return path.parent == TRANSIENT or (
+        path.parent == RUNTIME and path.name.startswith((ATTACHED, OF_USER))
+    )
+
+
+def strongest(found: Collection[Path], directories: Directories) -> list[Path]:
+    """Those of these files that no stronger one of the same name hides, in the order they are
+    read."""
+    ranks = {directory: rank for rank, directory in enumerate(directories.drop_ins)}
+    drop_ins = [path for path in found if path != directories.main]
+    drop_ins.sort(key=lambda path: -ranks.get(path.parent, len(ranks)))
+    by_name = {path.name: path for path in drop_ins}
+    main = [directories.main] if directories.main in found else []
+    return main + [by_name[name] for name in sorted(by_name)]
 
 
 def paths(directories: Directories) -> list[Path]:
@@ -191,12 +225,15 @@ def is_mask(path: Path) -> bool:
 
 
 def _strongest(directories: Directories) -> list[Path]:
-    by_name: dict[str, Path] = {}
-    for directory in reversed(directories.drop_ins):
-        by_name.update((name, directory) for name in _names(directory) if has_policy_name(name))
-    drop_ins = [by_name[name] / name for name in sorted(by_name)]
-    main = [directories.main] if os.path.lexists(directories.main) else []
-    return main + drop_ins
+    found = [
+        directory / name
+        for directory in directories.drop_ins
+        for name in _names(directory)
+        if has_policy_name(name)
+    ]
+    if os.path.lexists(directories.main):
+        found.append(directories.main)
+    return strongest(found, directories)
 
 
 def read(path: Path) -> PolicyFile:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kabpf import __version__
-from kabpf.apply import dropins, transient
+from kabpf.apply import dropins, transient, waiting
 from kabpf.apply.transient import Ending
+from kabpf.apply.waiting import Standing
 from kabpf.errors import PolicyError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.plan.state import FORMER_MAX, Cgroup
 from kabpf.policy import files, options, parser, user_limits, writer
-from kabpf.policy.files import Snapshot
 from kabpf.policy.model import OPTIONS, Mode, Options, Policy, Rules, Selector, Until, options_json
 from kabpf.policy.options import Draft
 from kabpf.policy.parser import PolicyFile
@@ -30,7 +29,6 @@ from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN, locked_for_user
 
 WAIT_S = 20  # for root's commands and other users' requests, which come first
-SETTLE_S = 5  # for changes of an administrator to be applied
 POLICIES_MAX = 64  # of a user
 ALL_POLICIES_MAX = 1024  # of all users, a quarter of what the kernel has room for
 # In the kernel, with the former ones that cgroups remember: without a bound, a user who attaches
@@ -40,7 +38,7 @@ ALL_RECORDS_MAX = 2 * ALL_POLICIES_MAX
 
 _NOT_ACTIVE = "kabpf is not active; ask an administrator to run: systemctl start kabpf"
 _NOT_BY_BCC = "requests of users need BTF, which the bcc loader does without"
-NOT_APPLIED = "policy files have changed; ask an administrator to run: systemctl reload kabpf"
+WRONG = "policy files are wrong; ask an administrator to run: kabpfctl check"
 
 
 @dataclass(frozen=True)
@@ -106,9 +104,9 @@ def attach(request: Request) -> Mapping[str, Any]:
     """
     tree = cgroups.find_tree(mountinfo.own_mounts())
     file = dropins.owned_file(request.uid, request.cgroup.id)
-    with _active(tree) as (loaded, reading):
-        policies = reading.read().policies
-        parsed = [policy_file for path, (_, policy_file) in reading.cache.items() if path != file]
+    with _active(tree) as (loaded, standing):
+        policies = (before := standing.active()).snapshot.policies
+        parsed = [policy_file for path, policy_file in before.parsed.items() if path != file]
         content = drop_in(request, parsed)
         _check_bounds(content, file, parsed)
         alive, over = _others(policies, tree, request.cgroup.id)
@@ -121,7 +119,7 @@ def attach(request: Request) -> Mapping[str, Any]:
             for each in former - {file}:
                 stack.enter_context(dropins.written(each, None))
             with dropins.written(file, content):
-                snapshot = reading.read()
+                snapshot = standing.active().snapshot
                 policy = dropins.winner(snapshot.policies, file, request.cgroup, tree)
             changed, _ = dropins.attach(policy, snapshot, loaded)
     return {
@@ -136,67 +134,41 @@ def attach(request: Request) -> Mapping[str, Any]:
 def detach(request: Request) -> Mapping[str, Any]:
     """Undo `attach`. Raises CallError, as where nothing is attached, and KabpfError."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    with _active(tree) as (loaded, reading):
+    with _active(tree) as (loaded, standing):
         removed = dropins.owned(request.cgroup.id)
         if not removed:
             raise refused(f"{request.cgroup.path} is not attached")
         with contextlib.ExitStack() as stack:
             for file in removed:
                 stack.enter_context(dropins.written(file, None))
-            snapshot = reading.read()
+            snapshot = standing.active().snapshot
         dropins.activate(snapshot, loaded)
     return {"removed": [str(file) for file in removed]}
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """Reads the policy files as long as none changes but those of users, by requests."""
-
-    stamp: str  # before
-    cache: files.Cache = field(default_factory=dict)
-
-    def is_current(self) -> bool:
-        return files.differ_by_users_alone(files.stamp(files.SYSTEM), self.stamp)
-
-    def read(self) -> Snapshot:
-        snapshot = files.snapshot(files.SYSTEM, self.cache)
-        if not self.is_current():
-            raise refused(NOT_APPLIED)
-        return snapshot
-
-
 @contextlib.contextmanager
-def _active(tree: CgroupTree) -> Iterator[tuple[Dataplane, _Reading]]:
-    """The data plane, under the lock, where it is ours and has what the policy files say, and how
-    to read these: to activate what waits for an administrator, or another version, is not for
-    users."""
-    deadline = time.monotonic() + SETTLE_S
-    while True:
-        with (
-            locked_for_user(WAIT_S),
-            loading.opened(PINS, tree) as loaded,
-        ):
-            if loaded is None:
-                raise refused(_NOT_ACTIVE)
-            if loaded.needs_pins_per_cgroup:  # and kabpf-request makes none
-                raise refused(_NOT_BY_BCC)
-            reading = _Reading(files.stamp(files.SYSTEM))
-            applied = notes.read_applied(RUN)
-            # What a request that was killed has left of users' files this one activates, too.
-            if applied and files.differ_by_users_alone(applied.stamp, reading.stamp):
-                is_whole = applied.stamp == reading.stamp
-                try:
-                    yield loaded, reading
-                except BaseException:
-                    stamp = files.stamp(files.SYSTEM)
-                    # Those of users are as they were, if not the same inodes.
-                    if is_whole and reading.is_current() and notes.read_applied(RUN) == applied:
-                        notes.keep_applied(applied._replace(stamp=stamp), RUN)
-                    raise
-                return
-        if time.monotonic() > deadline:
-            raise refused(NOT_APPLIED)
-        time.sleep(0.1)  # for kabpfd, which is told of changes
+def _active(tree: CgroupTree) -> Iterator[tuple[Dataplane, Standing]]:
+    """The data plane, under the lock, where it is ours, and the policy files: to activate what waits
+    for an administrator, or another version, is not for users."""
+    with (
+        locked_for_user(WAIT_S),
+        loading.opened(PINS, tree) as loaded,
+    ):
+        if loaded is None:
+            raise refused(_NOT_ACTIVE)
+        if loaded.needs_pins_per_cgroup:  # and kabpf-request makes none
+            raise refused(_NOT_BY_BCC)
+        before, applied = files.stamp(files.SYSTEM), notes.read_applied(RUN)
+        try:
+            yield loaded, waiting.look()
+        except BaseException:
+            now = files.stamp(files.SYSTEM)
+            # Those of users are as they were, if not the same inodes.
+            is_as_before = files.differ_by_users_alone(now, before)
+            is_whole = applied and applied.stamp == before and notes.read_applied(RUN) == applied
+            if applied and is_whole and is_as_before:
+                notes.keep_applied(applied._replace(stamp=now), RUN)
+            raise
 
 
 def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:

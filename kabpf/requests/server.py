@@ -13,7 +13,7 @@ from kabpf.requests import peercred, varlink
 from kabpf.requests.access import TABLE, allowed
 from kabpf.requests.channel import Channel
 from kabpf.requests.interface import INTERFACE, refused
-from kabpf.requests.methods import NOT_APPLIED
+from kabpf.requests.methods import WRONG
 from kabpf.requests.peercred import Peer
 from kabpf.requests.varlink import Call, CallError
 from kabpf.runtime.locks import RUN, open_lock
@@ -81,7 +81,7 @@ def _answer(call: Call, peer: Peer, say: Callable[[str], None]) -> bytes:
             request = allowed(call, peer)
             parameters = TABLE[call.method].handle(request)
         except PolicyError:
-            raise refused(NOT_APPLIED) from None  # users may not read them
+            raise refused(WRONG) from None  # users may not read them
         except KabpfError as error:
             raise refused(str(error)) from None
     except CallError as error:

@@ -1,8 +1,8 @@
 """The policies that were applied last, kept in /var/lib/kabpf for a boot with a wrong policy file.
 
 `last-good.json` has two lines of JSON: what is known of the other one, and the texts of the policy
-files in the order they were read, of which the parser makes the same policies again. Files in /run
-are not kept: they end with the boot, and so do the ids of cgroups.
+files in the order they were read, of which the parser makes the same policies again. What commands
+write into /run is not kept: it ends with the boot, and so do the ids of cgroups.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import stat
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kabpf.errors import PolicyError, RefusedError
 from kabpf.faults import fault_point
 from kabpf.policy import files
-from kabpf.policy.files import Directories, Snapshot
+from kabpf.policy.files import ENDING, Directories, Snapshot, Texts
+
+if TYPE_CHECKING:
+    from kabpf.policy.parser import PolicyFile
 
 STATE = Path("/var/lib/kabpf")
 NAME = "last-good.json"
 VERSION = 1
-# Of a snapshot of kept policies: no policy files have it, so that these never count as applied.
+# Of a snapshot of kept policies: no policy files have it, so that they never count as applied.
 STAMP = "last good"
 
 
@@ -34,28 +37,39 @@ class Kept(NamedTuple):
 
     applied_at: float  # seconds since the epoch
     stamp: str  # of the files, by `files.lasting`
-    texts: tuple[tuple[str, str], ...]  # path and text of each
+    texts: Texts
+
+    def parsed(self) -> dict[Path, PolicyFile]:
+        """What they say; of those in /run, which may be another boot's, of what lies there still.
+        Raises PolicyError where this version of kabpf refuses them."""
+        from kabpf.policy import parser  # here, because few commands need it
+
+        return {
+            path: parser.parse(text.encode(), str(path))
+            for path, text in ((Path(name), text) for name, text in self.texts)
+            if path.parent not in ENDING or path.exists()
+        }
 
     def snapshot(self) -> Snapshot:
-        """Their policies. Raises PolicyError where this version of kabpf refuses them."""
-        from kabpf.policy import parser  # here, because only a boot with a wrong file needs it
+        """Their policies. Raises PolicyError as `parsed`."""
+        from kabpf.policy import parser  # as above
 
-        parsed = [parser.parse(text.encode(), path) for path, text in self.texts]
-        return Snapshot(STAMP, parser.combine(parsed))
+        return Snapshot(STAMP, parser.combine([*self.parsed().values()]), self.stamp)
 
 
 def keep(snapshot: Snapshot, directories: Directories = files.SYSTEM, state: Path = STATE) -> None:
     """Keep the files of which a snapshot was made, which is active now; only where they differ from
     what is kept. The caller holds the lock. What can't be kept `read` does not find."""
-    if snapshot.stamp == STAMP:
-        return
     with contextlib.suppress(OSError, RefusedError, PolicyError, UnicodeDecodeError):
-        paths, stamp = files.lasting(directories)
-        if _kept_stamp(state) == stamp:
+        if _kept_stamp(state) == snapshot.lasting:
             return
-        texts = [(str(path), files.content(path).decode()) for path in paths]
-        if files.stamp(directories) == snapshot.stamp:  # and not changed since
-            _write(state, Kept(time.time(), stamp, tuple(texts)))
+        texts = snapshot.texts
+        if texts is None:
+            paths = files.lasting(directories, files.marks(directories))
+            texts = tuple((str(path), _text(path)) for path in paths)
+            if files.stamp(directories) != snapshot.stamp:  # changed since
+                return
+        _write(state, Kept(time.time(), snapshot.lasting, texts))
 
 
 def forget(removed: Collection[Path], state: Path = STATE) -> None:
@@ -92,6 +106,10 @@ def time_text(seconds: float) -> str:
 
 
 _AGAIN = "try: kabpfctl apply"
+
+
+def _text(path: Path) -> str:
+    return "" if files.is_mask(path) else files.content(path).decode()
 
 
 def _kept_stamp(state: Path) -> str:

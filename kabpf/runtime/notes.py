@@ -35,6 +35,7 @@ class Applied(NamedTuple):
     refused: str = ""  # what the kernel refused
     unrecorded: int = 0  # of the data plane's totals, when the whole tree was looked at last
     looked_at: float = 0  # and when that was, in seconds since the epoch
+    lasting: str = ""  # the stamp of those files alone that commands do not write
 
 
 def keep_former(actual: Actual, run: Path) -> None:
@@ -123,7 +124,7 @@ def read_applied(run: Path) -> Applied | None:
     """What was applied, or None where that is not known."""
     kept = _read(run / APPLIED)
     sources = kept.get("sources")
-    texts = [kept.get("stamp"), kept.get("refused")]
+    texts = [kept.get("stamp"), kept.get("refused"), kept.get("lasting")]
     if isinstance(sources, dict) and isinstance(kept.get("asks"), bool):
         texts += sources.values()
         numbers = [kept.get("unrecorded"), kept.get("looked_at")]

@@ -366,18 +366,23 @@ def test_policy_above_does_not_hold_where_a_user_attached(ask, own, peer, write_
 
 
 def test_what_waits_for_the_administrator_is_not_applied(ask, own, peer, write_policy, kabpfctl):
-    """A user who attaches or detaches does not activate changed policy files, and can once an
-    administrator has."""
+    """A user who attaches or detaches changes that policy alone: changed files wait, and what users
+    are allowed to ask for, too, is what was applied."""
+    file = write_policy("b.yaml", "users: {idle: 10s..2h}\n")
+    kabpfctl("apply")
     ask(OWNER, attach(own))
     above = f"select: [{{cgroup: {path_of(own.parent)}}}]\nkeepalive: {{idle: 99}}\n"
     write_policy("a.yaml", above)
-    for call in (attach(own, idle="62"), detach(own)):
-        answers = ask(OWNER, call)
-        assert reason(answers).startswith("policy files have changed; ask an administrator")
-    assert options_of_new(peer, own.parent) == UNTOUCHED
-    assert options_of_new(peer, own) == COVERED
-    kabpfctl("apply")
+    file.write_text("users: {idle: 70s..2h}\n")
     assert error(ask(OWNER, attach(own, idle="62"))) == ""
+    assert options_of_new(peer, own.parent) == UNTOUCHED
+    assert options_of_new(peer, own) == COVERED | {"idle": 62}
+    assert reason(ask(OWNER, attach(own, idle="5"))).startswith("idle: 5 s is not in 10..7200 s")
+    assert error(ask(OWNER, detach(own))) == ""
+    assert options_of_new(peer, own) == options_of_new(peer, own.parent) == UNTOUCHED
+    kabpfctl("apply")
+    assert options_of_new(peer, own.parent)["idle"] == 99
+    assert reason(ask(OWNER, attach(own, idle="62"))).startswith("idle: 62 s is not in 70..7200 s")
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -444,9 +449,21 @@ def test_bounds_are_kept(ask, own, write_policy, kabpfctl):
     assert error(ask(OWNER, attach(own, idle="10"))) == ""
 
 
-def test_wrong_policy_files_are_not_shown(ask, own, write_policy):
-    """Where the administrator's files are wrong the user learns no more than that."""
+def test_wrong_policy_files_keep_nobody_from_asking(ask, own, peer, write_policy):
+    """Where the administrator's files are wrong what was applied last is active, and the user's."""
     write_policy("a.yaml", "secret: on\n").chmod(0o600)
+    assert error(ask(OWNER, attach(own))) == ""
+    assert options_of_new(peer, own) == COVERED
+    assert error(ask(OWNER, detach(own))) == ""
+    assert options_of_new(peer, own) == UNTOUCHED
+
+
+def test_wrong_policy_files_are_not_shown(ask, own, write_policy, kabpfctl):
+    """Where nobody knows any more what was applied the user learns no more than that."""
+    write_policy("a.yaml", "users: on\n")
+    kabpfctl("apply")
+    write_policy("a.yaml", "secret: on\n").chmod(0o600)
+    Path("/var/lib/kabpf/last-good.json").unlink()
     answers = ask(OWNER, attach(own))
     assert error(answers) == "Refused"
     assert "secret" not in reason(answers)

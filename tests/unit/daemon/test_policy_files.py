@@ -11,8 +11,7 @@ from kabpf.daemon.policy_files import PolicyFiles
 from kabpf.errors import PolicyError
 from kabpf.policy import files
 from kabpf.policy.files import Directories, Snapshot
-from kabpf.policy.model import Options, Policy, Rules
-from kabpf.policy.yaml import Source
+from kabpf.runtime.last_good import Kept
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="policy files belong to root")
 
@@ -89,15 +88,16 @@ def test_wrong_files_wait_for_a_change(where: Directories, known: PolicyFiles) -
 def test_files_that_wait_are_not_read_with_transient_ones(
     where: Directories, known: PolicyFiles
 ) -> None:
-    """What ends with a cgroup is read without the files that wait for a reload: these go on
-    waiting, and the stamp stays that of the files that were read."""
+    """What commands write is read without the files that wait for a reload: these go on waiting,
+    and do not count as applied."""
     put(where, "a.yaml", UNIT)
     good = known.read()
     assert not known.are_waiting()
     put(where, "b.yaml", UNIT)
     assert known.are_waiting()
-    assert names(known.read_transient()) == ["a"]
-    assert known.good == good
+    assert names(known.follow()) == ["a"]
+    assert known.good and known.good.policies == good.policies
+    assert known.good.stamp not in (good.stamp, files.stamp(where))
     assert known.are_waiting() and known.have_changed()
     known.read()
     assert not known.are_waiting()
@@ -109,9 +109,9 @@ def test_kept_policies_are_the_last_good_ones(where: Directories, known: PolicyF
     put(where, "a.yaml", WRONG)
     with pytest.raises(PolicyError):
         known.read()
-    source = Source("/etc/kabpf/policy.d/kept.yaml", 1)
-    kept = Snapshot("kept", (Policy("kept", (), Rules(Options()), source),))
-    assert known.restore(kept) == known.good == kept
+    kept = Kept(0, "kept", (("/etc/kabpf/policy.d/kept.yaml", UNIT),))
+    assert known.restore(kept) == known.good
+    assert names(known.good) == ["kept"] and known.good.lasting == "kept"
     assert not known.have_been_good
     put(where, "a.yaml", UNIT)
     assert names(known.read()) == ["a"]

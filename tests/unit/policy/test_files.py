@@ -465,7 +465,8 @@ def test_file_that_changes_while_it_is_read_has_another_stamp(
     where = directories(tmp_path)
     path = where.drop_ins[0] / "a.yaml"
     put(path, UNIT % 5)
-    assert files.snapshot(where) == (files.stamp(where), files.load(where))
+    lasting = files.digest(files.lasting(where, files.marks(where)))
+    assert files.snapshot(where) == (files.stamp(where), files.load(where), lasting, None)
 
     def load_late(*arguments: object) -> tuple[Policy, ...]:
         put(path, UNIT % 66)
@@ -473,7 +474,7 @@ def test_file_that_changes_while_it_is_read_has_another_stamp(
 
     load = files.load
     monkeypatch.setattr(files, "load", load_late)
-    stamp, policies = files.snapshot(where)
+    stamp, policies, *_ = files.snapshot(where)
     assert idles(policies) == [66]
     assert stamp != files.stamp(where)
 

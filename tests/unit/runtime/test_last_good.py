@@ -125,16 +125,27 @@ def test_kept_policies_are_not_kept_again(where: Directories, state: Path) -> No
     assert (state / last_good.NAME).read_bytes() == before
 
 
-def test_files_of_the_running_system_do_not_last(tmp_path: Path) -> None:
-    """Drop-ins in /run are left out, by the directories in which commands write them."""
+def test_files_that_commands_write_do_not_last(tmp_path: Path) -> None:
+    """Drop-ins in /run are left out by the names and directories that commands give them; what a
+    person writes there lasts as long as it is there."""
     where = Directories(tmp_path / "policy.yaml", (RUNTIME, tmp_path, TRANSIENT))
     put(where, 1, "a.yaml", UNIT.format(5))
-    runtime = (RUNTIME / "x.yaml", TRANSIENT / "y.yaml")
-    listed = {RUNTIME: ["x.yaml"], TRANSIENT: ["y.yaml"], tmp_path: ["a.yaml"]}
+    commands = [RUNTIME / "zz-attach-x.yaml", RUNTIME / "user-1-2.yaml", TRANSIENT / "y.yaml"]
+    listed = {
+        RUNTIME: ["zz-attach-x.yaml", "user-1-2.yaml", "hand.yaml"],
+        TRANSIENT: ["y.yaml"],
+        tmp_path: ["a.yaml"],
+    }
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(files, "_names", lambda directory: listed[directory])
-        assert set(files.marks(where)) > {*runtime, tmp_path / "a.yaml"}
-        assert files.lasting(where)[0] == [tmp_path / "a.yaml"]
+        marks = files.marks(where)
+        assert marks.keys() > {*commands, tmp_path / "a.yaml"}
+        assert [*files.lasting(where, marks)] == [tmp_path / "a.yaml", RUNTIME / "hand.yaml"]
+    text = UNIT.format(5)
+    kept = last_good.Kept(
+        0, "", ((str(tmp_path / "a.yaml"), text), (str(RUNTIME / "no.yaml"), text))
+    )
+    assert [each.name for each in kept.snapshot().policies] == ["a"]
 
 
 def damaged(text: bytes) -> dict[str, bytes]:

@@ -163,14 +163,14 @@ def test_what_was_applied_is_read_back(tmp_path):
 
 GOOD = (
     b'{"stamp": "s", "asks": true, "sources": {"web": "f:1"}, "refused": "", "unrecorded": 3, '
-    b'"looked_at": 0.5}'
+    b'"looked_at": 0.5, "lasting": "l"}'
 )
 
 
 def test_good_note_is_one(tmp_path):
     """What the damaged ones are made of."""
     (tmp_path / APPLIED).write_bytes(GOOD)
-    assert notes.read_applied(tmp_path) == Applied("s", True, {"web": "f:1"}, "", 3, 0.5)
+    assert notes.read_applied(tmp_path) == Applied("s", True, {"web": "f:1"}, "", 3, 0.5, "l")
 
 
 @pytest.mark.parametrize(
