@@ -20,11 +20,17 @@ from kabpf.kernel.walk import Unread
 from kabpf.plan import diff
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.desired import Actual, Plan
-from kabpf.plan.resolve import NO_CONTAINERS, resolve, resolve_one, with_attachments
+from kabpf.plan.resolve import (
+    NO_CONTAINERS,
+    left_to_kabpfd,
+    resolve,
+    resolve_one,
+    with_attachments,
+)
 from kabpf.plan.state import Cgroup, Changes, PolicyRecord, record
 from kabpf.policy import btf_required
 from kabpf.policy.files import Snapshot
-from kabpf.policy.model import Policy
+from kabpf.policy.model import Policy, Selector
 from kabpf.runtime import last_good, notes
 from kabpf.runtime.locks import RUN
 from kabpf.runtime.notes import Applied
@@ -185,9 +191,20 @@ def preview(
 
 def automaton_of(policies: tuple[Policy, ...]) -> Automaton:
     """The automaton of policies; services bring the sockets that systemd's files relate to them."""
+    return Automaton(_followed(policies))
+
+
+def left_of(policies: tuple[Policy, ...], automaton: Automaton | None = None) -> list[Selector]:
+    """The selectors whose new cgroups wait for kabpfd once the policies are active, by their
+    automaton, where that is there already."""
+    followed = _followed(policies)
+    return left_to_kabpfd(automaton or Automaton(followed), followed)
+
+
+def _followed(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     from kabpf.systemd import relations  # here, because run does without
 
-    return Automaton(relations.followed(policies))
+    return relations.followed(policies)
 
 
 def _containers(automaton: Automaton, engines: Knowing | None) -> Containers | None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kabpf import output
+from kabpf.apply import reconcile
 from kabpf.doctor import elsewhere
 from kabpf.errors import KabpfError, PolicyError
 from kabpf.kernel import cgroups, dataplane, loading, mountinfo
 from kabpf.kernel.loading import Loader
-from kabpf.plan.automaton import Automaton
-from kabpf.plan.resolve import left_text, left_to_kabpfd
+from kabpf.plan.resolve import left_text
 from kabpf.policy import btf_required, files, parser
 from kabpf.policy.model import Policy, warnings
 from kabpf.systemd import late_mounts
@@ -61,7 +61,7 @@ def checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -
             btf_required.require(policies)
     except PolicyError as error:
         return result | {"errors": list(error.findings)}
-    left = left_to_kabpfd(Automaton(policies), policies)
+    left = reconcile.left_of(policies)
     warned = [*warnings(policies), *map(left_text, left)]
     return result | {"policies": [each.name for each in policies], "warnings": warned}
 

@@ -191,6 +191,7 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
         return [names.find(tree, what)]
     named = list(names.cgroups_of(what, tree.cgroups()))
     if not named:
+        names.require_unit(what, tree)
         raise RefusedError(
             f"no cgroup is named {what}", hint="expected a running unit, a cgroup path or a PID"
         )

@@ -55,8 +55,11 @@ class _Ended(BaseException):
 def monitor(arguments: argparse.Namespace) -> int:
     """Print events until a signal comes, or standard output is closed."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    cgroup = None if arguments.cgroup is None else names.path(tree, arguments.cgroup)
-    units = None if arguments.unit is None else names.covered_by(arguments.unit)
+    cgroup = None if arguments.cgroup is None else names.find(tree, arguments.cgroup).path
+    units = None
+    if arguments.unit is not None:
+        names.require_unit(arguments.unit, tree)
+        units = names.covered_by(arguments.unit)
     selection = Filter(cgroup, units, arguments.policy)
     if arguments.event:
         selection = replace(selection, events=frozenset(arguments.event))

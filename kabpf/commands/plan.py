@@ -9,7 +9,7 @@ from kabpf.apply import reconcile
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.dataplane import PINS
 from kabpf.observe import sockets
-from kabpf.plan.resolve import left_text, left_to_kabpfd
+from kabpf.plan.resolve import left_text
 from kabpf.plan.state import record
 from kabpf.policy import files
 from kabpf.policy.model import Policy, options_json
@@ -21,7 +21,7 @@ def plan(arguments: argparse.Namespace) -> int:
     policies = files.load(files.SYSTEM)
     with loading.opened(PINS, tree) as loaded:
         resolution = reconcile.preview(policies, tree, loaded)
-    left = list(map(left_text, left_to_kabpfd(resolution.automaton, policies)))
+    left = list(map(left_text, reconcile.left_of(policies, resolution.automaton)))
     covered = output.covered(resolution)
     result = {
         "cgroups": [

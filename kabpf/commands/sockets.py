@@ -31,6 +31,8 @@ def sockets(arguments: argparse.Namespace) -> int:
     selection = tcp.Filter(cgroup, units, arguments.policy, arguments.without_keepalive)
     if arguments.watch:
         live.require_alone(arguments)
+        if arguments.unit is not None:
+            names.require_unit(arguments.unit, tree)
         live.show(_Watched(tree, selection), "kabpfctl sockets")
         return 0
     notes: list[str] = []
@@ -39,6 +41,8 @@ def sockets(arguments: argparse.Namespace) -> int:
         sources = {}
         if loaded and (arguments.json or arguments.wide):
             sources = compare(tree, loaded).sources
+    if arguments.unit is not None and not listed:
+        names.require_unit(arguments.unit, tree)
     output.warn(notes)
     if arguments.json:
         result = [_socket_json(one, sources) for one in listed]

@@ -27,8 +27,7 @@ from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.kernel.libbpf import links
 from kabpf.kernel.loading import Loader
 from kabpf.observe import sockets
-from kabpf.plan.automaton import Automaton
-from kabpf.plan.resolve import left_text, left_to_kabpfd
+from kabpf.plan.resolve import left_text
 from kabpf.policy import btf_required, files
 from kabpf.policy.model import Policy, warnings
 from kabpf.runtime import last_good, notes, pidlock
@@ -128,7 +127,7 @@ def _policy_files(here: Here) -> Findings:
             closed = text.endswith(os.strerror(errno.EACCES)) and not here.machine.is_root
             yield note(text, "sudo kabpfctl doctor") if closed else error(text, "kabpfctl check")
         return
-    left = map(left_text, left_to_kabpfd(Automaton(policies), policies))
+    left = map(left_text, reconcile.left_of(policies))
     for text in (*warnings(policies), *left, *late_mounts.warnings(parsed)):
         yield warning(text, "kabpfctl check")
     for text in files.unwatched(files.SYSTEM):

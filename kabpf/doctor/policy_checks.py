@@ -3,9 +3,7 @@ that name nothing, policies that are beaten everywhere, options that fall back t
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from kabpf.policy.files import Directories
 from kabpf.policy.model import Policy, Selector
 from kabpf.policy.parser import PolicyFile
 from kabpf.policy.presets import presets
+from kabpf.systemd.names import nearest
 
 # By the kind of selector: the names of unit files, and the units that they are (`unit_names`).
 UnitFiles = Mapping[str, Mapping[str, str]]
@@ -27,7 +26,6 @@ UnitFiles = Mapping[str, Mapping[str, str]]
 MADE_BY_PROGRAMS = (".scope", ".slice")  # units that need no file
 
 MOUNT = re.compile(r"/sys/fs/cgroup(/unified)?(?=/)")
-NEAR = 0.75  # how alike two names are that may be meant for each other (difflib)
 NEAR_MAX = 20  # names that a near one is looked for, which takes some milliseconds each
 
 
@@ -138,7 +136,7 @@ def _slip_in_path(here: str, selector: Selector, candidates: list[str]) -> Findi
     if mount := MOUNT.match(selector.text):
         path = selector.text.removeprefix(mount[0])
         return warning(f"{here}: drop the {mount[0]} prefix", f"select {path} there")
-    near = None if selector.is_glob else _near(selector.text.rpartition("/")[2], candidates)
+    near = None if selector.is_glob else nearest(selector.text.rpartition("/")[2], candidates)
     return warning(f"{here}: no such cgroup", f"did you mean {near}?") if near else None
 
 
@@ -155,7 +153,7 @@ def _slip_in_unit(
         return warning(f"{here} is an alias, and the cgroup is {name}", f"select {name} there")
     if selector.text.endswith(MADE_BY_PROGRAMS):
         return None
-    near = None if selector.is_glob else _near(selector.text, candidates)
+    near = None if selector.is_glob else nearest(selector.text, candidates)
     advice = f"did you mean {near}?" if near else f"open {selector.source.path}"
     # Users may have units in their homes.
     grade = note if selector.kind == "user_unit" and not near else warning
@@ -178,15 +176,6 @@ def _candidates(selector: Selector, paths: list[str], units: UnitFiles) -> list[
     # Without systemd's escape (cg_unescape()), and nothing is meant for itself.
     names = (path.rpartition("/")[2].removeprefix("_") for path in paths)
     return [each for each in (*units[selector.kind], *names) if each != selector.text]
-
-
-def _near(name: str, candidates: list[str]) -> str | None:
-    """The name of the same type that is nearest; the type itself would make any two alike."""
-    stem, type_ = os.path.splitext(name)
-    stems = {os.path.splitext(each)[0] for each in candidates if os.path.splitext(each)[1] == type_}
-    longer = sorted(each for each in stems if each.startswith(f"{stem}-"))
-    nearest = difflib.get_close_matches(stem, stems, 1, NEAR) or longer
-    return f"{nearest[0]}{type_}" if nearest else None
 
 
 def fallbacks(policies: tuple[Policy, ...], idle_s: int | None, retries_s: int | None) -> Findings:

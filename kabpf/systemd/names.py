@@ -15,9 +15,10 @@ from kabpf.policy.model import GLOB, Selector
 from kabpf.policy.yaml import Source
 from kabpf.systemd import relations
 from kabpf.systemd.unit_files import is_name
-from kabpf.systemd.units import DIRECTORIES, real_name, unit_names
+from kabpf.systemd.units import DIRECTORIES, real_name, template_of, unit_names
 
 SHOWN_MAX = 5  # cgroups in one error
+NEAR = 0.75  # how alike two names are that may be meant for each other (difflib)
 
 
 def unit(text: str) -> str:
@@ -42,6 +43,35 @@ def cgroups_of(text: str, cgroups: Iterable[Cgroup]) -> Iterator[Cgroup]:
     name."""
     globs = [compiled(name) for name in (*covered_by(text), text)]
     return (each for each in cgroups if any(glob.match(each.name) for glob in globs))
+
+
+def require_unit(text: str, tree: CgroupTree) -> None:
+    """Raise RefusedError where a name means no unit that runs or has a file; a glob may mean those
+    of later."""
+    if GLOB.search(text):
+        return
+    meant = {unit(text), template_of(unit(text)), text}
+    globs = [compiled(name) for name in covered_by(text)]
+    files = [name for each in DIRECTORIES.values() for name in unit_names(each)]
+    running = [each.name for each in tree.cgroups()]
+    for name in (*files, *running):
+        if name in meant or any(glob.match(name) for glob in globs):
+            return
+    # Without systemd's escape (cg_unescape()).
+    found = nearest(unit(text), [*files, *(name.removeprefix("_") for name in running)])
+    advice = f"did you mean {found}?" if found else "try: systemctl list-units --all"
+    raise RefusedError(f"{text}: no such unit, running or installed; {advice}")
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The name of the same type that is nearest; the type itself would make any two alike."""
+    import difflib  # here, because it takes 5 ms and most names are right
+
+    stem, type_ = os.path.splitext(name)
+    stems = {os.path.splitext(each)[0] for each in candidates if os.path.splitext(each)[1] == type_}
+    longer = sorted(each for each in stems if each.startswith(f"{stem}-"))
+    found = difflib.get_close_matches(stem, stems, 1, NEAR) or longer
+    return f"{found[0]}{type_}" if found else None
 
 
 def path(tree: CgroupTree, text: str) -> str:

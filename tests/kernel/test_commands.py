@@ -319,7 +319,11 @@ def test_explain_of_what_does_not_exist_is_refused(kabpfctl, cgroup):
         ("4194304", "process 4194304: No such file or directory, expected a running process"),
         ("9" * 5000, "File name too long, expected a running process"),
         ("/no/such", "cgroup /no/such: No such file or directory, expected a directory below"),
-        ("no.such", "no cgroup is named no.such, expected a running unit, a cgroup path or a PID"),
+        (
+            "no.such*",
+            "no cgroup is named no.such*, expected a running unit, a cgroup path or a PID",
+        ),
+        ("no.such", "no.such: no such unit, running or installed; try: systemctl list-units --all"),
     ):
         assert message in kabpfctl("explain", what, status=1).stderr
 

@@ -226,12 +226,20 @@ def test_filters(make_cgroup, peer, kabpfctl, write_policy):
 
 
 def test_filter_by_what_is_not_there_is_refused(loaded, kabpfctl):
-    """A cgroup that does not exist, and a policy that is not active, are errors."""
-    gone = kabpfctl("sockets", "--cgroup", "/kabpf-no-such", status=1)
-    assert gone.stderr == (
-        "kabpfctl: cgroup /kabpf-no-such: No such file or directory,"
-        f" expected a directory below {cgroup_root()}\n"
-    )
+    """A unit or cgroup that does not exist, and a policy that is not active, are errors."""
+    for command in ("sockets", "monitor", "explain"):
+        unit = () if command == "explain" else ("--unit",)
+        none = kabpfctl(command, *unit, "kabpf-no-such", status=1)
+        assert (none.stdout, none.stderr) == (
+            "",
+            "kabpfctl: kabpf-no-such: no such unit, running or installed;"
+            " try: systemctl list-units --all\n",
+        )
+        cgroup = () if command == "explain" else ("--cgroup",)
+        assert kabpfctl(command, *cgroup, "/kabpf-no-such", status=1).stderr == (
+            "kabpfctl: cgroup /kabpf-no-such: No such file or directory,"
+            f" expected a directory below {cgroup_root()}\n"
+        )
     none = kabpfctl("sockets", "--policy", "no-such", status=1)
     assert none.stderr == ("kabpfctl: policy no-such is not active; try: kabpfctl status\n")
 

@@ -82,3 +82,31 @@ def test_what_is_meant_is_said(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(RefusedError) as raised:
         names.path(tree(tmp_path), text)
     assert str(raised.value) == said.format(tree=tmp_path / "tree")
+
+
+@pytest.mark.parametrize(
+    "text", ["app", "app.service", "ssh", "sshd", "front", "cron", "a", "twice", "tmpl@1", "x*"]
+)
+def test_unit_that_runs_or_is_installed_is_known(
+    tmp_path: Path, directory: Path, text: str
+) -> None:
+    """By its cgroup or its file, an alias, too, and an instance by its template; a glob may mean
+    units of later."""
+    (directory / "tmpl@.service").touch()
+    names.require_unit(text, tree(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sshs", "did you mean ssh.service?"),
+        ("crom.service", "did you mean cron.service?"),
+        ("none", "try: systemctl list-units --all"),
+        ("tmpl@1", "try: systemctl list-units --all"),
+    ],
+)
+def test_unit_that_nobody_knows_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    """With the name that is meant, if one is near."""
+    with pytest.raises(RefusedError) as raised:
+        names.require_unit(text, tree(tmp_path))
+    assert str(raised.value) == f"{text}: no such unit, running or installed; {said}"
