@@ -148,8 +148,8 @@ def detach(request: Request) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def _active(tree: CgroupTree) -> Iterator[tuple[Dataplane, Standing]]:
-    """The data plane, under the lock, where it is ours, and the policy files: to activate what waits
-    for an administrator, or another version, is not for users."""
+    """The data plane, under the lock, where it is ours, and the policy files: to activate what
+    waits for an administrator, or another version, is not for users."""
     with (
         locked_for_user(WAIT_S),
         loading.opened(PINS, tree) as loaded,
