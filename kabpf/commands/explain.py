@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from kabpf import output, tables
@@ -40,6 +41,7 @@ class Reason:
     selector: Selector | None
     beaten: tuple[tuple[Policy, Selector], ...]  # that name the same cgroup
     waits: bool = False  # a new cgroup that the selector names waits for kabpfd
+    container: str = ""  # the cgroup of the systemd in a container that it belongs to
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -47,7 +49,10 @@ def explain(arguments: argparse.Namespace) -> int:
     tree = cgroups.find_tree(mountinfo.own_mounts())
     counting = transient.without_former_owners(files.load(files.SYSTEM), tree)
     policies = relations.followed(tuple(each for each in counting if not _is_over(each, tree)))
-    reasons = list(decided(policies, _cgroups(arguments.what, tree)))
+    reasons = [
+        replace(each, container=elsewhere.container(each.cgroup.path, tree))
+        for each in decided(policies, _cgroups(arguments.what, tree))
+    ]
     active = _active(tree, reasons) if os.geteuid() == 0 else {}
     result: dict[str, Any] = {
         "cgroups": [as_json(each, active.get(each.cgroup.id)) for each in reasons]
@@ -78,19 +83,16 @@ def _elsewhere(
         return [found] if found else []
     names = [each.cgroup.name.removeprefix("_") for each in reasons]
     found_units = elsewhere.of_units([name for name in names if name.endswith(".service")], tree)
-    managers = {each.cgroup.path: _manager(each.cgroup.path) for each in reasons}
-    if not any(managers.values()):
+    managers = [
+        f"{above}/init.scope"
+        for each in reasons
+        for above in islice(elsewhere.managers_above(each.cgroup.path, tree), 1)
+    ]
+    if not managers:
         return found_units
     ports = elsewhere.managers(_sockets(tree))
-    paths = dict.fromkeys(path for path in managers.values() if path in ports)
+    paths = dict.fromkeys(path for path in managers if path in ports)
     return [*found_units, *(elsewhere.of_manager(path, ports[path]) for path in paths)]
-
-
-def _manager(path: str) -> str:
-    """The cgroup of the manager, other than the machine's, that may have made a unit's cgroup."""
-    names = path.split("/")
-    places = [at for at, name in enumerate(names) if name.startswith("user@")]
-    return "/".join([*names[: places[0] + 1], "init.scope"]) if places else ""
 
 
 def _sockets(tree: CgroupTree) -> list[sockets.Socket]:
@@ -231,7 +233,12 @@ def _values(policy: Policy) -> dict[str, Any]:
 def as_json(why: Reason, is_active: bool | None) -> dict[str, Any]:
     """A reason as JSON; `is_active` None is unknown."""
     policy, selector = why.policy, why.selector
-    result: dict[str, Any] = {"cgroup": why.cgroup.path, "policy": None, "active": is_active}
+    result: dict[str, Any] = {
+        "cgroup": why.cgroup.path,
+        "container": why.container or None,
+        "policy": None,
+        "active": is_active,
+    }
     if policy is None or selector is None:
         return result
     origins = {key: policy.origins.get(key) for key in _values(policy)}
@@ -275,6 +282,12 @@ def _lines(why: Reason, is_active: bool | None) -> Iterator[str]:
     yield output.shown(sockets.name(path))
     if path != sockets.name(path):
         yield f"  cgroup {output.shown(path)}"
+    if why.container:
+        unit = sockets.units(path)[-1:]
+        yield f"  of the systemd in container {output.shown(why.container)}"
+        if unit and path.endswith(f"/{unit[0]}"):
+            yield f"  unit: {output.shown(unit[0])} selects it, and others of that name"
+        yield f"  cgroup: {output.shown(path)} selects it alone"
     if policy is None or selector is None:
         yield "  no policy: nothing names it, nor a cgroup above it"
         return

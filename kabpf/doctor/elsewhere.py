@@ -31,6 +31,7 @@ KEYS = ("Id", "ActiveState", "SubState", "MainPID", "ControlGroup", "ExecStart",
 _ACTIVE = ("active", "activating", "reloading")
 _SESSION = re.compile(r"/user\.slice/(user-[0-9]+\.slice)/session-[^/]+\.scope(/.*)?")
 _ARGUMENTS = re.compile(r" argv\[\]=(.*?) ; ignore_errors=", re.DOTALL)
+_USERS = re.compile(r"/user@[0-9]+\.service$")
 _ENGINES = ("docker", "podman", "nerdctl", "ctr")
 
 
@@ -145,6 +146,22 @@ def managers(sockets: Iterable[Socket]) -> dict[str, list[int]]:
         if each.state == "listen" and is_manager and not each.is_removed:
             found[path].add(each.local.port)
     return {path: sorted(ports) for path, ports in sorted(found.items())}
+
+
+def managers_above(path: str, tree: CgroupTree) -> Iterator[str]:
+    """The cgroups of the managers above a cgroup, but for the machine's, the nearest first: each
+    has its manager in a scope of its own. The first has made the cgroup, if that is a unit's."""
+    above = path.rpartition("/")[0]
+    while above:
+        if os.path.isdir(tree.directory(f"{above}/init.scope")):
+            yield above
+        above = above.rpartition("/")[0]
+
+
+def container(path: str, tree: CgroupTree) -> str:
+    """The cgroup of the systemd in a container that a cgroup belongs to, or nothing."""
+    managers = managers_above(path, tree)
+    return next((each for each in managers if not _USERS.search(each)), "")
 
 
 def of_manager(path: str, ports: list[int]) -> Elsewhere:

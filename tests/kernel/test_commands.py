@@ -328,6 +328,31 @@ def test_explain_of_what_does_not_exist_is_refused(kabpfctl, cgroup):
         assert message in kabpfctl("explain", what, status=1).stderr
 
 
+def test_explain_tells_of_a_unit_in_a_container(make_cgroup, kabpfctl, write_policy, peer):
+    """A systemd in a container has a scope of its own above its units; both selectors that are
+    named reach such a unit."""
+    payload = make_cgroup("box.scope/payload")
+    make_cgroup("box.scope/payload/init.scope")
+    app = make_cgroup("box.scope/payload/system.slice/kabpf-app.service")
+    shown = kabpfctl("explain", "kabpf-app").stdout.splitlines()
+    selectors = {"unit": "kabpf-app.service", "cgroup": path_of(app)}
+    assert [line.strip() for line in shown[1:5]] == [
+        f"cgroup {path_of(app)}",
+        f"of the systemd in container {path_of(payload)}",
+        f"unit: {selectors['unit']} selects it, and others of that name",
+        f"cgroup: {selectors['cgroup']} selects it alone",
+    ]
+    (found,) = json.loads(kabpfctl("explain", "--json", app).stdout)["cgroups"]
+    assert found["container"] == path_of(payload)
+    for kind, text in selectors.items():
+        file = write_policy("a.yaml", f'select: [{{{kind}: "{text}"}}]\nkeepalive: {{idle: 61}}\n')
+        kabpfctl("apply")
+        assert options_of_new(peer, app)["idle"] == 61
+        file.unlink()
+        kabpfctl("apply")
+    assert options_of_new(peer, app) == UNTOUCHED
+
+
 def test_status_says_what_is_watched(cgroup, kabpfctl, write_policy):
     """status tells that setsockopt(2) is seen, and connections before the SYN, while a policy needs
     it."""

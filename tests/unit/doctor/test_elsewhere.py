@@ -123,3 +123,35 @@ def test_unit_that_started_a_process_is_found() -> None:
     other = elsewhere.Elsewhere("other.service", 0, "", "")
     assert elsewhere.started(os.getpid(), [other, unit]) is unit
     assert elsewhere.started(os.getpid(), [other]) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "manager", "container"),
+    [
+        ("/system.slice/app.service", "", ""),
+        ("/init.scope", "", ""),
+        ("/user.slice/user-7.slice/user@7.service/app.slice/a.service",
+         "/user.slice/user-7.slice/user@7.service", ""),
+        ("/machine.slice/box.scope/payload/system.slice/app.service",
+         "/machine.slice/box.scope/payload", "/machine.slice/box.scope/payload"),
+        ("/machine.slice/box.scope/payload/init.scope",
+         "/machine.slice/box.scope/payload", "/machine.slice/box.scope/payload"),
+        ("/machine.slice/box.scope/payload/user.slice/user@0.service/a.service",
+         "/machine.slice/box.scope/payload/user.slice/user@0.service",
+         "/machine.slice/box.scope/payload"),
+        ("/machine.slice/box.scope/supervisor", "", ""),
+        ("/machine.slice/libpod-1.scope/container/system.slice/app.service", "", ""),
+    ],
+)  # fmt: skip
+def test_systemd_of_a_container_is_found(
+    tmp_path: Path, path: str, manager: str, container: str
+) -> None:
+    """By the scope that each systemd has for itself; a user's is in no container."""
+    for above in (
+        "", "/user.slice/user-7.slice/user@7.service", "/machine.slice/box.scope/payload",
+        "/machine.slice/box.scope/payload/user.slice/user@0.service",
+    ):  # fmt: skip
+        (tmp_path / above[1:] / "init.scope").mkdir(parents=True)
+    tree = CgroupTree(tmp_path)
+    assert next(elsewhere.managers_above(path, tree), "") == manager
+    assert elsewhere.container(path, tree) == container
