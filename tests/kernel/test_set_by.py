@@ -1,6 +1,7 @@
 """Who set an option, by `kabpfctl sockets`, over all that may become of a socket and its cgroup."""
 
 import json
+import signal
 
 import pytest
 from harness import path_of
@@ -27,13 +28,29 @@ def set_by(kabpfctl):
     return find
 
 
-def test_set_by_the_policy_and_by_a_former_one(connection, policy, set_by):
-    """When it is established, or open; what the next policy leaves is the former one's."""
+def test_set_by_the_policy(connection, policy, set_by):
+    """When it is established, or open already; before, by nobody."""
     client, connect = connection
     before = connect()
     policy(BOTH)
     after = connect()
     assert [set_by(client, number) for number in (before, after)] == [POLICY, POLICY]
+
+
+def test_set_by_nobody_before_the_first_policy(connection, kabpfctl, other_cgroup, set_by):
+    """What the kernel gives is the system's, also where an other cgroup has a policy."""
+    client, connect = connection
+    number = connect()
+    kabpfctl("attach", "--cgroup", other_cgroup, "--idle", 61)
+    assert set_by(client, number) == SYSTEM
+
+
+def test_set_by_a_former_policy(connection, policy, set_by):
+    """What the next policy leaves is the former one's, and all once there is none."""
+    client, connect = connection
+    before = connect()
+    policy(BOTH)
+    after = connect()
     policy("{idle: 62}")
     former = POLICY | {"interval_s": "former policy"}
     assert [set_by(client, number) for number in (before, after)] == [former, former]
@@ -90,21 +107,46 @@ def test_set_by_keepalive_alone(connection, policy, set_by):
     assert set_by(client, number) == SYSTEM | {"keepalive": "former policy"}
 
 
-def test_set_by_in_a_removed_cgroup(make_cgroup, peer, policy, set_by, kabpfctl):
-    """Where nothing is known of the cgroup it is never said to be the application's."""
-    policy(BOTH)
+@pytest.fixture
+def orphan(make_cgroup, peer):
+    """A connection of a cgroup, and a function that removes that."""
     gone = make_cgroup("covered/gone")
     client = peer(gone)
     _, address = peer().listener()
-    number = client.connection(address)
-    assert set_by(client, number) == POLICY
-    (gone.parent.parent / "cgroup.procs").write_text(str(client.process.pid))
-    gone.rmdir()
-    found = set_by(client, number)
-    # For as long as its entry lives.
-    assert found in (POLICY, {n: "unknown" if w == "policy" else w for n, w in POLICY.items()})
-    if found != POLICY:
-        assert "unknown (idle, interval, keepalive)" in kabpfctl("sockets", "--wide").stdout
+
+    def remove():
+        (gone.parent.parent / "cgroup.procs").write_text(str(client.process.pid))
+        gone.rmdir()
+
+    return client, client.connection(address), remove
+
+
+def test_set_by_in_a_removed_cgroup(orphan, policy, set_by):
+    """Its socket keeps its policy, and its application's own values; what a later policy leaves is
+    the former one's."""
+    client, number, remove = orphan
+    policy(BOTH)
+    client.set_option(number, "probes", 4)
+    own = POLICY | {"probes": "application"}
+    assert set_by(client, number) == own
+    remove()
+    assert set_by(client, number) == own
+    policy("{idle: 62}")
+    assert set_by(client, number) == own | {"interval_s": "former policy"}
+
+
+def test_set_by_in_a_cgroup_that_was_removed_before_kabpf_was_loaded(
+    orphan, policy, set_by, kabpfctl
+):
+    """Nothing is known of it: what a policy had set is never said to be the application's."""
+    client, number, remove = orphan
+    policy(BOTH)
+    kabpfctl("detach", "--all")
+    remove()
+    policy(BOTH)
+    unknown = {name: "unknown" if who == "policy" else who for name, who in POLICY.items()}
+    assert set_by(client, number) == unknown
+    assert "unknown (idle, interval, keepalive)" in kabpfctl("sockets", "--wide").stdout
 
 
 def test_set_by_after_its_process_moved(connection, other_cgroup, policy, set_by):
@@ -136,19 +178,20 @@ def test_set_by_after_an_upgrade(connection, cgroup, write_policy, version, othe
 
 
 @pytest.mark.slow
-def test_set_by_after_the_daemon_restarted(connection, policy, kabpfd, set_by):
-    """A stop unloads every policy; what they gave is known after the start."""
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL])
+def test_set_by_after_the_daemon_restarted(connection, policy, kabpfd, set_by, end):
+    """What policies gave is known after a stop, which unloads them, a restart and a crash."""
     client, connect = connection
     policy(BOTH)
     daemon = kabpfd()
     number = connect()
     client.set_option(number, "probes", 4)
-    assert daemon.stop() == 0
+    daemon.stop(end)
     daemon = kabpfd()
     own = POLICY | {"probes": "application"}
     assert set_by(client, number) == own
     policy("{idle: 62}")
-    assert daemon.stop() == 0
+    daemon.stop(end)
     kabpfd()
     assert set_by(client, number) == own | {"interval_s": "former policy"}
 
