@@ -78,15 +78,19 @@ def test_policy_file_of_somebody_else_is_refused(active, write_policy, kabpfctl,
     assert _maps() == active
 
 
-def test_attach_beside_a_bad_file_changes_nothing(active, write_policy, kabpfctl, cgroup):
-    """attach puts back what was there when another policy file is wrong."""
+@pytest.mark.parametrize("beside", ["good files", "a bad file"])
+def test_attach_that_is_wrong_changes_nothing(active, write_policy, kabpfctl, cgroup, beside):
+    """attach puts back what was there when its own options can't be, whatever lies beside it."""
+    directory = Path("/run/kabpf/policy.d")
     bad = write_policy("bad.service.yaml", "keepalive: {idle: never}\n")
-    before = sorted(os.listdir("/run/kabpf/policy.d"))
-    done = kabpfctl("attach", "--cgroup", cgroup, "--idle", 62, status=1)
-    assert done.stderr.startswith(f"kabpfctl: {bad}:1: keepalive.idle: never, expected")
-    assert sorted(os.listdir("/run/kabpf/policy.d")) == before
+    if beside == "good files":
+        bad.unlink()
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    done = kabpfctl("attach", "--cgroup", cgroup, "--user-timeout", "auto", status=1)
+    assert "user_timeout: auto without" in done.stderr
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
     assert _maps() == active
-    bad.unlink()
+    bad.unlink(missing_ok=True)
     assert changed(kabpfctl) == {}
 
 

@@ -24,6 +24,7 @@ from harness import (
     cgroup_root,
     changed,
     entering,
+    refuse_bpf,
     wait_until,
 )
 
@@ -581,12 +582,20 @@ def test_wrong_policy_file_stops_no_command(runner, address, write_policy, kabpf
     assert runner("--idle", 61).new(address) == _idle(61)
 
 
-def test_command_that_can_not_be_covered_does_not_begin(write_policy):
-    """Where kabpf can't be activated, it says why, and nothing is left."""
+def test_wrong_policy_file_is_left_out_where_run_loads_kabpf(write_policy):
+    """Where kabpf is not active, the command is covered all the same, and the file is named."""
     write_policy("wrong.service.yaml", "keepalive: perhaps")
     done = run("--idle", 61, "echo", "begun")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (0, "begun\n")
     assert "wrong.service.yaml:1: keepalive: perhaps, expected" in done.stderr
+
+
+def test_command_that_can_not_be_covered_does_not_begin():
+    """Where kabpf can't be activated, it says why, and nothing is left."""
+    command = [KABPFCTL, "run", "--idle", "61", "echo", "begun"]
+    done = subprocess.run(command, preexec_fn=refuse_bpf, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the kernel refuses bpf(2) to root" in done.stderr
     wait_until(lambda: not left(), "the end of the watcher", DEADLINE_S)
 
 
