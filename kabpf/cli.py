@@ -98,7 +98,7 @@ def _add_attach(commands: Any) -> None:
         "--persist", action="store_true", help="keep it over a reboot, in /etc/kabpf/policy.d"
     )
     attach.add_argument(
-        "--new-only", action="store_true", help="leave the sockets alone that are open now"
+        "--new-only", action="store_true", help="do not update the sockets that are open now"
     )
     _add_loader(attach)
 

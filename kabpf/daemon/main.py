@@ -93,7 +93,7 @@ def _install_units() -> None:
     os.umask(0o022)  # for everybody to read
     for path in install.units(Path("/"), Path(sys.argv[0]).resolve().parent):
         print(f"wrote {path}")
-    print("next: systemctl enable --now kabpf")
+    print("next: systemctl enable --now kabpf; for users' policies also kabpf-request.socket")
 
 
 def _unload() -> None:

@@ -13,7 +13,7 @@ SHOWN_MAX = 5  # names in one finding
 
 
 class Grade(StrEnum):
-    """An error keeps kabpf from its work, a warning is hardly meant, a note is good to know."""
+    """An error keeps kabpf from its work, a warning is probably unintended, a note informs."""
 
     OK = "ok"
     NOTE = "note"

@@ -1,6 +1,6 @@
 """The TCP sockets of the machine: whose they are, and which keepalive options are active.
 
-The data plane knows all of it, in every network namespace. Where it can't be asked, inet_diag
+The data plane knows all of it, in every network namespace. Where it can't be read, inet_diag
 knows whose they are, in the caller's namespace, and whether a keepalive timer runs.
 """
 

@@ -139,8 +139,8 @@ def diff(
 
 
 def _attachments(plan: Plan, actual: Actual, *, stale: bool) -> dict[int, bool]:
-    """Those to write, the ones that are there first: of two nested ones the outer learns of it
-    before the inner is there. As long as stale ones are there, all count as nested."""
+    """Those to write, the ones that are there first: an outer attachment is updated before the
+    inner one is created. As long as stale ones are there, all count as nested."""
     desired = plan.attachments
     if stale:
         there = (id for id, nested in actual.attachments.items() if nested is not None)

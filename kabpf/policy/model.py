@@ -112,7 +112,7 @@ OPTIONS = (
     OptionRow(
         "user_timeout", "user_timeout_ms", "user timeout", "ms", 1, 2**31 - 1,
         "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off",
-        "limit for unacknowledged data", "TCP_USER_TIMEOUT",
+        "limit for unacknowledged data, or a closed window", "TCP_USER_TIMEOUT",
         is_range=True, on_sockets=True, for_users=True, words=("auto", "off"), none="off",
         metavar="TIME", flag_values="a time, auto or off",
     ),

@@ -360,7 +360,7 @@ def test_listener_of_an_unknown_cgroup_is_told(make_cgroup, peer, write_policy, 
         (("setpriv", "--bounding-set", "-bpf", "--inh-caps", "-bpf"), "capabilities",
          "CAP_BPF missing"),
         (("unshare", "--user", "--map-root-user"), "capabilities",
-         "root of a user namespace alone"),
+         "root in a user namespace lacks"),
     ],
     ids=["no CAP_BPF", "a user namespace"],
 )  # fmt: skip

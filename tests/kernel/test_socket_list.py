@@ -309,7 +309,8 @@ def test_json_of_a_socket(loaded, make_cgroup, peer, find):
 
 
 def test_plain_table(make_cgroup, peer, kabpfctl, write_policy):
-    """Without a terminal there is a line for each socket: its unit if it has one, else its path."""
+    """Without a terminal there is a line for each socket: its unit and what is around that but for
+    slices, or its path."""
     cgroup = make_cgroup("odd\x1b[31mname")
     text = "{select: [{unit: web.service}], keepalive: {idle: 61, user_timeout: 1500ms}}\n"
     file = write_policy("mine.yaml", text)
@@ -329,7 +330,7 @@ def test_plain_table(make_cgroup, peer, kabpfctl, write_policy):
     local = f"127.0.0.1:{web.local_port(number)}"
     assert 55 < float(second.pop(4).removesuffix("s")) <= 61
     assert second == [
-        "web.service", local, f"127.0.0.1:{port}", "61s/7s/5", "mine, application",
+        path_of(web_cgroup), local, f"127.0.0.1:{port}", "61s/7s/5", "mine, application",
     ]  # fmt: skip
     assert done.stderr == ""
     wide = kabpfctl("sockets", "--cgroup", cgroup.parent, "--wide").stdout.splitlines()[-1]
@@ -404,7 +405,7 @@ def test_without_the_data_plane_inet_diag_is_asked(connected, cgroup, kabpfctl):
     _, line = done.stdout.splitlines()
     assert line.split()[0] == path_of(cgroup)
     assert line.split()[1] == f"127.0.0.1:{port}"
-    assert line.split()[3:] == ["off", "-", "-"]
+    assert line.split()[3:] == ["off", "-", "?"]
 
 
 def test_without_pyroute2_the_package_is_named(tmp_path):

@@ -56,6 +56,12 @@ def test_output_is_as_its_schema_says(command: str, tmp_path: Path) -> None:
     assert value["version"] == output.JSON_VERSION
 
 
+def test_output_that_a_page_shows_is_as_its_schema_says() -> None:
+    """The one of `verify` in docs/operations.md."""
+    _, _, rest = (ROOT / "docs" / "operations.md").read_text().partition("```\n{\n")
+    assert output_schema.held("verify", "{" + rest.partition("```")[0])["reasons"]
+
+
 @pytest.mark.parametrize("change", [{"more": 1}, {"version": 2}, {"verified": "yes"}])
 def test_schema_refuses_another_output(change: dict[str, object]) -> None:
     """A key that nobody documented, another version, and another type."""
