@@ -137,7 +137,7 @@ struct {
 	__type(value, __u32);
 } kabpf_monitors SEC(".maps");
 
-/* The logger's. To open perf events takes CAP_SYS_ADMIN on Debian's kernels, which kabpfd is
+/* The logger's. To open perf events needs CAP_SYS_ADMIN on Debian's kernels, which kabpfd is
  * without. What one that was killed did not read waits here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

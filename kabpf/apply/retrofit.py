@@ -2,7 +2,7 @@
 
 The iterator sees one network namespace. Which ones have sockets of cgroups that are owed the update
 is what processes' descriptors say, at a price that does not grow with the namespaces of others. To
-enter them takes capabilities that kabpfd does without; it asks kabpf-retrofit (systemd/), which has
+enter them needs capabilities that kabpfd lacks; it calls kabpf-retrofit (systemd/), which has
 them and does nothing else: one connection is one request, which names processes, or none for the
 whole machine. Both sides speak JSON.
 """

@@ -95,7 +95,7 @@ class Here:
 
 
 class Check(NamedTuple):
-    """A check, and whether it takes root."""
+    """A check, and whether it needs root."""
 
     run: Callable[[Here], Findings]
     needs_root: bool = False

@@ -51,7 +51,7 @@ class Machine:
     user_namespace: str
     bpffs_mode: int | None
     bpffs_writable: bool
-    capabilities_missing: tuple[str, ...]  # of those that the data plane takes
+    capabilities_missing: tuple[str, ...]  # of those that the data plane needs
     namespaces_missing: tuple[str, ...]  # of those that others' network namespaces take
     call_problem: str | None  # of bpf(2); None where it was not tried
     libbpf: str  # its version

@@ -204,7 +204,7 @@ def load(pins: Path) -> None:
     """
     with ExitStack() as stack:
         definitions = dict(OWN_MAPS)
-        with objects.Object(str(dataplane.OBJECT)) as main:  # opened alone, which takes no BTF
+        with objects.Object(str(dataplane.OBJECT)) as main:  # opened alone, which needs no BTF
             definitions |= {name: main.definition(name) for name in (*MAPS, UNRESOLVED)}
         maps = {name: stack.enter_context(new_map(name, definitions[name])) for name in _MAPS}
         code = compiled()

@@ -27,7 +27,7 @@ KEPT_MAX = 1 << 24  # bytes; two programs of a million instructions at most, in 
 PACKAGE = "python3-bpfcc"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 COMPILE_S = 120  # two on most machines; more where the processor is emulated
-ROOM_MB = 150  # what the compiler takes
+ROOM_MB = 150  # what the compiler needs
 
 
 def programs(maps: tuple[str, ...], digest: int) -> dict[str, bytes]:

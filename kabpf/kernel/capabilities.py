@@ -19,7 +19,7 @@ _BITS = {
 # What loading, attaching and the maps take.
 DATAPLANE = ("CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF")
 
-# What entering the network namespaces of other processes takes, and finding them.
+# What entering the network namespaces of other processes needs, and finding them.
 NAMESPACES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 
 

@@ -265,7 +265,7 @@ def _identity(one: CSocket) -> tuple[object, ...]:
 
 
 def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:
-    """The sockets of the caller's network namespace; it takes no privilege.
+    """The sockets of the caller's network namespace; it needs no privilege.
 
     Raises UnsupportedError without pyroute2 or without the kernel's module for it.
     """

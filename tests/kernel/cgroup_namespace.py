@@ -22,7 +22,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 @contextmanager
 def entered() -> Iterator[Path]:
     """Inside, this process is in a new cgroup, which is the root of the tree that it sees, and so
-    are its children; given is the namespace that it left. It takes a mount namespace of its own.
+    are its children; given is the namespace that it left. It needs a mount namespace of its own.
 
     All processes below that cgroup end with it."""
     point = cgroup_root()

@@ -138,7 +138,7 @@ def own_objects(nothing_left: None) -> Callable[[], dict[str, dict[int, str]]]:
 
 @pytest.fixture(scope="session")
 def lent_headers(own_mounts: Path) -> Iterator[None]:
-    """The kernel's headers, which bcc wants; Debian's where the machine has none of its own, as
+    """The kernel's headers, which bcc needs; Debian's where the machine has none of its own, as
     those are no other in what the programs take of them."""
     if not bcc_compile.missing():
         yield

@@ -219,7 +219,7 @@ def test_jitter_spreads_idle_of_new_connections(cgroup, kabpfctl, policies, peer
 
 
 @BCC
-def test_what_takes_btf_is_refused_by_name(cgroup, kabpfctl, write_policy, peer):
+def test_what_needs_btf_is_refused_by_name(cgroup, kabpfctl, write_policy, peer):
     """check, apply, attach and doctor name file, line and key, and what is active stays."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     file = write_policy(

@@ -409,7 +409,7 @@ def test_without_the_data_plane_inet_diag_is_asked(connected, cgroup, kabpfctl):
 
 
 def test_without_pyroute2_the_package_is_named(tmp_path):
-    """inet_diag takes pyroute2; without it the error says which package has it."""
+    """inet_diag needs pyroute2; without it the error says which package has it."""
     done = subprocess.run(
         [BIN / "kabpfctl", "sockets"],
         env=without(tmp_path, "pyroute2"),

@@ -316,7 +316,7 @@ def test_check_takes_defaults_of_installed_files(
     )
     apart = ["unshare", "--mount", "sh", "-c", script, "sh"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
-        pytest.skip("it takes root and a mount namespace to install files for this test alone")
+        pytest.skip("it needs root and a mount namespace to install files for this test alone")
     skip_unless_executable(*apart)
     outcome = run(*apart, KABPFCTL, "check", str(folder / "a.service.yaml"))
     if timeout:

@@ -38,6 +38,7 @@ GIVEN_UP = {
     "idle timeout": r"\btime-outs?\b",
     "caller": r"\bwho asks\b|\bwhoever asks\b",
     "preload libraries": r"\blegacy\b|\bits ancestors\b",
+    "needs": r"\b(takes|wants) (root|BTF|CAP_\w+|capabilities|no privilege)\b",
 }
 # A visit in BPF is one run of a program for one socket, a new one included, and no update;
 # visitors are the processes that walk through network namespaces.

@@ -17,7 +17,7 @@ from kabpf.errors import RefusedError
 from kabpf.policy import files
 from kabpf.runtime import locks
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to own policy files")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="it needs root to own policy files")
 
 RIGHT = "keepalive: {idle: 60s}\n"
 WRONG = "keepalive: {idle: 10h}\n"
@@ -332,7 +332,7 @@ def test_editor_is_chosen_by_variables(
     assert machine.applied == 1
 
 
-def test_it_takes_a_terminal() -> None:
+def test_it_needs_a_terminal() -> None:
     """Without one nothing is edited."""
     outcome = kabpfctl("edit", "nginx")
     assert (outcome.status, outcome.output) == (1, "")

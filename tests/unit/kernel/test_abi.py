@@ -74,7 +74,7 @@ def test_report_is_read_as_it_is_laid_out() -> None:
         assert getattr(report, name) == (value if isinstance(value, int) else bytes(value))
 
 
-needs_bpftool = pytest.mark.skipif(BPFTOOL is None, reason="it takes bpftool to read BTF")
+needs_bpftool = pytest.mark.skipif(BPFTOOL is None, reason="it needs bpftool to read BTF")
 
 
 @pytest.mark.parametrize("name", MIRRORS)

@@ -591,7 +591,7 @@ def kabpfctl(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     for name in ("etc", "usr/lib/systemd"):
         (tmp_path / name).mkdir(parents=True)
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
-        pytest.skip("it takes root and a mount namespace to have files of the test's own")
+        pytest.skip("it needs root and a mount namespace to have files of the test's own")
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         command = [*apart, sys.executable, "-P", "-m", "kabpf.cli", "import", *options]

@@ -74,7 +74,7 @@ def policies(text, file=FILE):
 
 @pytest.mark.parametrize(("text", "expected"), REFUSED)
 def test_what_takes_btf_is_refused_by_name(text, expected):
-    """Each thing that takes BTF is one message: where, what, and what was expected."""
+    """Each thing that needs BTF is one message: where, what, and what was expected."""
     with pytest.raises(PolicyError) as refused:
         btf_required.require(policies(text))
     assert refused.value.findings == tuple(

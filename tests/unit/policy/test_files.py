@@ -219,7 +219,7 @@ def numbers(options: Options) -> dict[str, int] | None:
     return {key: value.high for key, value in given.items() if value} if options.keepalive else None
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to own the files")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it needs root to own the files")
 
 
 @needs_root

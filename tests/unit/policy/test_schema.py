@@ -108,7 +108,7 @@ def test_language_server_marks_the_same() -> None:
     """yaml-language-server finds the schema by the modeline, and marks what is wrong alone."""
     program = shutil.which("yaml-language-server")
     if program is None:
-        pytest.skip("it takes npm's yaml-language-server")
+        pytest.skip("it needs npm's yaml-language-server")
     modeline = f"# yaml-language-server: $schema={policy_schema.PATH}\n"
     wrong = []
     for text, message in WRONG:
