@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import BIN, UNTOUCHED, options_of_new, path_of
+from harness import BIN, UNTOUCHED, changed, options_of_new, path_of
 
 KEPT = Path("/var/lib/kabpf/last-good.json")
 NEVER = "keepalive: {idle: never}\n"
@@ -132,7 +132,7 @@ def test_attach_for_good_beside_files_that_wait_is_kept(
     kabpfctl("apply")
     file.write_text(NEVER)
     kabpfctl("attach", "--cgroup", other_cgroup, "--idle", 5, "--persist")
-    subprocess.run([BIN / "kabpfd", "--lift"], check=True)
+    subprocess.run([BIN / "kabpfd", "--unload"], check=True)
     assert options_of_new(peer, other_cgroup) == UNTOUCHED
     kabpfd()
     assert options_of_new(peer, other_cgroup)["idle"] == 5
@@ -146,7 +146,7 @@ def test_command_that_loads_kabpf_applies_the_files(
     write_policy("a.yaml", _policy(cgroup, 61))
     kabpfctl("attach", "--cgroup", other_cgroup, "--idle", 5)
     assert options_of_new(peer, cgroup) == IDLE_61
-    assert kabpfctl("apply").stdout.endswith("changed: nothing\n")
+    assert changed(kabpfctl) == {}
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -158,7 +158,7 @@ def test_command_that_loads_kabpf_beside_wrong_files_works(
     file = write_policy("a.yaml", _policy(cgroup, 61))
     if kept:
         kabpfctl("apply")
-        subprocess.run([BIN / "kabpfd", "--lift"], check=True)
+        subprocess.run([BIN / "kabpfd", "--unload"], check=True)
     file.write_text(NEVER)
     words = [BIN / "kabpfctl", "attach", "--cgroup", other_cgroup, "--idle", "5"]
     if command == "run":
