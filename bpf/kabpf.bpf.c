@@ -370,6 +370,8 @@ int BPF_PROG(kabpf_connection_failed, struct sock *sk)
 		return 0;
 	if (reason == KABPF_KEEPALIVE || reason == KABPF_USER_TIMEOUT)
 		__sync_fetch_and_add(&v.counters->timed_out, 1);
+	if (reason == KABPF_KEEPALIVE)
+		__sync_fetch_and_add(&v.counters->timed_out_by_keepalive, 1);
 	if (is_heard())
 		tell_failed(ctx, &v, reason);
 	return 0;

@@ -31,7 +31,7 @@
 #define KABPF_EVENTS (256 * 1024)
 
 /* Of the layout of everything here: another one when any of it changes. */
-#define KABPF_LAYOUT 8
+#define KABPF_LAYOUT 9
 
 /* The level of an option of setsockopt(2) that has kabpf_retrofit_one see to the socket. No
  * protocol has it, so that the kernel refuses it where that is not linked. */
@@ -191,6 +191,7 @@ struct kabpf_counters {
 	__u64 clamped; /* the same, whose value was brought into the policy's range */
 	__u64 failed; /* options that the kernel refused; kabpf_failures has the errnos */
 	__u64 timed_out; /* connections that ended because of keepalive or the user timeout */
+	__u64 timed_out_by_keepalive; /* of these, because no probe was answered */
 };
 
 struct kabpf_failure {

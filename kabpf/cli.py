@@ -149,6 +149,26 @@ def _add_verify(commands: Any) -> None:
     )
 
 
+def _add_metrics(commands: Any) -> None:
+    metrics = _command(
+        commands, "metrics", "print counters and states, as Prometheus reads them", json=False
+    )
+    metrics.add_argument(
+        "--sockets", action="store_true", help="with numbers of open sockets, which takes longer"
+    )
+    instead = metrics.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--textfile",
+        metavar="FILE",
+        help="replace this file, for node_exporter's textfile collector",
+    )
+    instead.add_argument(
+        "--http",
+        action="store_true",
+        help="answer one HTTP request on the socket passed as standard input",
+    )
+
+
 def _add_explain(commands: Any) -> None:
     explain = _command(commands, "explain", "say where a cgroup's policy comes from")
     explain.set_defaults(needs_root=False)
@@ -338,6 +358,7 @@ _COMMANDS = {  # in the order of the help
     "plan": _add_plan,
     "status": _add_status,
     "verify": _add_verify,
+    "metrics": _add_metrics,
     "explain": _add_explain,
     "presets": _add_presets,
     "import": _add_import,

@@ -133,6 +133,7 @@ def reconcile(
     left = retrofit.Left()
     # Before the tree is looked at: what is not recorded meanwhile counts as such.
     looked = applied._replace(unrecorded=loaded.totals().unrecorded, looked_at=time.time())
+    began = time.monotonic()
     try:
         loaded.check()
         try:
@@ -154,7 +155,8 @@ def reconcile(
         notes.keep_applied(applied._replace(refused=str(error)), run)
         raise
     asks, refused = resolution.plan.asks, "; ".join(left.reasons)
-    notes.keep_applied(looked._replace(asks=asks, refused=refused), run)
+    took_s = time.monotonic() - began
+    notes.keep_applied(looked._replace(asks=asks, refused=refused, took_s=took_s), run)
     last_good.keep(snapshot)
     # What the daemon keeps of it are former records; the entries of 10,000 cgroups take 8 MiB.
     records = resolution.actual.records.items()

@@ -71,7 +71,7 @@ def look(
             hint="try: kabpfctl status" if is_root else "",
         )
     if loaded and lists:
-        return tcp.Look(loaded, policies, selection, say)
+        return tcp.Look(loaded, selection, tcp.of_machine(loaded, say))
     reason = "the data plane is not loaded; try: kabpfctl apply" if is_root else "needs root"
     if loaded:
         reason = "it needs BTF, which the bcc loader does without"

@@ -13,7 +13,7 @@ from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
-LAYOUT = 8
+LAYOUT = 9
 POLICIES = 4096
 CGROUPS = 65536
 BIRTHS = 65536
@@ -125,6 +125,7 @@ class CCounters(ctypes.Structure):
         ("clamped", ctypes.c_uint64),
         ("failed", ctypes.c_uint64),
         ("timed_out", ctypes.c_uint64),
+        ("timed_out_by_keepalive", ctypes.c_uint64),
     )
 
 

@@ -129,6 +129,7 @@ class Counters(NamedTuple):
     ignored: int
     clamped: int
     timed_out: int
+    timed_out_by_keepalive: int  # of these
     failed: dict[str, int]  # by the errno's name
 
 
@@ -393,6 +394,7 @@ class Dataplane:
                 raw.ignored,
                 raw.clamped,
                 raw.timed_out,
+                raw.timed_out_by_keepalive,
                 failed.get(id, {}),
             )
         return counters

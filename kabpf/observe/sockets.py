@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -123,7 +123,7 @@ def all_of_machine(tree: CgroupTree, loaded: Dataplane | None) -> Iterator[Socke
     UnsupportedError."""
     if not loaded or not loaded.lists_sockets:
         return from_inet_diag(tree)
-    return iter(Look(loaded, policy_names(loaded), Filter(), lambda _: None)[:])
+    return iter(Look(loaded, Filter(), of_machine(loaded, lambda _: None))[:])
 
 
 def policy_names(loaded: Dataplane) -> dict[int, str]:
@@ -135,25 +135,17 @@ class Look(Sequence[Socket]):
     """The sockets of every network namespace that are asked for, in the order of their cgroups and
     ends. What each is, is worked out when it is looked at: most of ten thousand are not.
 
-    `policies` are the names of policies by their ids. `say` is told of namespaces of which only
-    those sockets are listed that processes have open.
+    `records` are those of `of_machine` or of `open_by_processes`.
     """
 
-    def __init__(
-        self,
-        loaded: Dataplane,
-        policies: Mapping[int, str],
-        selection: Filter,
-        say: Callable[[str], None],
-    ) -> None:
-        self._policies = policies
-        records = _records(loaded.pins, say)
+    def __init__(self, loaded: Dataplane, selection: Filter, records: Collection[CSocket]) -> None:
+        self.policies = policy_names(loaded)  # by id
         # Read last: whatever is missing is gone, and not newer.
         cgroups = {cgroup.id: cgroup for cgroup in loaded.tree.cgroups()}
         self._removed = {record.cgroup_id for record in records} - cgroups.keys()
         if self._removed:
             add_removed(cgroups, loaded.removed())
-        self._paths = {id: cgroup.path for id, cgroup in cgroups.items()}
+        self.paths = {id: cgroup.path for id, cgroup in cgroups.items()}
         self._records = [*filter(self._selector(selection), records)]
         self._records.sort(key=self._place)
 
@@ -175,11 +167,11 @@ class Look(Sequence[Socket]):
         return self._socket(self._records[place])
 
     def _selector(self, selection: Filter) -> Callable[[CSocket], bool]:
-        policies = {id for id, name in self._policies.items() if name == selection.policy}
+        policies = {id for id, name in self.policies.items() if name == selection.policy}
 
         @functools.cache
         def is_inside_of(cgroup_id: int) -> bool:
-            return is_inside(self._paths.get(cgroup_id), selection.cgroup, selection.units)
+            return is_inside(self.paths.get(cgroup_id), selection.cgroup, selection.units)
 
         return lambda record: (
             is_inside_of(record.cgroup_id)
@@ -188,12 +180,12 @@ class Look(Sequence[Socket]):
         )
 
     def _place(self, record: CSocket) -> tuple[object, ...]:
-        return (self._paths.get(record.cgroup_id, ""), *_ends(record))
+        return (self.paths.get(record.cgroup_id, ""), *_ends(record))
 
     def _socket(self, record: CSocket) -> Socket:
         return Socket(
             record.cgroup_id,
-            self._paths.get(record.cgroup_id),
+            self.paths.get(record.cgroup_id),
             record.namespace,
             FAMILIES[record.family],
             Address(text(bytes(record.local)), record.local_port),
@@ -205,7 +197,7 @@ class Look(Sequence[Socket]):
             record.probes,
             record.user_timeout_ms,
             None if record.next_probe_ms == NEVER else record.next_probe_ms,
-            self._policies.get(record.policy_id),
+            self.policies.get(record.policy_id),
             _set_by(bytes(record.by)),
             record.cgroup_id in self._removed,
         )
@@ -234,6 +226,18 @@ def _ends(record: CSocket) -> tuple[bytes, int, bytes, int]:
     return bytes(record.local), record.local_port, bytes(record.remote), record.remote_port
 
 
+def of_machine(loaded: Dataplane, say: Callable[[str], None]) -> list[CSocket]:
+    """The sockets of every network namespace. `say` is told of those of which only the sockets are
+    there that processes have open."""
+    return _records(loaded.pins, say)
+
+
+def open_by_processes(loaded: Dataplane) -> Collection[CSocket]:
+    """The sockets that processes have open, of every network namespace, without waiting for any
+    that is held. Connections that no process has accepted yet are not among them."""
+    return _open(loaded.pins)
+
+
 def _records(pins: Path, say: Callable[[str], None]) -> list[CSocket]:
     def parts() -> Iterator[Part]:
         own = own_namespace()
@@ -251,13 +255,16 @@ def _records(pins: Path, say: Callable[[str], None]) -> list[CSocket]:
         else:
             records += dataplane.sockets(outcome.output)
     if incomplete:
-        raw = b"".join(dataplane.output(pins / OPEN_LISTER))
-        found = (one for one in dataplane.sockets(raw) if one.namespace in incomplete)
-        # Several processes may have one socket.
-        records += {_identity(one): one for one in found}.values()
+        records += (one for one in _open(pins) if one.namespace in incomplete)
     for inode in sorted(incomplete):
         say(f"network namespace {inode}: a socket there is held; others may be missing")
     return records
+
+
+def _open(pins: Path) -> Collection[CSocket]:
+    # Several processes may have one socket.
+    raw = b"".join(dataplane.output(pins / OPEN_LISTER))
+    return {_identity(one): one for one in dataplane.sockets(raw)}.values()
 
 
 def _identity(one: CSocket) -> tuple[object, ...]:

@@ -36,6 +36,7 @@ class Applied(NamedTuple):
     unrecorded: int = 0  # of the data plane's totals, when the whole tree was looked at last
     looked_at: float = 0  # and when that was, in seconds since the epoch
     lasting: str = ""  # the stamp of those files alone that commands do not write
+    took_s: float = 0
 
 
 def keep_former(actual: Actual, run: Path) -> None:
@@ -127,7 +128,7 @@ def read_applied(run: Path) -> Applied | None:
     texts = [kept.get("stamp"), kept.get("refused"), kept.get("lasting")]
     if isinstance(sources, dict) and isinstance(kept.get("asks"), bool):
         texts += sources.values()
-        numbers = [kept.get("unrecorded"), kept.get("looked_at")]
+        numbers = [kept.get(key) for key in ("unrecorded", "looked_at", "took_s")]
         if kept.keys() == set(Applied._fields) and _are_texts(texts) and _are_numbers(numbers):
             return Applied(**kept)
     return None

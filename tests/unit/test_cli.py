@@ -22,8 +22,8 @@ TIMEOUT = "a time (30, 30s, 1500ms, 5m), a range (30s..2m), auto or off"
 GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
 COMMANDS = (
-    "attach, detach, run, apply, edit, check, plan, status, verify, explain, presets, import,"
-    " sockets, monitor, doctor"
+    "attach, detach, run, apply, edit, check, plan, status, verify, metrics, explain, presets,"
+    " import, sockets, monitor, doctor"
 )
 
 

@@ -53,15 +53,16 @@ LONG = "payments-reconciliation-worker@eu-central-1-production.service"
 ROWS = [
     status.Row(
         "postgresql.service", 1, PolicyRecord("postgresql.service", options(60, 10, 6, 120)),
-        Counters(20481, 1, 12, 0, 0, 0, 3, {}), SOURCE.format("postgresql.service"),
+        Counters(20481, 1, 12, 0, 0, 0, 3, 2, {}), SOURCE.format("postgresql.service"),
     ),
     status.Row(
         LONG, 24, PolicyRecord(LONG, Options(idle_s=Range(30, 300)), Mode.ENFORCE),
-        Counters(1204817, 3, 0, 17, 4, 2, 0, {"EPERM": 2, "ENOPROTOOPT": 1}), SOURCE.format(LONG),
+        Counters(1204817, 3, 0, 17, 4, 2, 0, 0, {"EPERM": 2, "ENOPROTOOPT": 1}),
+        SOURCE.format(LONG),
     ),
     status.Row(
         "batch", 0, PolicyRecord("batch", Options(keepalive=False)),
-        Counters(0, 0, 0, 0, 0, 0, 0, {}), None,
+        Counters(0, 0, 0, 0, 0, 0, 0, 0, {}), None,
     ),
 ]  # fmt: skip
 RESULT: dict[str, Any] = {

@@ -156,21 +156,23 @@ def test_strange_former_policies_can_be_written_to_the_kernel(tmp_path, cgroups)
 
 def test_what_was_applied_is_read_back(tmp_path):
     """It is the same."""
-    applied = Applied("stamp", True, {"web": "/etc/kabpf/policy.yaml:3"}, "refused", 3, 1.5)
+    applied = Applied(
+        "stamp", True, {"web": "/etc/kabpf/policy.yaml:3"}, "refused", 3, 1.5, "lasting", 0.25
+    )
     notes.keep_applied(applied, tmp_path)
     assert notes.read_applied(tmp_path) == applied
 
 
 GOOD = (
     b'{"stamp": "s", "asks": true, "sources": {"web": "f:1"}, "refused": "", "unrecorded": 3, '
-    b'"looked_at": 0.5, "lasting": "l"}'
+    b'"looked_at": 0.5, "lasting": "l", "took_s": 0.25}'
 )
 
 
 def test_good_note_is_one(tmp_path):
     """What the damaged ones are made of."""
     (tmp_path / APPLIED).write_bytes(GOOD)
-    assert notes.read_applied(tmp_path) == Applied("s", True, {"web": "f:1"}, "", 3, 0.5, "l")
+    assert notes.read_applied(tmp_path) == Applied("s", True, {"web": "f:1"}, "", 3, 0.5, "l", 0.25)
 
 
 @pytest.mark.parametrize(

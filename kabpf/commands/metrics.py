@@ -1,0 +1,264 @@
+"""kabpfctl metrics: counters and states, as Prometheus reads them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kabpf import __version__, root_files
+from kabpf.commands import status
+from kabpf.commands.status import Row
+from kabpf.containers.names import enclosing
+from kabpf.errors import RefusedError, UnsupportedError
+from kabpf.kernel import abi, cgroups, dataplane, loading, mountinfo
+from kabpf.observe import sockets as tcp
+from kabpf.runtime import notes
+from kabpf.runtime.locks import RUN
+
+# Each counter, its field, and what it counts.
+COUNTERS = (
+    ("connections_established", "established", "Connections established under a policy."),
+    ("listeners", "listening", "Listeners opened under a policy."),
+    ("sockets_updated", "updated", "Open sockets that a new or changed policy changed."),
+    ("options_kept", "kept", "Sockets that kept a value of the application's own."),
+    ("setsockopt_ignored", "ignored", "Calls of setsockopt(2) that changed nothing."),
+    ("setsockopt_clamped", "clamped", "Calls of setsockopt(2) whose value came into the range."),
+)
+# Policies that come and go too often for a label each, and the label for all of their cgroups. They
+# have no counters: the sum would fall when one goes.
+FOLDED = (("/run/kabpf/transient.d/", "(run)"), ("/run/kabpf/policy.d/user-", "(users)"))
+UNITS_MAX = 200  # labels; the rest of the units share one
+OTHERS = "(others)"
+CONTAINERS = "(containers)"  # their units have ids for names
+
+
+def metrics(arguments: argparse.Namespace) -> int:
+    """Print the metrics, write them to a file for node_exporter, or answer a scrape with them."""
+    _require_library()
+    if arguments.http:
+        from kabpf.observe import scrape  # here, because it imports http.server
+
+        scrape.serve(sys.stdin.fileno(), _respond)
+        return 0
+    _, content = exposition(collected(with_sockets=arguments.sockets), "")
+    if arguments.textfile is None:
+        sys.stdout.write(content.decode())
+        return 0
+    try:
+        # For the user that node_exporter runs as.
+        root_files.replace(Path(arguments.textfile), content, mode=0o644)
+    except OSError as error:
+        raise RefusedError(f"write {arguments.textfile}", error.errno or 0) from None
+    return 0
+
+
+def _respond(names: frozenset[str], accept: str) -> tuple[str, bytes]:
+    return exposition(collected(with_sockets="sockets" in names), accept)
+
+
+def exposition(families: list[Any], accept: str) -> tuple[str, bytes]:
+    """The media type and text of metrics: OpenMetrics where the Accept header names it, else
+    Prometheus's own, which node_exporter reads too."""
+    from prometheus_client.exposition import choose_encoder
+
+    class Collected:
+        def collect(self) -> list[Any]:
+            return families
+
+    encode, content_type = choose_encoder(accept)
+    return content_type, encode(Collected())
+
+
+def collected(*, with_sockets: bool) -> list[Any]:
+    """Every metric; with those that list the sockets of the machine, which take longer."""
+    families = [*_build()]
+    try:
+        result, rows = status.look()
+    except RefusedError:  # what is pinned is not attached, or not all there
+        return [*families, _gauge("data_plane_active", _ACTIVE, 0)]
+    families += _machine(result)
+    families += _policies(rows)
+    if with_sockets and result["loaded"]:
+        families += _sockets()
+    return families
+
+
+_ACTIVE = "Whether kabpf's programs are attached."
+
+
+def _build() -> Iterator[Any]:
+    from prometheus_client.core import InfoMetricFamily
+
+    yield InfoMetricFamily("kabpf_build", "The version of kabpf.", {"version": __version__})
+
+
+def _machine(result: dict[str, Any]) -> Iterator[Any]:
+    files, totals, active = result["policy_files"], result["totals"], result["active"]
+    yield _gauge("data_plane_active", _ACTIVE, result["loaded"])
+    yield _gauge("daemon_running", "Whether kabpfd runs.", result["daemon"] is not None)
+    yield _gauge(
+        "policy_files_active",
+        "Whether the policy files are active as they are now.",
+        files["applied"],
+    )
+    yield _gauge("policy_errors", "Errors in the policy files.", len(files["errors"]))
+    yield _gauge(
+        "last_apply_failed",
+        "Whether the kernel refused a part of the policies at the last apply.",
+        bool(result["refused"]),
+    )
+    if applied := notes.read_applied(RUN):
+        yield _gauge(
+            "last_apply_timestamp_seconds",
+            "When the policies were last brought in line with the files.",
+            applied.looked_at,
+        )
+        yield _gauge("last_apply_duration_seconds", "How long that took.", applied.took_s)
+    if not result["loaded"]:
+        return
+    yield _gauge("cgroups_known", "Cgroups in the kernel's table.", active["cgroups"])
+    yield _gauge("cgroups_max", "Cgroups that the kernel's table has room for.", abi.CGROUPS)
+    yield _counter(
+        "cgroups_not_recorded",
+        "New cgroups that found the kernel's table full.",
+        totals["unrecorded"],
+    )
+    yield _counter(
+        "events_dropped",
+        "Events for kabpfd that found no room.",
+        totals["events_dropped"],
+    )
+
+
+def _policies(rows: list[Row]) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    used = GaugeMetricFamily("kabpf_cgroups", "Cgroups that have a policy.", labels=["policy"])
+    for label, count in _summed(rows, lambda row: row.cgroups, folds=True):
+        used.add_metric([label], count)
+    yield used
+    for name, field, help in COUNTERS:
+        family = CounterMetricFamily(f"kabpf_{name}", help, labels=["policy"])
+        for label, count in _summed(rows, functools.partial(_field, field)):
+            family.add_metric([label], count)
+        yield family
+    timed_out = CounterMetricFamily(
+        "kabpf_connections_timed_out",
+        "Connections that keepalive or the user timeout ended.",
+        labels=["policy", "reason"],
+    )
+    for label, count in _summed(rows, lambda row: row.counters.timed_out_by_keepalive):
+        timed_out.add_metric([label, "keepalive"], count)
+    for label, count in _summed(rows, _by_user_timeout):
+        timed_out.add_metric([label, "user_timeout"], count)
+    yield timed_out
+    failures = CounterMetricFamily(
+        "kabpf_failures", "Options that the kernel refused.", labels=["policy", "errno"]
+    )
+    for errno in sorted({errno for row in rows for errno in row.counters.failed}):
+        for label, count in _summed(rows, functools.partial(_failures, errno)):
+            failures.add_metric([label, errno], count)
+    yield failures
+
+
+def _field(field: str, row: Row) -> int:
+    return int(getattr(row.counters, field))
+
+
+def _failures(errno: str, row: Row) -> int:
+    return row.counters.failed.get(errno, 0)
+
+
+def _by_user_timeout(row: Row) -> int:
+    return row.counters.timed_out - row.counters.timed_out_by_keepalive
+
+
+def _summed(
+    rows: list[Row], number: Callable[[Row], int], *, folds: bool = False
+) -> list[tuple[str, int]]:
+    """A number by label. Two policies may have one name while one takes the other's place."""
+    summed: Counter[str] = Counter()
+    for row in rows:
+        folded = next(
+            (label for start, label in FOLDED if (row.source or "").startswith(start)), None
+        )
+        if folded is None or folds:
+            summed[folded or row.name] += number(row)
+    return sorted(summed.items())
+
+
+def _sockets() -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    tree = cgroups.find_tree(mountinfo.own_mounts())
+    with loading.opened(dataplane.PINS, tree) as loaded:
+        if not loaded or not loaded.lists_sockets:
+            return
+        look = tcp.Look(loaded, tcp.Filter(), tcp.open_by_processes(loaded))
+    count, without = counted(look)
+    sockets = GaugeMetricFamily(
+        "kabpf_sockets",
+        "TCP sockets that processes have open, by the policy of their cgroup.",
+        labels=["policy", "keepalive"],
+    )
+    for (policy, keepalive), number in sorted(count.items()):
+        sockets.add_metric([policy, keepalive], number)
+    yield sockets
+    family = GaugeMetricFamily(
+        "kabpf_sockets_without_keepalive",
+        "Established connections without keepalive in units that have a policy.",
+        labels=["unit"],
+    )
+    listed = without.most_common(UNITS_MAX)
+    for unit, number in sorted(listed):
+        family.add_metric([unit], number)
+    if len(without) > len(listed):
+        family.add_metric([OTHERS], without.total() - sum(number for _, number in listed))
+    yield family
+
+
+def counted(look: tcp.Look) -> tuple[Counter[tuple[str, str]], Counter[str]]:
+    """How many sockets there are by policy and keepalive, and how many established ones without
+    keepalive by unit, of cgroups that have a policy."""
+    label = functools.cache(lambda id: unit_label(look.paths.get(id)))
+    count: Counter[tuple[str, str]] = Counter()
+    without: Counter[str] = Counter()
+    for record in look.records:
+        policy = look.policies.get(record.policy_id, "")
+        count[policy, "on" if record.keepalive else "off"] += 1
+        if policy and not record.keepalive and tcp.STATES[record.state] == "established":
+            without[label(record.cgroup_id)] += 1
+    return count, without
+
+
+def unit_label(cgroup: str | None) -> str:
+    """The unit that a cgroup is in, but no container's id."""
+    if cgroup and enclosing(cgroup):
+        return CONTAINERS
+    return next(reversed(tcp.units(cgroup)), "")
+
+
+def _gauge(name: str, help: str, value: float) -> Any:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return GaugeMetricFamily(f"kabpf_{name}", help, value)
+
+
+def _counter(name: str, help: str, value: float) -> Any:
+    from prometheus_client.core import CounterMetricFamily
+
+    return CounterMetricFamily(f"kabpf_{name}", help, value)
+
+
+def _require_library() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise UnsupportedError(
+            "the Prometheus client library is missing; try: apt install python3-prometheus-client"
+        ) from None
