@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from kabpf import __version__, streams
+from kabpf import __version__, output, streams
 from kabpf.apply import reconcile, retrofit
 from kabpf.daemon import prune
 from kabpf.daemon.daemon import UNLOADED, Daemon
@@ -32,7 +32,8 @@ def main() -> int:
     """Run the daemon, or the program that an option selects. Exit status 0, or 1 or LACKING with
     the reason on standard error, and in what systemd shows of a service."""
     streams.prepare()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger().handlers[0].setFormatter(_Lines("%(name)s: %(message)s"))
     try:
         try:
             _run()
@@ -43,7 +44,7 @@ def main() -> int:
     except KabpfError as error:
         lines = [*str(error).split("\n"), *_explained(error)]
         log.error("%s", "\n".join(lines))
-        notify("STATUS=" + "; ".join(map(str.strip, lines)))
+        notify("STATUS=" + output.shown("; ".join(map(str.strip, lines))))
         return LACKING if isinstance(error, UnsupportedError) else 1
     return 0
 
@@ -55,6 +56,14 @@ def _explained(error: KabpfError) -> list[str]:
     from kabpf.doctor import refusals  # here, because it takes all of doctor
 
     return refusals.explained(error)
+
+
+class _Lines(logging.Formatter):
+    """Lines of printable characters: strangers choose names that stand in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).expandtabs().split("\n")
+        return "\n".join(map(output.shown, lines))
 
 
 def _run() -> None:

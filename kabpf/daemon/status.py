@@ -22,7 +22,8 @@ def text(loaded: Dataplane | None, good: Snapshot | None, problem: KabpfError | 
     # A line, because sd_notify() takes the next one for another assignment.
     lines = str(problem).split("\n")
     stays = f", and {_STAYS}" if _stays(problem) else ""
-    return f"{counts}{_since(problem)}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
+    text = f"{counts}{_since(problem)}; errors: {len(lines)}{stays}: {'; '.join(lines)}"
+    return output.shown(text)
 
 
 def of_problem(problem: KabpfError) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import hostile
 import pytest
 from harness import path_of
+
+from kabpf import cli
 
 # A process with such a name, in the cgroup, with a listener and a connection to itself.
 PROCESS = """\
@@ -68,6 +72,7 @@ def named(own: Path, python: Any, write_policy: Any, kabpfctl: Any) -> dict[str,
 COMMANDS = [
     ["plan"],
     ["status"],
+    ["verify"],
     ["sockets"],
     ["sockets", "--cgroup", "{}"],
     ["sockets", "--unit", "a*"],
@@ -78,6 +83,17 @@ COMMANDS = [
     ["presets"],
     ["apply"],
 ]
+
+
+# These have tests of their own below.
+OTHERS = {"attach", "detach", "edit", "monitor", "run"}
+
+
+def test_catalogue_goes_through_every_command() -> None:
+    """One that is added needs a place here."""
+    subparsers = next(each for each in cli.parser()._actions if each.dest == "command")
+    assert subparsers.choices is not None
+    assert {words[0] for words in COMMANDS} | OTHERS == set(subparsers.choices)
 
 
 def judged(done: Any, locale: str, words: list[str]) -> list[str]:
@@ -234,6 +250,35 @@ def test_arguments_may_be_names_of_strangers(
         done = command(*each)
         shown = [word if isinstance(word, str) else ascii(word)[:40] for word in each]
         wrong += judged(done, "C.UTF-8", shown)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("uses", ["unchanged", "wrong"])
+def test_edit_shows_names_on_one_line(own_mounts: Path, tmp_path: Path, uses: str) -> None:
+    """The name of what is to be edited, on a terminal, and a file of that name that is wrong."""
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\n" + ("echo '\033[31m: [' > \"$1\"\n" if uses == "wrong" else ""))
+    editor.chmod(0o755)
+    wrong = []
+    for raw in (*hostile.NAMES.values(), *hostile.WITH_NEWLINES.values()):
+        ours, theirs = pty.openpty()
+        program = os.fsencode(Path(sys.executable).with_name("kabpfctl"))
+        with subprocess.Popen(
+            [program, b"edit", b"--", raw],
+            stdin=theirs, stdout=theirs, stderr=theirs,
+            env={**os.environ, "SUDO_EDITOR": str(editor)},
+        ) as process:  # fmt: skip
+            os.close(theirs)
+            os.write(ours, b"q\n")
+            shown = b""
+            with contextlib.suppress(OSError):  # EIO: the other end is closed
+                while piece := os.read(ours, 65536):
+                    shown += piece
+        os.close(ours)
+        # As a terminal shows what is typed, and lines.
+        text = shown.replace(b"q\r\n", b"").replace(b"\r\n", b"\n")
+        done = subprocess.CompletedProcess([], process.returncode, text, b"")
+        wrong += judged(done, "C.UTF-8", ["edit", ascii(raw)])
     assert wrong == []
 
 

@@ -1,11 +1,12 @@
 """The life of kabpf.service: start, stop, restart, crash, reload."""
 
 import re
+import subprocess
 import time
 
 import pytest
 from harness import UNTOUCHED, wait_until
-from machine import COVERED, KEEPALIVE
+from machine import COVERED, KEEPALIVE, PROGRAMS_INSIDE, Inside
 
 SECONDS = 20
 
@@ -266,3 +267,24 @@ def test_removed_runtime_directory_is_made_anew(machine, writable):
     assert ("systemctl restart kabpf-retrofit.socket" in told) == writable
     machine.run("systemctl", "restart", "kabpf-request.socket", "kabpf-retrofit.socket")
     assert "systemctl restart" not in machine.attempt("kabpfctl", "doctor").stdout
+
+
+def test_helper_updates_what_is_open_beside_a_held_socket(machine):
+    """What the units allow is enough for it: a reload says which process holds a socket, and the
+    open sockets of others have their options."""
+    client = Inside(machine)
+    numbers = [number for _ in range(8) for number in client.pair()]
+    holder = machine.start(
+        "python3", f"{PROGRAMS_INSIDE}/holder.py", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        said = holder.stdout.readline()
+        if said.startswith("userfaultfd: "):
+            pytest.skip(said)
+        machine.drop_in("a.yaml", f"select: [{{cgroup: /init.scope}}]\n{KEEPALIVE}")
+        assert [client.options(number) for number in numbers] == [COVERED] * len(numbers)
+        assert "not updated yet: process " in machine.show("kabpf.service", "StatusText")
+    finally:
+        holder.kill()
+        holder.communicate()
+        client.end()

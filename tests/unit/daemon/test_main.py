@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -42,3 +43,11 @@ def test_options_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
         main.parser().parse_args(["--unload", "--prune"])
     assert ended.value.code == 2
     assert "argument --prune: not allowed with argument --unload" in capsys.readouterr().err
+
+
+def test_log_has_lines_of_printable_characters() -> None:
+    """Whatever a name in them has: nothing moves the cursor or hides what follows."""
+    name = "a\x1b[2J\u202e\r\u2028b"
+    record = logging.LogRecord("kabpfd", logging.INFO, "", 0, "1:\t%s\n2", (name,), None)
+    shown = main._Lines("%(name)s: %(message)s").format(record)
+    assert shown == "kabpfd: 1:      a\\x1b[2J\\u202e\\r\\u2028b\n2"
