@@ -14,7 +14,7 @@ from kabpf.errors import NotUpdatedError, RefusedError
 from kabpf.kernel import abi, loading
 from kabpf.kernel.cgroups import CgroupTree, add_removed
 from kabpf.kernel.crash_recovery import complete
-from kabpf.kernel.dataplane import PINS, Born, Dataplane
+from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.kernel.loading import Loader
 from kabpf.kernel.walk import Unread
 from kabpf.plan import diff
@@ -24,7 +24,6 @@ from kabpf.plan.resolve import (
     NO_CONTAINERS,
     left_to_kabpfd,
     resolve,
-    resolve_one,
     with_attachments,
 )
 from kabpf.plan.state import Cgroup, Changes, PolicyRecord, record
@@ -60,6 +59,7 @@ class Resolution:
     left: tuple[str, ...] = ()  # why some open sockets are not updated yet
     # By the ids of their cgroups; none where no selector is of containers.
     containers: plan_resolve.Containers = field(default_factory=dict)
+    unknown: frozenset[int] = frozenset()  # cgroups that may be of containers no engine knows
 
     @property
     def present(self) -> dict[int, Cgroup]:
@@ -139,7 +139,7 @@ def reconcile(
         try:
             for resolution in _passes(policies, loaded, engines):
                 first = first or resolution.changes
-                left = _apply(resolution.changes, loaded)
+                left = apply(resolution.changes, loaded)
                 if left:
                     break
             # What is left stays owed, and keeps nothing from what comes after it.
@@ -209,63 +209,7 @@ def _followed(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     return relations.followed(policies)
 
 
-def _containers(automaton: Automaton, engines: Knowing | None) -> Containers | None:
-    """What looks up containers, if a selector is of them."""
-    if automaton.containers is None:
-        return None
-    from kabpf.apply import containers  # here, because most machines do without
-
-    return containers.Containers(engines)
-
-
-def resolve_born(
-    born: list[Born], last: Resolution, loaded: Dataplane, containers: Containers | None = None
-) -> bool:
-    """Resolve cgroups that the kernel asked about, and what was born below them since; those of
-    containers that `containers` knows.
-
-    Updates `last`, which the last reconcile returned. False where that does not know the parent of
-    one, so that a reconcile has to look at the whole tree. The caller holds the lock.
-    """
-    tree = loaded.tree
-    fresh: dict[int, Cgroup] = {}
-    for event in born:
-        parent = last.cgroups.get(event.parent_id)
-        if parent is None:
-            return False
-        cgroup = parent.child(event.id, event.name)
-        inside = (cgroup, *tree.below(cgroup))
-        known = containers.of(inside) if containers else NO_CONTAINERS
-        for each in inside:
-            fresh[each.id] = last.cgroups[each.id] = each
-            above = last.plan.cgroups[each.parent_id]
-            last.plan.cgroups[each.id] = resolve_one(
-                last.automaton, each, above, known.get(each.id)
-            )
-    now = loaded.entries(fresh)
-    resolved = {id: last.plan.cgroups[id] for id in now}
-    records = last.actual.records | last.desired
-    ids = diff.policy_ids(last.desired)
-    changed = diff.changed_entries(
-        last.plan, resolved, now, records, ids, last.generation, new=True
-    )
-    loaded.correct(changed)
-    owed = {id: entry for id, entry in changed.items() if entry.owed}
-    done = diff.settled(owed, records)
-    # A cgroup that has no process even now had no socket before its entry was written.
-    busy = {id: entry for id, entry in done.items() if tree.is_populated(fresh[id])}
-    loaded.correct({id: entry for id, entry in done.items() if id not in busy})
-    processes = tree.processes(fresh[id].path for id in busy)
-    try:
-        left = _apply(Changes(updates=busy), loaded, processes)
-    except RefusedError as error:
-        raise NotUpdatedError(str(error)) from None
-    if left:
-        raise NotUpdatedError("; ".join(left.reasons))
-    return True
-
-
-def _apply(
+def apply(
     changes: Changes, loaded: Dataplane, processes: Collection[int] | None = None
 ) -> retrofit.Left:
     """Write changes, open sockets included; what of these is left."""
@@ -278,6 +222,15 @@ def _apply(
 
     loaded.apply(changes, update)
     return left
+
+
+def _containers(automaton: Automaton, engines: Knowing | None) -> Containers | None:
+    """What looks up containers, if a selector is of them."""
+    if automaton.containers is None:
+        return None
+    from kabpf.apply import containers  # here, because most machines do without
+
+    return containers.Containers(engines)
 
 
 def _passes(
@@ -318,6 +271,7 @@ class _Looked(NamedTuple):
     removed: frozenset[int]
     plan: Plan
     containers: plan_resolve.Containers
+    unknown: frozenset[int]
 
 
 def _look(
@@ -345,7 +299,8 @@ def _look(
         if loaded.needs_pins_per_cgroup:
             plan = with_attachments(plan, cgroups)
     outlived = frozenset(cgroups.keys() & removed.keys())
-    return _Looked(automaton, actual, cgroups, outlived, plan, known)
+    unknown = frozenset(containers.unknown if containers else ())
+    return _Looked(automaton, actual, cgroups, outlived, plan, known, unknown)
 
 
 def _compared(
@@ -355,7 +310,7 @@ def _compared(
     updates: bool = True,
     settles: bool = False,
 ) -> Resolution:
-    automaton, actual, cgroups, removed, plan, containers = looked
+    automaton, actual, cgroups, removed, plan, containers, unknown = looked
     desired: dict[int, PolicyRecord] = {}
     try:
         desired = diff.number(records, actual.records, abi.POLICIES)
@@ -377,6 +332,7 @@ def _compared(
         changes,
         generation,
         containers=containers,
+        unknown=unknown,
     )
 
 

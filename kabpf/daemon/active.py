@@ -6,9 +6,10 @@ import contextlib
 import functools
 import logging
 import select
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
 
-from kabpf.apply import reconcile, transient, waiting
+from kabpf.apply import births, reconcile, transient, waiting
 from kabpf.apply.transient import Ending
 from kabpf.daemon import status
 from kabpf.daemon.cgroup_ends import Ends
@@ -18,10 +19,14 @@ from kabpf.daemon.socket_log import SocketLog
 from kabpf.errors import KabpfError, NotUpdatedError, PolicyError, RefusedError
 from kabpf.kernel import dataplane, loading, syscalls
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.kernel.dataplane import Born
 from kabpf.policy import files
 from kabpf.policy.files import Snapshot
 from kabpf.runtime import last_good
 from kabpf.runtime.locks import locked
+
+if TYPE_CHECKING:
+    from kabpf.daemon.new_containers import NewContainers
 
 log = logging.getLogger("kabpfd")
 
@@ -37,12 +42,13 @@ class ActivePolicies:
     """
 
     def __init__(self, tree: CgroupTree, poll: select.epoll, meanwhile: Callable[[], None]) -> None:
-        self._tree = tree
+        self._tree, self._poll = tree, poll
         self._locked = functools.partial(locked, meanwhile=meanwhile)
         self.files = PolicyFiles(files.SYSTEM)
         self.dataplane = OpenDataplane(poll)
         self.log = SocketLog(tree, poll)
         self.ends = Ends()
+        self.containers: NewContainers | None = None  # while a selector is of containers
         # None after a failure: the kernel may differ.
         self._last: reconcile.Resolution | None = None
         self.problem: KabpfError | None = None  # the last one, until all is active
@@ -150,7 +156,7 @@ class ActivePolicies:
     def resolve_births(self, is_outdated: Callable[[], bool]) -> None:
         """Give cgroups that were born the policies that only user space can find, unless
         `is_outdated` says under the lock that a look at all of it is due."""
-        if not self.dataplane.loaded or not self.dataplane.hear_births():
+        if not self.dataplane.loaded or not self._hears_births():
             return
         if self.files.good is None:  # started beside wrong files: said at the start
             self.dataplane.take_births()
@@ -158,18 +164,31 @@ class ActivePolicies:
         with self._locked():
             if is_outdated():
                 return
-            births = self.dataplane.take_births()
+            born = self.dataplane.take_births()
+            if self.containers:
+                born = [*dict.fromkeys((*born, *self.containers.births()))]
             lost = self.dataplane.has_lost_births()
             last, self._last = self._last, None
-            if (
-                lost
-                or last is None
-                or len(last.cgroups) > BORN_MAX
-                or not reconcile.resolve_born(births, last, self.dataplane.loaded)
-            ):
-                self._reconcile(self.files.good)
-            else:
-                self._last = last
+            containers = self.containers.containers() if self.containers else None
+            owed = None
+            if last and not lost and len(last.cgroups) <= BORN_MAX:
+                owed = births.resolve(born, last, self.dataplane.loaded, containers)
+            if owed is None:
+                self._reconcile(self.files.good, born)
+                return
+            if self.containers and containers:
+                self.containers.looked(born, containers.unknown)
+            births.update(owed, self.dataplane.loaded)
+            self._last = last
+
+    @property
+    def due(self) -> Iterable[float | None]:
+        """Times at which `resolve_births` or the log has something to do, or None."""
+        return self.log.due, self.containers.due if self.containers else None
+
+    def _hears_births(self) -> bool:
+        heard = self.dataplane.hear_births()
+        return (self.containers is not None and self.containers.hear()) or heard
 
     def unload(self) -> None:
         """Take everything out of the kernel; sockets keep their options."""
@@ -207,14 +226,18 @@ class ActivePolicies:
         finally:
             syscalls.trim_heap()  # of 50 MiB, with a thousand policies, it gives back 8
 
-    def _reconcile(self, snapshot: Snapshot) -> None:
+    def _reconcile(self, snapshot: Snapshot, born: Collection[Born] = ()) -> None:
+        """Look at all of it, and so at births that were heard of (`born`)."""
         assert self.dataplane.loaded
-        self.dataplane.forget_births()
+        born = [*born, *self.dataplane.forget_births()]
         self._last = None
         tells = self.dataplane.loaded.reports_events
         logging = sum(policy.log for policy in snapshot.policies)
         self.log.listen(policies=logging if tells else 0)
         self._last = reconcile.reconcile(snapshot, self.dataplane.loaded)
+        self._hear_of_containers(wanted=self._last.automaton.containers is not None)
+        if self.containers:
+            self.containers.looked(born, self._last.unknown)
         if isinstance(self.problem, PolicyError):  # which only other files mend
             return
         before, self.problem = self.problem, None
@@ -222,6 +245,15 @@ class ActivePolicies:
             self.problem = NotUpdatedError(left)
             if left != str(before):
                 log.warning("%s", left)
+
+    def _hear_of_containers(self, *, wanted: bool) -> None:
+        if self.containers and not wanted:
+            self.containers.close()
+            self.containers = None
+        elif wanted and not self.containers:
+            from kabpf.daemon.new_containers import NewContainers  # as most do without
+
+            self.containers = NewContainers(self._tree, self._poll)
 
     def _is_open(self) -> bool:
         """Whether what is pinned is open here, and active; anything else is open no more."""
@@ -231,6 +263,7 @@ class ActivePolicies:
         return False
 
     def _close(self) -> None:
+        self._hear_of_containers(wanted=False)
         self.log.close()
         self.dataplane.close()
         self._last = None

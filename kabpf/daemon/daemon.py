@@ -132,7 +132,7 @@ class Daemon:
         elif self._timers.take(Timer.BEAT):
             self._beat()
         elif not self._active.dataplane.has_births:
-            self._poll.poll(self._timers.rest_s(self._active.log.due))
+            self._poll.poll(self._timers.rest_s(*self._active.due))
             self._signals.drain()
 
     def _take_back(self) -> None:

@@ -67,12 +67,13 @@ class OpenDataplane:
         self._births.clear()
         return births
 
-    def forget_births(self) -> None:
-        """Drop the births that wait, before the whole tree is read. A data plane is open."""
+    def forget_births(self) -> list[Born]:
+        """Drop the births that wait, before the whole tree is read; they are the answer. A data
+        plane is open."""
         assert self.loaded
         self.hear_births()
-        self._births.clear()
         self._events_dropped = self.loaded.totals().events_dropped
+        return self.take_births()
 
     def has_lost_births(self) -> bool:
         """Whether the kernel dropped births since `forget_births`. A data plane is open."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from kabpf.apply import reconcile
+from kabpf.apply import births, reconcile
 from kabpf.apply.containers import Containers
 from kabpf.containers.facts import Container, Pod
 from kabpf.kernel.cgroups import CgroupTree
@@ -128,8 +128,11 @@ def main():
             events.consume()
             alone = seen(sure(cgroups, born), policies, address)
             # As kabpfd does.
-            if not reconcile.resolve_born(born, last, loaded, Containers(engines)):
+            owed = births.resolve(born, last, loaded, Containers(engines))
+            if owed is None:
                 reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
+            else:
+                births.update(owed, loaded)
             # Below a container the kernel goes on alone.
             inside = {
                 path: directory

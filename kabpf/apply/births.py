@@ -1,0 +1,83 @@
+"""Gives cgroups that were just born what only user space can find out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from kabpf.apply import reconcile
+from kabpf.apply.reconcile import Resolution
+from kabpf.errors import NotUpdatedError, RefusedError
+from kabpf.kernel import dataplane
+from kabpf.kernel.dataplane import Born, Dataplane
+from kabpf.plan import diff
+from kabpf.plan.resolve import NO_CONTAINERS, resolve_one
+from kabpf.plan.state import Cgroup, CgroupEntry, Changes
+
+if TYPE_CHECKING:
+    from kabpf.apply.containers import Containers
+
+
+class Owed(NamedTuple):
+    """Cgroups whose open sockets wait for what their new entries say."""
+
+    updates: dict[int, CgroupEntry]  # as they are once it is done
+    paths: tuple[str, ...] = ()  # of the cgroups
+
+
+def resolve(
+    born: Iterable[Born], last: Resolution, loaded: Dataplane, containers: Containers | None = None
+) -> Owed | None:
+    """Resolve cgroups that the kernel asked about, and what was born below them since; those of
+    containers that `containers` knows. New sockets are covered when it returns.
+
+    Updates `last`, which the last reconcile returned. None where that does not know the parent of
+    one, so that a reconcile has to look at the whole tree. The caller holds the lock.
+    """
+    tree = loaded.tree
+    fresh: dict[int, Cgroup] = {}
+    for event in born:
+        parent = last.cgroups.get(event.parent_id)
+        if parent is None:
+            return None
+        cgroup = parent.child(event.id, event.name)
+        inside = (cgroup, *tree.below(cgroup))
+        known = containers.of(inside) if containers else NO_CONTAINERS
+        for each in inside:
+            fresh[each.id] = last.cgroups[each.id] = each
+            above = last.plan.cgroups[each.parent_id]
+            last.plan.cgroups[each.id] = resolve_one(
+                last.automaton, each, above, known.get(each.id)
+            )
+    now = loaded.entries(fresh)
+    resolved = {id: last.plan.cgroups[id] for id in now}
+    records = last.actual.records | last.desired
+    ids = diff.policy_ids(last.desired)
+    changed = diff.changed_entries(
+        last.plan, resolved, now, records, ids, last.generation, new=True
+    )
+    loaded.correct(changed)
+    owed = {id: entry for id, entry in changed.items() if entry.owed}
+    done = diff.settled(owed, records)
+    # A cgroup that has no process even now had no socket before its entry was written. Of others
+    # the sockets are open, or there are none: it is too young for any that processes passed on.
+    busy = {id: entry for id, entry in done.items() if tree.is_populated(fresh[id])}
+    if busy:
+        have_sockets = {one.cgroup_id for one in dataplane.holders(loaded.pins)}
+        busy = {id: entry for id, entry in busy.items() if id in have_sockets}
+    loaded.correct({id: entry for id, entry in done.items() if id not in busy})
+    return Owed(busy, tuple(fresh[id].path for id in busy))
+
+
+def update(owed: Owed, loaded: Dataplane) -> None:
+    """Update the sockets that were opened before the entries were written. The caller holds the
+    lock. Raises NotUpdatedError for those that stay owed."""
+    if not owed.updates:
+        return
+    processes = loaded.tree.processes(owed.paths)
+    try:
+        left = reconcile.apply(Changes(updates=owed.updates), loaded, processes)
+    except RefusedError as error:
+        raise NotUpdatedError(str(error)) from None
+    if left:
+        raise NotUpdatedError("; ".join(left.reasons))

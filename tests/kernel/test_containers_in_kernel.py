@@ -1,0 +1,237 @@
+"""Containers are covered by what their engine knows of them: Docker's files, and cgroups as it
+makes them."""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import shared
+from harness import PATIENCE, UNTOUCHED, options_of_new, path_of, wait_until
+
+SOCKET = Path("/run/kabpf/containers.sock")
+CONFIGS = Path("/var/lib/docker")
+BUNDLES = Path("/run/docker")
+IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
+IDLE_62 = UNTOUCHED | {"keepalive": 1, "idle": 62}
+WEB = "select: [{container: {name: web-*, label: {team: shop}}}]\nkeepalive: {idle: 61}\n"
+
+
+@pytest.fixture(autouse=True)
+def docker():
+    """Directories of Docker's that this session has to itself."""
+    with ExitStack() as stack:
+        for path in (CONFIGS, BUNDLES):
+            stack.enter_context(shared.directory(path))
+            subprocess.run(["mount", "-t", "tmpfs", "none", path], check=True)
+            stack.callback(subprocess.run, ["umount", path], check=True)
+        yield
+
+
+class Container:
+    """A container of Docker's: its cgroup, and the files that say what it is."""
+
+    def __init__(self, make_cgroup, name="web-1", labels=None):
+        self.id = secrets.token_hex(32)
+        self.name, self.labels = name, {"team": "shop"} if labels is None else labels
+        self._parent = make_cgroup()
+        self.path = f"{path_of(self._parent)}/docker-{self.id}.scope"
+        self._make = make_cgroup
+
+    def describe(self):
+        """Write the files, as Docker and containerd do before they start it."""
+        config = {"ID": self.id, "Name": f"/{self.name}", "Config": {"Labels": self.labels}}
+        bundle = {"linux": {"cgroupsPath": self.path}}
+        for file, content in (
+            (CONFIGS / "containers" / self.id / "config.v2.json", config),
+            (
+                BUNDLES / "containerd/daemon/io.containerd.runtime.v2.task/moby"
+                / self.id / "config.json",
+                bundle,
+            ),
+        ):  # fmt: skip
+            file.parent.mkdir(parents=True)
+            fresh = file.with_suffix(".new")
+            fresh.write_text(json.dumps(content))
+            fresh.rename(file)
+
+    def start(self):
+        """Make its cgroup."""
+        return self._make(f"docker-{self.id}.scope")
+
+
+@pytest.fixture
+def container(make_cgroup):
+    """Makes containers, which are described on disk from the beginning or not."""
+
+    def make(*arguments, described=True, **facts):
+        made = Container(make_cgroup, *arguments, **facts)
+        if described:
+            made.describe()
+        return made
+
+    return make
+
+
+def ask(request, timeout=5 * PATIENCE):
+    """What kabpfd answers to a hook's line."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(SOCKET))
+        connection.settimeout(timeout)
+        line = request if isinstance(request, bytes) else json.dumps(request).encode()
+        connection.sendall(line + b"\n")
+        return json.loads(connection.makefile().readline())
+
+
+def test_apply_covers_containers_that_run(container, write_policy, kabpfctl, peer):
+    """By name and label; another container, and a cgroup that only has such a name, are left."""
+    ours, other = container(), container("db")
+    unlabelled, unknown = container(labels={}), container(described=False)
+    cgroups = [each.start() for each in (ours, other, unlabelled, unknown)]
+    write_policy("a.yaml", WEB)
+    kabpfctl("apply")
+    found = [options_of_new(peer, each) for each in cgroups]
+    assert found == [IDLE_61, UNTOUCHED, UNTOUCHED, UNTOUCHED]
+
+
+def test_container_is_covered_when_it_is_born(container, write_policy, kabpfd, peer):
+    """kabpfd hears of the cgroup and looks at what is on disk; what is below goes with it."""
+    write_policy("a.yaml", WEB)
+    write_policy("b.yaml", "select: [{unit: '*.service'}]\nkeepalive: {idle: 62}\n")
+    kabpfd()
+    cgroup = container().start()
+    wait_until(lambda: options_of_new(peer, cgroup) == IDLE_61, "the container to be covered")
+    unit = cgroup / "system.slice" / "nginx.service"
+    unit.mkdir(parents=True)
+    assert options_of_new(peer, unit) == IDLE_61
+
+
+def test_container_that_its_engine_describes_late_is_covered(container, write_policy, kabpfd, peer):
+    """kabpfd looks again for a tenth of a second, and sockets of the meantime are updated."""
+    write_policy("a.yaml", WEB)
+    kabpfd()
+    late = container(described=False)
+    cgroup = late.start()
+    time.sleep(0.03)  # not an event of kabpf's: an engine that is slow
+    late.describe()
+    wait_until(lambda: options_of_new(peer, cgroup) == IDLE_61, "the container to be covered")
+
+
+def test_hook_is_answered_when_the_container_is_covered(container, write_policy, kabpfd, peer):
+    """Also one that nothing was known of for long; its open sockets are updated then."""
+    write_policy("a.yaml", WEB)
+    kabpfd()
+    late = container(described=False)
+    cgroup = late.start()
+    _, address = peer().listener()
+    client = peer(cgroup)
+    number = client.connection(address)
+    time.sleep(0.3)  # longer than kabpfd looks for it by itself
+    asked = {"id": late.id, "cgroup": late.path, "bundle": "/nowhere", "pid": os.getpid()}
+    assert ask(asked) == {"error": "no engine knows this container yet"}
+    assert client.options(number) == UNTOUCHED
+    late.describe()
+    assert ask(asked) == {}
+    assert client.options(client.connection(address)) == IDLE_61
+    wait_until(lambda: client.options(number) == IDLE_61, "its open socket to be updated")
+
+
+def test_hook_may_name_a_cgroup_in_the_container(container, write_policy, kabpfd, peer):
+    """crun has its process in a cgroup below the container's."""
+    write_policy("a.yaml", WEB)
+    kabpfd()
+    late = container(described=False)
+    cgroup = late.start()
+    inside = cgroup / "container"
+    inside.mkdir()
+    time.sleep(0.3)  # as above
+    late.describe()
+    assert ask({"cgroup": f"{late.path}/container"}) == {}
+    assert options_of_new(peer, inside) == IDLE_61
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"{", b"[]", b"null", b"7", b"{}", b'{"cgroup": 7}', b'{"cgroup": "a"}', b"\xff\xfe",
+        b'{"cgroup": "/no/such"}', b'{"cgroup": "/../.."}', b'{"cgroup": "/\\u0000"}',
+        b'{"cgroup": "/' + b"a/" * 4000 + b'"}', b"[" * 16000, b'{"cgroup": "/\\ud800"}',
+    ],
+)  # fmt: skip
+def test_hook_that_asks_nonsense_gets_an_error(line, container, write_policy, kabpfd):
+    """Whatever the line is, and kabpfd goes on."""
+    write_policy("a.yaml", WEB)
+    kabpfd()
+    assert list(ask(line)) == ["error"]
+    here = container()
+    here.start()
+    assert ask({"cgroup": here.path}) == {}
+
+
+def test_hooks_that_say_nothing_keep_no_other_waiting(container, write_policy, kabpfd):
+    """Nor do those that say too much, or go."""
+    write_policy("a.yaml", WEB)
+    kabpfd()
+    here = container()
+    here.start()
+    with ExitStack() as stack:
+        for number in range(600):
+            silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+            silent.connect(str(SOCKET))
+            if number % 3:
+                silent.send(b'{"cgroup": "/')
+            if number % 5 == 0:
+                silent.close()
+        assert ask({"cgroup": here.path}) == {}
+        long = stack.enter_context(socket.socket(socket.AF_UNIX))
+        long.connect(str(SOCKET))
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                long.sendall(b"x" * 4096)
+        assert ask({"cgroup": here.path}) == {}
+
+
+def test_socket_is_there_only_for_policies_of_containers(write_policy, kabpfd, tmp_path):
+    """A hook finds nobody then, and goes on; root alone may connect."""
+    file = write_policy("a.yaml", WEB)
+    daemon = kabpfd()
+    assert SOCKET.is_socket()
+    assert SOCKET.stat().st_mode & 0o777 == 0o600
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+    program = f"import socket; socket.socket(socket.AF_UNIX).connect({str(SOCKET)!r})"
+    done = subprocess.run(
+        [*nobody, "python3", "-c", program], capture_output=True, text=True, cwd="/"
+    )
+    assert "PermissionError" in done.stderr
+    file.write_text("select: [{cgroup: /a}]\nkeepalive: on\n")
+    daemon.reload()
+    assert not SOCKET.exists()
+    file.write_text(WEB)
+    daemon.reload()
+    assert SOCKET.is_socket()
+    assert daemon.stop() == 0
+    assert not SOCKET.exists()
+
+
+def test_kabpfd_that_ends_leaves_no_hook_waiting(container, write_policy, kabpfd):
+    """A hook that is connected when kabpfd ends, or has been killed, fails at once."""
+    write_policy("a.yaml", WEB)
+    here = container()
+    here.start()
+    daemon = kabpfd()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(SOCKET))
+        daemon.process.kill()
+        daemon.process.wait()
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        ask({"cgroup": here.path})
+    kabpfd()
+    assert ask({"cgroup": here.path}) == {}
