@@ -45,6 +45,9 @@ PINNED = {
         *dataplane.PROGRAMS,
     },
 }
+_CORRECT = "correct it, then: kabpfctl apply"
+_LIMIT = "set cgroup.max.descendants (cgroups(7)) where so many are made"
+
 FULL = 0.9  # of the cgroups that there is room for
 
 
@@ -115,7 +118,9 @@ def carried_out(check: Check, here: Here) -> Findings:
     except (RefusedError, OSError) as problem:
         yield warning(f"skipped: {problem}")
     except Exception as problem:
-        yield error(f"a bug in kabpf: {problem!r}", "please report it")
+        yield error(
+            f"a bug in kabpf: {problem!r}", "report it, with the output of: kabpfctl doctor --json"
+        )
 
 
 def _policy_files(here: Here) -> Findings:
@@ -125,16 +130,16 @@ def _policy_files(here: Here) -> Findings:
     except PolicyError as problem:
         for text in problem.findings:
             closed = text.endswith(os.strerror(errno.EACCES)) and not here.machine.is_root
-            yield note(text, "sudo kabpfctl doctor") if closed else error(text, "kabpfctl check")
+            yield note(text, "sudo kabpfctl doctor") if closed else error(text, _CORRECT)
         return
     left = map(left_text, reconcile.left_of(policies))
     for text in (*warnings(policies), *left, *late_mounts.warnings(parsed)):
-        yield warning(text, "kabpfctl check")
+        yield warning(text, _CORRECT)
     for text in files.unwatched(files.SYSTEM):
-        yield note(text, "kabpfctl check")
+        yield note(text)
     if loading.loader(PINS) == Loader.BCC:
         for text in btf_required.findings(policies):
-            yield error(text, "kabpfctl check")
+            yield error(text, _CORRECT)
     count = output.count(len(policies), "policy", "policies")
     yield ok(f"{count} in {output.count(len(parsed), 'file')}")
 
@@ -204,21 +209,25 @@ def _pins(here: Here) -> Findings:
         if files.paths(files.SYSTEM):
             yield warning("nothing is loaded: no policy is active", "kabpfctl apply")
         else:
-            yield note("nothing is loaded, and there is no policy file", "kabpfctl attach --help")
+            yield note(
+                "nothing is loaded, and there is no policy file", "write one: kabpfctl edit UNIT"
+            )
         return
     status = os.stat(PINS)
     if status.st_uid or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(status.st_mode)
         yield error(
             f"{PINS}: uid {status.st_uid}, mode {mode:04o}: root alone must be able to write it",
-            f"rm -r {PINS} && kabpfctl apply",
+            f"chown root: {PINS} && chmod go-w {PINS} && kabpfctl apply",
         )
     names, expected = set(os.listdir(PINS)), PINNED[loading.loader(PINS)]
     strange = sorted(names - expected - {dataplane.SETSOCKOPT, *bcc.pinned_links(PINS)})
     # Those of another version are active under the names that it gave them.
     if strange and not _is_another_versions():
         where = [str(PINS / name) for name in strange]
-        yield warning(f"not kabpf's: {listed(where)}", f"rm -r {where[0]}")
+        yield warning(
+            f"not kabpf's: {listed(where)}", f"ask whoever pinned it to move it; see: ls -l {PINS}"
+        )
     try:
         with here.dataplane():
             to = str(here.tree.mount)
@@ -289,13 +298,12 @@ def _active(here: Here) -> Findings:
             else ""
         )
         yield warning(
-            f"the last good policies, because the policy files are wrong{since}", "kabpfctl check"
+            f"the last good policies, because the policy files are wrong{since}", _CORRECT
         )
 
 
 def _last_good(_: Here) -> Findings:
     """What a boot with a wrong policy file makes active."""
-    file = last_good.STATE / last_good.NAME
     try:
         kept = last_good.read()
         if kept is None:
@@ -308,7 +316,7 @@ def _last_good(_: Here) -> Findings:
     except KabpfError as problem:
         yield warning(
             f"no policy is active after a boot with a wrong policy file: {problem}",
-            f"rm {file}; kabpfctl apply",
+            "kabpfctl apply",
         )
         return
     yield ok(f"applied at {last_good.time_text(kept.applied_at)}, for a boot with a wrong file")
@@ -323,14 +331,14 @@ def _limits(here: Here) -> Findings:
             yield warning(
                 f"{output.count(lost, 'new cgroup')} not recorded{when}, because there were too"
                 " many",
-                f"kabpfctl apply; lower {here.tree.mount}/.../cgroup.max.descendants",
+                f"{_LIMIT}; then: kabpfctl apply",
             )
     count = len(here.tree.cgroups())
     text = f"{count} cgroups, room for {abi.CGROUPS}"
     if count < FULL * abi.CGROUPS:
         yield ok(text)
     else:
-        yield warning(text, f"lower {here.tree.mount}/.../cgroup.max.descendants")
+        yield warning(text, _LIMIT)
 
 
 def _daemon(here: Here) -> Findings:

@@ -23,7 +23,8 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check found; the advice is a command or a file to open, or nothing."""
+    """One thing that a check found. The advice is a command or an act, or nothing; it destroys
+    nothing."""
 
     grade: Grade
     text: str

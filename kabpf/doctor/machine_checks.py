@@ -106,7 +106,7 @@ def bpffs(machine: Machine) -> Findings:
     elif machine.bpffs_mode & (stat.S_IWGRP | stat.S_IWOTH):
         yield warning(
             f"{BPFFS} has mode {machine.bpffs_mode:04o}: others may take kabpf's place in it",
-            f"chmod 755 {BPFFS}",
+            f"chmod go-w {BPFFS}",
         )
     else:
         yield ok(str(BPFFS))

@@ -118,20 +118,19 @@ def _refused(attached: Attached, tree: CgroupTree) -> Findings:
         yield error(
             f"{hook}: {names} at {tree.mount} is attached without BPF_F_ALLOW_MULTI, so that the"
             " kernel refuses kabpf's (EPERM)",
-            f"attach it with that flag, or: bpftool cgroup detach {tree.mount}"
-            f" {hook} id {attached.own[0]}",
+            f"have it attached with that flag; whose it is: bpftool prog show id {attached.own[0]}",
         )
     elif len(attached.own) >= PROGRAMS_MAX:
         yield error(
             f"{hook}: {len(attached.own)} programs are attached to {tree.mount}, so that the kernel"
             " refuses kabpf's (E2BIG)",
-            f"bpftool cgroup detach {tree.mount} {hook} id {attached.own[0]}",
+            f"have their owners attach fewer; which: bpftool cgroup show {tree.mount}",
         )
     elif above := Counter(attached.order) - Counter(attached.own):
         names = listed([_name(id) for id in above])
         yield warning(
             f"{hook}: {names} of a cgroup above may keep the kernel from attaching kabpf's (EPERM)",
-            "on the host: bpftool cgroup tree",
+            "run on the host: bpftool cgroup tree",
         )
 
 

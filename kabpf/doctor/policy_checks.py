@@ -4,9 +4,11 @@ that name nothing, policies that are beaten everywhere, options that fall back t
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from kabpf.doctor.findings import Finding, Findings, listed, note, warning
 from kabpf.errors import PolicyError
@@ -18,6 +20,7 @@ from kabpf.policy.files import Directories
 from kabpf.policy.model import Policy, Selector
 from kabpf.policy.parser import PolicyFile
 from kabpf.policy.presets import presets
+from kabpf.policy.yaml import Source
 from kabpf.systemd.names import nearest
 
 # By the kind of selector: the names of unit files, and the units that they are (`unit_names`).
@@ -39,7 +42,10 @@ def replaced(directories: Directories) -> Findings:
             winner = strongest.setdefault(path.name, path)
             if winner != path:
                 done = "masks" if files.is_mask(winner) else "takes the place of"
-                yield note(f"{winner} {done} {path}", f"diff {path} {winner}")
+                yield note(
+                    f"{winner} {done} {path}",
+                    f"nothing if that is meant; else: diff {quote(str(path))} {quote(str(winner))}",
+                )
 
 
 def ignored(directories: Directories) -> Findings:
@@ -47,7 +53,9 @@ def ignored(directories: Directories) -> Findings:
     main = directories.main
     for path in sorted(_entries(main.parent)):
         if path != main and path.suffix in (".yaml", ".yml") and not path.is_dir():
-            yield warning(f"{path} is not read", f"mv {path} {directories.drop_ins[0]}/")
+            yield warning(
+                f"{path} is not read", f"mv -n {quote(str(path))} {directories.drop_ins[0]}/"
+            )
     for directory in directories.drop_ins:
         for path in sorted(_entries(directory)):
             # A mounted Kubernetes ConfigMap has its files behind ..data; vi keeps .x.yaml.swp.
@@ -56,9 +64,15 @@ def ignored(directories: Directories) -> Findings:
             ):
                 continue
             if path.suffix.lower() in (".yml", ".yaml") and not path.name.startswith("."):
-                yield warning(f"{path} is not read", f"mv {path} {path.with_suffix('.yaml')}")
+                yield warning(
+                    f"{path} is not read",
+                    f"mv -n {quote(str(path))} {quote(str(path.with_suffix('.yaml')))}",
+                )
             else:
-                yield note(f"{path} is not read, because of its name", f"rm {path}")
+                yield note(
+                    f"{path} is not read, because of its name",
+                    "rename it to end in .yaml if it is a policy file; else nothing",
+                )
 
 
 def namesakes(parsed: dict[Path, PolicyFile]) -> Findings:
@@ -71,7 +85,7 @@ def namesakes(parsed: dict[Path, PolicyFile]) -> Findings:
                 yield note(
                     f"policy {policy.name} of {last[policy.name].source} is replaced by"
                     f" {policy.source}",
-                    f"open {last[policy.name].source.path}",
+                    f"give one another name: {_edit(last[policy.name].source)}",
                 )
             last[policy.name] = policy
 
@@ -103,7 +117,7 @@ def selectors(
             yield note(
                 f"policy {name} is beaten in every cgroup that it names, by"
                 f" {listed(sorted(filter(None, winners)))}",
-                f"kabpfctl explain {named_cgroups[0].path}",
+                f"nothing if that is meant; why: kabpfctl explain {quote(named_cgroups[0].path)}",
             )
 
 
@@ -126,18 +140,22 @@ def _in_vain(
     if not_running:
         yield note(
             f"without a cgroup now: {listed(not_running)}",
-            "nothing, or if one should run: systemctl status",
+            "nothing if they are stopped; to see what is covered: kabpfctl plan",
         )
 
 
 def _slip_in_path(here: str, selector: Selector, candidates: list[str]) -> Finding | None:
     if described := version1.described(selector.text, mountinfo.visible_mounts()):
-        return warning(f"{here}: {described}", "select those cgroups there")
+        return warning(f"{here}: {described}", f"select those cgroups: {_edit(selector.source)}")
     if mount := MOUNT.match(selector.text):
         path = selector.text.removeprefix(mount[0])
-        return warning(f"{here}: drop the {mount[0]} prefix", f"select {path} there")
+        return warning(
+            f"{here}: drop the {mount[0]} prefix", f"select {path}: {_edit(selector.source)}"
+        )
     near = None if selector.is_glob else nearest(selector.text.rpartition("/")[2], candidates)
-    return warning(f"{here}: no such cgroup", f"did you mean {near}?") if near else None
+    if not near:
+        return None
+    return warning(f"{here}: no such cgroup", f"if you mean {near}: {_edit(selector.source)}")
 
 
 def _slip_in_unit(
@@ -145,16 +163,20 @@ def _slip_in_unit(
 ) -> Finding | None:
     real = {files[name] for name in files if _is_named(name, selector.text)}
     if real == {""}:
-        return note(f"{here} is masked", f"systemctl unmask {selector.text}")
+        return note(f"{here} is masked", f"systemctl unmask {quote(selector.text)}")
     if any(_is_named(name, selector.text) for name in real):
         return None
     if real:
         (name, *_) = sorted(real - {""})
-        return warning(f"{here} is an alias, and the cgroup is {name}", f"select {name} there")
+        return warning(
+            f"{here} is an alias, and the cgroup is {name}",
+            f"select {name}: {_edit(selector.source)}",
+        )
     if selector.text.endswith(MADE_BY_PROGRAMS):
         return None
     near = None if selector.is_glob else nearest(selector.text, candidates)
-    advice = f"did you mean {near}?" if near else f"open {selector.source.path}"
+    meant = f"if you mean {near}" if near else "correct the name"
+    advice = f"{meant}: {_edit(selector.source)}"
     # Users may have units in their homes.
     grade = note if selector.kind == "user_unit" and not near else warning
     return grade(f"{here}: no such unit, running or installed", advice)
@@ -189,7 +211,7 @@ def fallbacks(policies: tuple[Policy, ...], idle_s: int | None, retries_s: int |
         yield (warning if late else note)(
             f"no idle in {names}: the first probe comes after {idle_s} s"
             f" (net.ipv4.tcp_keepalive_time), too late for {late} of {len(known)} presets",
-            f"open {without[0].source.path}, see kabpfctl presets",
+            f"give idle or a preset (kabpfctl presets): {_edit(without[0].source)}",
         )
     unlimited = [policy for policy in on if "user_timeout" not in policy.origins]
     if retries_s and unlimited:
@@ -198,8 +220,12 @@ def fallbacks(policies: tuple[Policy, ...], idle_s: int | None, retries_s: int |
             f" unacknowledged no probe is sent, and the connection ends after about {retries_s} s"
             " (net.ipv4.tcp_retries2); a user timeout ends it sooner, and those of readers that"
             " pause",
-            "man kabpf.yaml",
+            "nothing, or give one; its price: man kabpf.yaml",
         )
+
+
+def _edit(source: Source) -> str:
+    return f"kabpfctl edit {quote(os.path.basename(source.path))}"
 
 
 def _entries(directory: Path) -> list[Path]:

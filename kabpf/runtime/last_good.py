@@ -84,7 +84,7 @@ def forget(removed: Collection[Path], state: Path = STATE) -> None:
 
 def read(state: Path = STATE) -> Kept | None:
     """What is kept, or None where nothing is. Raises RefusedError where it is of no use."""
-    raw = _read(state, lambda stream: stream.read())
+    raw = _read(state)
     if raw is None:
         return None
     first, _, rest = raw.partition(b"\n")
@@ -113,20 +113,22 @@ def _text(path: Path) -> str:
 
 
 def _kept_stamp(state: Path) -> str:
-    """The stamp of what is kept, without a look at the rest of it."""
+    """The stamp of what is kept, if that is whole; without working out what it says."""
     with contextlib.suppress(RefusedError, ValueError, TypeError, KeyError, RecursionError):
-        head = json.loads(_read(state, lambda stream: stream.readline()) or b"{}")
-        return str(head["stamp"]) if head["version"] == VERSION else ""
+        first, _, rest = (_read(state) or b"{}").partition(b"\n")
+        head = json.loads(first)
+        if head["version"] == VERSION and head["digest"] == _digest(rest):
+            return str(head["stamp"])
     return ""
 
 
-def _read(state: Path, how: Callable[[Any], bytes]) -> bytes | None:
+def _read(state: Path) -> bytes | None:
     try:
         with _opened(state) as directory:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             with open(os.open(NAME, flags, dir_fd=directory), "rb") as stream:
                 _require_roots(state / NAME, os.fstat(stream.fileno()), stat.S_ISREG)
-                return how(stream)
+                return stream.read()
     except FileNotFoundError:
         return None
     except OSError as error:

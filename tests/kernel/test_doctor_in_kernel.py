@@ -197,7 +197,7 @@ def test_file_of_somebody_else_is_told(applied, doctor):
     applied.chmod(0o666)
     (found,) = doctor()["policy files"]
     text = f"{applied}: mode 0666, expected one that root alone can write"
-    assert found == ("error", text, "kabpfctl check")
+    assert found == ("error", text, "correct it, then: kabpfctl apply")
 
 
 def test_contradiction_is_told(applied, doctor):

@@ -26,7 +26,13 @@ from kabpf.output import count
         (RefusedError("look", 1), warning("skipped: look: Operation not permitted")),
         (ImportError("no yaml"), note("skipped: no yaml")),
         (FileNotFoundError(2, "no"), warning("skipped: [Errno 2] no")),
-        (KeyError("x"), error("a bug in kabpf: KeyError('x')", "please report it")),
+        (
+            KeyError("x"),
+            error(
+                "a bug in kabpf: KeyError('x')",
+                "report it, with the output of: kabpfctl doctor --json",
+            ),
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -40,6 +46,9 @@ def test_check_that_fails_is_a_finding(problem: Exception, expected: Finding) ->
     assert list(checks.carried_out(Check(failing), Here())) == [ok("so far"), expected]
 
 
+LIMIT = "set cgroup.max.descendants (cgroups(7)) where so many are made"
+
+
 @pytest.mark.parametrize(
     ("cgroups", "unrecorded", "expected"),
     [
@@ -47,7 +56,7 @@ def test_check_that_fails_is_a_finding(problem: Exception, expected: Finding) ->
         (
             60_000,
             0,
-            [warning("60000 cgroups, room for 65536", "lower /tree/.../cgroup.max.descendants")],
+            [warning("60000 cgroups, room for 65536", LIMIT)],
         ),
         (
             1000,
@@ -55,7 +64,7 @@ def test_check_that_fails_is_a_finding(problem: Exception, expected: Finding) ->
             [
                 warning(
                     "2 new cgroups not recorded, because there were too many",
-                    "kabpfctl apply; lower /tree/.../cgroup.max.descendants",
+                    f"{LIMIT}; then: kabpfctl apply",
                 ),
                 ok("1000 cgroups, room for 65536"),
             ],

@@ -212,7 +212,7 @@ def test_good_machine_is_said_to_be_good(check: str, expected: list[str]) -> Non
             {"bpffs_mode": 0o1777},
             warning(
                 "/sys/fs/bpf has mode 1777: others may take kabpf's place in it",
-                "chmod 755 /sys/fs/bpf",
+                "chmod go-w /sys/fs/bpf",
             ),
         ),
         (

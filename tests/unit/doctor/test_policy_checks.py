@@ -46,12 +46,18 @@ def test_file_in_a_stronger_directory_is_told(directories: Directories) -> None:
     (strong / "c.service.yaml").symlink_to("/dev/null")
     assert list(policy_checks.replaced(directories)) == [
         note(f"{strong}/a.service.yaml takes the place of {weak}/a.service.yaml",
-             f"diff {weak}/a.service.yaml {strong}/a.service.yaml"),
+             f"nothing if that is meant; else: diff {weak}/a.service.yaml"
+             f" {strong}/a.service.yaml"),
         note(f"{strong}/b.service.yaml masks {weak}/b.service.yaml",
-             f"diff {weak}/b.service.yaml {strong}/b.service.yaml"),
+             f"nothing if that is meant; else: diff {weak}/b.service.yaml"
+             f" {strong}/b.service.yaml"),
         note(f"{strong}/c.service.yaml masks {weak}/c.service.yaml",
-             f"diff {weak}/c.service.yaml {strong}/c.service.yaml"),
+             f"nothing if that is meant; else: diff {weak}/c.service.yaml"
+             f" {strong}/c.service.yaml"),
     ]  # fmt: skip
+
+
+NO_POLICY = "rename it to end in .yaml if it is a policy file; else nothing"
 
 
 def test_file_that_nobody_reads_is_told(directories: Directories) -> None:
@@ -63,12 +69,12 @@ def test_file_that_nobody_reads_is_told(directories: Directories) -> None:
         put(strong, name)
     beside, other = directories.main.parent / "nginx.yaml", strong / "nginx.yml"
     assert list(policy_checks.ignored(directories)) == [
-        warning(f"{beside} is not read", f"mv {beside} {strong}/"),
+        warning(f"{beside} is not read", f"mv -n {beside} {strong}/"),
         note(f"{strong}/.hidden.yaml is not read, because of its name",
-             f"rm {strong}/.hidden.yaml"),
+             NO_POLICY),
         note(f"{strong}/nginx.service.yaml~ is not read, because of its name",
-             f"rm {strong}/nginx.service.yaml~"),
-        warning(f"{other} is not read", f"mv {other} {strong}/nginx.yaml"),
+             NO_POLICY),
+        warning(f"{other} is not read", f"mv -n {other} {strong}/nginx.yaml"),
     ]  # fmt: skip
 
 
@@ -97,7 +103,10 @@ def test_policy_whose_name_is_used_again_is_told(directories: Directories) -> No
     first, second = put(weak, "a.yaml", policy), put(strong, "b.yaml", policy)
     read = {path: files.read(path) for path in files.paths(directories)}
     assert list(policy_checks.namesakes(read)) == [
-        note(f"policy web of {first}:1 is replaced by {second}:1", f"open {first}")
+        note(
+            f"policy web of {first}:1 is replaced by {second}:1",
+            "give one another name: kabpfctl edit a.yaml",
+        )
     ]
 
 
@@ -135,13 +144,10 @@ def selected(policies: tuple[Policy, ...], **winners: str) -> list[Finding]:
         policy_checks.selectors(policies, cgroups, {"unit": UNIT_FILES, "user_unit": UNIT_FILES})
     )
     place = f"{policies[0].source.path}:"
-    return [
-        Finding(each.grade, each.text.replace(place, ""), each.advice.replace(place[:-1], "FILE"))
-        for each in found
-    ]
+    return [Finding(each.grade, each.text.replace(place, ""), each.advice) for each in found]
 
 
-NOT_RUNNING = "nothing, or if one should run: systemctl status"
+NOT_RUNNING = "nothing if they are stopped; to see what is covered: kabpfctl plan"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             [
                 warning(
                     "2: unit ngnix.service of policy p0: no such unit, running or installed",
-                    "did you mean nginx.service?",
+                    "if you mean nginx.service: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -189,7 +195,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             [
                 warning(
                     "2: unit crond.service of policy p0: no such unit, running or installed",
-                    "did you mean cron.service?",
+                    "if you mean cron.service: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -198,7 +204,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             [
                 warning(
                     "2: unit _cgroup.x.service of policy p0: no such unit, running or installed",
-                    "did you mean cgroup.x.service?",
+                    "if you mean cgroup.x.service: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -207,7 +213,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             [
                 warning(
                     "2: unit redis.service of policy p0: no such unit, running or installed",
-                    "did you mean redis-server.service?",
+                    "if you mean redis-server.service: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -216,7 +222,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             [
                 warning(
                     "2: unit quite-other.service of policy p0: no such unit, running or installed",
-                    "open FILE",
+                    "correct the name: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -226,7 +232,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
                 note(
                     "2: user_unit quite-other.service of policy p0: no such unit,"
                     " running or installed",
-                    "open FILE",
+                    "correct the name: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -236,7 +242,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
                 warning(
                     "2: unit mysql.service of policy p0 is an alias, and the cgroup is"
                     " mariadb.service",
-                    "select mariadb.service there",
+                    "select mariadb.service: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -250,7 +256,7 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
                 warning(
                     "2: cgroup /sys/fs/cgroup/app/worker of policy p0: drop the"
                     " /sys/fs/cgroup prefix",
-                    "select /app/worker there",
+                    "select /app/worker: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -258,7 +264,8 @@ NOT_RUNNING = "nothing, or if one should run: systemctl status"
             "{cgroup: /app/workers}",
             [
                 warning(
-                    "2: cgroup /app/workers of policy p0: no such cgroup", "did you mean worker?"
+                    "2: cgroup /app/workers of policy p0: no such cgroup",
+                    "if you mean worker: kabpfctl edit p.yaml",
                 )
             ],
         ),
@@ -290,7 +297,7 @@ def test_policy_that_is_beaten_everywhere_is_told(
     assert selected(made, _app_worker="p1") == [
         note(
             f"policy {name} is beaten in every cgroup that it names, by p1",
-            "kabpfctl explain /app/worker",
+            "nothing if that is meant; why: kabpfctl explain /app/worker",
         )
         for name in ("p0", "p2")
     ]
@@ -308,7 +315,10 @@ def test_policy_that_leaves_its_times_to_the_system_is_told(tmp_path: Path) -> N
     file = put(tmp_path, "p.yaml", text)
     made = combine([files.read(file)])
     idle, timeout = policy_checks.fallbacks(made, 7200, 925)
-    assert (idle.grade, idle.advice) == ("warning", f"open {file}, see kabpfctl presets")
+    assert (idle.grade, idle.advice) == (
+        "warning",
+        "give idle or a preset (kabpfctl presets): kabpfctl edit p.yaml",
+    )
     assert idle.text.startswith(
         "no idle in on: the first probe comes after 7200 s (net.ipv4.tcp_keepalive_time), too late"
     )
@@ -316,6 +326,6 @@ def test_policy_that_leaves_its_times_to_the_system_is_told(tmp_path: Path) -> N
         "no user timeout in on: while data is unacknowledged no probe is sent, and the connection"
         " ends after about 925 s (net.ipv4.tcp_retries2); a user timeout ends it sooner, and those"
         " of readers that pause",
-        "man kabpf.yaml",
+        "nothing, or give one; its price: man kabpf.yaml",
     )
     assert list(policy_checks.fallbacks(made, None, None)) == []
