@@ -6,14 +6,17 @@ import argparse
 import contextlib
 import io
 import re
+import runpy
 import shlex
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import parsers
 import pytest
 
 from kabpf import cli
+from kabpf.commands import status
 from kabpf.daemon import main as daemon
 from kabpf.policy import model, parser
 from kabpf.policy.presets import presets
@@ -165,3 +168,49 @@ def test_table_of_modes_has_each_mode() -> None:
     assert f"| the application | {' | '.join(f'`{mode}`' for mode in model.Mode)} |" in text(
         Path("docs/policies.md")
     )
+
+
+RECORD = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/record")))
+
+
+def recorded() -> list[str]:
+    lines: list[str] = RECORD.texts(text(Path("docs/pictures/demo.svg")))
+    return lines
+
+
+def test_recording_is_of_the_demo_as_it_is() -> None:
+    """It has the demo's headings and each command that it shows, with the policy file. Running it
+    (scripts/record --check) compares every line."""
+    script = (ROOT / "demo/run").read_text()
+    lines = recorded()
+    headings = re.findall(r"^== (\d\. .*)$", script, re.MULTILINE)
+    assert [line[3:] for line in lines if re.match(r"== \d", line)] == headings
+    assert [line for line in lines if line.startswith("ok ")] == lines[-len(headings) :]
+    shown = [line.strip()[2:] for line in lines if line.strip().startswith("# ")]
+    named = re.findall(r"^(?:show kabpfctl|show_timer$|  # cat|  # rm)", script, re.MULTILINE)
+    assert len(shown) == len(named)
+    assert [refused(line) for line in shown if line.startswith("kabpfctl")] == [""] * 4
+
+
+def test_recording_shows_the_status_of_now() -> None:
+    """A column or a line that has another name is recorded again."""
+    lines = [line.strip() for line in recorded()]
+    assert "  ".join(column.head for column in status.COLUMNS) in [
+        re.sub(r" {2,}", "  ", line) for line in lines
+    ]
+    start = lines.index("# kabpfctl status")
+    starts = [line.partition(":")[0] for line in lines[start + 1 : start + 5]]
+    assert starts == ["data plane", "kernel", "daemon", "policy files"]
+
+
+def test_recordings_are_compared_without_their_numbers() -> None:
+    """Another kernel, port or time is no other recording; another word is."""
+    one, other = "kernel: Linux 6.1.0-40-amd64, with BTF", "  kernel: Linux 6.18.4, with BTF"
+    assert RECORD.lasting([one]) == RECORD.lasting([other])
+    assert RECORD.lasting([one]) != RECORD.lasting([one.replace("with", "without")])
+
+
+def test_recording_is_read_as_it_was_written() -> None:
+    """What the picture shows comes back, whatever characters it has."""
+    lines = [(0.0, "== <a> & b"), (99.0, "  # kabpfctl"), (99.1, "")]
+    assert RECORD.texts(RECORD.picture(lines)) == [line for _, line in lines]
