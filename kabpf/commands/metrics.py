@@ -25,7 +25,7 @@ COUNTERS = (
     ("connections_established", "established", "Connections established under a policy."),
     ("listeners", "listening", "Listeners opened under a policy."),
     ("sockets_updated", "updated", "Open sockets that a new or changed policy changed."),
-    ("options_kept", "kept", "Sockets that kept a value of the application's own."),
+    ("sockets_kept", "kept", "Sockets that kept a value of the application's own."),
     ("setsockopt_ignored", "ignored", "Calls of setsockopt(2) that changed nothing."),
     ("setsockopt_clamped", "clamped", "Calls of setsockopt(2) whose value came into the range."),
 )

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import output_schema
@@ -69,3 +70,26 @@ def test_schema_refuses_another_output(change: dict[str, object]) -> None:
     output_schema.held("verify", json.dumps(right))
     with pytest.raises(ValidationError):
         output_schema.held("verify", json.dumps(right | change))
+
+
+def test_page_names_every_key() -> None:
+    """kabpfctl(1) has each key of each output under JSON."""
+    _, _, rest = (ROOT / "man" / "kabpfctl.1.rst").read_text().partition("\nJSON\n====\n")
+    page = rest.partition("\nEXIT STATUS\n")[0]
+    missing = {
+        (name, key)
+        for name, path in SCHEMAS.items()
+        for key in _keys(json.loads(path.read_text()))
+        if f"**{key}**" not in page
+    }
+    assert missing == set()
+
+
+def _keys(schema: object) -> Iterator[str]:
+    if isinstance(schema, dict):
+        yield from schema.get("properties", ())
+        for part in schema.values():
+            yield from _keys(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from _keys(part)
