@@ -16,6 +16,7 @@ from kabpf.plan.state import Cgroup, CgroupEntry, Changes
 
 if TYPE_CHECKING:
     from kabpf.apply.containers import Containers
+    from kabpf.kernel.cgroups import CgroupTree
 
 
 class Owed(NamedTuple):
@@ -37,6 +38,8 @@ def resolve(
     tree = loaded.tree
     fresh: dict[int, Cgroup] = {}
     for event in born:
+        if event.parent_id not in last.cgroups:
+            _learn(last, tree)
         parent = last.cgroups.get(event.parent_id)
         if parent is None:
             return None
@@ -67,6 +70,16 @@ def resolve(
         busy = {id: entry for id, entry in busy.items() if id in have_sockets}
     loaded.correct({id: entry for id, entry in done.items() if id not in busy})
     return Owed(busy, tuple(fresh[id].path for id in busy))
+
+
+def _learn(last: Resolution, tree: CgroupTree) -> None:
+    """Add cgroups that were born since and had nobody asked, as the slice of a pod: a reconcile
+    would take far longer. The kernel has given them their entries."""
+    for cgroup in tree.cgroups():
+        above = last.plan.cgroups.get(cgroup.parent_id)
+        if above is not None and cgroup.id not in last.cgroups:
+            last.cgroups[cgroup.id] = cgroup
+            last.plan.cgroups[cgroup.id] = resolve_one(last.automaton, cgroup, above)
 
 
 def update(owed: Owed, loaded: Dataplane) -> None:

@@ -93,7 +93,7 @@ class Podman:
         self._machine.run("mount", "-t", "tmpfs", "tmpfs", path)
 
     def _import(self) -> None:
-        change = ("--change", 'CMD ["/first", "stay"]')  # for the sandboxes of pods
+        change = ("--change", 'CMD ["/first", "pause"]')  # for the sandboxes of pods
         self._machine.run(*self.command, "import", *change, "/run/image.tar", IMAGE)
 
     def first(self, name: str, *options: str) -> tuple[int, int]:

@@ -127,12 +127,10 @@ def main():
             make(cgroups)
             events.consume()
             alone = seen(sure(cgroups, born), policies, address)
-            # As kabpfd does.
+            # As kabpfd does. The cgroups above are new as well, and need no look at everything.
             owed = births.resolve(born, last, loaded, Containers(engines))
-            if owed is None:
-                reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
-            else:
-                births.update(owed, loaded)
+            assert owed is not None, case
+            births.update(owed, loaded)
             # Below a container the kernel goes on alone.
             inside = {
                 path: directory
