@@ -177,8 +177,8 @@ def _skipped(count: int) -> tuple[str, ...]:
     if not count:
         return ()
     return (
-        f"{count} network namespaces were not looked into, in which no process has a socket of"
-        " these cgroups open",
+        f"{count} network namespaces were not searched: no process has a socket of these cgroups"
+        " open there",
     )
 
 

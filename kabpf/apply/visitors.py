@@ -117,7 +117,7 @@ class _Running:
             while self._left and len(self._visitors) < VISITORS_MAX and not self._is_late():
                 self.start(self._left.pop(0))
         for namespace in (each for part in self._left for each in part.namespaces):
-            yield Outcome(namespace.inode, is_held=True, refused="others took all the time")
+            yield Outcome(namespace.inode, is_held=True, refused="the time was used up by others")
 
     def end(self) -> None:
         """Whoever is at work still is of no use any more."""
@@ -229,7 +229,7 @@ def _visit(program: Path, part: Part, pipe: int) -> None:
         try:
             descriptor = namespace.open()
         except OSError as error:
-            say(inode, _UNREACHED, os.fsencode(f"there is no way in: {error.strerror}"))
+            say(inode, _UNREACHED, os.fsencode(f"it can't be entered: {error.strerror}"))
             continue
         if descriptor is None:
             say(inode, _DONE)
