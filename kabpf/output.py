@@ -16,7 +16,7 @@ from kabpf.tables import Column
 if TYPE_CHECKING:
     from kabpf.apply.reconcile import Resolution
     from kabpf.kernel.dataplane import Counters
-    from kabpf.plan.state import PolicyRecord
+    from kabpf.plan.state import Cgroup, PolicyRecord
 
 UNKNOWN = "?"  # in a cell; - is not set
 
@@ -49,7 +49,24 @@ def answer(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> 
 
 def print_json(result: dict[str, Any]) -> None:
     """Print a result as JSON, with the version of its keys."""
-    print(json.dumps({"version": JSON_VERSION, **result}, indent=2))
+    # Piece by piece: strangers' paths may be long, and many.
+    for piece in json.JSONEncoder(indent=2).iterencode({"version": JSON_VERSION, **result}):
+        print(piece, end="")
+    print()
+
+
+class Streamed(list[Any]):
+    """An array of JSON whose items are made one by one, when `print_json` prints them."""
+
+    def __init__(self, items: Iterable[Any], count: int) -> None:
+        super().__init__()
+        self._items, self._count = items, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return self._count
 
 
 def warn(lines: Iterable[str]) -> None:
@@ -230,17 +247,20 @@ def covered_count(resolution: Resolution) -> int:
     return sum(1 for id in resolution.present if (found := cgroups.get(id)) and found.policy)
 
 
-def covered(resolution: Resolution) -> list[tuple[str, Policy]]:
-    """The paths of the cgroups that have a policy, with it, in the order of the paths."""
-    paths = resolution.present
-    return sorted(
-        (
-            (paths[id].path, resolved.policy)
-            for id, resolved in resolution.plan.cgroups.items()
-            if resolved.policy and id in paths
-        ),
-        key=lambda item: item[0],
-    )
+def covered(resolution: Resolution) -> list[tuple[Cgroup, Policy]]:
+    """The cgroups that have a policy, with it, each before what is below, and by name."""
+    present, resolved = resolution.present, resolution.plan.cgroups
+    below: dict[int, list[Cgroup]] = {}
+    for cgroup in present.values():
+        below.setdefault(cgroup.parent_id if cgroup.parent_id in present else 0, []).append(cgroup)
+    found = []
+    waiting = below.get(0, [])
+    while waiting:
+        cgroup = waiting.pop()
+        if policy := resolved[cgroup.id].policy:
+            found.append((cgroup, policy))
+        waiting += sorted(below.get(cgroup.id, ()), key=lambda each: each.name, reverse=True)
+    return found
 
 
 def changes_json(resolution: Resolution) -> dict[str, int]:

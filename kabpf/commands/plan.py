@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 from kabpf import output, tables
 from kabpf.apply import reconcile
@@ -23,24 +24,25 @@ def plan(arguments: argparse.Namespace) -> int:
         resolution = reconcile.preview(policies, tree, loaded)
     left = list(map(left_text, reconcile.left_of(policies, resolution.automaton)))
     covered = output.covered(resolution)
+    rows = (
+        {
+            "cgroup": cgroup.path,
+            "policy": policy.name,
+            "source": str(policy.source),
+            "options": options_json(policy.rules.options),
+            **output.conditions_json(record(policy)),
+        }
+        for cgroup, policy in covered
+    )
     result = {
-        "cgroups": [
-            {
-                "cgroup": path,
-                "policy": policy.name,
-                "source": str(policy.source),
-                "options": options_json(policy.rules.options),
-                **output.conditions_json(record(policy)),
-            }
-            for path, policy in covered
-        ],
+        "cgroups": output.Streamed(rows, len(covered)),
         "resolved_by_kabpfd": left,
         "changes": output.changes_json(resolution),
     }
     if arguments.json:
         return output.answer(arguments, result, "")
     if covered:
-        print_list(covered, is_wide=arguments.wide)
+        print_list(((each.path, policy) for each, policy in covered), is_wide=arguments.wide)
     for text in left:
         print(output.shown(text))
     print(f"apply would change: {output.changes_text(resolution)}")
@@ -51,18 +53,22 @@ COLUMNS = tables.columns("UNIT~", "POLICY~", "OPTIONS~~")
 WIDE = tables.columns("CGROUP", "POLICY", "MODE", *output.OPTION_HEADS, "OTHER", "SOURCE")
 
 
-def print_list(covered: list[tuple[str, Policy]], *, is_wide: bool = False) -> None:
-    """Print a line for each cgroup."""
+def print_list(covered: Iterable[tuple[str, Policy]], *, is_wide: bool = False) -> None:
+    """Print a line for each cgroup, which come with their paths."""
     if not is_wide:
         rows = [
-            (sockets.name(path), policy.name, output.options_cell(policy.rules.options))
+            (
+                tables.shortened(sockets.name(path)),
+                policy.name,
+                output.options_cell(policy.rules.options),
+            )
             for path, policy in covered
         ]
         output.print_table(COLUMNS, rows)
         return
     wide_rows = [
         (
-            path,
+            tables.shortened(path),
             policy.name,
             str(policy.rules.mode),
             *output.option_cells(policy.rules.options),

@@ -187,7 +187,7 @@ def _listeners(here: Here) -> Findings:
     with here.dataplane() as loaded:
         if not loaded or not loaded.lists_sockets:
             return
-    policies = {path: policy.name for path, policy in output.covered(here.resolution)}
+    policies = {cgroup.path: policy.name for cgroup, policy in output.covered(here.resolution)}
     found = [*elsewhere.foreign_listeners(here.sockets, policies, here.tree)]
     yield from found or [ok("those of units have the policies of these")]
 
