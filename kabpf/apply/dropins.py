@@ -14,6 +14,7 @@ from kabpf import root_files
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
+from kabpf.plan.resolve import resolve_at
 from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.files import ATTACHED, FILE_SIZE_MAX, OF_USER, Snapshot
@@ -22,26 +23,24 @@ from kabpf.policy.of_commands import RUNTIME
 from kabpf.runtime.pidlock import tell_changed
 
 if TYPE_CHECKING:
-    from kabpf.apply.reconcile import Resolution
+    from kabpf.apply.reconcile import Resolution, Resolver
 
 PERSISTENT = Path("/etc/kabpf/policy.d")
 
 
-def winner(policies: tuple[Policy, ...], file: Path, cgroup: Cgroup, tree: CgroupTree) -> Policy:
+def winner(resolver: Resolver, file: Path, cgroup: Cgroup, tree: CgroupTree) -> Policy:
     """The policy of a cgroup, which is that of the drop-in `file`. Raises RefusedError where it has
     another one, or is gone."""
-    from kabpf.apply import reconcile  # here, because run does without
-
-    resolved = reconcile.preview(policies, tree, None).plan.cgroups.get(cgroup.id)
-    if resolved is None:
+    if not tree.has(cgroup):
         raise RefusedError(f"cgroup {cgroup.path} was removed while being attached")
-    if resolved.policy is None or resolved.policy.source.path != str(file):
-        other = resolved.policy.source if resolved.policy else "a mask"
+    policy = resolve_at(resolver.automaton, cgroup, resolver.containers).policy
+    if policy is None or policy.source.path != str(file):
         raise RefusedError(
-            f"{cgroup.path} has its policy from {other}, which is stronger",
+            f"{cgroup.path} has its policy from {policy.source if policy else 'a mask'},"
+            " which is stronger",
             hint="change that one instead",
         )
-    return resolved.policy
+    return policy
 
 
 def attach(
@@ -49,10 +48,17 @@ def attach(
 ) -> tuple[int | None, tuple[str, ...]]:
     """Activate a drop-in's policy, with all others, under the lock; how many open sockets it
     has changed, or None where the data plane leaves those alone, and why some are unchanged."""
-    before = _updated(loaded, policy)
+    before = updated(loaded, policy)
     left = activate(snapshot, loaded).left
-    changed = _updated(loaded, policy) - before
+    changed = updated(loaded, policy) - before
     return (changed if loaded.updates_open_sockets else None), left
+
+
+def updated(loaded: Dataplane, policy: Policy) -> int:
+    """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
+    own = record(policy).kept
+    ids = [id for id, each in loaded.records().items() if each == own]
+    return sum(counters.updated for counters in loaded.counters(ids).values())
 
 
 def activate(snapshot: Snapshot, loaded: Dataplane) -> Resolution:
@@ -104,13 +110,6 @@ def written(file: Path, content: bytes | None) -> Iterator[None]:
     except BaseException:
         _write(file, before)
         raise
-
-
-def _updated(loaded: Dataplane, policy: Policy) -> int:
-    """How many open sockets a policy has changed; 0 for one that is not in the kernel yet."""
-    own = record(policy).kept
-    ids = [id for id, each in loaded.records().items() if each == own]
-    return sum(counters.updated for counters in loaded.counters(ids).values())
 
 
 def _write(file: Path, content: bytes | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -207,6 +207,20 @@ def _followed(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     from kabpf.systemd import relations  # here, because run does without
 
     return relations.followed(policies)
+
+
+class Resolver(NamedTuple):
+    """What finds the policy of a cgroup."""
+
+    automaton: Automaton
+    containers: Callable[[Iterable[Cgroup]], plan_resolve.Containers]  # of these cgroups
+
+
+def resolver(policies: tuple[Policy, ...]) -> Resolver:
+    """What finds the policy of a cgroup by these policies, all of which count."""
+    automaton = automaton_of(policies)
+    containers = _containers(automaton, None)
+    return Resolver(automaton, containers.of if containers else lambda _: NO_CONTAINERS)
 
 
 def apply(

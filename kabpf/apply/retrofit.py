@@ -51,8 +51,9 @@ def update(
     owed: Iterable[int], pins: Path, root: Path, processes: Iterable[int] | None = None
 ) -> Left:
     """Give the open sockets of the cgroups `owed`, which the kernel has as owed it, what their
-    policies say: in the network namespaces of these processes and of their sockets, or with None
-    in every one of the machine. `root` is the root of the cgroup2 tree.
+    policies say: in the network namespaces of these processes, and where a descriptor is known to
+    be of a socket that is owed the update; with None in every one of the machine. `root` is the
+    root of the cgroup2 tree.
 
     Raises RefusedError with all that was refused; the other namespaces are updated.
     """
@@ -92,8 +93,11 @@ def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[in
         yield Part([own])
         # While a visitor is at work there already: most sockets are in this one.
         holders.extend(dataplane.holders(pins))
-        known, others = sorted_namespaces(own, holders, held_namespaces(processes))
+        held = held_namespaces(processes)
+        known, others = sorted_namespaces(own, holders, held)
         yield Part(known)
+        if processes is not None:  # and no others'
+            others = [each for each in others if each.inode in held]
         yield Part(others, UNKNOWN_S)
 
     refused: dict[str, None] = {}

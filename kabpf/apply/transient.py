@@ -106,8 +106,8 @@ class Ending(NamedTuple):
     owner: int | None = None  # the user whose policy it is
 
 
-def prune(tree: CgroupTree) -> list[str]:
-    """Remove the drop-ins that are over, and empty cgroups made by hand; the names of the policies.
+def prune(tree: CgroupTree) -> dict[str, Ending]:
+    """Remove the drop-ins that are over, and empty cgroups made by hand; these policies by name.
     The caller holds the lock, under which such a cgroup is made, entered and named."""
     for cgroup in () if scopes.is_booted() else reversed(tree.cgroups()):
         if NAME.fullmatch(cgroup.name) and not tree.is_populated(cgroup):
@@ -115,13 +115,13 @@ def prune(tree: CgroupTree) -> list[str]:
     for unfinished in TRANSIENT.glob(".*"):
         with contextlib.suppress(OSError):
             unfinished.unlink()
-    over = {file: ending.until for file, ending in standing().items() if is_over(ending, tree)}
-    for file, until in over.items():
+    over = {file: ending for file, ending in standing().items() if is_over(ending, tree)}
+    for file, (until, _) in over.items():
         fault_point("remove the drop-in")
         file.unlink(missing_ok=True)
         if NAME.fullmatch(os.path.basename(until.path)):
             remove(tree, Cgroup(until.id, 0, until.path))
-    return [file.stem for file in over]
+    return {file.stem: ending for file, ending in over.items()}
 
 
 def remove_ended(tree: CgroupTree, above: str) -> None:

@@ -6,10 +6,10 @@ import contextlib
 import functools
 import logging
 import select
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from kabpf.apply import births, reconcile, transient, waiting
+from kabpf.apply import births, owned, reconcile, single, transient, waiting
 from kabpf.apply.transient import Ending
 from kabpf.daemon import status
 from kabpf.daemon.cgroup_ends import Ends
@@ -22,8 +22,8 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Born
 from kabpf.policy import files
 from kabpf.policy.files import Snapshot
-from kabpf.runtime import last_good
-from kabpf.runtime.locks import locked
+from kabpf.runtime import last_good, notes
+from kabpf.runtime.locks import RUN, locked
 
 if TYPE_CHECKING:
     from kabpf.daemon.new_containers import NewContainers
@@ -94,9 +94,14 @@ class ActivePolicies:
         files that wait for it, or let go where everything was unloaded. False where it was."""
         with self._locked():
             self._last = None
-            self._prune()
+            before = files.stamp(files.SYSTEM)
+            over = self._prune()
             if dataplane.PINS.exists():
-                self._follow()
+                known = self.files.good.stamp if self.files.good else ""
+                snapshot = self._read_again()
+                if over and self._is_open():
+                    self._take_back(over, before, snapshot)
+                self._follow(snapshot, known)
                 return True
             self._close()
             self.dataplane.is_damaged, self.problem = False, None
@@ -127,7 +132,10 @@ class ActivePolicies:
         self.log.keep_up()
         # Without BTF nothing tells of a cgroup that was removed and made again.
         is_blind = self.dataplane.loaded is not None and not self.dataplane.loaded.sees_births
-        return self.dataplane.is_damaged or is_blind or isinstance(self.problem, RefusedError)
+        if isinstance(self.problem, RefusedError) or self.dataplane.is_damaged or is_blind:
+            return True
+        # A command that was to update open sockets was killed.
+        return self.problem is None and bool(self.dataplane.loaded and self.dataplane.loaded.owes())
 
     def repair(self) -> None:
         """Do again what was refused, or is not there any more; files that wait for a reload wait,
@@ -142,7 +150,7 @@ class ActivePolicies:
             self.problem = error
         with self._locked():
             self._prune()
-            self._follow()
+            self._activate(self._read_again())
 
     def adopt(self) -> None:
         """Open what is active, whatever the files say."""
@@ -207,15 +215,16 @@ class ActivePolicies:
         self.problem = None
         return snapshot
 
-    def _follow(self) -> None:
+    def _read_again(self) -> Snapshot:
         snapshot = self.files.follow()
         if snapshot.stamp != waiting.STAMP:  # all files as they are
             self._files_wait, self.problem = False, None
-        self._activate(snapshot)
+        return snapshot
 
-    def _prune(self) -> None:
-        transient.prune(self._tree)
+    def _prune(self) -> dict[str, Ending]:
+        over = transient.prune(self._tree)
         self.ends.watch(self._tree, transient.standing().values())
+        return over
 
     def _activate(self, snapshot: Snapshot) -> None:
         if not self._is_open():
@@ -226,14 +235,48 @@ class ActivePolicies:
         finally:
             syscalls.trim_heap()  # of 50 MiB, with a thousand policies, it gives back 8
 
+    def _take_back(self, over: Mapping[str, Ending], before: str, snapshot: Snapshot) -> None:
+        """Take back policies whose files were removed, with a look at nothing else; `before` was
+        the stamp. What can't be done so the next reconcile does."""
+        assert self.dataplane.loaded
+        after = files.stamp(files.SYSTEM)
+        commands = {name for name, ending in over.items() if ending.owner is None}
+        if commands and not single.forget(commands, self.dataplane.loaded, (before, before)):
+            return
+        if users := over.keys() - commands:
+            paths = {over[name].until.id: over[name].until.path for name in users}
+            policies = transient.without_former_owners(snapshot.policies, self._tree)
+            # Of which some sockets may be open still, of whoever has the cgroup now.
+            if owned.activate(policies, self.dataplane.loaded, self._tree, paths) != {}:
+                return
+        notes.keep_pruned(before, after, over.keys(), RUN)
+
+    def _follow(self, snapshot: Snapshot, known: str) -> None:
+        """Activate a snapshot; where another process has made all of it active already, and only
+        users' files have changed since the stamp `known`, look at nothing again: their requests may
+        come one after the other. What such a process left is done at the next beat."""
+        applied = notes.read_applied(RUN)
+        is_by_users = files.differ_by_users_alone(snapshot.stamp, known)
+        # A snapshot beside files that wait has no stamp of its own; containers can't wait.
+        if (
+            not applied
+            or snapshot.stamp == waiting.STAMP
+            or not (applied.stamp == snapshot.stamp and is_by_users)
+            or self.containers
+            or not self._is_open()
+        ):
+            self._activate(snapshot)
+            return
+        self._listen(snapshot)
+        if applied.refused and not isinstance(self.problem, PolicyError):
+            self.problem = NotUpdatedError(applied.refused)
+
     def _reconcile(self, snapshot: Snapshot, born: Collection[Born] = ()) -> None:
         """Look at all of it, and so at births that were heard of (`born`)."""
         assert self.dataplane.loaded
         born = [*born, *self.dataplane.forget_births()]
         self._last = None
-        tells = self.dataplane.loaded.reports_events
-        logging = sum(policy.log for policy in snapshot.policies)
-        self.log.listen(policies=logging if tells else 0)
+        self._listen(snapshot)
         self._last = reconcile.reconcile(snapshot, self.dataplane.loaded)
         self._hear_of_containers(wanted=self._last.automaton.containers is not None)
         if self.containers:
@@ -254,6 +297,12 @@ class ActivePolicies:
             from kabpf.daemon.new_containers import NewContainers  # as most do without
 
             self.containers = NewContainers(self._tree, self._poll)
+
+    def _listen(self, snapshot: Snapshot) -> None:
+        assert self.dataplane.loaded
+        tells = self.dataplane.loaded.reports_events
+        logging = sum(policy.log for policy in snapshot.policies)
+        self.log.listen(policies=logging if tells else 0)
 
     def _is_open(self) -> bool:
         """Whether what is pinned is open here, and active; anything else is open no more."""

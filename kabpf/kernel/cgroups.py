@@ -67,8 +67,12 @@ class CgroupTree:
 
     def below(self, cgroup: Cgroup, unread: Unread | None = None) -> list[Cgroup]:
         """The cgroups inside `cgroup`, parents before their children, as `cgroups` has them."""
+        return list(self.each_below(cgroup, unread))
+
+    def each_below(self, cgroup: Cgroup, unread: Unread | None = None) -> Iterator[Cgroup]:
+        """The same one by one, for who may not want all."""
         noted = Unread() if unread is None else unread
-        return [each for each, _ in walk(cgroup, self.directory(cgroup.path), noted)]
+        return (each for each, _ in walk(cgroup, self.directory(cgroup.path), noted))
 
     def opened(self, unread: Unread) -> Iterator[tuple[Cgroup, int]]:
         """Every cgroup but the root, each with a descriptor until the next one is asked for."""
@@ -147,6 +151,14 @@ class CgroupTree:
         except OSError as error:
             return not is_gone(error)
         return (status.st_ino, status.st_uid) == (cgroup.id, uid)
+
+    def id_above(self, path: str) -> int | None:
+        """The id of the cgroup above a path; None where it is gone or can't be reached."""
+        try:
+            with self._directory(path.rpartition("/")[0] or "/") as descriptor:
+                return os.fstat(descriptor).st_ino
+        except OSError:
+            return None
 
     def is_populated(self, cgroup: Cgroup) -> bool:
         """Whether a process lives in the cgroup or below it, as in one that can't be reached; the

@@ -244,6 +244,23 @@ class Dataplane:
         values = {id: self._cgroups.look_up(abi.key(id, 8)) for id in ids}
         return {id: abi.read_entry(value) for id, value in values.items() if value}
 
+    def entries_with(self, policy_ids: Container[int]) -> tuple[dict[int, CgroupEntry], set[int]]:
+        """The entries that have one of these policies, and the ids of all that any entry has or
+        remembers. Every mkdir that began before has ended, and is in it."""
+        self.attached()
+        found: dict[int, CgroupEntry] = {}
+        used: set[int] = set()
+        for key, value in self._cgroups.items():
+            ids = abi.read_policy_ids(value)
+            used.update(ids)
+            if ids[0] in policy_ids:
+                found[abi.number(key)] = abi.read_entry(value)
+        return found, used
+
+    def owes(self) -> bool:
+        """Whether open sockets of a cgroup wait to be updated."""
+        return any(value[CCgroup.owed.offset] for _, value in self._cgroups.items())
+
     def removed(self) -> dict[int, Removed]:
         """The cgroups that are removed and have an entry still, by their ids; a parent may be one
         of them. Every rmdir that began before has ended, and is in it."""

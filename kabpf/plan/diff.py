@@ -181,20 +181,31 @@ def changed_entries(
         included = (resolved.state, "") in plan.births
         state = located(resolved.state, generation) if included else UNKNOWN
         policy_id = _id(ids, resolved.policy)
-        before, record = now.get(id), records.get(policy_id)
+        before = now.get(id)
         there = before and (before.state, before.policy_id, before.contained)
         if there == (state, policy_id, resolved.contained):
             continue
-        if before and _gives_the_same(records.get(before.policy_id), record):
-            entry = before._replace(state=state, policy_id=policy_id, contained=resolved.contained)
-        else:
-            owed = record is not None and record.acts and (new or record.existing)
-            entry = _succeeding(before, records)._replace(
-                state=state, policy_id=policy_id, owed=owed, contained=resolved.contained
-            )
+        entry = with_policy(before, policy_id, records, new=new)
+        entry = entry._replace(state=state, contained=resolved.contained)
         if entry != before:
             changed[id] = entry
     return changed
+
+
+def with_policy(
+    before: CgroupEntry | None,
+    policy_id: int,
+    records: Mapping[int, PolicyRecord],
+    *,
+    new: bool = False,
+) -> CgroupEntry:
+    """An entry once it has the policy of this id; `records` and `new` as above."""
+    record = records.get(policy_id)
+    if before and _gives_the_same(records.get(before.policy_id), record):
+        return before._replace(policy_id=policy_id)
+    owed = record is not None and record.acts and (new or record.existing)
+    entry = _succeeding(before, records)._replace(policy_id=policy_id, owed=owed)
+    return entry._replace(state=before.state, contained=before.contained) if before else entry
 
 
 def settled(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -99,3 +99,17 @@ def resolve_one(
             named, contained = policy, True
     own = automaton.bound.get(cgroup.id) or named or automaton.owned.get(cgroup.id)
     return Resolved(birth.state, own or (parent.policy if parent else None), contained)
+
+
+def resolve_at(
+    automaton: Automaton, cgroup: Cgroup, containers: Callable[[Iterable[Cgroup]], Containers]
+) -> Resolved:
+    """One cgroup by its path alone, without what it may inherit; `containers` looks them up."""
+    names = [name for name in cgroup.path.split("/") if name]
+    at = Cgroup(0 if names else cgroup.id, 0, "/")
+    resolved = resolve_one(automaton, at, None)
+    for number, name in enumerate(names, 1):
+        at = at.child(cgroup.id if number == len(names) else -number, name)
+        known = containers([at]).get(at.id)
+        resolved = resolve_one(automaton, at, resolved._replace(policy=None), known)
+    return resolved

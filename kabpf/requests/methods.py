@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kabpf import __version__
-from kabpf.apply import dropins, transient, waiting
+from kabpf.apply import dropins, owned, reconcile, transient, waiting
+from kabpf.apply.owned import Attached
 from kabpf.apply.transient import Ending
 from kabpf.apply.waiting import Standing
-from kabpf.errors import PolicyError
+from kabpf.errors import KabpfError, PolicyError, RefusedError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS, Dataplane
-from kabpf.plan.state import FORMER_MAX, Cgroup
-from kabpf.policy import files, options, parser, user_limits, writer
+from kabpf.plan.resolve import resolve_at
+from kabpf.plan.state import FORMER_MAX, Cgroup, CgroupEntry
+from kabpf.policy import options, parser, user_limits, writer
+from kabpf.policy.files import Snapshot
 from kabpf.policy.model import OPTIONS, Mode, Options, Policy, Rules, Selector, Until, options_json
 from kabpf.policy.options import Draft
 from kabpf.policy.parser import PolicyFile
@@ -27,6 +30,8 @@ from kabpf.requests.interface import INTERFACES, denied, refused
 from kabpf.requests.varlink import CallError
 from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN, locked_for_user
+from kabpf.runtime.notes import Begun
+from kabpf.runtime.pidlock import tell_changed
 
 WAIT_S = 20  # for root's commands and other users' requests, which come first
 POLICIES_MAX = 64  # of a user
@@ -104,9 +109,10 @@ def attach(request: Request) -> Mapping[str, Any]:
     """
     tree = cgroups.find_tree(mountinfo.own_mounts())
     file = dropins.owned_file(request.uid, request.cgroup.id)
-    with _active(tree) as (loaded, standing):
-        policies = (before := standing.active()).snapshot.policies
-        parsed = [policy_file for path, policy_file in before.parsed.items() if path != file]
+    with _active(tree) as active:
+        loaded, found = active.loaded, active.standing.active()
+        policies = found.snapshot.policies
+        parsed = [policy_file for path, policy_file in found.parsed.items() if path != file]
         content = drop_in(request, parsed)
         _check_bounds(content, file, parsed)
         alive, over = _others(policies, tree, request.cgroup.id)
@@ -115,39 +121,116 @@ def attach(request: Request) -> Mapping[str, Any]:
         _check_records(names - {policy.name for policy in over}, request.uid)
         # Those of the cgroup's former owners, and what kabpfd removes where it runs.
         former = {*dropins.owned(request.cgroup.id), *(Path(each.source.path) for each in over)}
-        with contextlib.ExitStack() as stack:
+        paths = {each.until.id: each.until.path for each in over if each.until}
+        with active.changing(request.cgroup, paths) as stack:
             for each in former - {file}:
                 stack.enter_context(dropins.written(each, None))
             with dropins.written(file, content):
-                snapshot = standing.active().snapshot
-                policy = dropins.winner(snapshot.policies, file, request.cgroup, tree)
-            changed, _ = dropins.attach(policy, snapshot, loaded)
+                snapshot = active.standing.active().snapshot
+                resolver = reconcile.resolver(snapshot.policies)
+                policy = dropins.winner(resolver, file, request.cgroup, tree)
+                before = dropins.updated(loaded, policy)
+                active.put(snapshot, Attached(request.cgroup, policy, resolver))
+    active.update()
     return {
         "cgroup": request.cgroup.path,
         "policy": policy.name,
         "file": str(file),
         "options": options_json(policy.rules.options),
-        "updated": changed or 0,
+        "updated": max(0, _updated(policy, tree) - before),
     }
 
 
 def detach(request: Request) -> Mapping[str, Any]:
     """Undo `attach`. Raises CallError, as where nothing is attached, and KabpfError."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    with _active(tree) as (loaded, standing):
+    with _active(tree) as active:
         removed = dropins.owned(request.cgroup.id)
         if not removed:
             raise refused(f"{request.cgroup.path} is not attached")
-        with contextlib.ExitStack() as stack:
+        with active.changing(request.cgroup) as stack:
             for file in removed:
                 stack.enter_context(dropins.written(file, None))
-            snapshot = standing.active().snapshot
-        dropins.activate(snapshot, loaded)
+            active.put(active.standing.active().snapshot)
+    active.update()
     return {"removed": [str(file) for file in removed]}
 
 
+def _updated(policy: Policy, tree: CgroupTree) -> int:
+    with contextlib.suppress(RefusedError), loading.opened(PINS, tree) as loaded:
+        if loaded:
+            return dropins.updated(loaded, policy)
+    return 0  # unloaded meanwhile, or another version's
+
+
+@dataclass
+class _Active:
+    """The data plane and the policy files, under the lock."""
+
+    tree: CgroupTree
+    loaded: Dataplane
+    standing: Standing
+    paths: dict[int, str] = field(default_factory=dict)  # of cgroups whose policies change
+    owed: dict[int, CgroupEntry] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def changing(
+        self, cgroup: Cgroup, paths: Mapping[int, str] | None = None
+    ) -> Iterator[contextlib.ExitStack]:
+        """Inside, files of users change that concern a cgroup, and others whose cgroups are at
+        `paths`; where this process ends there, the next request knows."""
+        self.paths = {**(paths or {}), cgroup.id: cgroup.path}
+        by_text = {str(id): path for id, path in self.paths.items()}
+        notes.keep_begun(Begun(cgroup.id, by_text), RUN)
+        try:
+            with contextlib.ExitStack() as stack:
+                yield stack
+        except BaseException:
+            # The files are as they were, if not the same inodes; where that fails, for the next.
+            with contextlib.suppress(KabpfError):
+                self.put(self.standing.active().snapshot, again=True)
+            raise
+
+    def put(
+        self, snapshot: Snapshot, attached: Attached | None = None, *, again: bool = False
+    ) -> None:
+        """Activate what files of users say; open sockets are left to `update`."""
+        policies = transient.without_former_owners(snapshot.policies, self.tree)
+        applied = notes.read_applied(RUN)
+        try:
+            owed = owned.activate(
+                policies, self.loaded, self.tree, self.paths, attached, again=again
+            )
+            if owed is None or applied is None:
+                dropins.activate(snapshot, self.loaded)
+            else:
+                self.owed |= owed
+                sources = {policy.name: str(policy.source) for policy in snapshot.policies}
+                applied = applied._replace(stamp=snapshot.stamp, sources=sources)
+                notes.keep_applied(applied, RUN)
+            notes.forget_begun(RUN)
+        finally:
+            tell_changed()
+
+    def finish(self, begun: Begun) -> None:
+        """Activate what a request that was killed has left."""
+        snapshot = self.standing.active().snapshot
+        self.paths = {int(id): path for id, path in begun.paths.items()}
+        resolver, attached = reconcile.resolver(snapshot.policies), None
+        if policy := resolver.automaton.owned.get(begun.cgroup_id):
+            cgroup = Cgroup(begun.cgroup_id, 0, self.paths[begun.cgroup_id])
+            found = resolve_at(resolver.automaton, cgroup, resolver.containers)
+            if found.policy is policy and self.tree.has(cgroup):
+                attached = Attached(cgroup, policy, resolver)
+        self.put(snapshot, attached, again=True)
+
+    def update(self) -> None:
+        """Update the open sockets of what `put` has changed; without the lock."""
+        owned.update(self.owed, self.tree, WAIT_S)
+
+
 @contextlib.contextmanager
-def _active(tree: CgroupTree) -> Iterator[tuple[Dataplane, Standing]]:
+def _active(tree: CgroupTree) -> Iterator[_Active]:
     """The data plane, under the lock, where it is ours, and the policy files: to activate what
     waits for an administrator, or another version, is not for users."""
     with (
@@ -158,17 +241,10 @@ def _active(tree: CgroupTree) -> Iterator[tuple[Dataplane, Standing]]:
             raise refused(_NOT_ACTIVE)
         if loaded.needs_pins_per_cgroup:  # and kabpf-request makes none
             raise refused(_NOT_BY_BCC)
-        before, applied = files.stamp(files.SYSTEM), notes.read_applied(RUN)
-        try:
-            yield loaded, waiting.look()
-        except BaseException:
-            now = files.stamp(files.SYSTEM)
-            # Those of users are as they were, if not the same inodes.
-            is_as_before = files.differ_by_users_alone(now, before)
-            is_whole = applied and applied.stamp == before and notes.read_applied(RUN) == applied
-            if applied and is_whole and is_as_before:
-                notes.keep_applied(applied._replace(stamp=now), RUN)
-            raise
+        active = _Active(tree, loaded, waiting.look())
+        if begun := notes.read_begun(RUN):
+            active.finish(begun)
+        yield active
 
 
 def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:

@@ -1,8 +1,9 @@
 """What one command leaves for the next in /run/kabpf, beside what is in the kernel.
 
 `former.json` has, after every policy was unloaded, which values open sockets still have from them.
-`applied.json` says what the last reconcile was made of, so that status need not do it again. Both
-may be missing or damaged: then nobody knows whose the values are, and status looks itself.
+`applied.json` says what the last reconcile was made of, so that status need not do it again.
+`request.json` says what a user's request is about to change, for the next one where it is killed.
+Each may be missing or damaged: then nobody knows whose the values are, and status looks itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from kabpf.plan.desired import Actual
 
 NUMBER_MAX = 1 << 40  # of cgroups, and of seconds
-FORMER, APPLIED = "former.json", "applied.json"
+FORMER, APPLIED, REQUEST = "former.json", "applied.json", "request.json"
 NOTE_MAX = 64 << 20  # bytes; a million cgroups, each with five policies
 
 
@@ -37,6 +38,13 @@ class Applied(NamedTuple):
     looked_at: float = 0  # and when that was, in seconds since the epoch
     lasting: str = ""  # the stamp of those files alone that commands do not write
     took_s: float = 0
+
+
+class Begun(NamedTuple):
+    """What a user's request is about to do."""
+
+    cgroup_id: int  # whose policy it changes
+    paths: dict[str, str]  # by the id of the cgroup: that one's, and those whose policies are over
 
 
 def keep_former(actual: Actual, run: Path) -> None:
@@ -119,6 +127,33 @@ def keep_pruned(before: str, after: str, names: Collection[str], run: Path) -> N
     if (applied := read_applied(run)) and applied.stamp == before:
         sources = {name: source for name, source in applied.sources.items() if name not in names}
         keep_applied(applied._replace(stamp=after, sources=sources), run)
+
+
+def keep_begun(begun: Begun, run: Path) -> None:
+    """Keep what a request is about to do."""
+    _write(run / REQUEST, begun._asdict())
+
+
+def forget_begun(run: Path) -> None:
+    """Forget it: all is done, or nothing was."""
+    with contextlib.suppress(OSError):
+        (run / REQUEST).unlink()
+
+
+def read_begun(run: Path) -> Begun | None:
+    """What a request was about to do that did not come to its end, or None."""
+    kept = _read(run / REQUEST)
+    paths = kept.get("paths")
+    if (
+        kept.keys() == {*Begun._fields}
+        and isinstance(paths, dict)
+        and all(id.isdecimal() for id in paths)
+        and _are_texts([*paths.values()])
+        and isinstance(kept["cgroup_id"], int)
+        and str(kept["cgroup_id"]) in paths
+    ):
+        return Begun(**kept)
+    return None
 
 
 def read_applied(run: Path) -> Applied | None:

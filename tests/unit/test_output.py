@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -67,3 +68,12 @@ def test_table_fits_the_terminal(
 def test_options_are_one_word(options: Options, text: str) -> None:
     """In the order idle, interval, probes; - is not set."""
     assert output.options_cell(options) == text
+
+
+def test_array_of_json_is_printed_item_by_item(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is the same as one that is there as a whole."""
+    items = [{"cgroup": "/a"}, {"cgroup": "/b"}]
+    for some in (items, []):
+        output.print_json({"all": output.Streamed(iter(some), len(some)), "other": 1})
+        expected = {"version": output.JSON_VERSION, "all": some, "other": 1}
+        assert capsys.readouterr().out == json.dumps(expected, indent=2) + "\n"

@@ -4,7 +4,7 @@ it, applied to a kernel of dictionaries."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +26,12 @@ from plans import (
     unit_directories,
 )
 
+from kabpf.containers.facts import Container
 from kabpf.plan import diff, names
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.births import ANYWHERE, GENERATIONS, UNKNOWN
 from kabpf.plan.desired import Actual, Plan
-from kabpf.plan.resolve import resolve, resolve_one
+from kabpf.plan.resolve import resolve, resolve_at, resolve_one
 from kabpf.plan.state import (
     BirthEntry,
     Cgroup,
@@ -61,6 +62,27 @@ def test_plan_of_a_tree_is_the_one_that_was_written_down(case: Path) -> None:
     found = [(cgroup.path, resolved[cgroup.id].policy) for cgroup in cgroups]
     names = {path: each.name for path, each in found if each}
     assert names == yaml.safe_load((case / "plan.yaml").read_text())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_one_cgroup_is_resolved_by_its_path_as_in_its_tree(case: Path) -> None:
+    """State, container and policy come out the same; what it inherits it has from above."""
+    where = Directories(case / "policy.yaml", (case / "policy.d",))
+    policies = parser.combine([files.read(path) for path in files.paths(where)])
+    automaton = Automaton(relations.followed(policies, unit_directories(case)))
+    cgroups = {each.id: each for each in tree((case / "cgroups").read_text().splitlines())}
+    containers = containers_of(case, cgroups.values())
+    expected = resolve(policies, automaton, cgroups.values(), BIRTHS, containers).cgroups
+    facts = {cgroups[id].path: each for id, each in containers.items()}
+
+    def look_up(some: Iterable[Cgroup]) -> dict[int, Container]:
+        return {each.id: facts[each.path] for each in some if each.path in facts}
+
+    for id, cgroup in cgroups.items():
+        found = resolve_at(automaton, cgroup, look_up)
+        if not found.policy and cgroup.parent_id:
+            found = found._replace(policy=expected[cgroup.parent_id].policy)
+        assert found == expected[id], cgroup.path
 
 
 def test_first_plan_is_written_once() -> None:

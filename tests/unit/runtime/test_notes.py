@@ -10,7 +10,7 @@ from kabpf.plan.desired import Actual
 from kabpf.plan.state import FORMER_MAX, CgroupEntry, Changes, PolicyRecord
 from kabpf.policy.model import Options, Range
 from kabpf.runtime import notes
-from kabpf.runtime.notes import APPLIED, FORMER, Applied
+from kabpf.runtime.notes import APPLIED, FORMER, REQUEST, Applied, Begun
 
 
 def _record(name, idle):
@@ -240,3 +240,16 @@ def test_notes_are_roots_alone_whatever_the_umask(tmp_path):
         file.chmod(0o666)
     assert notes.read_applied(tmp_path) is None
     assert notes.former(EVERYTHING, tmp_path) == FORGOTTEN
+
+
+def test_what_a_request_has_begun_is_read_back(tmp_path):
+    """Until it is forgotten; what is damaged is not read."""
+    begun = Begun(7, {"7": "/a"})
+    assert notes.read_begun(tmp_path) is None
+    notes.keep_begun(begun, tmp_path)
+    assert notes.read_begun(tmp_path) == begun
+    for key, wrong in (("cgroup_id", "7"), ("cgroup_id", 8), ("paths", {"/a": "7"}), ("paths", [])):
+        (tmp_path / REQUEST).write_text(json.dumps(begun._asdict() | {key: wrong}))
+        assert notes.read_begun(tmp_path) is None
+    notes.forget_begun(tmp_path)
+    notes.forget_begun(tmp_path)
