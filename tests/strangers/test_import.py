@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import stat
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ SECONDS, MEGABYTES = 2, 100
 MIB = 1 << 20
 UNREADABLE = {
     "fifo": lambda path: os.mkfifo(path),
-    "fifo with a writer": lambda path: os.mkfifo(path),
+    "fifo with a writer": lambda path: (os.mkfifo(path), os.open(path, os.O_RDWR | os.O_NONBLOCK)),
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o666),
+    "disk": lambda path: os.mknod(path, stat.S_IFBLK | 0o666, os.makedev(7, 0)),
+    "tty": lambda path: path.symlink_to("/dev/tty"),
     "ptmx": lambda path: path.symlink_to("/dev/ptmx"),
     "zero": lambda path: path.symlink_to("/dev/zero"),
     "kmsg": lambda path: path.symlink_to("/proc/kmsg"),
@@ -34,14 +39,17 @@ PLACES = ("etc/env.d", "etc/default", "etc/cron.d", "etc/profile.d", "etc/init.d
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path) -> Iterator[Path]:
     """A machine's root, with every hostile file of the catalogue in each place that is read."""
+    writers: list[int] = []
     units = tmp_path / "etc/systemd/system"
     units.mkdir(parents=True)
     for place in PLACES:
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         for number, make in enumerate(UNREADABLE.values()):
-            make(tmp_path / place / f"u{number}")
+            made = make(tmp_path / place / f"u{number}")
+            if isinstance(made, tuple) and isinstance(made[1], int):
+                writers.append(made[1])
         for raw in (*hostile.NAMES.values(), *hostile.WITH_NEWLINES.values()):
             path = os.path.join(os.fsencode(tmp_path / place), raw[:200])
             with open(path, "wb") as file:
@@ -63,7 +71,9 @@ def tree(tmp_path: Path) -> Path:
     (units / "db.service").write_text("\n".join(lines) + "\n")
     for number in range(60):
         (tmp_path / f"etc/env.d/z{number}").write_bytes(b'B="' + b"b" * (MIB - 100) + b'"\nC=1\n')
-    return tmp_path
+    yield tmp_path
+    for each in writers:
+        os.close(each)
 
 
 PROGRAM = """\
