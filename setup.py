@@ -44,7 +44,7 @@ def compile_bpf(target):
     """Compile SOURCE to `target`, or say what is missing."""
     clang = os.environ.get("CLANG", "clang")
     if not shutil.which(clang):
-        raise SystemExit(f"kabpf: {clang} is missing, expected the package clang")
+        raise SystemExit(f"kabpf: {clang} is missing; install the package clang")
     # Debian keeps asm/ in a folder of the architecture, which clang does not search for BPF.
     includes = [f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"]
     for header, package in (
@@ -55,7 +55,7 @@ def compile_bpf(target):
         if subprocess.run(
             [*probe, "-include", header, "-x", "c", "/dev/null"], capture_output=True
         ).returncode:
-            raise SystemExit(f"kabpf: {header} is missing, expected the package {package}")
+            raise SystemExit(f"kabpf: {header} is missing; install the package {package}")
     flags = ["-g", "-O2", "-Wall", "-Werror", "-target", "bpf", *includes]
     flags += ["-fdebug-compilation-dir=."]  # the same object wherever it is compiled
     command = [clang, *flags, "-c", SOURCE, "-o", os.path.abspath(target)]

@@ -118,7 +118,9 @@ def test_program_that_keeps_ours_out_is_told(in_container, neighbour):
     )
     for program in ("kabpfctl", "kabpfd"):
         said = refused.partition(f"{program}: attach kabpf_sockops: Operation not permitted\n")[2]
-        assert said.startswith(f"  {text}\n    fix: attach it with that flag, or: bpftool cgroup ")
+        assert said.startswith(
+            f"  {text}\n    fix: have it attached with that flag; whose it is: bpftool "
+        )
 
 
 def test_too_many_programs_of_others_are_told(in_container, others_program):
@@ -130,7 +132,7 @@ def test_too_many_programs_of_others_are_told(in_container, others_program):
     refused = run("kabpfctl apply").stderr
     assert "attach" in refused and "Argument list too long" in refused
     text = f"  sock_ops: 64 programs are attached to {cgroup_root()}, so that the kernel refuses"
-    assert f"{text} kabpf's (E2BIG)\n    fix: bpftool cgroup detach" in refused
+    assert f"{text} kabpf's (E2BIG)\n    fix: have their owners attach fewer" in refused
 
 
 @pytest.mark.parametrize("flags", [(), ("multi",)], ids=["alone", "multi"])

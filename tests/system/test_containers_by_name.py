@@ -28,7 +28,7 @@ def image(tmp_path_factory):
 
 
 def names(machine, select):
-    """Put a policy in force that names containers."""
+    """Activate a policy that names containers."""
     machine.drop_in("containers.yaml", f"select: [{select}]\n{KEEPALIVE}")
 
 

@@ -87,8 +87,8 @@ def test_service_whose_cgroup_is_closed_is_refused(machine, why, closed):
     done = machine.attempt(*SERVICE, "--wait", f"--property={why}", *RUN, "echo", "begun")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith(
-        f"kabpfctl: run inside of app.service: {closed} can't be written to, expected a policy in"
-        " its place: /etc/kabpf/policy.d/app.service.yaml\n"
+        f"kabpfctl: run inside of app.service: {closed} can't be written to; write a policy for the"
+        " unit: /etc/kabpf/policy.d/app.service.yaml\n"
     )
 
 

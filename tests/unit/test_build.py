@@ -29,7 +29,7 @@ def compile_bpf(target: Path, clang: str) -> subprocess.CompletedProcess[str]:
 def test_missing_clang_is_named(tmp_path: Path) -> None:
     """Without clang the build says which package it takes."""
     done = compile_bpf(tmp_path / "object", "no-such-clang")
-    assert done.stderr == "kabpf: no-such-clang is missing, expected the package clang\n"
+    assert done.stderr == "kabpf: no-such-clang is missing; install the package clang\n"
     assert done.returncode == 1
 
 
@@ -48,7 +48,7 @@ def test_missing_header_is_named(tmp_path: Path, header: str, package: str) -> N
     )
     clang.chmod(0o755)
     done = compile_bpf(tmp_path / "object", str(clang))
-    assert done.stderr == f"kabpf: {header} is missing, expected the package {package}\n"
+    assert done.stderr == f"kabpf: {header} is missing; install the package {package}\n"
     assert done.returncode == 1
 
 
