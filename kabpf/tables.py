@@ -16,6 +16,10 @@ from typing import NamedTuple
 GAP = "  "
 ELLIPSIS = "…"
 TEXT_MIN = 10  # columns of the terminal that a text is left with in a row; below that come blocks
+FOLD_MIN = 13  # that a text to be folded is left with, while others can be cut
+# In which order texts are cut, and to what: long names, then addresses and options to what an IPv4
+# address takes, and then all of them.
+_CUTS = ((1, 20), (2, 21), (1, 14), (2, 16), (1, TEXT_MIN), (2, TEXT_MIN))
 CELL_MAX = 400  # a cgroup path that a person chose is shorter
 NARROWEST = 40  # the least width that a table is made for
 
@@ -124,11 +128,15 @@ def _fitted(
         for place, column in enumerate(columns)
         if column.is_folded
     }
-    for turn in (0, 1, 2):
+    folds = {place: max(FOLD_MIN, word) for place, word in words.items()}
+    cuts = (
+        {place: least for place, each in enumerate(columns) if each.may_be_cut == turn}
+        for turn, least in _CUTS
+    )
+    for narrowest in (folds, *cuts):
         least = {
-            place: max(TEXT_MIN, text_width(column.head), 0 if turn else words[place])
-            for place, column in enumerate(columns)
-            if (column.may_be_cut == turn if turn else column.is_folded)
+            place: max(to, text_width(columns[place].head), min(FOLD_MIN, words.get(place, 0)))
+            for place, to in narrowest.items()
         }
         while excess > 0:
             wider = [place for place in least if widths[place] > least[place]]

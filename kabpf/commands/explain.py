@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -290,6 +291,9 @@ def _lines(why: Reason, is_active: bool | None) -> Iterator[str]:
         yield f"  cgroup: {output.shown(path)} selects it alone"
     if policy is None or selector is None:
         yield "  no policy: nothing names it, nor a cgroup above it"
+        called = sockets.name(path)
+        if called.endswith(".service") and "/" not in called:  # of the machine's own manager
+            yield f"    try: kabpfctl edit {output.shown(shlex.quote(called))}"
         return
     yield f"  policy {output.shown(policy.name)}, {policy.source}"
     yield f"  because {_named(selector)} names {_where(why)}"

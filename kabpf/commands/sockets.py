@@ -121,8 +121,8 @@ class _Watched:
         return [*output.folded_lines([counts, *self._notes]), "", *table]
 
 
-COLUMNS = tables.columns("UNIT~", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY|")
-SEVERAL = tables.columns("UNIT~", "NETNS", "LOCAL~", "PEER~", "KEEPALIVE", "+NEXT", "SET BY|")
+COLUMNS = tables.columns("UNIT~", "LOCAL~~", "PEER~~", "KEEPALIVE", "+NEXT", "SET BY|")
+SEVERAL = tables.columns("UNIT~", "NETNS", "LOCAL~~", "PEER~~", "KEEPALIVE", "+NEXT", "SET BY|")
 WIDE = tables.columns(
     *("CGROUP", "NETNS", "LOCAL", "PEER", "STATE", "KEEPALIVE"),
     *(*output.OPTION_HEADS, "+NEXT", "SET BY"),
