@@ -1,4 +1,6 @@
-"""A live view: one screen of a terminal, drawn again in place until q or a signal ends it.
+"""What a terminal shows while a command goes on: live views, and that work takes long.
+
+A live view is one screen of a terminal, drawn again in place until q or a signal ends it.
 
 Whatever ends it, the terminal is as before. Signals only wake it up: an exception of theirs would
 be lost in a function that libbpf calls.
@@ -14,6 +16,7 @@ import shutil
 import signal
 import sys
 import termios
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -36,6 +39,40 @@ _OTHERS = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 _UP, _DOWN, _PAGE_UP, _PAGE_DOWN = b"\x1b[A", b"\x1b[B", b"\x1b[5~", b"\x1b[6~"
+
+
+QUIET_S = 0.5  # of work that nobody waits for
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on a terminal what takes so long, and for how long it does, until the block ends; then
+    nothing of that is left. What is soon done says nothing, and neither does a pipe."""
+    if not sys.stderr or not sys.stderr.isatty():
+        yield
+        return
+    is_done = threading.Event()
+    teller = threading.Thread(target=_tell, args=(what, is_done), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        teller.join()
+
+
+def _tell(what: str, is_done: threading.Event) -> None:
+    """Past Python's buffers, whose locks a process that is forked meanwhile may need."""
+    began = time.monotonic()
+    if is_done.wait(QUIET_S):
+        return
+    with contextlib.suppress(OSError):
+        while True:
+            seconds = time.monotonic() - began
+            os.write(2, f"\r{what}: {seconds:.0f} s{_END_OF_LINE}".encode())
+            if is_done.wait(INTERVAL_S):
+                break
+        os.write(2, f"\r{_END_OF_LINE}".encode())
 
 
 class View(Protocol):

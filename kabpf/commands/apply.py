@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kabpf import output
+from kabpf import live, output
 from kabpf.apply import dropins, reconcile, transient
 from kabpf.kernel import cgroups, mountinfo
 from kabpf.policy import files
@@ -15,7 +15,7 @@ from kabpf.runtime.locks import locked
 def apply(arguments: argparse.Namespace) -> int:
     """Activate the policy files."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
-    with locked():
+    with live.working("applying the policy files"), locked():
         transient.prune(tree)
         snapshot = files.snapshot(files.SYSTEM)
         with reconcile.open_or_load(snapshot.policies, tree, arguments.loader) as loaded:

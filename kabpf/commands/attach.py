@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kabpf import output
+from kabpf import live, output
 from kabpf.apply import dropins, reconcile, waiting
 from kabpf.apply.dropins import PERSISTENT, attached_file
 from kabpf.errors import RefusedError
@@ -48,7 +48,7 @@ def attach(arguments: argparse.Namespace) -> int:
 def _attach(
     arguments: argparse.Namespace, tree: CgroupTree, options: dict[str, str]
 ) -> dict[str, Any]:
-    with locked():
+    with live.working("attaching the policy"), locked():
         cgroup = names.find(tree, arguments.cgroup)
         file = attached_file(PERSISTENT if arguments.persist else RUNTIME, cgroup.path)
         if not arguments.persist and (PERSISTENT / file.name).exists():

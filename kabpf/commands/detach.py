@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 
-from kabpf import output
+from kabpf import live, output
 from kabpf.apply import dropins, reconcile, waiting
 from kabpf.apply.dropins import PERSISTENT, attached_file
 from kabpf.errors import RefusedError
@@ -31,7 +31,8 @@ def detach(arguments: argparse.Namespace) -> int:
         return output.answer(arguments, client.detach(path), f"{output.shown(path)}: detached")
     path = "/" if arguments.all else names.path(tree, arguments.cgroup)
     pattern = f"{ATTACHED}*.yaml" if arguments.all else attached_file(RUNTIME, path).name
-    with locked():
+    notes: tuple[str, ...] = ()
+    with live.working("detaching"), locked():
         standing = None if arguments.all else waiting.look()
         removed = [
             file for directory in (RUNTIME, PERSISTENT) for file in sorted(directory.glob(pattern))
@@ -48,11 +49,12 @@ def detach(arguments: argparse.Namespace) -> int:
         if active:
             with reconcile.open_or_load(active.snapshot.policies, tree) as loaded:
                 left = dropins.activate(active.snapshot, loaded).left
-            output.warn((*left, *waiting.left_out(active.problem)))
+            notes = (*left, *waiting.left_out(active.problem))
         else:
             reconcile.unload(tree)
             last_good.forget(removed)
             pidlock.tell_changed()
+    output.warn(notes)
     text = f"{output.shown(path)}: detached"
     if arguments.all:
         count = len(files.paths(files.SYSTEM))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kabpf import output
+from kabpf import live, output
 from kabpf.doctor.checks import CHECKS, Here, carried_out
 from kabpf.doctor.findings import Finding, Grade
 
@@ -15,9 +15,12 @@ GRAVEST = (Grade.ERROR, Grade.WARNING, Grade.NOTE, Grade.OK)
 def doctor(arguments: argparse.Namespace) -> int:
     """Look at everything; exit status 1 where something is an error."""
     here = Here()
-    findings = [
-        (name, finding) for name, check in CHECKS.items() for finding in carried_out(check, here)
-    ]
+    with live.working("looking at everything"):
+        findings = [
+            (name, finding)
+            for name, check in CHECKS.items()
+            for finding in carried_out(check, here)
+        ]
     if arguments.json:
         result = [
             {"check": name, "status": each.grade, "found": each.text, "fix": each.advice}

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kabpf import output
+from kabpf import live, output
 from kabpf.migration.proposals import Found, look
 
 
 def import_(arguments: argparse.Namespace) -> int:
     """Print what is found; 1 where something of it was not understood or not read."""
-    found = look(Path("/"))
+    with live.working("looking at units, scripts and processes"):
+        found = look(Path("/"))
     if arguments.json:
         output.print_json(as_json(found))
     else:

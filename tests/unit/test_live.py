@@ -1,6 +1,12 @@
-"""Rates of a live view; tests/kernel/test_watch.py has the view itself."""
+"""Rates of a live view, and work that takes long; tests/kernel/test_watch.py has the view."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from terminal import Terminal
 
 from kabpf.live import Rates
 
@@ -17,3 +23,29 @@ def test_rate_is_that_of_the_last_ten_seconds() -> None:
     assert rates.of("a") == ["2.0", "0"]
     rates.note({"a": (1104, 18)})
     assert rates.of("a") == ["100", "1.0"]
+
+
+WORK = """\
+import time
+from kabpf import live
+with live.working("doing it"):
+    time.sleep({})
+print("done")
+"""
+
+
+@pytest.mark.parametrize(("seconds", "is_told"), [(0.9, True), (0, False)])
+def test_work_that_takes_long_is_told_on_a_terminal(seconds: float, is_told: bool) -> None:
+    """What is soon done says nothing; and nothing is left on the line that the result comes on."""
+    with Terminal(sys.executable, "-P", "-c", WORK.format(seconds)) as terminal:
+        assert terminal.end(30) == 0
+        told, _, last = terminal.said.rpartition(b"\r\x1b[K")
+        assert (b"doing it: " in told) == is_told
+        assert last == b"done\r\n"
+
+
+def test_pipe_is_not_told_what_takes_long() -> None:
+    """A log has no lines that are drawn over."""
+    command = [sys.executable, "-P", "-c", WORK.format(0.9)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("done\n", "")
