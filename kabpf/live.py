@@ -247,6 +247,6 @@ class _Terminal:
                 termios.tcsetattr(self.keys, termios.TCSADRAIN, self._modes)
 
     def write(self, text: str) -> None:
-        raw = text.encode(errors="backslashreplace")
+        raw = text.encode(sys.stdout.encoding, "backslashreplace")
         while raw:
             raw = raw[os.write(1, raw) :]

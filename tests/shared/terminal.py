@@ -12,7 +12,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ALTERNATE, MAIN = b"\x1b[?1049h", b"\x1b[?1049l"
@@ -23,7 +23,12 @@ class Terminal:
     """The terminal, and the program that it belongs to. A context manager."""
 
     def __init__(
-        self, *command: Any, columns: int = 80, rows: int = 24, term: str = "xterm"
+        self,
+        *command: Any,
+        columns: int = 80,
+        rows: int = 24,
+        term: str = "xterm",
+        locale: Mapping[str, str] | None = None,
     ) -> None:
         self.master, slave = pty.openpty()
         self.said = b""
@@ -35,7 +40,7 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=environment | {"TERM": term, "LC_ALL": "C.UTF-8"},
+            env={**environment, "TERM": term, **(locale or {"LC_ALL": "C.UTF-8"})},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 import hostile
 import pytest
-from harness import path_of
+from harness import PATIENCE, path_of
+from terminal import Terminal
 
 from kabpf import cli
 
@@ -220,6 +222,25 @@ def test_monitor_shows_names_on_one_line(
     if more == ["--json"]:
         for line in seen.splitlines():
             json.loads(line)
+
+
+@pytest.mark.parametrize("locale", hostile.LOCALES)
+@pytest.mark.parametrize("noun", ["sockets", "status"])
+def test_live_views_show_names_on_one_line(
+    named: dict[str, Path], own: Path, locales: Any, noun: str, locale: str
+) -> None:
+    """In the bytes of the terminal's locale, nothing moves the cursor but the view itself."""
+    program = Path(sys.executable).with_name("kabpfctl")
+    more = ("--cgroup", own) if noun == "sockets" else ()
+    given = {"PYTHONUTF8": "", **locales[locale]}
+    with Terminal(program, noun, "--watch", *more, columns=200, rows=150, locale=given) as shown:
+        shown.until("q quits", 20 * PATIENCE)
+        screen = shown.said
+        shown.type(b"q")
+        assert shown.end(20 * PATIENCE) == 0
+    text = re.sub(rb"\x1b\[(\?1049[hl]|\?25[hl]|[HKJ])|\r+(?=\n)", b"", screen)
+    assert hostile.wrong_with(text, locale) == ""
+    assert noun == "status" or hostile.FORGED.encode() in text
 
 
 @pytest.mark.core
