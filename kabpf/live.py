@@ -69,7 +69,8 @@ def _tell(what: str, is_done: threading.Event) -> None:
     with contextlib.suppress(OSError):
         while True:
             seconds = time.monotonic() - began
-            os.write(2, f"\r{what}: {seconds:.0f} s{_END_OF_LINE}".encode())
+            line = tables.cut(f"{what}: {seconds:.0f} s", shutil.get_terminal_size().columns - 1)
+            os.write(2, f"\r{output.encodable(line)}{_END_OF_LINE}".encode())
             if is_done.wait(INTERVAL_S):
                 break
         os.write(2, f"\r{_END_OF_LINE}".encode())

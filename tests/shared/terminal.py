@@ -124,4 +124,6 @@ def output(*command: Any, columns: int) -> tuple[int, Sequence[str]]:
     """Exit status and lines of a program in a terminal of this width."""
     with Terminal(*command, columns=columns) as terminal:
         status = terminal.end(60)
-        return status, plain(terminal.said).splitlines()
+        # What was drawn over is not there any more.
+        lines = [line.rstrip(b"\r").rpartition(b"\r")[2] for line in terminal.said.split(b"\n")]
+        return status, [plain(line) for line in lines[:-1]]

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import terminal
+from kabpfctl import KABPFCTL
 
 from kabpf import output, tables
 from kabpf.commands import (
@@ -348,3 +350,14 @@ def test_cgroup_has_one_name_on_every_screen(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out.splitlines()[1::2]
     (first, *_) = explain.lines(next(explain.decided(policies(), [Cgroup(1, 0, path)])), None)
     assert [name in line.split() for line in (*shown, first)] == [True] * 4
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_terminal_shows_the_screen_that_was_read(width: int) -> None:
+    """The program itself, in a pseudo-terminal whose size the kernel knows."""
+    exit_status, lines = terminal.output(KABPFCTL, "presets", columns=width)
+    assert exit_status == 0
+    assert lines == (SCREENS / f"presets-{width}.txt").read_text().splitlines()
+    _, found = terminal.output(KABPFCTL, "doctor", columns=width)
+    assert max(map(tables.text_width, found)) <= width
+    assert " warning" in found[-1] and " error" in found[-1]
