@@ -173,7 +173,10 @@ def _add_explain(commands: Any) -> None:
     explain = _command(commands, "explain", "say where a cgroup's policy comes from")
     explain.set_defaults(needs_root=False)
     explain.add_argument(
-        "what", type=_line, metavar="PATH|UNIT|PID", help="a cgroup, a running unit, a process"
+        "what",
+        type=_line,
+        metavar="PATH|UNIT|CONTAINER|PID",
+        help="a cgroup, a running unit, a container or pod, a process",
     )
 
 
@@ -286,6 +289,13 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--unit", type=_line, metavar="NAME", help="only of this unit; * stands for any text"
+    )
+    parser.add_argument(
+        "--container",
+        type=_line,
+        metavar="NAME",
+        help="only of this container or pod, by name or the beginning of its id; * stands for any"
+        " text",
     )
     parser.add_argument(
         "--policy", type=_line, metavar="NAME", help="only of cgroups that have this policy"

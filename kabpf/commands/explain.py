@@ -9,21 +9,22 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from kabpf import output, tables
 from kabpf.apply import transient
 from kabpf.commands.sockets import where
+from kabpf.containers.facts import Container
 from kabpf.doctor import elsewhere
 from kabpf.doctor.elsewhere import Elsewhere
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS
-from kabpf.observe import held, sockets
+from kabpf.observe import containers, held, sockets
 from kabpf.plan.automaton import Automaton
 from kabpf.plan.patterns import Naming
-from kabpf.plan.resolve import left_text, left_to_kabpfd
+from kabpf.plan.resolve import left_text, left_to_kabpfd, named
 from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.model import OPTIONS, Policy, Selector, options_json
@@ -153,13 +154,15 @@ def decided(policies: tuple[Policy, ...], asked: Iterable[Cgroup]) -> Iterator[R
     """What decides about each of these cgroups."""
     automaton, naming = Automaton(policies), Naming(policies)
     for cgroup in asked:
-        decided_at, winner = _decided(automaton, policies, cgroup.path)
+        decided_at, winner, container = _decided(automaton, policies, cgroup.path)
         if winner is None:
             yield Reason(cgroup, cgroup.path, None, None, ())
             continue
-        named = naming(decided_at)
-        own = next(selector for policy, selector in named if policy is winner)
-        beaten = tuple(each for each in named if each[0] is not winner)
+        by_path = naming(decided_at)
+        by_facts = automaton.containers(container) if container and automaton.containers else []
+        names = [*by_facts, *by_path]
+        own = next((each for policy, each in names if policy is winner), _chosen(winner))
+        beaten = tuple(each for each in names if each[0] is not winner)
         waits = own in left_to_kabpfd(automaton, (winner,))
         yield Reason(cgroup, decided_at, winner, own, beaten, waits)
 
@@ -170,35 +173,62 @@ def _is_over(policy: Policy, tree: CgroupTree) -> bool:
     return until is not None and not tree.has(Cgroup(until.id, 0, until.path))
 
 
-def _decided(
-    automaton: Automaton, policies: tuple[Policy, ...], path: str
-) -> tuple[str, Policy | None]:
+def _chosen(policy: Policy) -> Selector:
+    """How a container has chosen an offered policy, as a selector would say it."""
+    return Selector("container", f"{{label: {{io.kabpf.policy: {policy.name}}}}}", policy.source)
+
+
+class _Decision(NamedTuple):
+    path: str  # of the cgroup that the selector names
+    policy: Policy | None
+    container: Container | None = None  # that the selector names
+
+
+def _decided(automaton: Automaton, policies: tuple[Policy, ...], path: str) -> _Decision:
     ending = [(each.until.path, each) for each in policies if each.until]
     bound = {where: each for where, each in ending if each.owner is None}
     owned = {where: each for where, each in ending if each.owner is not None}
     birth = automaton.root
-    decided, here = ("/", birth.policy), ""
+    decision, here, contained = _Decision("/", birth.policy), "", False
     for name in filter(None, path.split("/")):
         here = f"{here}/{name}"
         birth = automaton.step(birth.state, name)
-        if own := bound.get(here) or birth.policy or owned.get(here):
-            decided = (here, own)
-    return decided
+        was_contained = contained
+        container = containers.own(here) if automaton.containers else None
+        policy, contained = named(automaton, birth, container, is_inside=contained)
+        if own := bound.get(here) or policy or owned.get(here):
+            by_container = contained and not was_contained and own is policy
+            decision = _Decision(here, own, container if by_container else None)
+    return decision
 
 
 def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
-    """The cgroups that are meant by a process id, a path, or a unit's name or glob."""
+    """The cgroups that are meant by a process id, a path, the name or glob of a unit, or by what
+    `containers.is_meant` takes for a container or pod."""
+    if what.isdecimal() and os.path.exists(f"/proc/{what}"):
+        return [tree.find(cgroups.path_of_process(what))]
+    if "/" in what:
+        with contextlib.suppress(RefusedError):
+            return [names.find(tree, what)]
+    present = tree.cgroups()
+    if "/" not in what and (found := list(names.cgroups_of(what, present))):
+        return found
+    found = [
+        each
+        for each in present
+        if containers.own(each.path) and containers.is_meant(each.path, what)
+    ]
+    if found:
+        return found
     if what.isdecimal():
         return [tree.find(cgroups.path_of_process(what))]
     if "/" in what:
         return [names.find(tree, what)]
-    named = list(names.cgroups_of(what, tree.cgroups()))
-    if not named:
-        names.require_unit(what, tree)
-        raise RefusedError(
-            f"no cgroup is named {what}", hint="expected a running unit, a cgroup path or a PID"
-        )
-    return named
+    names.require_unit(what, tree)
+    raise RefusedError(
+        f"no cgroup is named {what}",
+        hint="expected a running unit or container, a cgroup path or a PID",
+    )
 
 
 def _active(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:
@@ -237,6 +267,7 @@ def as_json(why: Reason, is_active: bool | None) -> dict[str, Any]:
     result: dict[str, Any] = {
         "cgroup": why.cgroup.path,
         "container": why.container or None,
+        "facts": containers.as_json(why.cgroup.path),
         "policy": None,
         "active": is_active,
     }
@@ -289,6 +320,9 @@ def _lines(why: Reason, is_active: bool | None) -> Iterator[str]:
         if unit and path.endswith(f"/{unit[0]}"):
             yield f"  unit: {output.shown(unit[0])} selects it, and others of that name"
         yield f"  cgroup: {output.shown(path)} selects it alone"
+    if container := containers.of(path):
+        image = f", image {output.shown(container.image)}" if container.image else ""
+        yield f"  container {container.id[: containers.SHORT_ID]} of {container.engine}{image}"
     if policy is None or selector is None:
         yield "  no policy: nothing names it, nor a cgroup above it"
         called = sockets.name(path)

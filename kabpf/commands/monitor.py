@@ -20,7 +20,7 @@ from kabpf import output, tables
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, dataplane, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.observe import sockets
+from kabpf.observe import containers, sockets
 from kabpf.observe.events import KINDS, Event, Filter, Lost, Monitor, Option
 from kabpf.observe.sockets import Address
 from kabpf.policy.model import ON_SOCKETS
@@ -60,7 +60,7 @@ def monitor(arguments: argparse.Namespace) -> int:
     if arguments.unit is not None:
         names.require_unit(arguments.unit, tree)
         units = names.covered_by(arguments.unit)
-    selection = Filter(cgroup, units, arguments.policy)
+    selection = Filter(cgroup, units, arguments.policy, container=arguments.container)
     if arguments.event:
         selection = replace(selection, events=frozenset(arguments.event))
     heeded = (number for number in _ENDS if signal.getsignal(number) != signal.SIG_IGN)  # nohup(1)
@@ -318,6 +318,7 @@ def as_json(event: Event | Lost) -> str:
         "cgroup": event.cgroup,
         "cgroup_id": event.report.cgroup_id,
         "unit": event.unit,
+        "container": containers.as_json(event.cgroup),
         "network_namespace": event.report.namespace,
         "pid": event.pid,
         "command": event.command,

@@ -9,7 +9,7 @@ from kabpf import output, tables
 from kabpf.apply import reconcile
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.dataplane import PINS
-from kabpf.observe import sockets
+from kabpf.observe import containers, sockets
 from kabpf.plan.resolve import left_text
 from kabpf.plan.state import record
 from kabpf.policy import files
@@ -27,6 +27,7 @@ def plan(arguments: argparse.Namespace) -> int:
     rows = (
         {
             "cgroup": cgroup.path,
+            "container": containers.as_json(cgroup.path),
             "policy": policy.name,
             "source": str(policy.source),
             "options": options_json(policy.rules.options),

@@ -15,6 +15,7 @@ from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS, Dataplane
+from kabpf.observe import containers
 from kabpf.observe import sockets as tcp
 from kabpf.policy.model import ON_SOCKETS
 from kabpf.systemd import names
@@ -28,7 +29,9 @@ def sockets(arguments: argparse.Namespace) -> int:
     if arguments.cgroup is not None:
         cgroup = names.find(tree, arguments.cgroup).path
     units = None if arguments.unit is None else names.covered_by(arguments.unit)
-    selection = tcp.Filter(cgroup, units, arguments.policy, arguments.without_keepalive)
+    selection = tcp.Filter(
+        cgroup, units, arguments.policy, arguments.without_keepalive, arguments.container
+    )
     if arguments.watch:
         live.require_alone(arguments)
         if arguments.unit is not None:
@@ -167,6 +170,7 @@ def _socket_json(one: tcp.Socket, sources: dict[str, str]) -> dict[str, Any]:
         "cgroup_id": one.cgroup_id,
         "removed": one.is_removed,
         "unit": one.unit,
+        "container": containers.as_json(one.cgroup),
         "network_namespace": one.namespace,
         "family": one.family,
         "local": one.local._asdict(),

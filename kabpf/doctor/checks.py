@@ -182,6 +182,19 @@ def _reach(here: Here) -> Findings:
         yield ok("of units that run, the policies reach the processes")
 
 
+def _containers(here: Here) -> Findings:
+    """Which engines are here, and what of their containers' connections no policy reaches."""
+    from kabpf.doctor import containers  # here, because of the engines
+    from kabpf.engines.engines import Engines
+
+    yield from containers.check(
+        Engines().found(),
+        selects_containers=any(policy.is_of_containers for policy in here.policies),
+        helpers=containers.helpers(),
+        covered={cgroup.path for cgroup, _ in output.covered(here.resolution)},
+    )
+
+
 def _listeners(here: Here) -> Findings:
     """Whether the listeners that units hold have their policies."""
     with here.dataplane() as loaded:
@@ -393,6 +406,7 @@ CHECKS = {
     "file names": Check(_names),
     "selectors": Check(_selectors),
     "reach": Check(_reach),
+    "containers": Check(_containers),
     "listeners": Check(_listeners, needs_root=True),
     "fallbacks": Check(_fallbacks),
     "active": Check(_active, needs_root=True),

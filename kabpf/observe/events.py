@@ -181,12 +181,13 @@ class Filter:
     units: tuple[str, ...] | None = None  # units' names or globs, and all inside them
     policy: str | None = None
     events: frozenset[str] = frozenset(KINDS)
+    container: str | None = None  # as `containers.is_meant` takes it
 
     def __call__(self, event: Event) -> bool:
         """Whether an event is asked for."""
         return (
             (self.policy is None or event.policy == self.policy)
-            and sockets.is_inside(event.cgroup, self.cgroup, self.units)
+            and sockets.is_inside(event.cgroup, self.cgroup, self.units, self.container)
             and event.kind in self.events
         )
 

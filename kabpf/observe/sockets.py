@@ -25,6 +25,7 @@ from kabpf.kernel.abi import NEVER, CSocket
 from kabpf.kernel.cgroups import CgroupTree, add_removed
 from kabpf.kernel.dataplane import LISTER, OPEN_LISTER, Dataplane
 from kabpf.kernel.namespaces import held_namespaces, own_namespace
+from kabpf.observe import containers
 from kabpf.policy.model import ON_SOCKETS
 
 # include/net/tcp_states.h in the kernel.
@@ -100,21 +101,26 @@ class Filter:
     units: tuple[str, ...] | None = None  # units' names or globs, and all inside them
     policy: str | None = None
     without_keepalive: bool = False
+    container: str | None = None  # as `containers.is_meant` takes it
 
     def __call__(self, candidate: Socket) -> bool:
         """Whether a socket is asked for."""
         return (
-            is_inside(candidate.cgroup, self.cgroup, self.units)
+            is_inside(candidate.cgroup, self.cgroup, self.units, self.container)
             and (self.policy is None or candidate.policy == self.policy)
             and (not self.without_keepalive or candidate.keepalive is False)
         )
 
 
-def is_inside(path: str | None, cgroup: str | None, named: tuple[str, ...] | None) -> bool:
-    """Whether a cgroup is asked for: in the cgroup of this path, and in a unit of one of these
-    names or globs, or below them; None is any."""
-    return (cgroup is None or _is_within(path, cgroup)) and (
-        named is None or any(fnmatch.filter(units(path), name) for name in named)
+def is_inside(
+    path: str | None, cgroup: str | None, named: tuple[str, ...] | None, container: str | None
+) -> bool:
+    """Whether a cgroup is asked for: in the cgroup of this path, in a unit of one of these names or
+    globs, and in a container that is meant, or below them; None is any."""
+    return (
+        (cgroup is None or _is_within(path, cgroup))
+        and (named is None or any(fnmatch.filter(units(path), name) for name in named))
+        and (container is None or containers.is_meant(path, container))
     )
 
 
@@ -171,7 +177,8 @@ class Look(Sequence[Socket]):
 
         @functools.cache
         def is_inside_of(cgroup_id: int) -> bool:
-            return is_inside(self.paths.get(cgroup_id), selection.cgroup, selection.units)
+            path = self.paths.get(cgroup_id)
+            return is_inside(path, selection.cgroup, selection.units, selection.container)
 
         return lambda record: (
             is_inside_of(record.cgroup_id)
@@ -349,10 +356,15 @@ def units(path: str | None) -> tuple[str, ...]:
     return tuple(name for name in (path or "").split("/") if UNIT.fullmatch(name))
 
 
-@functools.lru_cache(maxsize=65536)
 def name(path: str) -> str:
     """What to call a cgroup, the same wherever it is shown: its path without the slices that its
-    unit is in, which systemd's names don't need. A cgroup in no unit has its whole path."""
+    unit is in, which systemd's names don't need. A cgroup in no unit has its whole path, and one
+    of a container what the container is called."""
+    return containers.called(path) or _name(path)
+
+
+@functools.lru_cache(maxsize=65536)
+def _name(path: str) -> str:
     inner = next(reversed(units(path)), None)
     if inner is None:
         return path

@@ -123,7 +123,7 @@ class Automaton:
 
     def _containers(self, policies: tuple[Policy, ...]) -> Naming | None:
         """The selectors of containers and pods, if there are any; then the kernel asks, too."""
-        if not any(each.is_of_containers for policy in policies for each in policy.selectors):
+        if not any(policy.is_of_containers for policy in policies):
             return None
         from kabpf.plan import containers  # here, because most machines do without
 

@@ -15,6 +15,8 @@ CGROUPS = (
     "[0-9a-f]" * 64,
 )  # fmt: skip
 
+WISH = "io.kabpf.policy"  # of a label or an annotation, whose value is a policy's name
+
 
 class Naming:
     """The selectors of containers and pods that `policies` have, which come in the order they were
@@ -28,6 +30,7 @@ class Naming:
             for selector in policy.selectors
             if selector.is_of_containers
         ]
+        self._offered = {policy.name: policy for policy in policies if policy.offered}
 
     def __call__(self, container: Container) -> list[tuple[Policy, Selector]]:
         """The selectors that name a container, the beaten ones included, in the order they were
@@ -51,11 +54,28 @@ class Naming:
         rank, policy = max(named, key=lambda each: each[0])
         return strength(rank), policy
 
+    def chosen(self, container: Container) -> Policy | None:
+        """The policy that the container asks for, or its pod does, if that is offered."""
+        asked = wish(container)
+        return self._offered.get(asked) if asked else None
+
+
+def wish(container: Container) -> str | None:
+    """The name of the policy that a container, or its pod, asks for."""
+    pod_labels = container.pod.labels if container.pod else {}
+    for some in (container.annotations, container.labels, pod_labels):
+        if WISH in some:
+            return some[WISH]
+    return None
+
 
 def _literal(selector: Selector) -> int:
     """How much text the selector spells out before the first wildcard of each of its globs. So one
-    that asks for more is the stronger."""
-    return sum(len(GLOB.split(each.glob, maxsplit=1)[0]) for each in selector.conditions)
+    that asks for more is the stronger. An engine, of which there are few, counts as a character."""
+    return sum(
+        1 if each.key == "engine" else len(GLOB.split(each.glob, maxsplit=1)[0])
+        for each in selector.conditions
+    )
 
 
 def _is_named(container: Container, selector: Selector) -> bool:

@@ -31,8 +31,7 @@ class Plan:
     def asks(self) -> bool:
         """Whether some new cgroups have to wait for user space: containers that selectors name, or
         others because there are more globs or rules than the kernel has room for."""
-        selectors = (each for policy in self.policies for each in policy.selectors)
-        if any(each.is_of_containers for each in selectors):
+        if any(policy.is_of_containers for policy in self.policies):
             return True
         unknown = (birth.state == UNKNOWN for birth in self.births.values())
         return bool(self.globs.left_out) or any(unknown)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kabpf.plan.automaton import Automaton
+from kabpf.plan.births import Birth
 from kabpf.plan.desired import Plan
 from kabpf.plan.patterns import PATHS, patterns_of
 from kabpf.plan.state import Cgroup, Resolved
@@ -90,15 +91,25 @@ def resolve_one(
 ) -> Resolved:
     """One cgroup from its parent, None for the root's, and from the container whose own it is."""
     birth = automaton.step(parent.state, cgroup.name) if parent else automaton.root
-    named, contained = birth.policy, parent is not None and parent.contained
-    if contained:
-        named = named if birth.strength >= PATHS else None
-    elif container and automaton.containers:
+    is_inside = parent is not None and parent.contained
+    policy, contained = named(automaton, birth, container, is_inside=is_inside)
+    own = automaton.bound.get(cgroup.id) or policy or automaton.owned.get(cgroup.id)
+    return Resolved(birth.state, own or (parent.policy if parent else None), contained)
+
+
+def named(
+    automaton: Automaton, birth: Birth, container: Container | None, *, is_inside: bool
+) -> tuple[Policy | None, bool]:
+    """The policy of the strongest selector that names a cgroup, or else the one that its container
+    has chosen; and whether this is a container that a selector names, or `is_inside` one."""
+    if is_inside:
+        return (birth.policy if birth.strength >= PATHS else None), True
+    if container and automaton.containers:
         strength, policy = automaton.containers.strongest(container)
         if strength > birth.strength:
-            named, contained = policy, True
-    own = automaton.bound.get(cgroup.id) or named or automaton.owned.get(cgroup.id)
-    return Resolved(birth.state, own or (parent.policy if parent else None), contained)
+            return policy, True
+        return birth.policy or automaton.containers.chosen(container), False
+    return birth.policy, False
 
 
 def resolve_at(

@@ -29,6 +29,8 @@ def _findings(policy: Policy) -> Iterator[str]:
         if selector.kind != "cgroup" or selector.is_glob:
             what = f"{selector.kind}: {selector.text}"
             yield _text(selector.source, what, "cgroup: with the whole path")
+    if policy.offered:
+        yield _text(_line(policy, "offered"), "offered: true", "offered: false")
     if policy.rules.mode == Mode.ENFORCE:
         yield _text(_line(policy, "mode"), "mode: enforce", "fill or override")
     if policy.existing and "existing" in policy.origins:

@@ -248,6 +248,12 @@ class Policy(NamedTuple):
     owner: int | None = None
     origins: Mapping[str, Origin] = MappingProxyType({})  # by option key
     warnings: tuple[str, ...] = ()
+    offered: bool = False  # containers may choose it by their labels and annotations
+
+    @property
+    def is_of_containers(self) -> bool:
+        """Whether what engines know of containers decides who has it."""
+        return self.offered or any(each.is_of_containers for each in self.selectors)
 
 
 def options_json(options: Options) -> dict[str, Any]:

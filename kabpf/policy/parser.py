@@ -37,6 +37,7 @@ from kabpf.policy.yaml import Node
 FILE_KEYS = ("defaults", "policies", "users")
 POLICY_KEYS = (
     "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing", "log",
+    "offered",
 )  # fmt: skip
 RUNTIME_KEYS = ("until", "owner")  # that files of commands may have beside these
 UNTIL_KEYS = ("cgroup", "id")
@@ -200,7 +201,8 @@ def _policy(
     if "keepalive" not in keys:
         raise node.error(f"no keepalive, expected {KEEPALIVE}")
     selected = selectors.parse(keys["select"]) if "select" in keys else own_unit
-    if not selected:
+    offered = _choice(keys, "offered", ("false", "true")) == "true"
+    if not selected and not offered:
         raise node.error(
             "no select, expected a list of selectors or a file named after a unit"
             " (nginx.service.yaml)"
@@ -221,14 +223,16 @@ def _policy(
     log = _choice(keys, "log", ("off", "sockets")) == "sockets"
     origins: dict[str, Origin] = {
         key: Origin(keys[key].source)
-        for key in ("keepalive", "mode", "direction", "loopback", "existing", "log")
+        for key in ("offered", "keepalive", "mode", "direction", "loopback", "existing", "log")
         if key in keys
     }
     until = _until(keys["until"]) if "until" in keys else None
     owner = _integer(keys["owner"], "a user's id", OWNER_MAX) if "owner" in keys else None
     if owner is not None and until is None:
         raise keys["owner"].error("without until, expected the cgroup that it is about")
-    policy = Policy(name, selected, rules, node.source, existing, log, until, owner, origins)
+    policy = Policy(
+        name, selected, rules, node.source, existing, log, until, owner, origins, offered=offered
+    )
     return PolicyDraft(policy, draft, _destinations(keys))
 
 

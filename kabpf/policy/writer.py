@@ -68,7 +68,10 @@ def _lines(policy: Policy, comment: str, words: Mapping[str, str] | None) -> Ite
     """Keys are left out where they say what holds without them."""
     rules = policy.rules
     yield f"# {_one_line(comment)}"
-    yield f"select: [{', '.join(map(selector, policy.selectors))}]"
+    if policy.selectors:
+        yield f"select: [{', '.join(map(selector, policy.selectors))}]"
+    if policy.offered:
+        yield "offered: true"
     yield f"keepalive: {_keepalive(rules.options, words)}"
     if rules.mode != Mode.FILL:
         yield f"mode: {rules.mode}"

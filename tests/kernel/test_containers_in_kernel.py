@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import shared
-from harness import PATIENCE, UNTOUCHED, options_of_new, path_of, wait_until
+from harness import BIN, PATIENCE, UNTOUCHED, options_of_new, path_of, wait_until
 
 SOCKET = Path("/run/kabpf/containers.sock")
 CONFIGS = Path("/var/lib/docker")
@@ -235,3 +235,45 @@ def test_kabpfd_that_ends_leaves_no_hook_waiting(container, write_policy, kabpfd
         ask({"cgroup": here.path})
     kabpfd()
     assert ask({"cgroup": here.path}) == {}
+
+
+def test_commands_name_containers(container, write_policy, kabpfctl, peer):
+    """Tables have a container's name, and commands take it, or the beginning of its id."""
+    ours, other = container(), container("db")
+    cgroups = [each.start() for each in (ours, other)]
+    write_policy("a.yaml", WEB)
+    kabpfctl("apply")
+    _, address = peer().listener()
+    clients = [peer(each) for each in cgroups]
+    for client in clients:
+        client.connection(address)
+    listed = json.loads(kabpfctl("sockets", "--container", "web-*", "--json").stdout)["sockets"]
+    assert [(each["cgroup"], each["container"]["name"]) for each in listed] == [
+        (ours.path, "web-1")
+    ]
+    assert json.loads(kabpfctl("sockets", "--container", "no", "--json").stdout)["sockets"] == []
+    names = {line.split()[0] for line in kabpfctl("sockets").stdout.splitlines()}
+    assert {"web-1", "db"} <= names
+    for what in ("web-1", ours.id[:12]):
+        (explained,) = json.loads(kabpfctl("explain", what, "--json").stdout)["cgroups"]
+        assert (explained["cgroup"], explained["policy"]) == (ours.path, "a")
+        assert explained["selector"].keys() == {"container", "source"} and explained["active"]
+    assert [line.split()[0] for line in kabpfctl("plan").stdout.splitlines()][1] == "web-1"
+    assert "containers: engines: docker" in " ".join(kabpfctl("doctor").stdout.split())
+
+
+def test_thousand_containers_are_covered_in_a_second(container, write_policy, kabpfctl, peer):
+    """Of processor time, and in 60 MiB."""
+    made = [container(f"web-{number}") for number in range(1000)]
+    cgroups = [each.start() for each in made]
+    write_policy("a.yaml", WEB)
+    kabpfctl("apply")  # loads the data plane
+    write_policy("a.yaml", WEB.replace("61", "62"))
+    program = [BIN / "kabpfctl", "apply"]
+    child = os.posix_spawn(program[0], list(map(str, program)), os.environ)
+    _, status, used = os.wait4(child, 0)
+    print("cpu", used.ru_utime + used.ru_stime, "rss", used.ru_maxrss)
+    assert status == 0
+    assert used.ru_utime + used.ru_stime < 1 * PATIENCE
+    assert used.ru_maxrss < 60 * 1024
+    assert options_of_new(peer, cgroups[-1]) == IDLE_62

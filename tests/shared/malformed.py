@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kabpf.policy.presets import presets
 
-POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing, log"
+POLICY_KEYS = "select, keepalive, mode, direction, destinations, loopback, existing, log, offered"
 OPTIONS = (
     "idle, interval, probes, user_timeout, jitter, syn_retries, connect_timeout, preset, timeout"
 )

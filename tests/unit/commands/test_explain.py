@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from plans import container
 
 from kabpf.commands import explain
 from kabpf.commands.explain import Reason
+from kabpf.observe import containers
 from kabpf.plan.state import Cgroup
 from kabpf.policy import files, parser
 from kabpf.policy.files import Directories
@@ -128,3 +130,37 @@ def test_json_has_the_same(policies: tuple[Policy, ...], tmp_path: Path) -> None
     assert shown["values"]["mode"] == {"value": "fill", "source": None, "note": "default"}
     assert shown["destinations"][0]["to"] == "10.0.0.0/8"
     assert shown["destinations"][0]["options"]["idle_s"] == [30, 90]
+
+
+def test_container_selector_that_decides_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the selectors of its path that it beats; what is below is in it."""
+    path = f"/machine.slice/libpod-{'a' * 64}.scope"
+    (tmp_path / "policy.yaml").write_text(
+        "policies:\n"
+        "  engine: {select: [{container: {engine: podman}}], keepalive: on}\n"
+        "  slice: {select: [{cgroup: /machine.slice/**}], keepalive: on}\n"
+        "  name: {select: [{unit: nginx.service}, {container: {name: web-*}}], keepalive: on}\n"
+    )
+    where = Directories(tmp_path / "policy.yaml", ())
+    found = parser.combine([files.read(each) for each in files.paths(where)])
+    known = container({"name": "web-1", "id": "a" * 64, "image": "registry.example/web:1"})
+    containers._known.cache_clear()
+    monkeypatch.setattr(
+        containers, "_looked_up", lambda own, id, second: known if own == path else None
+    )
+    for inside in (path, f"{path}/container", f"{path}/container/nginx.service"):
+        got = reason(found, inside)
+        assert got.policy and got.selector
+        assert (got.policy.name, got.selector.kind, got.decided_at) == ("name", "container", path)
+        assert [policy.name for policy, _ in got.beaten] == ["engine", "slice"]
+    text = explain.lines(reason(found, f"{path}/container"), None)
+    assert text[:4] == [
+        "web-1",
+        f"  cgroup {path}/container",
+        "  container aaaaaaaaaaaa of podman, image registry.example/web:1",
+        f"  policy name, {tmp_path}/policy.yaml:4",
+    ]
+    assert text[4].startswith(f'  because container {{name: "web-*"}} ({tmp_path}/policy.yaml:4)')
+    containers._known.cache_clear()

@@ -84,8 +84,8 @@ def test_advice_is_found() -> None:
     """The test looks where advice is: some of each module is there."""
     assert len(ADVICE) > 55
     assert {place.partition(":")[0] for place in ADVICE} == {
-        "checks.py", "elsewhere.py", "machine_checks.py", "other_programs.py", "policy_checks.py",
-        "units.py",
+        "checks.py", "containers.py", "elsewhere.py", "machine_checks.py", "other_programs.py",
+        "policy_checks.py", "units.py",
     }  # fmt: skip
 
 

@@ -199,6 +199,7 @@ def test_json_has_every_fact() -> None:
         "cgroup": UNIT,
         "cgroup_id": 0,
         "unit": "web.service",
+        "container": None,
         "network_namespace": 0,
         "pid": 9,
         "command": "db",

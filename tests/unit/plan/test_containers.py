@@ -79,6 +79,7 @@ def test_selector_that_spells_out_more_wins_and_then_the_later_one() -> None:
         engine={"container": {"engine": "podman"}},
         exact={"container": {"name": "orders-db"}},
         more={"container": {"name": "orders-db", "label": {"team": "*"}, "engine": "pod*"}},
+        short={"container": {"name": "or*"}},
         glob={"container": {"name": "orders-*", "image": "?"}},
         same={"container": {"name": "orders-*", "image": "*"}},
     )
@@ -93,6 +94,7 @@ def test_selector_that_spells_out_more_wins_and_then_the_later_one() -> None:
     assert winner(name="orders-db") == "exact"
     assert winner(name="orders-x", image="i") == "same"
     assert winner(name="other") == "engine"
+    assert winner(name="or") == "short"  # of fewer characters than "podman"
     assert naming.strongest(container({"engine": "crio"})) == (0, None)
 
 
@@ -194,3 +196,60 @@ def test_nothing_of_containers_is_imported_without_their_selectors() -> None:
         env=os.environ,
     )  # fmt: skip
     assert done.stdout == "[]\n"
+
+
+OFFERED = {
+    "offered": {"offered": "true", "keepalive": "on"},
+    "other": {"select": [{"cgroup": "/no/such"}], "keepalive": "on"},
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "chosen"),
+    [
+        ({"labels": {"io.kabpf.policy": "offered"}}, "offered"),
+        ({"annotations": {"io.kabpf.policy": "offered"}}, "offered"),
+        ({"pod": {"labels": {"io.kabpf.policy": "offered"}}}, "offered"),
+        ({"labels": {"io.kabpf.policy": "other"}}, None),
+        ({"labels": {"io.kabpf.policy": "no-such"}}, None),
+        ({"labels": {"io.kabpf.policy": ""}}, None),
+        ({"labels": {"io.kabpf.policy": ODD}}, None),
+        ({"name": "offered"}, None),
+        (
+            {
+                "annotations": {"io.kabpf.policy": "other"},
+                "labels": {"io.kabpf.policy": "offered"},
+            },
+            None,
+        ),
+    ],
+)
+def test_container_has_no_more_than_it_was_offered(
+    facts: dict[str, Any], chosen: str | None
+) -> None:
+    """It chooses with a label or an annotation of its own or its pod's, an annotation first, and of
+    policies that are offered alone."""
+    found = read(OFFERED)
+    automaton = Automaton(found)
+    cgroup, parent = Cgroup(2, 1, f"/docker-{ID}.scope"), Resolved(ANYWHERE, None)
+    resolved = resolve_one(automaton, cgroup, parent, container(facts))
+    assert (resolved.policy and resolved.policy.name) == chosen
+    assert asked(found, cgroup.path)
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        {"container": {"name": "web"}},
+        {"unit": "docker-*.scope"},
+        {"cgroup": "/**"},
+    ],
+)
+def test_selector_that_names_the_cgroup_wins_over_a_choice(selector: dict[str, Any]) -> None:
+    """The administrator has the last word, whatever a container's label says."""
+    found = read(OFFERED | {"ours": {"select": [selector], "keepalive": "off"}})
+    facts = container({"name": "web", "labels": {"io.kabpf.policy": "offered"}})
+    cgroup = Cgroup(2, 1, f"/docker-{ID}.scope")
+    automaton = Automaton(found)
+    resolved = resolve_one(automaton, cgroup, Resolved(automaton.root.state, None), facts)
+    assert resolved.policy and resolved.policy.name == "ours"

@@ -349,6 +349,16 @@ def test_selector_is_taken_as_written(selector: str, kind: str, text: str, is_gl
     assert (got.kind, got.text, got.is_glob, got.source.line) == (kind, text, is_glob, 2)
 
 
+def test_offered_policy_needs_no_selector() -> None:
+    """Containers choose it; and one that is not offered has to select something."""
+    (found,) = combined(("a.yaml", "offered: true\nkeepalive: {idle: 61}\n"))
+    assert found.offered and found.selectors == () and found.is_of_containers
+    (found,) = combined(("a.yaml", "offered: false\nselect: [{cgroup: /a}]\nkeepalive: on\n"))
+    assert not found.offered and not found.is_of_containers
+    with pytest.raises(PolicyError, match=r"no select, expected .*"):
+        combined(("a.yaml", "offered: false\nkeepalive: on\n"))
+
+
 def test_sources_name_the_lines_of_policies() -> None:
     """A policy's source is the line of its name."""
     text = "# comment\npolicies:\n\n  a:\n    select: [{cgroup: /a}]\n    keepalive: on\n"
@@ -491,7 +501,7 @@ def check_refusal_or_policies(content: bytes) -> None:
             assert 1 <= line <= max(1, len(content.decode(errors="replace").splitlines()))
         return
     for each in found:
-        assert each.selectors
+        assert each.selectors or each.offered
         check_options(each.rules.options)
         for destination in each.rules.destinations:
             check_options(destination.options)

@@ -117,15 +117,17 @@ def policies(draw: any_.DrawFn) -> Policy:
         tuple(theirs),
     )
     until = draw(any_.none() | any_.builds(Until, paths, any_.integers(0, parser.ID_MAX)))
+    offered = draw(any_.booleans())
     return Policy(
         FILE.stem,
-        tuple(draw(any_.lists(selector, min_size=1, max_size=3))),
+        tuple(draw(any_.lists(selector, min_size=0 if offered else 1, max_size=3))),
         rules,
         SOURCE,
         draw(any_.booleans()),
         draw(any_.booleans()),
         until,
         draw(any_.none() | any_.integers(0, parser.OWNER_MAX)) if until else None,
+        offered=offered,
     )
 
 
@@ -196,12 +198,14 @@ def test_whole_drop_in_reads_well() -> None:
         log=True,
         until=Until("/a", 7),
         owner=1000,
+        offered=True,
     )
     text = writer.text(policy, COMMENT)
     assert read(text) == policy
     assert text.splitlines() == [
         f"# {COMMENT}",
         'select: [{unit: db.service}, {user_unit: "*.service"}]',
+        "offered: true",
         "keepalive: {idle: 60s, interval: 5s..10s, probes: 3..9, user_timeout: 1500ms..90000ms,"
         " jitter: 10%, syn_retries: 4}",
         "mode: enforce",
