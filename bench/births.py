@@ -1,4 +1,5 @@
-"""What kabpf adds to a mkdir, by names and by globs, and what it takes to build the globs."""
+"""What kabpf adds to a mkdir, by names and by globs, and what it takes to build many globs, to keep
+them and to change one."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from machine import POLICY, Machine, cgroup, kabpf_active, policy_files
+from crowd import drop_in, reload, tree
+from machine import DROP_INS, POLICY, Daemon, Machine, cgroup, kabpf_active, policy_files
 
 from kabpf.plan.globs import compiled_names
 
@@ -18,6 +20,7 @@ MKDIRS = 3000
 ROUNDS = 5
 TEMPLATES = 100
 MANY = 1000  # units with a template
+SLICES, SERVICES = 10, 99  # in each slice
 NAMES = ("ssh.service", "bench50@main.service", "docker-" + "0123456789abcdef" * 4 + ".scope")
 
 
@@ -29,6 +32,10 @@ class Costs(NamedTuple):
     globs_ns: float  # TEMPLATES of them
     built_s: list[float]  # the automaton of MANY templates
     built_bytes: int  # that it takes in the kernel
+    # Of kabpfd, with MANY policies of a template each.
+    reload_s: list[float]  # the options of one changed
+    reload_glob_s: list[float]  # the template of one changed
+    resident_kib: int  # after that
 
 
 def measure(machine: Machine) -> Costs:
@@ -48,7 +55,22 @@ def measure(machine: Machine) -> Costs:
         automaton = compiled_names(some)
         built_s.append(time.monotonic() - began)
     medians = (statistics.median(found[name]) for name in settings)
-    return Costs(*medians, built_s, sum(map(len, automaton.blocks)))
+    return Costs(*medians, built_s, sum(map(len, automaton.blocks)), *_reloads(machine))
+
+
+def _reloads(machine: Machine) -> tuple[list[float], list[float], int]:
+    changed = DROP_INS / "bench0500.yaml"
+    files = {DROP_INS / f"bench{number:04}.yaml": _drop_in(number) for number in range(MANY)}
+    options_s, glob_s = [], []
+    with tree(machine, SLICES, SERVICES), policy_files(files), Daemon(machine.scratch) as daemon:
+        for turn in range(2 if machine.quick else ROUNDS):
+            glob_s.append(reload(daemon, changed, _drop_in(MANY + turn)))
+            options_s.append(reload(daemon, changed, _drop_in(MANY + turn, 61)))
+        return options_s, glob_s, daemon.resident_kib()
+
+
+def _drop_in(number: int, idle_s: int = 60) -> str:
+    return f'select: [{{unit: "bench{number}@.service"}}]\n{drop_in(idle_s)}'
 
 
 def _templates() -> list[str]:

@@ -40,6 +40,7 @@ class Costs(NamedTuple):
     wake_ups: int  # in IDLE_WINDOW_S
     quiet: bool  # no cgroup was born meanwhile, anywhere in the tree
     status_s: list[float]
+    verify_s: list[float]
     run_s: list[float]  # added to a command
     reload_s: list[float]
     status_many_s: list[float]  # with 1,000 drop-ins
@@ -72,6 +73,7 @@ def measure(machine: Machine) -> Costs:
                     adopt_s.append(daemon.start_s)
             with Daemon(machine.scratch) as daemon:
                 status_s = _statuses(repeats)
+                verify_s = [timed_kabpfctl("verify") for _ in range(repeats)]
                 run_s = [_added_by_run() for _ in range(2 * repeats)]
                 wake_ups, quiet = _idle(machine, daemon)
         drop_ins = {
@@ -80,7 +82,7 @@ def measure(machine: Machine) -> Costs:
         with policy_files(drop_ins):
             with Daemon(machine.scratch) as daemon:
                 reload_s = [
-                    reload(daemon, DROP_INS / f"{service(500)}.yaml", 61 + turn)
+                    reload(daemon, DROP_INS / f"{service(500)}.yaml", drop_in(61 + turn))
                     for turn in range(2 * repeats)
                 ]
                 resident_many_kib = daemon.resident_kib()
@@ -91,8 +93,8 @@ def measure(machine: Machine) -> Costs:
                     apply_cold_s.append(timed_kabpfctl("apply"))
                     apply_again_s.append(timed_kabpfctl("apply"))
     return Costs(
-        start_s, adopt_s, resident_kib, resident_many_kib, wake_ups, quiet, status_s, run_s,
-        reload_s, status_many_s, apply_cold_s, apply_again_s,
+        start_s, adopt_s, resident_kib, resident_many_kib, wake_ups, quiet, status_s, verify_s,
+        run_s, reload_s, status_many_s, apply_cold_s, apply_again_s,
     )  # fmt: skip
 
 

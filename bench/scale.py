@@ -6,7 +6,7 @@ import contextlib
 import signal
 from typing import NamedTuple
 
-from crowd import BORN_IDLE_S, born, check_applied, mixed_policies, reload, service, tree
+from crowd import BORN_IDLE_S, born, check_applied, drop_in, mixed_policies, reload, service, tree
 from machine import DROP_INS, Daemon, Machine, policy_files, timed_kabpfctl
 from retrofit import holding
 
@@ -63,7 +63,7 @@ def measure(machine: Machine) -> Costs:
         with Daemon(machine.scratch) as daemon:
             adopt_s.append(daemon.start_s)
             changed = DROP_INS / f"{service(100)}.yaml"
-            reload_s = [reload(daemon, changed, 61 + turn) for turn in range(2 * repeats)]
+            reload_s = [reload(daemon, changed, drop_in(61 + turn)) for turn in range(2 * repeats)]
             resident_reloaded_kib = daemon.resident_kib()
             for number in range(5 if machine.quick else 50):
                 new_ns, _, _ = born(machine, place / f"kabpf-bench@{number}.service")

@@ -7,6 +7,7 @@ import functools
 import logging
 import select
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kabpf.apply import births, owned, reconcile, single, transient, waiting
@@ -20,6 +21,7 @@ from kabpf.errors import KabpfError, NotUpdatedError, PolicyError, RefusedError
 from kabpf.kernel import dataplane, loading, syscalls
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Born
+from kabpf.plan.state import Changes
 from kabpf.policy import files
 from kabpf.policy.files import Snapshot
 from kabpf.runtime import last_good, notes
@@ -277,7 +279,8 @@ class ActivePolicies:
         born = [*born, *self.dataplane.forget_births()]
         self._last = None
         self._listen(snapshot)
-        self._last = reconcile.reconcile(snapshot, self.dataplane.loaded)
+        done = reconcile.reconcile(snapshot, self.dataplane.loaded)
+        self._last = replace(done, changes=Changes())  # which may take a megabyte
         self._hear_of_containers(wanted=self._last.automaton.containers is not None)
         if self.containers:
             self.containers.looked(born, self._last.unknown)

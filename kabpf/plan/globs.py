@@ -226,7 +226,8 @@ class _Builder:
             frozenset(self._globs[self._of[each]] for each in ends if self._ends[each] is doubt)
             for doubt in (False, True)
         )
-        return self._sets.setdefault(Matched(globs, doubted), len(self._sets))
+        matched = Matched(globs, doubted) if doubted else Matched(globs)  # one empty set for all
+        return self._sets.setdefault(matched, len(self._sets))
 
     def _blocks(self) -> tuple[bytes, ...]:
         head = array("H", bytes(self._classes)) + array("H", [self._shift, self._first])

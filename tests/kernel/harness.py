@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -244,6 +245,11 @@ class Daemon:
         while word not in (message := self.channel.recv(65536).decode()):
             pass
         return message
+
+    def forget_notifications(self) -> None:
+        """Leave out what it has said until now."""
+        while select.select([self.channel], [], [], 0)[0]:
+            self.channel.recv(65536)
 
     def reload(self) -> str:
         """Reload, and give back the status line that systemd would show."""

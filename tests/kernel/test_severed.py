@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from harness import PINS, WATCHED, cgroup_root, path_of, pinned
+from harness import BIN, PINS, cgroup_root, path_of, pinned
 
 from kabpf.doctor.checks import PINNED
 from kabpf.kernel.dataplane import SETSOCKOPT, SOCK_OPS
@@ -26,14 +26,19 @@ def enforced(cgroup, write_policy):
     return cgroup
 
 
-def is_enforced(cgroup, peer):
+@pytest.fixture
+def is_enforced(enforced, peer):
     """Whether a new connection has its options and keeps them, as it sees itself."""
     _, address = peer().listener()
-    client = peer(cgroup)
-    number = client.connection(address)
-    before = client.options(number)["idle"]
-    client.set_option(number, "idle", 15)
-    return before == client.options(number)["idle"] == 61
+    client = peer(enforced)
+
+    def check():
+        number = client.connection(address)
+        before = client.options(number)["idle"]
+        client.set_option(number, "idle", 15)
+        return before == client.options(number)["idle"] == 61
+
+    return check
 
 
 def is_whole():
@@ -50,7 +55,7 @@ def is_whole():
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_told_and_mended_by_apply(enforced, peer, kabpfctl, damage):
+def test_damage_is_told_and_mended_by_apply(enforced, kabpfctl, is_enforced, damage):
     """status names the pin and what to do; the next apply has all active again."""
     kabpfctl("apply")
     assert is_whole()
@@ -60,20 +65,20 @@ def test_damage_is_told_and_mended_by_apply(enforced, peer, kabpfctl, damage):
     assert "kabpfctl apply" in told
     kabpfctl("apply")
     assert is_whole()
-    assert is_enforced(enforced, peer)
+    assert is_enforced()
 
 
-def test_damage_is_mended_by_the_watchdog(enforced, peer, kabpfd):
+def test_damage_is_mended_by_the_watchdog(enforced, kabpfd, is_enforced):
     """Whatever was severed or removed, kabpfd has it active again before it says that all is
     well."""
-    daemon = kabpfd(*WATCHED)
+    daemon = kabpfd("env", "WATCHDOG_USEC=200000", str(BIN / "kabpfd"))
     left = []
     for name, damage in DAMAGES.items():
-        daemon.wait_for("WATCHDOG=1")
         subprocess.run(damage, check=True)
+        daemon.forget_notifications()
         daemon.wait_for("WATCHDOG=1")  # perhaps said before
         daemon.wait_for("WATCHDOG=1")
-        if not (is_whole() and is_enforced(enforced, peer)):
+        if not (is_whole() and is_enforced()):
             left.append(name)
     assert left == []
 
