@@ -24,7 +24,7 @@ from harness import (
     wait_until,
 )
 
-PINNED = 25  # maps and links of kabpf.bpf.c
+PINNED = 26  # maps and links of kabpf.bpf.c
 
 WAITING = "policy files have changed; try: systemctl reload kabpf"
 
