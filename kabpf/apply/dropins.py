@@ -14,7 +14,6 @@ from kabpf import root_files
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
-from kabpf.plan.resolve import resolve_at
 from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.files import ATTACHED, FILE_SIZE_MAX, OF_USER, Snapshot
@@ -31,6 +30,8 @@ PERSISTENT = Path("/etc/kabpf/policy.d")
 def winner(resolver: Resolver, file: Path, cgroup: Cgroup, tree: CgroupTree) -> Policy:
     """The policy of a cgroup, which is that of the drop-in `file`. Raises RefusedError where it has
     another one, or is gone."""
+    from kabpf.plan.resolve import resolve_at  # here, because run does without
+
     if not tree.has(cgroup):
         raise RefusedError(f"cgroup {cgroup.path} was removed while being attached")
     policy = resolve_at(resolver.automaton, cgroup, resolver.containers).policy

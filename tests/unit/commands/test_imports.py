@@ -1,0 +1,19 @@
+"""What a command imports is part of the time it takes, each time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# With what these import in their turn, they take 3 to 20 ms each.
+DEAR = {"dataclasses", "yaml", "kabpf.apply.reconcile", "kabpf.plan.automaton"}
+
+
+@pytest.mark.parametrize("command", ["run", "status", "verify"])
+def test_quick_commands_import_nothing_dear(command: str) -> None:
+    """These modules are imported where they are used."""
+    code = f"import sys, kabpf.cli, kabpf.commands.{command}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True)
+    assert DEAR.intersection(done.stdout.decode().split()) == set()
