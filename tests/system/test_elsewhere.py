@@ -102,3 +102,29 @@ def _sockets(machine, cgroup):
 
 def _named(machine):
     return (machine.cgroups / "user.slice").rglob("web.service")
+
+
+def test_unit_of_a_systemd_in_a_container_is_told(machine):
+    """podman boots a systemd whose units have cgroups of their own; both selectors that explain
+    names reach one."""
+    machine.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/containers")
+    machine.run(
+        *("podman", "run", "--detach", "--name=box", "--systemd=always", "--network=none"),
+        *("--privileged", "--pids-limit=0", "--rootfs", "/:O"),
+        *("/sbin/init", "systemd.unit=basic.target"),
+    )
+    journal = "systemd-journald.service"
+
+    def found():
+        return [*(machine.cgroups / "machine.slice").rglob(f"system.slice/{journal}")]
+
+    wait_until(found, "the container's systemd", 60)
+    path = f"/{found()[0].relative_to(machine.cgroups)}"
+    payload = path.removesuffix(f"/system.slice/{journal}")
+    explained = machine.run("kabpfctl", "explain", path)
+    assert f"  of the systemd in container {payload}" in explained
+    assert f"  unit: {journal} selects it, and others of that name" in explained
+    assert f"  cgroup: {path} selects it alone" in explained
+    for selector in (f"unit: {journal}", f'cgroup: "{path}"'):
+        machine.drop_in("box.yaml", f"select: [{{{selector}}}]\n{KEEPALIVE}")
+        assert "policy box," in machine.run("kabpfctl", "explain", path)
