@@ -15,7 +15,7 @@ from kabpf.engines import bolt, files, storage
 
 SQLITE = "db.sql"  # libpod/sqlite_state.go, since podman 4.8
 BOLT = "libpod/bolt_state.db"  # libpod/boltdb_state.go
-_WAIT_S = 0.1  # while podman writes
+_WAIT_S = 0.05  # while podman writes
 
 
 def lacks(root: Path) -> str | None:
@@ -75,21 +75,35 @@ def _by_sqlite(store: Path, id: str) -> _Configs:
     import sqlite3  # 5 ms, where podman has such a database
 
     os.close(files.opened(store, SQLITE))  # it is a file, and no link leads to it
+    # Read alone: without the journal of a killed podman, which is podman's to play back.
+    place = f"{(store / SQLITE).absolute().as_uri()}?mode=ro"
     try:
-        # Read alone: without the journal of a killed podman, which is podman's to play back.
-        place = f"{(store / SQLITE).absolute().as_uri()}?mode=ro"
-        database = sqlite3.connect(place, uri=True, timeout=_WAIT_S)
+        found = _row(place, id)
+    except sqlite3.OperationalError:  # locked, as a container's removal has it on a busy machine
         try:
-            found = database.execute(
-                "SELECT c.JSON, p.JSON FROM ContainerConfig AS c"
-                " LEFT JOIN PodConfig AS p ON p.ID = c.PodID WHERE c.ID = ?",
-                (id,),
-            ).fetchone()
-        finally:
-            database.close()
+            # Without its lock. The row is older than the start, and what is torn is no JSON.
+            found = _row(f"{place}&immutable=1", id)
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error)) from None
     except sqlite3.Error as error:
         raise OSError(errno.EIO, str(error)) from None
     if not found:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-    config, pod = (each.encode() if isinstance(each, str) else each for each in found)
+    config, pod = (each.encode() if isinstance(each, str) else each or b"" for each in found)
     return files.decoded(config), files.decoded(pod) if pod else {}
+
+
+def _row(place: str, id: str) -> tuple[bytes | str, bytes | str | None] | None:
+    """A container's JSON and its pod's. Raises sqlite3.Error."""
+    import sqlite3
+
+    database = sqlite3.connect(place, uri=True, timeout=_WAIT_S)
+    try:
+        row: tuple[bytes | str, bytes | str | None] | None = database.execute(
+            "SELECT c.JSON, p.JSON FROM ContainerConfig AS c"
+            " LEFT JOIN PodConfig AS p ON p.ID = c.PodID WHERE c.ID = ?",
+            (id,),
+        ).fetchone()
+        return row
+    finally:
+        database.close()

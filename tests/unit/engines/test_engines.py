@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,17 @@ def test_data_root_is_where_docker_s_settings_say(unpacked):
     (root / "etc/docker").mkdir(parents=True)
     (root / "etc/docker/daemon.json").write_text('{"data-root": "/srv/docker"}')
     assert asked(root, path)["name"] == "dock-1"
+
+
+def test_podman_that_writes_keeps_nobody_waiting(unpacked):
+    """A container starts while another one's removal has the database locked."""
+    root = unpacked(case("podman-5.4"))
+    database = sqlite3.connect(root / "var/lib/containers/storage/db.sql")
+    database.execute("BEGIN EXCLUSIVE")
+    try:
+        assert asked(root, expected(case("podman-5.4"))[0]["cgroup"])["name"] == "cfs"
+    finally:
+        database.close()
 
 
 @pytest.mark.parametrize("place", ["etc", "usr/share"])
