@@ -171,7 +171,10 @@ def _reach(here: Here) -> Findings:
     for each in found:
         yield warning(each.text, each.advice)
     resolution = here.resolution
-    has = {each.path: resolution.plan.cgroups[id].policy for id, each in resolution.cgroups.items()}
+    has = {
+        each.path: policy.name if (policy := resolution.plan.cgroups[id].policy) else None
+        for id, each in resolution.cgroups.items()
+    }
     for path, ports in elsewhere.managers(here.sockets).items():
         parent = path.removesuffix("/init.scope")
         inside = {each for at, each in has.items() if at.startswith(f"{parent}/") and at != path}
