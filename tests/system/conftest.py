@@ -82,6 +82,14 @@ def engines(package: Path, suite: str, tmp_path_factory: pytest.TempPathFactory)
     return _with_package([trees.engines(suite)], package, directory)
 
 
+@pytest.fixture(scope="session")
+def monitoring(package: Path, suite: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The layers of a machine with the package and a Prometheus server, which does not run."""
+    machines.remove_stale()
+    directory = tmp_path_factory.mktemp(f"{suite}-monitoring")
+    return _with_package([trees.monitoring(suite)], package, directory)
+
+
 def _with_package(base: list[Path], package: Path, directory: Path) -> list[Path]:
     install = ("apt-get", "--yes", "install", f"/mnt/{package.name}")
     with beside_others():

@@ -45,6 +45,16 @@ WITHOUT_ENGINES = (
     f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
 )
 
+# A Prometheus server. A test starts it.
+MONITORING = (
+    *("libbpf1", "python3", "python3-yaml", "python3-prometheus-client"),
+    *("systemd", "systemd-sysv", "dbus", "procps", "util-linux", "iproute2"),
+    *("prometheus", "prometheus-node-exporter"),
+)
+WITHOUT_PROMETHEUS = (
+    'chroot "$1" systemctl --quiet disable prometheus.service prometheus-node-exporter.service',
+)
+
 # Other people's tests; Go's are compiled once. Debian ships none of Node's and of Java's.
 SUITES_OF_OTHERS = (
     *("libbpf1", "python3", "python3-yaml", "golang-go", "golang-src"),
@@ -69,6 +79,11 @@ def base(suite: str) -> Path:
 def engines(suite: str) -> Path:
     """The tree of a suite with container engines."""
     return _tree(suite, (*ENGINES, *COMMAND_OF_DOCKER[suite]), WITHOUT_ENGINES)
+
+
+def monitoring(suite: str) -> Path:
+    """The tree of a suite with a Prometheus server."""
+    return _tree(suite, MONITORING, WITHOUT_PROMETHEUS)
 
 
 def others(suite: str) -> Path:
