@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from kabpf.runtime.locks import RUN
 
-NAME = "containers.sock"
+NAME = "containers.socket"
 LINE_MAX = 16 * 1024  # bytes; a path has up to 4,096
 CONNECTIONS_MAX = 256  # at once: of more the oldest one is closed
 QUEUE_MAX = 256  # connections that wait to be accepted

@@ -15,7 +15,7 @@ import pytest
 import shared
 from harness import BIN, PATIENCE, UNTOUCHED, options_of_new, path_of, wait_until
 
-SOCKET = Path("/run/kabpf/containers.sock")
+SOCKET = Path("/run/kabpf/containers.socket")
 CONFIGS = Path("/var/lib/docker")
 BUNDLES = Path("/run/docker")
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}

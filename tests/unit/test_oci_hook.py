@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kabpf.daemon import container_requests
+
 SOURCE = Path(__file__).parents[2]
 STATE = {"ociVersion": "1.0.2", "id": "0123", "status": "creating", "bundle": "/run/b"}
 # The hook's 0.2 s, and what a busy machine adds.
@@ -220,6 +222,5 @@ def test_package_has_what_the_settings_name():
     assert f"debian/docs/{name} {directory.lstrip('/')}\n" in installed
     assert "oci/kabpf.json usr/share/containers/oci/hooks.d\n" in installed
     assert settings["stages"] == ["createRuntime"] and "timeout" not in settings["hook"]
-    assert re.search(r'SOCKET "(.*)"', (SOURCE / "oci/hook.c").read_text())[1] == (
-        "/run/kabpf/containers.socket"
-    )
+    asked = re.search(r'SOCKET "(.*)"', (SOURCE / "oci/hook.c").read_text())[1]
+    assert asked == str(container_requests.RUN / container_requests.NAME)
