@@ -15,6 +15,7 @@ from kabpf import output, tables
 from kabpf.apply import transient
 from kabpf.commands.sockets import where
 from kabpf.containers.facts import Container
+from kabpf.containers.names import of_user
 from kabpf.doctor import elsewhere
 from kabpf.doctor.elsewhere import Elsewhere
 from kabpf.errors import RefusedError, UnsupportedError
@@ -61,6 +62,7 @@ def explain(arguments: argparse.Namespace) -> int:
     }
     text = [line for each in reasons for line in lines(each, active.get(each.cgroup.id))]
     found = _elsewhere(arguments.what, policies, reasons, tree)
+    found += elsewhere.of_users(_beyond_containers(reasons))
     result["elsewhere"] = [
         {"unit": each.unit, "found": each.text, "fix": each.advice} for each in found
     ]
@@ -95,6 +97,15 @@ def _elsewhere(
     ports = elsewhere.managers(_sockets(tree))
     paths = dict.fromkeys(path for path in managers if path in ports)
     return [*found_units, *(elsewhere.of_manager(path, ports[path]) for path in paths)]
+
+
+def _beyond_containers(reasons: Iterable[Reason]) -> Iterator[str]:
+    """The cgroups that no policy reaches which selects what is below a user's manager."""
+    for each in reasons:
+        container = of_user(each.cgroup.path)
+        manager = f"{container.manager}/" if container else ""
+        if each.policy is None or not f"{each.decided_at}/".startswith(manager):
+            yield each.cgroup.path
 
 
 def _sockets(tree: CgroupTree) -> list[sockets.Socket]:
@@ -224,11 +235,12 @@ def _cgroups(what: str, tree: CgroupTree) -> list[Cgroup]:
         return [tree.find(cgroups.path_of_process(what))]
     if "/" in what:
         return [names.find(tree, what)]
-    names.require_unit(what, tree)
-    raise RefusedError(
-        f"no cgroup is named {what}",
-        hint="expected a running unit or container, a cgroup path or a PID",
-    )
+    hint = "expected a running unit or container, a cgroup path or a PID"
+    if not sockets.UNIT.fullmatch(what) and any(of_user(each.path) for each in present):
+        hint += "; kabpf does not know the names of users' containers"
+    else:
+        names.require_unit(what, tree)
+    raise RefusedError(f"no cgroup is named {what}", hint=hint)
 
 
 def _active(tree: CgroupTree, reasons: list[Reason]) -> dict[int, bool]:

@@ -28,6 +28,8 @@ _NAMES = (
     ("crio", re.compile(rf"crio-{_ID}(?:\.scope)?")),
 )
 _BARE = re.compile(_ID)
+# Of users' managers: systemd makes these cgroups, and users what is below.
+_OF_USER = re.compile(r"(/user\.slice/user-[0-9]+\.slice/user@([0-9]+)\.service)/.+")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,16 @@ class Identity:
 
     engine_hint: str | None  # one of facts.ENGINES; None where the path does not tell
     id: str
+
+
+@dataclass(frozen=True)
+class OfUser:
+    """A container of a user that a path claims to be of or in."""
+
+    user: int  # the user's id
+    manager: str  # the path of their manager's cgroup
+    path: str  # of the container's own cgroup
+    identity: Identity
 
 
 def identify(path: str) -> Identity | None:
@@ -61,3 +73,13 @@ def enclosing(path: str) -> tuple[str, Identity] | None:
             return path, identity
         path = path.rpartition("/")[0]
     return None
+
+
+def of_user(path: str) -> OfUser | None:
+    """The innermost container of a user that a cgroup is or is inside of. Its engine keeps its
+    files in the user's home."""
+    match = _OF_USER.fullmatch(path)
+    found = enclosing(path) if match else None
+    if match is None or found is None:
+        return None
+    return OfUser(int(match[2]), match[1], *found)

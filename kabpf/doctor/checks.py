@@ -194,6 +194,7 @@ def _containers(here: Here) -> Findings:
         Engines().found(),
         selects_containers=any(policy.is_of_containers for policy in here.policies),
         helpers=containers.helpers(),
+        present=(cgroup.path for cgroup in here.resolution.present.values()),
         covered={cgroup.path for cgroup, _ in output.covered(here.resolution)},
     )
 

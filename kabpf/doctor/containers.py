@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kabpf import proc
+from kabpf.doctor import elsewhere
 from kabpf.doctor.findings import Findings, listed, note, ok, warning
 from kabpf.engines.engines import Found
 from kabpf.errors import RefusedError
@@ -36,11 +37,13 @@ def check(
     *,
     selects_containers: bool,
     helpers: Iterable[Helper],
+    present: Iterable[str],
     covered: Collection[str],
     hooks: Iterable[Path] = HOOKS,
 ) -> Findings:
-    """What is odd: engines that can't be read or have no hook, and helpers in cgroups that are not
-    among those `covered`. Without a policy that selects containers no engine has to be read."""
+    """What is odd: engines that can't be read or have no hook; helpers, and containers of users, in
+    cgroups that are `present` and not among those `covered`. Without a policy that selects
+    containers no engine has to be read."""
     for engine in engines:
         if engine.lacks and selects_containers:
             yield warning(f"containers of {engine.engine} are not known: {engine.lacks}", _PAGE)
@@ -58,6 +61,9 @@ def check(
                 f" covers its cgroup {helper.cgroup}",
                 f"kabpfctl explain {helper.process}",
             )
+    if selects_containers:
+        for found in elsewhere.of_users(path for path in present if path not in covered):
+            yield note(found.text, found.advice)
     names = [each.engine for each in engines]
     yield ok(f"engines: {listed(names)}" if names else "no container engine is here")
 

@@ -1,7 +1,8 @@
 """Units whose policy does not reach their sockets, because these are in other cgroups.
 
 PAM moves processes into the scope of a session, engines run containers in cgroups of their own, and
-a manager without BPF makes the listeners of its socket units in its own cgroup.
+a manager without BPF makes the listeners of its socket units in its own cgroup. And containers of
+users, which no selector of containers names.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kabpf import proc
+from kabpf.containers.names import OfUser, of_user
 from kabpf.doctor.findings import Finding, Findings, note, warning
 from kabpf.doctor.units import properties
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree, path_of_process
-from kabpf.observe import held
+from kabpf.observe import containers, held
 from kabpf.observe.sockets import Socket, units
+from kabpf.output import count
 from kabpf.plan.state import Cgroup
 from kabpf.policy.model import Policy
 from kabpf.systemd import scopes, unit_files
@@ -32,6 +35,8 @@ _ACTIVE = ("active", "activating", "reloading")
 _SESSION = re.compile(r"/user\.slice/(user-[0-9]+\.slice)/session-[^/]+\.scope(/.*)?")
 _ARGUMENTS = re.compile(r" argv\[\]=(.*?) ; ignore_errors=", re.DOTALL)
 _USERS = re.compile(r"/user@[0-9]+\.service$")
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")  # without globs
+_PLAIN = re.compile(r"[A-Za-z0-9:_.@/-]*")
 _ENGINES = ("docker", "podman", "nerdctl", "ctr")
 
 
@@ -172,6 +177,42 @@ def of_manager(path: str, ports: list[int]) -> Elsewhere:
         " such a unit does not reach what they accept"
     )
     return Elsewhere(path, 0, text, f"select cgroup: {path}")
+
+
+def of_users(paths: Iterable[str]) -> list[Elsewhere]:
+    """Of users' containers that these cgroups are of or in, one for each user: why no selector of
+    containers names them, and which one does."""
+    by_user: defaultdict[tuple[int, str], dict[str, OfUser]] = defaultdict(dict)
+    for path in paths:
+        if (found := of_user(path)) and not containers.of(path):
+            by_user[found.user, found.manager][found.path] = found
+    return [_of_user(user, manager, own) for (user, manager), own in sorted(by_user.items())]
+
+
+def _of_user(user: int, manager: str, found: Mapping[str, OfUser]) -> Elsewhere:
+    first, *more = sorted(found)
+    others = f" and {count(len(more), 'more container')}" if more else ""
+    are = "are containers" if more else "is a container"
+    text = (
+        f"{first}{others} {are} of user {user}, whose engine's store is in the user's home, which"
+        " kabpf does not read: container: and pod: selectors do not name"
+        f" {'them' if more else 'it'}"
+    )
+    selectors = {_selector_of(each) for each in found.values()}
+    selector = selectors.pop() if len(selectors) == 1 else f"cgroup: {manager}/**"
+    return Elsewhere(first, 0, text, f"select {selector}")
+
+
+def _selector_of(container: OfUser) -> str:
+    """One that names a user's container: by the unit that it is in, as with quadlet, or else with
+    the others beside it. Users choose the names below their managers."""
+    above, _, name = container.path.rpartition("/")
+    unit = above.rpartition("/")[2]
+    if len(above) > len(container.manager) and _UNIT.fullmatch(unit):
+        return f"user_unit: {unit}"
+    if _PLAIN.fullmatch(above):
+        return f"cgroup: {above}/{name.replace(container.identity.id, '*')}"
+    return f"cgroup: {container.manager}/**"
 
 
 def foreign_listeners(

@@ -10,6 +10,9 @@ from plans import container
 
 from kabpf.commands import explain
 from kabpf.commands.explain import Reason
+from kabpf.doctor import elsewhere
+from kabpf.errors import RefusedError
+from kabpf.kernel.cgroups import CgroupTree
 from kabpf.observe import containers
 from kabpf.plan.state import Cgroup
 from kabpf.policy import files, parser
@@ -164,3 +167,44 @@ def test_container_selector_that_decides_is_named(
     ]
     assert text[4].startswith(f'  because container {{name: "web-*"}} ({tmp_path}/policy.yaml:4)')
     containers._known.cache_clear()
+
+
+USER_7 = "/user.slice/user-7.slice/user@7.service"
+OF_USER = f"{USER_7}/user.slice/libpod-{'a' * 64}.scope"
+
+
+@pytest.mark.parametrize(
+    ("select", "is_told"),
+    [
+        ("container: {name: web}", True),
+        ("unit: user-7.slice", True),
+        ("user_unit: libpod-*.scope", False),
+        (f"cgroup: {USER_7}/**", False),
+    ],
+)
+def test_container_of_a_user_is_told_unless_its_policy_is_for_the_users_manager(
+    select: str, is_told: bool
+) -> None:
+    """A policy of a slice above may be inherited where a container's was meant."""
+    text = f"{{select: [{{{select}}}], keepalive: on}}"
+    found = parser.combine([parser.parse(text.encode(), "/p.yaml")])
+    below = explain._beyond_containers([reason(found, f"{OF_USER}/container")])
+    assert len(elsewhere.of_users(below)) == is_told
+
+
+@pytest.mark.parametrize(
+    ("name", "is_told"), [("web", True), ("web*", True), ("no-such-one.service", False)]
+)
+def test_names_of_users_containers_are_said_to_be_unknown(
+    name: str, is_told: bool, tmp_path: Path
+) -> None:
+    """Where there are such containers, and what is asked for is no unit."""
+    (tmp_path / OF_USER[1:]).mkdir(parents=True)
+    told = "kabpf does not know the names of users' containers"
+    with pytest.raises(RefusedError) as error:
+        explain._cgroups(name, CgroupTree(tmp_path))
+    assert (told in str(error.value)) is is_told
+    (tmp_path / OF_USER[1:]).rmdir()
+    with pytest.raises(RefusedError) as error:
+        explain._cgroups(name, CgroupTree(tmp_path))
+    assert told not in str(error.value)

@@ -72,3 +72,39 @@ def test_cgroup_inside_a_container_has_the_innermost_one():
     assert names.enclosing(f"{outer}/init.scope") == (outer, Identity("docker", OTHER))
     assert names.enclosing("/system.slice/nginx.service") is None
     assert names.enclosing("/") is None
+
+
+MANAGER = "/user.slice/user-7.slice/user@7.service"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        f"{MANAGER}/user.slice/libpod-{ID}.scope",
+        f"{MANAGER}/app.slice/db.service/libpod-payload-{ID}",
+        f"{MANAGER}/user.slice/docker-{ID}.scope",
+    ],
+)
+def test_container_of_a_user_is_below_their_manager(own: str) -> None:
+    """So is what is in it."""
+    for path in (own, f"{own}/container"):
+        found = names.of_user(path)
+        assert found and (found.user, found.manager, found.path) == (7, MANAGER, own)
+        assert found.identity.id == ID
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/machine.slice/libpod-{ID}.scope",
+        f"/a{MANAGER}/user.slice/libpod-{ID}.scope",
+        f"/machine.slice/libpod-{ID}.scope{MANAGER}/user.slice",
+        f"{MANAGER}/app.slice/db.service",
+        f"{MANAGER}/user.slice/libpod-conmon-{ID}.scope",
+        f"/user.slice/user-x.slice/user@x.service/libpod-{ID}.scope",
+        f"/user.slice/user-7.slice/session-3.scope/libpod-{ID}.scope",
+    ],
+)
+def test_other_cgroup_is_no_container_of_a_user(path: str) -> None:
+    """Nor is one in a container that has users of its own."""
+    assert names.of_user(path) is None

@@ -18,12 +18,18 @@ def check(
     *engines: Found,
     selects: bool = True,
     helpers: tuple[Helper, ...] = (),
+    present: tuple[str, ...] = (),
     covered: tuple[str, ...] = (),
     hooks: tuple[Path, ...] = (Path("/dev/null"),),
 ) -> list[Finding]:
     return list(
         containers.check(
-            engines, selects_containers=selects, helpers=helpers, covered=covered, hooks=hooks
+            engines,
+            selects_containers=selects,
+            helpers=helpers,
+            present=present,
+            covered=covered,
+            hooks=hooks,
         )
     )
 
@@ -63,6 +69,21 @@ def test_helper_that_no_policy_covers_is_said() -> None:
         "kabpfctl explain 7",
     )
     assert len(check(PODMAN, helpers=(HELPER,), covered=(HELPER.cgroup,))) == 1
+
+
+def test_container_of_a_user_that_no_policy_covers_is_said() -> None:
+    """Where a policy selects containers, as that does not name it; with what does."""
+    manager = "/user.slice/user-7.slice/user@7.service"
+    scope = f"{manager}/user.slice/libpod-{'a' * 64}.scope"
+    first, _ = check(PODMAN, present=("/", scope))
+    assert first == Finding(
+        Grade.NOTE,
+        f"{scope} is a container of user 7, whose engine's store is in the user's home, which"
+        " kabpf does not read: container: and pod: selectors do not name it",
+        f"select cgroup: {manager}/user.slice/libpod-*.scope",
+    )
+    assert len(check(PODMAN, present=(scope,), selects=False)) == 1
+    assert len(check(PODMAN, present=(scope,), covered=(scope,))) == 1
 
 
 def test_helpers_are_known_by_their_names(tmp_path: Path) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kabpf.commands import explain
 from kabpf.doctor import elsewhere
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
+from kabpf.observe import containers
+from kabpf.plan.state import Cgroup
+from kabpf.policy import parser
 
 OWN = "/system.slice/app.service"
 SESSION = "/user.slice/user-1001.slice/session-c3.scope"
@@ -155,3 +159,61 @@ def test_systemd_of_a_container_is_found(
     tree = CgroupTree(tmp_path)
     assert next(elsewhere.managers_above(path, tree), "") == manager
     assert elsewhere.container(path, tree) == container
+
+
+USER_7 = "/user.slice/user-7.slice/user@7.service"
+
+
+def of_users(*below: str) -> list[tuple[str, str]]:
+    """What is said, and advised, of containers below a user's manager."""
+    found = elsewhere.of_users(f"{USER_7}/{each}" for each in below)
+    return [(each.text, each.advice) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("below", "selector"),
+    [
+        ("user.slice/libpod-{}.scope", f"cgroup: {USER_7}/user.slice/libpod-*.scope"),
+        ("user.slice/docker-{}.scope", f"cgroup: {USER_7}/user.slice/docker-*.scope"),
+        ("libpod-{}", f"cgroup: {USER_7}/libpod-*"),
+        ("app.slice/db.service/libpod-payload-{}", "user_unit: db.service"),
+        ("app.slice/a\\x2db@1.service/libpod-payload-{}", r"user_unit: a\x2db@1.service"),
+        ("a*b/libpod-{}.scope", f"cgroup: {USER_7}/**"),
+        ("app.slice/*.service/libpod-payload-{}", f"cgroup: {USER_7}/**"),
+        ("app.slice/a b.service/libpod-payload-{}", f"cgroup: {USER_7}/**"),
+    ],
+)
+def test_container_of_a_user_is_told_with_the_selector_that_names_it(
+    below: str, selector: str
+) -> None:
+    """And no name that a user makes up selects more; where a policy has that, it is theirs."""
+    path = below.format("a" * 64)
+    ((text, advice),) = of_users(path, f"{path}/container")
+    assert text == (
+        f"{USER_7}/{path} is a container of user 7, whose engine's store is in the user's home,"
+        " which kabpf does not read: container: and pod: selectors do not name it"
+    )
+    assert advice == f"select {selector}"
+    kind, _, glob = selector.partition(": ")
+    policy = parser.combine(
+        [parser.parse(f"{{select: [{{{kind}: '{glob}'}}], keepalive: on}}".encode(), "/p.yaml")]
+    )
+    (found,) = explain.decided(policy, [Cgroup(2, 1, f"{USER_7}/{path}")])
+    assert found.policy is policy[0]
+
+
+def test_containers_of_a_user_are_told_once() -> None:
+    """However many there are; with one selector for all of them."""
+    scopes = [f"user.slice/libpod-{digit * 64}.scope" for digit in "abc"]
+    ((text, advice),) = of_users(*scopes)
+    assert text.startswith(f"{USER_7}/{scopes[0]} and 2 more containers are containers of user 7,")
+    assert text.endswith(" selectors do not name them")
+    assert advice == f"select cgroup: {USER_7}/user.slice/libpod-*.scope"
+    ((_, advice),) = of_users(*scopes, f"app.slice/db.service/libpod-payload-{'d' * 64}")
+    assert advice == f"select cgroup: {USER_7}/**"
+
+
+def test_container_that_an_engine_knows_is_no_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's engine may have started it below a user's manager."""
+    monkeypatch.setattr(containers, "of", lambda path: object())
+    assert of_users(f"user.slice/libpod-{'a' * 64}.scope") == []
