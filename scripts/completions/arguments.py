@@ -15,16 +15,18 @@ from kabpf.policy.presets import presets
 
 # What a value may be; where it is one of some words, the parser or WORDS has them.
 DIRECTORIES, FILES, UNITS, POLICIES = "directories", "files", "units", "policies"
+CONTAINERS = "containers"  # that have sockets
 COMMAND = "command"  # of another program, with its arguments
 
 # By argparse's names of options and arguments.
 KINDS_OF_VALUES: dict[str, tuple[str, ...]] = {
     "cgroup": (DIRECTORIES,),
+    "container": (CONTAINERS,),
     "files": (FILES,),
     "name": (POLICIES, UNITS),
     "policy": (POLICIES,),
     "unit": (UNITS,),
-    "what": (UNITS, DIRECTORIES),
+    "what": (UNITS, CONTAINERS, DIRECTORIES),
     "words": (COMMAND,),
 }
 WORDS: dict[str, tuple[str, ...]] = {
@@ -43,6 +45,12 @@ UNITS_COMMAND = (
 POLICIES_COMMAND = (
     "command kabpfctl check --json 2>/dev/null"
     r""" | sed -n '/"policies": \[$/,/\]/s/^ *"\([^"\\]*\)",*$/\1/p'"""
+)
+# Names of containers and of their pods, without those that a shell would take apart: an engine may
+# have any. Root alone is told.
+CONTAINERS_COMMAND = (
+    "command kabpfctl sockets --json 2>/dev/null | sed -n"
+    r""" '/"container": {$/,/}/s/^ *"name": "\([A-Za-z0-9_.][A-Za-z0-9_.-]*\)",*$/\1/p' | sort -u"""
 )
 
 
@@ -127,7 +135,12 @@ def single_quoted(text: str) -> str:
 def filled(template: str, program: str, **parts: str) -> str:
     """Not str.format(): shells have braces of their own."""
     # Parts have those parts themselves that come last.
-    parts |= {"units": UNITS_COMMAND, "policies": POLICIES_COMMAND, "program": program}
+    parts |= {
+        "units": UNITS_COMMAND,
+        "policies": POLICIES_COMMAND,
+        "containers": CONTAINERS_COMMAND,
+        "program": program,
+    }
     for name, part in parts.items():
         template = template.replace(f"{{{name}}}", part)
     return template

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from completions.arguments import (
     COMMAND,
+    CONTAINERS,
     DIRECTORIES,
     FILES,
     POLICIES,
@@ -76,6 +77,10 @@ __{program}_units() {
 """,
     POLICIES: """\
 __{program}_policies() { __{program}_match < <({policies}); }
+
+""",
+    CONTAINERS: """\
+__{program}_containers() { __{program}_match < <({containers}); }
 
 """,
     COMMAND: """\

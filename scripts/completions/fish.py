@@ -6,6 +6,7 @@ import argparse
 
 from completions.arguments import (
     COMMAND,
+    CONTAINERS,
     DIRECTORIES,
     FILES,
     POLICIES,
@@ -45,6 +46,12 @@ end
     POLICIES: """\
 function __{program}_policies
     {policies}
+end
+
+""",
+    CONTAINERS: """\
+function __{program}_containers
+    {containers}
 end
 
 """,

@@ -6,6 +6,7 @@ import argparse
 
 from completions.arguments import (
     COMMAND,
+    CONTAINERS,
     DIRECTORIES,
     FILES,
     POLICIES,
@@ -44,6 +45,14 @@ __{program}_policies() {
 	local -a policies
 	policies=(${(f)"$({policies})"})
 	compadd "$@" -a policies
+}
+
+""",
+    CONTAINERS: """\
+__{program}_containers() {
+	local -a containers
+	containers=(${(f)"$({containers})"})
+	compadd "$@" -a containers
 }
 
 """,

@@ -50,6 +50,15 @@ VALUES = [
     ("kabpfctl run --off cat /etc/os-rel", {"/etc/os-release"}),
     ("kabpfctl status /etc/os-rel", set()),
 ]
+# Of a machine with a container that is web-test in the pod pod-test, and has sockets.
+VALUES_OF_CONTAINERS = [
+    ("kabpfctl explain web-te", {"web-test"}),
+    ("kabpfctl explain pod-te", {"pod-test"}),
+    ("kabpfctl sockets --container web-te", {"web-test"}),
+    ("kabpfctl sockets --container ", {"web-test", "pod-test"}),
+    ("kabpfctl monitor --container pod-te", {"pod-test"}),
+    ("kabpfctl monitor --json --container=web-te", {"web-test"}),
+]
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -75,12 +84,13 @@ def words() -> list[tuple[str, str]]:
         # One option alone has a short form beside it, which a hyphen may mean as well.
         typed += [(f"{line} {max(start, '--')}", word) for start, word in found]
     # A value after = is one word with its option in zsh, and of its own in the other shells.
-    return typed + [
-        (line, word) for line, (word, *more) in VALUES_OF_ONE if not more and "=" not in line
-    ]
+    return typed + values(VALUES)
 
 
-VALUES_OF_ONE = [(line, [*values]) for line, values in VALUES if values]
+def values(offered: Iterable[tuple[str, set[str]]]) -> list[tuple[str, str]]:
+    """What is typed of these, and the one word that it becomes."""
+    lists = [(line, [*words]) for line, words in offered]
+    return [(line, words[0]) for line, words in lists if len(words) == 1 and "=" not in line]
 
 
 def _shortest(word: str, among: Iterable[str]) -> tuple[str, str]:

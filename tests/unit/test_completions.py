@@ -13,16 +13,36 @@ from pathlib import Path
 import pytest
 import shells
 
+CONTAINER = {"engine": "crio", "id": "0" * 64, "name": "web-test", "image": "registry.example/web"}
+POD = {"namespace": "shop", "name": "pod-test", "uid": "1"}
 # What the shells ask for values; kabpfctl also says its arguments at a terminal, as a function.
 ANSWERS = {
     "systemctl": "kabpf-test.service loaded active running A unit\nother.service loaded",
-    "kabpfctl": json.dumps([{"policies": ["kabpf-test-policy", "other"]}], indent=2),
+    "kabpfctl": json.dumps(
+        [
+            {"policies": ["kabpf-test-policy", "other"]},
+            {
+                "sockets": [
+                    {"container": None, "name": "web-test-not"},
+                    {"container": CONTAINER | {"pod": POD}, "name": "web-test-not"},
+                    {"container": CONTAINER | {"pod": None}},
+                    # Names that would be commands on the line.
+                    *({"container": {"name": name}} for name in ("$(a)", "a b", "-a", "a;b", "")),
+                ]
+            },
+        ],
+        indent=2,
+    ),
 }
+
+
+OFFERED = [*shells.lists(), *shells.VALUES, *shells.VALUES_OF_CONTAINERS]
+WORDS = [*shells.words(), *shells.values(shells.VALUES_OF_CONTAINERS)]
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """PATH of a machine with a unit and a policy."""
+    """PATH of a machine with a unit, a policy and a container."""
     directory = tmp_path_factory.mktemp("bin")
     for name, answer in ANSWERS.items():
         (directory / name).write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")
@@ -30,7 +50,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{directory}:{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize(("typed", "expected"), [*shells.lists(), *shells.VALUES])
+@pytest.mark.parametrize(("typed", "expected"), OFFERED)
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_shell_offers(
     built: Path, asked: str, tmp_path: Path, shell: str, typed: str, expected: set[str]
@@ -67,8 +87,8 @@ def terminal(built: Path, asked: str, request: pytest.FixtureRequest) -> Iterato
 
 def test_shell_completes_at_a_terminal(terminal: shells.Terminal) -> None:
     """The tabulator key completes each command, each option and each value."""
-    found = [(typed, terminal.completed(typed)) for typed, _ in shells.words()]
-    assert found == shells.words()
+    found = [(typed, terminal.completed(typed)) for typed, _ in WORDS]
+    assert found == WORDS
 
 
 def _require(shell: str) -> None:
