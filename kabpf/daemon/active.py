@@ -113,7 +113,10 @@ class ActivePolicies:
     def is_any_over(self, endings: Iterable[Ending] | None = None) -> bool:
         """Whether there is something for `look_again` to take back, of these or of all that ends
         with a cgroup."""
-        among = transient.standing().values() if endings is None else endings
+        try:
+            among = transient.standing().values() if endings is None else endings
+        except PolicyError:  # of a directory, which the next look at the files says
+            return False
         return any(transient.is_over(each, self._tree) for each in among)
 
     def look_for_waiting_files(self) -> None:
@@ -174,22 +177,33 @@ class ActivePolicies:
         with self._locked():
             if is_outdated():
                 return
-            born = self.dataplane.take_births()
-            if self.containers:
-                born = [*dict.fromkeys((*born, *self.containers.births()))]
-            lost = self.dataplane.has_lost_births()
-            last, self._last = self._last, None
-            containers = self.containers.containers() if self.containers else None
-            owed = None
-            if last and not lost and len(last.cgroups) <= BORN_MAX:
-                owed = births.resolve(born, last, self.dataplane.loaded, containers)
-            if owed is None:
-                self._reconcile(self.files.good, born)
-                return
-            if self.containers and containers:
-                self.containers.looked(born, containers.unknown)
-            births.update(owed, self.dataplane.loaded)
-            self._last = last
+            try:
+                owed = self._resolve(self.files.good)
+            except KabpfError as error:
+                if self.containers:  # or else they would be due again at once, and for ever
+                    self.containers.refuse(str(error))
+                raise
+            if owed:
+                births.update(owed, self.dataplane.loaded)
+
+    def _resolve(self, good: Snapshot) -> births.Owed | None:
+        assert self.dataplane.loaded
+        born = self.dataplane.take_births()
+        if self.containers:
+            born = [*dict.fromkeys((*born, *self.containers.births()))]
+        lost = self.dataplane.has_lost_births()
+        last, self._last = self._last, None
+        containers = self.containers.containers() if self.containers else None
+        owed = None
+        if last and not lost and len(last.cgroups) <= BORN_MAX:
+            owed = births.resolve(born, last, self.dataplane.loaded, containers)
+        if owed is None:
+            self._reconcile(good, born)
+            return None
+        self._last = last  # has all that is written, whatever becomes of open sockets
+        if self.containers and containers:
+            self.containers.looked(born, containers.unknown)
+        return owed
 
     @property
     def due(self) -> Iterable[float | None]:

@@ -133,5 +133,7 @@ def _cgroup(line: bytes) -> str:
         return ""
     path = request.get("cgroup") if isinstance(request, dict) else None
     if isinstance(path, str) and path.startswith("/") and "\0" not in path:
-        return path
+        with contextlib.suppress(UnicodeEncodeError):  # half a surrogate pair, as JSON may have it
+            os.fsencode(path)
+            return path
     return ""

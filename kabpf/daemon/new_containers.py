@@ -64,7 +64,10 @@ class NewContainers:
         self._asked.clear()
 
     def refuse(self, why: str) -> None:
-        """Tell who waits that the cgroups were not looked at."""
+        """Tell who waits that the cgroups were not looked at. For those that no engine knew it was
+        a look, and they do not wait for ever."""
+        due = self._late.take()
+        self._late.looked(due, {born.id for born in due})
         for request, _ in self._asked:
             self._requests.answer(request, why)
         self._asked.clear()
