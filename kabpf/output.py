@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kabpf import tables
 from kabpf.policy.model import ON_SOCKETS, OPTIONS, Direction, Options, Policy, Range
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from kabpf.apply.reconcile import Resolution
     from kabpf.kernel.dataplane import Counters
     from kabpf.plan.state import Cgroup, PolicyRecord
+
+Item = TypeVar("Item")
 
 UNKNOWN = "?"  # in a cell; - is not set
 
@@ -36,6 +39,8 @@ COUNTER_HEADS = (
 # Of all JSON that is printed (schema/output/). It rises when a key goes or changes its meaning; new
 # keys do not raise it.
 JSON_VERSION = 1
+TOKENS = 1024  # that are written together; with a cgroup of 4 KiB in every 60 it is some 70 KiB
+LINES = 100  # of a table
 
 
 def answer(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> int:
@@ -49,8 +54,10 @@ def answer(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> 
 
 def print_json(result: dict[str, Any]) -> None:
     """Print a result as JSON, with the version of its keys."""
-    # Piece by piece: strangers' paths may be long, and many.
-    for piece in json.JSONEncoder(indent=2).iterencode({"version": JSON_VERSION, **result}):
+    tokens = json.JSONEncoder(indent=2).iterencode({"version": JSON_VERSION, **result})
+    # Not all at once: strangers' paths may be long, and many. Nor one by one, as a write takes
+    # longer than a token.
+    while piece := "".join(itertools.islice(tokens, TOKENS)):
         print(piece, end="")
     print()
 
@@ -80,15 +87,25 @@ def shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def print_table(
-    columns: Sequence[Column], rows: Sequence[tuple[str, ...]], *, is_wide: bool = False
-) -> None:
+class Made(Iterable[Item]):
+    """What is made anew each time that somebody goes through it, and so takes no room."""
+
+    def __init__(self, make: Callable[[], Iterator[Item]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._make()
+
+
+def print_table(columns: Sequence[Column], rows: tables.Rows, *, is_wide: bool = False) -> None:
     """Print a table: at most as wide as the terminal; in a pipe, or if it `is_wide`, as wide as it
-    has to be."""
-    print(tables.table(columns, _shown(rows)) if is_wide else fitted(columns, rows), end="")
+    has to be. It goes through the rows more than once."""
+    lines = tables.lines(columns, _shown(rows), None if is_wide else room())
+    while piece := "".join(itertools.islice(lines, LINES)):
+        print(encodable(piece), end="")
 
 
-def fitted(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
+def fitted(columns: Sequence[Column], rows: tables.Rows) -> str:
     """A table that fits standard output."""
     return encodable(tables.table(columns, _shown(rows), room()))
 
@@ -102,7 +119,7 @@ def encodable(text: str) -> str:
     return text
 
 
-def print_blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> None:
+def print_blocks(columns: Sequence[Column], rows: tables.Rows) -> None:
     """Print rows as blocks, with a line for each cell; on a terminal folded."""
     print(tables.blocks(columns, _shown(rows), room()), end="")
 
@@ -142,8 +159,8 @@ def room() -> int | None:
     return max(shutil.get_terminal_size().columns, tables.NARROWEST)
 
 
-def _shown(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    return [tuple(map(shown, row)) for row in rows]
+def _shown(rows: tables.Rows) -> tables.Rows:
+    return Made(lambda: (tuple(map(shown, row)) for row in rows))
 
 
 def count(number: int, one: str, many: str = "") -> str:

@@ -7,11 +7,13 @@ with a line for each column, and nothing is cut. So every column has its content
 
 from __future__ import annotations
 
+import itertools
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+Rows = Iterable[Sequence[str]]  # gone through more than once, so that none need be kept
 
 GAP = "  "
 ELLIPSIS = "…"
@@ -47,33 +49,33 @@ def columns(*heads: str) -> tuple[Column, ...]:
     )
 
 
-def table(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None = None
-) -> str:
+def table(columns: Sequence[Column], rows: Rows, width: int | None = None) -> str:
+    """`lines` as one text."""
+    return "".join(lines(columns, rows, width))
+
+
+def lines(columns: Sequence[Column], rows: Rows, width: int | None = None) -> Iterator[str]:
     """Lines with a head over each column, at most `width` columns of the terminal wide; None is
     any width. Of a text that is too long to read, the middle is left out in any case."""
-    rows = [[shortened(cell) for cell in row] for row in rows]
-    if width is None:
-        return _lines(columns, rows, _natural(columns, rows))
-    widths = _fitted(columns, rows, width)
-    return _lines(columns, rows, widths) if widths else blocks(columns, rows, width)
+    measured = _measured(columns, rows)
+    widths = measured.natural if width is None else _fitted(columns, measured, width)
+    return _lines(columns, rows, widths) if widths else _blocks(columns, _short(rows), width)
 
 
-def blocks(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None = None
-) -> str:
+def blocks(columns: Sequence[Column], rows: Rows, width: int | None = None) -> str:
     """A block of lines for each row: a head and its cell in each, folded to `width`."""
+    return "".join(_blocks(columns, rows, width))
+
+
+def _blocks(columns: Sequence[Column], rows: Rows, width: int | None) -> Iterator[str]:
     head_width = max(text_width(column.head) for column in columns)
     room = sys.maxsize if width is None else width - head_width - len(GAP)
-    return "\n".join(
-        "".join(
-            _padded("" if number else column.head, head_width) + GAP + line + "\n"
-            for column, cell in zip(columns, row, strict=True)
-            for number, line in enumerate(folded(cell, room))
-            if cell
-        )
-        for row in rows
-    )
+    for place, row in enumerate(rows):
+        if place:
+            yield "\n"
+        for column, cell in zip(columns, row, strict=True):
+            for number, line in enumerate(folded(cell, room) if cell else ()):
+                yield _padded("" if number else column.head, head_width) + GAP + line + "\n"
 
 
 def shortened(text: str) -> str:
@@ -86,6 +88,8 @@ def cut(text: str, width: int) -> str:
     if text_width(text) <= width:
         return text
     room = width - text_width(ELLIPSIS)
+    if text.isascii():
+        return text[: (room + 1) // 2] + ELLIPSIS + text[len(text) - room // 2 :]
     start, end = "", ""
     for before, after in zip(text, reversed(text), strict=True):
         room -= text_width(before)
@@ -101,7 +105,9 @@ def cut(text: str, width: int) -> str:
 
 def text_width(text: str) -> int:
     """How many columns of a terminal a text takes."""
-    return len(text) if text.isascii() else sum(map(_character_width, text))
+    if text.isascii() or text.replace(ELLIPSIS, "").isascii():
+        return len(text)
+    return sum(map(_character_width, text))
 
 
 def _character_width(character: str) -> int:
@@ -110,24 +116,33 @@ def _character_width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _natural(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
-    return [
-        max(text_width(column.head), *(text_width(row[place]) for row in rows), 0)
-        for place, column in enumerate(columns)
-    ]
+class _Measured(NamedTuple):
+    """How wide columns have to be, and the longest word of each that is folded, by its place."""
+
+    natural: list[int]
+    words: dict[int, int]
 
 
-def _fitted(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
-) -> list[int] | None:
+def _measured(columns: Sequence[Column], rows: Rows) -> _Measured:
+    natural = [text_width(column.head) for column in columns]
+    words = {place: 0 for place, column in enumerate(columns) if column.is_folded}
+    for row in _short(rows):
+        for place, cell in enumerate(row):
+            natural[place] = max(natural[place], text_width(cell))
+        for place in words:
+            words[place] = max(words[place], *map(text_width, row[place].split(" ")))
+    return _Measured(natural, words)
+
+
+def _short(rows: Rows) -> Iterator[list[str]]:
+    for row in rows:
+        yield [shortened(cell) for cell in row]
+
+
+def _fitted(columns: Sequence[Column], measured: _Measured, width: int) -> list[int] | None:
     """The columns' widths; None where there is no room for a row."""
-    widths = _natural(columns, rows)
+    widths, words = [*measured.natural], measured.words
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
-    words = {
-        place: max(map(text_width, _words(row[place] for row in rows)), default=0)
-        for place, column in enumerate(columns)
-        if column.is_folded
-    }
     folds = {place: max(FOLD_MIN, word) for place, word in words.items()}
     cuts = (
         {place: least for place, each in enumerate(columns) if each.may_be_cut == turn}
@@ -147,24 +162,18 @@ def _fitted(
     return None if excess > 0 else widths
 
 
-def _lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
-    lines = []
-    for row in ([column.head for column in columns], *rows):
+def _lines(columns: Sequence[Column], rows: Rows, widths: Sequence[int]) -> Iterator[str]:
+    for row in itertools.chain([[column.head for column in columns]], _short(rows)):
         cells = [
             _within(cell, width) if column.is_folded else [cut(cell, width)]
             for cell, width, column in zip(row, widths, columns, strict=True)
         ]
-        for line in zip_longest(*cells, fillvalue=""):
+        for line in itertools.zip_longest(*cells, fillvalue=""):
             padded = (
                 _padded(cell, width, column.is_number)
                 for cell, width, column in zip(line, widths, columns, strict=True)
             )
-            lines.append(GAP.join(padded).rstrip() + "\n")
-    return "".join(lines)
-
-
-def _words(cells: Iterable[str]) -> set[str]:
-    return {word for cell in cells for word in cell.split(" ")}
+            yield GAP.join(padded).rstrip() + "\n"
 
 
 def _within(text: str, width: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from kabpf import output, tables
 from kabpf.apply import reconcile
@@ -11,7 +11,7 @@ from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.dataplane import PINS
 from kabpf.observe import containers, sockets
 from kabpf.plan.resolve import left_text
-from kabpf.plan.state import record
+from kabpf.plan.state import Cgroup, record
 from kabpf.policy import files
 from kabpf.policy.model import Policy, options_json
 
@@ -43,7 +43,7 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return output.answer(arguments, result, "")
     if covered:
-        print_list(((each.path, policy) for each, policy in covered), is_wide=arguments.wide)
+        print_list(covered, is_wide=arguments.wide)
     for text in left:
         print(output.shown(text))
     print(f"apply would change: {output.changes_text(resolution)}")
@@ -54,28 +54,24 @@ COLUMNS = tables.columns("UNIT~", "POLICY~", "OPTIONS~~")
 WIDE = tables.columns("CGROUP", "POLICY", "MODE", *output.OPTION_HEADS, "OTHER", "SOURCE")
 
 
-def print_list(covered: Iterable[tuple[str, Policy]], *, is_wide: bool = False) -> None:
-    """Print a line for each cgroup, which come with their paths."""
-    if not is_wide:
-        rows = [
-            (
-                tables.shortened(sockets.name(path)),
-                policy.name,
-                output.options_cell(policy.rules.options),
-            )
-            for path, policy in covered
-        ]
-        output.print_table(COLUMNS, rows)
-        return
-    wide_rows = [
-        (
-            tables.shortened(path),
-            policy.name,
-            str(policy.rules.mode),
-            *output.option_cells(policy.rules.options),
-            output.other_cell(record(policy)),
-            str(policy.source),
-        )
-        for path, policy in covered
-    ]
-    output.print_table(WIDE, wide_rows, is_wide=True)
+def print_list(covered: Sequence[tuple[Cgroup, Policy]], *, is_wide: bool = False) -> None:
+    """Print a line for each cgroup."""
+    cells, columns = (_wide_cells, WIDE) if is_wide else (_cells, COLUMNS)
+    rows = output.Made(lambda: (cells(cgroup.path, policy) for cgroup, policy in covered))
+    output.print_table(columns, rows, is_wide=is_wide)
+
+
+def _cells(path: str, policy: Policy) -> tuple[str, ...]:
+    name = tables.shortened(sockets.name(path))
+    return name, policy.name, output.options_cell(policy.rules.options)
+
+
+def _wide_cells(path: str, policy: Policy) -> tuple[str, ...]:
+    return (
+        tables.shortened(path),
+        policy.name,
+        str(policy.rules.mode),
+        *output.option_cells(policy.rules.options),
+        output.other_cell(record(policy)),
+        str(policy.source),
+    )

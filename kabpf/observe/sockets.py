@@ -46,6 +46,9 @@ SET = (*(row.field for row in ON_SOCKETS), "keepalive")  # in the order of `by`
 # Units that have a cgroup (systemd.unit(5)).
 UNIT = re.compile(r".+\.(service|socket|scope|slice|mount|swap)", re.DOTALL)
 
+# Characters of a path whose name is kept, for tables of sockets. Who makes longer ones makes many.
+KEPT_MAX = 512
+
 MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 CGROUP_ID = "INET_DIAG_CGROUP_ID"
@@ -350,20 +353,28 @@ def _set_by(setters: bytes) -> dict[str, str]:
     return {option: SETTERS[setter] for option, setter in zip(SET, setters, strict=False)}
 
 
-@functools.lru_cache(maxsize=65536)
 def units(path: str | None) -> tuple[str, ...]:
     """The systemd units that a cgroup is in, the innermost last."""
-    return tuple(name for name in (path or "").split("/") if UNIT.fullmatch(name))
+    path = path or ""
+    return _kept_units(path) if len(path) <= KEPT_MAX else _units(path)
+
+
+def _units(path: str) -> tuple[str, ...]:
+    return tuple(name for name in path.split("/") if UNIT.fullmatch(name))
+
+
+_kept_units = functools.lru_cache(maxsize=65536)(_units)
 
 
 def name(path: str) -> str:
     """What to call a cgroup, the same wherever it is shown: its path without the slices that its
     unit is in, which systemd's names don't need. A cgroup in no unit has its whole path, and one
     of a container what the container is called."""
-    return containers.called(path) or _name(path)
+    if called := containers.called(path):
+        return called
+    return _kept_name(path) if len(path) <= KEPT_MAX else _name(path)
 
 
-@functools.lru_cache(maxsize=65536)
 def _name(path: str) -> str:
     inner = next(reversed(units(path)), None)
     if inner is None:
@@ -372,6 +383,9 @@ def _name(path: str) -> str:
     around = [each for each in path[:start].split("/")[1:] if not each.endswith(".slice")]
     called = "/".join([*around, path[start + 1 :]])
     return called if UNIT.fullmatch((around or [inner])[0]) else f"/{called}"
+
+
+_kept_name = functools.lru_cache(maxsize=65536)(_name)
 
 
 def _is_within(path: str | None, outer: str) -> bool:

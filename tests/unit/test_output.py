@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
+from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 
 from kabpf import output, tables
 from kabpf.policy.model import Options, Range
+
+Item = TypeVar("Item")
 
 
 @pytest.mark.parametrize(
@@ -77,3 +83,48 @@ def test_array_of_json_is_printed_item_by_item(capsys: pytest.CaptureFixture[str
         output.print_json({"all": output.Streamed(iter(some), len(some)), "other": 1})
         expected = {"version": output.JSON_VERSION, "all": some, "other": 1}
         assert capsys.readouterr().out == json.dumps(expected, indent=2) + "\n"
+
+
+class Pieces(io.StringIO):
+    """Standard output that notes how long what is written is, and how much of it was made then."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[int, int]] = []
+        self.made = 0
+
+    def items(self, one: Item) -> Iterator[Item]:
+        for _ in range(1000):
+            self.made += 1
+            yield one
+
+    def write(self, text: str) -> int:
+        self.written.append((len(text), self.made))
+        return super().write(text)
+
+
+def test_long_json_is_written_in_pieces() -> None:
+    """Neither all at once, as it may take 200 MB, nor each token, which takes longer than making
+    it."""
+    pieces = Pieces()
+    made = pieces.items({"cgroup": "/" * 4000, "idle": 1})
+    with contextlib.redirect_stdout(pieces):
+        output.print_json({"all": output.Streamed(made, 1000)})
+    (longest, _), *_ = sorted(pieces.written, reverse=True)
+    assert longest < 1_000_000
+    assert len(pieces.written) < 100
+    assert pieces.written[0][1] < 300
+
+
+def test_long_table_is_written_in_pieces() -> None:
+    """Its rows are made once to be measured and again to be written, and none is kept."""
+    pieces = Pieces()
+    rows = output.Made(lambda: pieces.items(("/" * 4000, "web")))
+    with contextlib.redirect_stdout(pieces):
+        output.print_table(tables.columns("CGROUP", "POLICY"), rows)
+    (longest, _), *_ = sorted(pieces.written, reverse=True)
+    assert longest < 100_000
+    assert len(pieces.written) < 100
+    assert 1000 < pieces.written[0][1] < 1300

@@ -207,7 +207,8 @@ def asked(**others: Any) -> argparse.Namespace:
 
 def show_plan(*, is_wide: bool) -> None:
     by_name = {each.name: each for each in policies()}
-    plan.print_list([(path, by_name[name]) for path, name in COVERED.items()], is_wide=is_wide)
+    covered = [(Cgroup(1, 0, path), by_name[name]) for path, name in COVERED.items()]
+    plan.print_list(covered, is_wide=is_wide)
 
 
 def show_explained() -> None:
@@ -316,7 +317,8 @@ def test_thousand_rows_are_a_table_like_others(
     on(80)
     began = time.process_time()
     sockets.print_list(SOCKETS[:1] * 1000, {}, is_wide=False)
-    plan.print_list([(f"/a/{number}.service", policies()[0]) for number in range(1000)])
+    covered = [Cgroup(1, 0, f"/a/{number}.service") for number in range(1000)]
+    plan.print_list([(cgroup, policies()[0]) for cgroup in covered])
     took_s = time.process_time() - began
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2002
@@ -344,7 +346,7 @@ def test_cgroup_has_one_name_on_every_screen(capsys: pytest.CaptureFixture[str])
     path = "/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service"
     name = "user@1000.service/sync.service"
     sockets.print_list([connection(path, "10.0.0.1:1", "10.0.0.2:2")], {}, is_wide=False)
-    plan.print_list([(path, policies()[0])])
+    plan.print_list([(Cgroup(1, 0, path), policies()[0])])
     screen = monitor.Screen(is_wide=False)
     print(screen.heads() + screen.line(reported(path, PEER)), end="")
     shown = capsys.readouterr().out.splitlines()[1::2]
