@@ -14,17 +14,21 @@ from kabpf.errors import RefusedError
 def verify(arguments: argparse.Namespace) -> int:
     """Exit status 0 where everything that the files say is active and nothing is failing; else 1,
     and a line for each reason."""
+    result: dict[str, Any] = {}
     try:
         result, _ = status.look()
         reasons = list(_reasons(result))
     except RefusedError as error:  # what is pinned is not attached, or not all there
         reasons = [str(error)]
-    if reasons:
-        text = "\n".join(map(output.shown, reasons))
-    else:
-        text = output.active_text(**result["active"])
+    text = "\n".join(map(output.shown, reasons)) if reasons else _active(result)
     output.answer(arguments, {"verified": not reasons, "reasons": reasons}, text)
     return 1 if reasons else 0
+
+
+def _active(result: dict[str, Any]) -> str:
+    if not result["loaded"]:
+        return "there are no policies; kabpf is not loaded"
+    return output.active_text(**result["active"])
 
 
 def _reasons(result: dict[str, Any]) -> Iterator[str]:

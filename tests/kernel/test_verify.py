@@ -27,6 +27,9 @@ def test_what_is_active_is_verified(covered, kabpfctl):
 
 def test_nothing_to_do_is_verified(kabpfctl):
     """Without policies nothing is missing, kabpf loaded or not."""
+    kabpfctl("detach", "--all")
+    assert kabpfctl("verify").stdout == "there are no policies; kabpf is not loaded\n"
+    kabpfctl("apply")
     assert kabpfctl("verify").stdout.startswith("0 policies active, covering 0 of ")
 
 

@@ -292,6 +292,18 @@ def test_screen_is_as_it_was_read(
     assert shown == file.read_text()
 
 
+def test_nothing_to_do_is_said_as_that(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing is loaded and no file has a policy, verify counts nothing and ends with 0."""
+    none = {"policies": 0, "covered": 0, "cgroups": 0}
+    files = {"policies": 0, "errors": [], "wrong_since": None, "applied": True}
+    nothing = RESULT | {"loaded": False, "active": none, "policy_files": files}
+    monkeypatch.setattr(status, "look", lambda: (nothing, []))
+    assert verify.verify(asked()) == 0
+    assert capsys.readouterr().out == "there are no policies; kabpf is not loaded\n"
+
+
 FITTED = [
     "status", "status-wrong", "status-policy", "sockets", "plan", "explain", "monitor", "doctor",
     "presets",
