@@ -16,21 +16,28 @@ from typing import NoReturn
 from kabpf import proc
 from kabpf.errors import RefusedError
 
+_START = "start a process to update open sockets"
+
 
 def start(work: Callable[[int], None]) -> tuple[int, int]:
     """Start a process that does `work` and ends; its number, and a pipe of which it has the other
-    end, whose descriptor `work` is given. While the pipe is open there the number is its own."""
+    end, whose descriptor `work` is given. While the pipe is open there the number is its own.
+    Raises RefusedError."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
         if not (child := os.fork()):
             _fork(work, theirs)
+    except OSError as error:
+        os.close(ours)
+        raise RefusedError(_START, error.errno or 0) from None
     finally:
         os.close(theirs)
-    os.waitpid(child, 0)
+    with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored
+        os.waitpid(child, 0)
     raw = os.read(ours, 4)
     if len(raw) < 4:
         os.close(ours)
-        raise RefusedError("start a process to update open sockets")
+        raise RefusedError(_START)
     return int.from_bytes(raw, "little"), ours
 
 
