@@ -27,7 +27,7 @@ def add(policy: Policy, cgroup: Cgroup, loaded: Dataplane, stamps: tuple[str, st
         Changes(
             {id: record(policy)},
             needs if needs != present else None,
-            cgroups={cgroup.id: CgroupEntry(entry.state, id)},
+            cgroups={cgroup.id: CgroupEntry(entry.state, id, contained=entry.contained)},
         )
     )
     notes.keep_added(*stamps, policy, RUN)
@@ -63,5 +63,6 @@ def _inherit(ids: set[int], loaded: Dataplane) -> None:
             parent = loaded.entries([above]).get(above)
             policy_id = parent.policy_id if parent else 0
         was = tuple(each for each in entry.was if each not in ids)
-        corrected[id] = entry._replace(policy_id=policy_id, was=was, forgot=True)
+        owed = entry.owed and policy_id != 0  # without a policy there is nothing to update
+        corrected[id] = entry._replace(policy_id=policy_id, owed=owed, was=was, forgot=True)
     loaded.correct(corrected)
