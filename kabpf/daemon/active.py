@@ -255,7 +255,6 @@ class ActivePolicies:
         """Take back policies whose files were removed, with a look at nothing else; `before` was
         the stamp. What can't be done so the next reconcile does."""
         assert self.dataplane.loaded
-        after = files.stamp(files.SYSTEM)
         commands = {name for name, ending in over.items() if ending.owner is None}
         if commands and not single.forget(commands, self.dataplane.loaded, (before, before)):
             return
@@ -265,7 +264,7 @@ class ActivePolicies:
             # Of which some sockets may be open still, of whoever has the cgroup now.
             if owned.activate(policies, self.dataplane.loaded, self._tree, paths) != {}:
                 return
-        notes.keep_pruned(before, after, over.keys(), RUN)
+        notes.keep_pruned(before, snapshot.stamp, over.keys(), RUN)
 
     def _follow(self, snapshot: Snapshot, known: str) -> None:
         """Activate a snapshot; where another process has made all of it active already, and only

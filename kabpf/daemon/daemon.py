@@ -115,12 +115,6 @@ class Daemon:
         elif signal.SIGUSR1 in arrived:
             arrived.remove(signal.SIGUSR1)
             self._update(self._active.look_again)
-        elif news := self._active.ends.news():
-            # A user's policy ends with the cgroup, which its manager removes in a moment.
-            self._timers.start(Timer.END, SETTLE_S)
-            # At most once in a second, as a user may have cgroups come and go all the time.
-            if not self._timers.runs(Timer.REST) and self._active.is_any_over(news):
-                self._take_back()
         elif self._timers.take(Timer.REST):
             if self._active.is_any_over():
                 self._take_back()
@@ -131,6 +125,12 @@ class Daemon:
             self._reload_if_changed()
         elif self._timers.take(Timer.BEAT):
             self._beat()
+        elif news := self._active.ends.news():  # of which users can make more without a rest
+            # A user's policy ends with the cgroup, which its manager removes in a moment.
+            self._timers.start(Timer.END, SETTLE_S)
+            # At most once in a second, as a user may have cgroups come and go all the time.
+            if not self._timers.runs(Timer.REST) and self._active.is_any_over(news):
+                self._take_back()
         elif not self._active.dataplane.has_births:
             self._poll.poll(self._timers.rest_s(*self._active.due))
             self._signals.drain()

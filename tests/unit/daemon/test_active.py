@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from kabpf.apply import births, transient
+from kabpf.apply import births, single, transient
 from kabpf.apply.births import Owed
+from kabpf.apply.transient import Ending
 from kabpf.daemon import new_containers
 from kabpf.daemon.active import ActivePolicies
 from kabpf.daemon.container_requests import ContainerRequests, _cgroup
@@ -24,6 +25,8 @@ from kabpf.errors import NotUpdatedError, RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Born
 from kabpf.policy.files import Snapshot
+from kabpf.policy.model import Until
+from kabpf.runtime import notes
 
 LATE = Born(7, 1, "libpod-" + 64 * "a")
 
@@ -96,6 +99,18 @@ def test_directory_that_is_none_does_not_end_the_daemon(
     (tmp_path / "policy.d").touch()
     monkeypatch.setattr(transient, "RUNTIME", tmp_path / "policy.d")
     assert not active.is_any_over()
+
+
+def test_file_that_changes_after_files_were_read_does_not_count_as_applied(
+    active: ActivePolicies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is noted after policies were taken back is the stamp of the files that were read."""
+    kept: list[Any] = []
+    monkeypatch.setattr(single, "forget", lambda *_: True)
+    monkeypatch.setattr(notes, "keep_pruned", lambda *given: kept.append(given[:2]))
+    over = {"kabpf-run-1-00000000": Ending(Until("/kabpf-run-1-00000000", 7))}
+    active._take_back(over, "before", Snapshot("read", ()))
+    assert kept == [("before", "read")]
 
 
 @pytest.mark.parametrize(
