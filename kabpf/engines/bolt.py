@@ -27,6 +27,7 @@ _IS_BRANCH, _IS_LEAF = 0x01, 0x02
 _IS_BUCKET = 0x01
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _DEPTH_MAX = 32
+_READ_MAX = 2 * BYTES_MAX  # bytes, by one look: pages that lead to each other have no end
 _TRIES = 8
 
 _T = TypeVar("_T")
@@ -45,6 +46,7 @@ class View:
     def __init__(self, descriptor: int, meta: _Meta) -> None:
         self._descriptor = descriptor
         self._meta = meta
+        self._left = _READ_MAX
 
     def value(self, *path: bytes) -> bytes | None:
         """The value of the key at the end of the names of its buckets; None where there is none.
@@ -96,7 +98,8 @@ class View:
         size = self._meta.page_size
         page = os.pread(self._descriptor, size, number * size)
         own, _, _, overflow = _HEADER.unpack_from(page)
-        if own != number or overflow * size > BYTES_MAX:
+        self._left -= (1 + overflow) * size
+        if own != number or overflow * size > BYTES_MAX or self._left < 0:
             raise _wrong()
         if overflow:
             page += os.pread(self._descriptor, overflow * size, (number + 1) * size)
@@ -111,7 +114,7 @@ def look(descriptor: int, at: Callable[[View], _T]) -> _T:
         meta = _newest_meta(descriptor)
         try:
             found = at(View(descriptor, meta))
-        except (OSError, struct.error, ValueError, StopIteration):
+        except (OSError, struct.error, ValueError, OverflowError, StopIteration):
             if meta == _newest_meta(descriptor):
                 raise _wrong() from None
             continue
@@ -156,15 +159,23 @@ def _is_branch(page: bytes) -> bool:
 
 def _branch(page: bytes) -> Iterator[tuple[bytes, int]]:
     """The first key of each child, with its page."""
+    left = len(page)  # elements do not overlap
     for place in _elements(page):
         start, size, child = _BRANCH_ELEMENT.unpack_from(page, place)
+        left -= size
+        if left < 0:
+            raise _wrong()
         yield page[place + start : place + start + size], child
 
 
 def _leaf(page: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """The flags, key and value of each element."""
+    left = len(page)  # elements do not overlap
     for place in _elements(page):
         flags, start, key, value = _LEAF_ELEMENT.unpack_from(page, place)
+        left -= key + value
+        if left < 0:
+            raise _wrong()
         middle = place + start + key
         yield flags, page[place + start : middle], page[middle : middle + value]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from kabpf.engines import files
 
+_SLICE_MAX = 255  # characters of a unit's name (UNIT_NAME_MAX of systemd, which counts a NUL)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -32,6 +34,8 @@ def cgroup(path: str) -> str:
     prefix, second_colon, name = rest.partition(":")
     if not colon or not second_colon:
         return ""  # below the runtime's own cgroup, which nobody knows later
+    if len(slice_) > _SLICE_MAX:
+        return ""  # none that systemd would make
     # runc, libcontainer/cgroups/systemd/common.go (getUnitName()), and crun, cgroup-systemd.c
     scope = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
     return f"{_expanded(slice_ or 'system.slice')}/{scope}"

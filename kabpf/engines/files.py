@@ -88,6 +88,8 @@ def texts(value: dict[str, Any]) -> dict[str, str]:
 
 
 def _opened(directory: Path, name: str) -> int:
+    if "\0" in f"{directory}/{name}":  # which settings and labels may have
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return syscalls.open_file_beneath(top, name)

@@ -99,6 +99,7 @@ def _row(place: str, id: str) -> tuple[bytes | str, bytes | str | None] | None:
 
     database = sqlite3.connect(place, uri=True, timeout=_WAIT_S)
     try:
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, files.BYTES_MAX)
         row: tuple[bytes | str, bytes | str | None] | None = database.execute(
             "SELECT c.JSON, p.JSON FROM ContainerConfig AS c"
             " LEFT JOIN PodConfig AS p ON p.ID = c.PodID WHERE c.ID = ?",

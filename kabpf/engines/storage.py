@@ -41,7 +41,7 @@ def bundle(root: Path, id: str) -> Bundle:
 
 def _directory(root: Path, key: str, usual: str) -> Path:
     for name in SETTINGS:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             settings = tomllib.loads(files.read(root, name).decode())
             if named := files.text(files.inside(settings, "storage").get(key)):
                 return root / named.lstrip("/")

@@ -1,6 +1,7 @@
 """The reader of bbolt's databases, on those that podman 4.3 and containerd left."""
 
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -100,3 +101,52 @@ def test_other_file_is_no_database(content):
     """Neither is one that was cut off."""
     with pytest.raises(OSError, match="Bad message"):
         look(content, lambda view: view.items(b"id-registry"))
+
+
+def branch(number, child, children=200):
+    """A branch page all of whose children are one page."""
+    page = bolt._HEADER.pack(number, bolt._IS_BRANCH, children, 0)
+    return (page + bolt._BRANCH_ELEMENT.pack(0, 0, child) * children).ljust(4096, b"\0")
+
+
+def leaf(number, key_size, value_size, values=200):
+    """A leaf page whose elements all have one key and one value."""
+    page = bolt._HEADER.pack(number, bolt._IS_LEAF, values, 0)
+    return (page + bolt._LEAF_ELEMENT.pack(0, 16, key_size, value_size) * values).ljust(4096, b"\0")
+
+
+def database(root, *pages):
+    """A database with these pages, which begin with page 2."""
+    meta = bolt._META.pack(bolt._MAGIC, bolt._VERSION, 4096, 0, root, 0, 2, 9, 1, 0)[:-8]
+    meta += bolt._fnv1a(meta).to_bytes(8, "little")
+    metas = [(bytes(16) + meta).ljust(4096, b"\0")] * 2
+    return b"".join((*metas, *pages))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        database(2, branch(2, 2)),
+        database(2, branch(2, 1 << 60)),
+        database(1 << 60),
+        database(2, *(branch(number, number + 1) for number in range(2, 9)), leaf(9, 0, 0, 1)),
+        database(2, leaf(2, 8, 4000)),
+        database(2, leaf(2, 4000, 0)),
+    ],
+    ids=[
+        "a page in itself",
+        "a page far away",
+        "a root far away",
+        "each in all",
+        "one value",
+        "one key",
+    ],
+)
+@pytest.mark.parametrize("path", [(), (b"a",), (b"a", b"b")])
+def test_pages_without_end_are_given_up(content, path):
+    """Where pages lead to themselves or out of the file, or elements share their bytes, nothing is
+    found, or an error says so after some megabytes."""
+    try:
+        assert look(content, lambda view: view.items(*path)) == {}
+    except OSError as error:
+        assert error.errno == errno.EBADMSG

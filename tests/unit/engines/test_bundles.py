@@ -17,8 +17,10 @@ from kabpf.engines import bundles
         ("/docker/0/", "/docker/0"),
         ("docker/0", ""),
         ("a.slice:docker", ""),
+        ("a-" * 500_000 + "a.slice:docker:0", ""),
         ("", ""),
     ],
+    ids=lambda text: text[:30],
 )
 def test_cgroup_is_where_the_runtime_makes_it(path, cgroup):
     """By systemd's driver, and by the cgroupfs driver."""

@@ -143,6 +143,34 @@ def test_graph_root_is_where_podman_s_settings_say(unpacked, place):
     assert asked(root, expected(case("podman-5.4"))[0]["cgroup"])["name"] == "cfs"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '[storage]\ngraphroot = "/srv/\\u0000"',
+        f"a = {'[' * 50_000}",
+        "[storage]\ngraphroot = 7",
+        "[",
+    ],
+    ids=["NUL", "deep", "number", "cut"],
+)
+def test_settings_that_are_wrong_raise_nothing(unpacked, settings):
+    """Those of podman; a container is unknown, or its store where it mostly is."""
+    root = unpacked(case("podman-5.4"))
+    (root / "etc/containers").mkdir(parents=True)
+    (root / "etc/containers/storage.conf").write_text(settings)
+    found = asked(root, expected(case("podman-5.4"))[0]["cgroup"])
+    assert (found and found["name"]) == (None if "srv" in settings else "cfs")
+
+
+def test_row_above_the_bound_is_not_read(unpacked):
+    """podman's database has no more room for a container than a file has."""
+    root = unpacked(case("podman-5.4"))
+    with sqlite3.connect(root / "var/lib/containers/storage/db.sql") as database:
+        database.execute("UPDATE ContainerConfig SET JSON = JSON || printf('%.*c', 5000000, ' ')")
+    assert asked(root, expected(case("podman-5.4"))[0]["cgroup"]) is None
+    database.close()
+
+
 def test_file_of_a_mebibyte_is_read(unpacked):
     """An engine's file may hold a long label."""
     root, [path] = docker(unpacked)
