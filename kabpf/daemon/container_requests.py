@@ -42,12 +42,13 @@ class ContainerRequests:
         self._listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         )
-        self._poll.register(self._listener, select.EPOLLIN)
         with contextlib.suppress(OSError):
             self._unlink()
             os.fchmod(self._listener.fileno(), 0o600)  # which bind(2) gives the file
             self._listener.bind(str(self._path))
             self._listener.listen(QUEUE_MAX)
+            # Not before: of a socket that does not listen, epoll tells all the time.
+            self._poll.register(self._listener, select.EPOLLIN)
 
     def close(self) -> None:
         """Remove the socket."""

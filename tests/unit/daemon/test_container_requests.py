@@ -1,0 +1,76 @@
+"""The socket of container engines' hooks, where it can't be made, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kabpf.containers import names
+from kabpf.daemon import container_requests, new_containers
+from kabpf.daemon.container_requests import NAME, ContainerRequests
+from kabpf.daemon.new_containers import NewContainers
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.plan.state import Cgroup
+
+PATH = f"/machine.slice/libpod-{'0' * 64}.scope"
+
+
+class Tree(CgroupTree):
+    """A tree in which each container's cgroup is there."""
+
+    def find(self, path: str) -> Cgroup:
+        assert names.identify(path)
+        return Cgroup(7, 1, path)
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_requests, "_uid", lambda _: 0)
+
+
+@pytest.fixture
+def containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NewContainers]:
+    """The daemon's containers, with a socket below tmp_path."""
+    monkeypatch.setattr(new_containers, "ContainerRequests", lambda: ContainerRequests(tmp_path))
+    with select.epoll() as poll:
+        made = NewContainers(Tree(tmp_path), poll)
+        yield made
+        made.close()
+
+
+def asked(run: Path, request: object) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    connection.connect(str(run / NAME))
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    return connection
+
+
+def heard(containers: NewContainers) -> bool:
+    containers.hear()  # which accepts the connection
+    return containers.hear()
+
+
+def test_socket_that_can_not_be_made_keeps_nothing_awake(tmp_path: Path) -> None:
+    """Where something else has its name, epoll has nothing to tell."""
+    (tmp_path / NAME).mkdir()
+    requests = ContainerRequests(tmp_path)
+    try:
+        assert select.select([requests], [], [], 0)[0] == []
+    finally:
+        requests.close()
+
+
+@pytest.mark.parametrize("path", ["/\ud800" + PATH, PATH + "/\udfff\ud800", "\0" + PATH, "a", 7])
+def test_path_that_no_cgroup_has_is_refused(
+    containers: NewContainers, tmp_path: Path, path: object
+) -> None:
+    """JSON has texts that are no bytes."""
+    with asked(tmp_path, {"cgroup": path}) as connection:
+        assert not heard(containers)
+        assert list(json.loads(connection.recv(1000))) == ["error"]
