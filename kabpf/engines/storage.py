@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from kabpf.engines import bundles, files
 from kabpf.engines.bundles import Bundle
@@ -41,8 +43,16 @@ def bundle(root: Path, id: str) -> Bundle:
 
 def _directory(root: Path, key: str, usual: str) -> Path:
     for name in SETTINGS:
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            settings = tomllib.loads(files.read(root, name).decode())
-            if named := files.text(files.inside(settings, "storage").get(key)):
+        with contextlib.suppress(OSError):
+            if named := files.text(_settings(files.read(root, name)).get(key)):
                 return root / named.lstrip("/")
     return root / usual
+
+
+@functools.lru_cache(maxsize=len(SETTINGS))  # it takes longer than a container's own files
+def _settings(content: bytes) -> dict[str, Any]:
+    """The table `storage` of a storage.conf; empty where that is wrong."""
+    try:
+        return files.inside(tomllib.loads(content.decode()), "storage")
+    except (ValueError, RecursionError):
+        return {}

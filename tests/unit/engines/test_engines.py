@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from kabpf.containers import names
-from kabpf.engines import engines, files
+from kabpf.engines import engines, files, storage
 from kabpf.engines.engines import Engines, Found
 
 CASES = sorted((Path(__file__).parents[2] / "engines").iterdir())
@@ -141,6 +141,23 @@ def test_graph_root_is_where_podman_s_settings_say(unpacked, place):
     settings = '[storage]\ngraphroot = "/srv/containers"\n'
     (root / place / "containers/storage.conf").write_text(settings)
     assert asked(root, expected(case("podman-5.4"))[0]["cgroup"])["name"] == "cfs"
+    (root / "srv/containers").rename(root / "srv/moved")
+    settings = settings.replace("containers", "moved")  # and may be changed at any time
+    (root / place / "containers/storage.conf").write_text(settings)
+    assert asked(root, expected(case("podman-5.4"))[0]["cgroup"])["name"] == "cfs"
+
+
+def test_settings_are_parsed_once(unpacked, monkeypatch):
+    """Whatever the number of containers: that takes longer than all else that is read."""
+    root = unpacked(case("podman-5.4"))
+    (root / "etc/containers").mkdir(parents=True)
+    (root / "etc/containers/storage.conf").write_text(f"[storage] # {root}\n")
+    parsed = []
+    loads = storage.tomllib.loads
+    monkeypatch.setattr(storage.tomllib, "loads", lambda text: parsed.append(text) or loads(text))
+    for each in expected(case("podman-5.4")):
+        assert asked(root, each["cgroup"]) == each
+    assert len(parsed) == 1
 
 
 @pytest.mark.parametrize(
