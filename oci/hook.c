@@ -85,6 +85,8 @@ static const char *after_value(const char *at)
 {
 	int depth = 0;
 
+	if (!*at)
+		return at;
 	do {
 		if (*at == '"') {
 			at = after_string(at);
@@ -117,9 +119,12 @@ static struct text member(const char *state, const char *name)
 			break;
 		value = after_blanks(value + 1);
 		at = after_value(value);
+		const char *last = at; /* a line feed would end the request */
+		while (last > value && strchr(" \t\r\n", last[-1]))
+			last--;
 		if ((size_t)(end - key) == strlen(name) + 2 &&
 		    !strncmp(key + 1, name, strlen(name)))
-			return (struct text){ value, at - value };
+			return (struct text){ value, last - value };
 	}
 	return (struct text){ "", 0 };
 }

@@ -156,6 +156,23 @@ def test_hook_may_name_a_cgroup_in_the_container(container, write_policy, kabpfd
     assert options_of_new(peer, inside) == IDLE_61
 
 
+def test_hook_of_the_package_finds_kabpfd(container, write_policy, kabpfd, peer, tmp_path):
+    """The program itself: the container is covered when it ends."""
+    source = Path(__file__).parents[2] / "oci/hook.c"
+    subprocess.run(["clang", source, "-o", tmp_path / "hook"], check=True)
+    write_policy("a.yaml", WEB)
+    kabpfd()
+    late = container(described=False)
+    cgroup = late.start()
+    inside = peer(cgroup)
+    time.sleep(0.3)  # as above
+    late.describe()
+    state = {"id": late.id, "bundle": "/nowhere", "pid": inside.process.pid}
+    subprocess.run([tmp_path / "hook"], input=json.dumps(state).encode(), check=True)
+    _, address = peer().listener()
+    assert inside.options(inside.connection(address)) == IDLE_61
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -87,8 +87,12 @@ def test_kabpfd_is_told_of_the_container(hook, server):
     }
 
 
-@pytest.mark.parametrize("separators", [(",", ":"), (" ,\n", " :\t")])
-def test_state_is_read_however_it_is_printed(hook, server, separators):
+@pytest.mark.parametrize(
+    "style",
+    [{"separators": (",", ":")}, {"separators": (" ,\n", " :\t")}, {"indent": 2}],
+    ids=["short", "blanks", "lines"],
+)
+def test_state_is_read_however_it_is_printed(hook, server, style):
     """Runtimes put blanks where they like, and escapes into strings."""
     odd = 'a"b\\c\u2028é'
     given = {
@@ -98,7 +102,7 @@ def test_state_is_read_however_it_is_printed(hook, server, separators):
         "bundle": odd,
         "pid": os.getpid(),
     }
-    text = json.dumps(given | {"id": odd}, separators=separators).encode()
+    text = json.dumps(given | {"id": odd}, **style).encode()
     found = json.loads(asked(hook, server, b" \n" + text))
     assert (found["id"], found["bundle"], found["pid"]) == (odd, odd, os.getpid())
 
