@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from kabpf.containers.facts import Container
-from kabpf.containers.names import identify
+from kabpf.containers.names import identify, of_user
 from kabpf.engines.engines import Engines
 from kabpf.plan.state import Cgroup
 
@@ -46,6 +46,10 @@ class Containers:
         path = cgroup.path
         identity = identify(path)
         if identity is None:
+            return None
+        # Below a user's manager is no container that an engine of root's has made. A user may make
+        # cgroups with such names without end, and hooks would wait while each is looked up.
+        if (owned := of_user(path)) and owned.user:
             return None
         container = self._engines.facts(path, identity.id)
         if container is None:
