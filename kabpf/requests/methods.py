@@ -12,6 +12,7 @@ from typing import Any
 from kabpf import __version__
 from kabpf.apply import dropins, owned, reconcile, transient, waiting
 from kabpf.apply.owned import Attached
+from kabpf.apply.reconcile import Resolver
 from kabpf.apply.transient import Ending
 from kabpf.apply.waiting import Standing
 from kabpf.errors import KabpfError, PolicyError, RefusedError
@@ -19,8 +20,8 @@ from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.plan.resolve import resolve_at
-from kabpf.plan.state import FORMER_MAX, Cgroup, CgroupEntry
-from kabpf.policy import options, parser, user_limits, writer
+from kabpf.plan.state import FORMER_MAX, Cgroup, CgroupEntry, PolicyRecord
+from kabpf.policy import files, options, parser, user_limits, writer
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import OPTIONS, Mode, Options, Policy, Rules, Selector, Until, options_json
 from kabpf.policy.options import Draft
@@ -30,7 +31,7 @@ from kabpf.requests.interface import INTERFACES, denied, refused
 from kabpf.requests.varlink import CallError
 from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN, locked_for_user
-from kabpf.runtime.notes import Begun
+from kabpf.runtime.notes import Applied, Begun
 from kabpf.runtime.pidlock import tell_changed
 
 WAIT_S = 20  # for root's commands and other users' requests, which come first
@@ -105,7 +106,8 @@ def get_description(request: Request) -> Mapping[str, Any]:
 def attach(request: Request) -> Mapping[str, Any]:
     """Activate the policy that the request asks for, in place of one that it had put there.
 
-    Returns when it is active. Raises CallError and KabpfError, and then the files are as before.
+    Returns when it is active. Raises CallError and KabpfError: then the files are as before, or it
+    is active, and all that was refused is the update of open sockets.
     """
     tree = cgroups.find_tree(mountinfo.own_mounts())
     file = dropins.owned_file(request.uid, request.cgroup.id)
@@ -117,8 +119,7 @@ def attach(request: Request) -> Mapping[str, Any]:
         _check_bounds(content, file, parsed)
         alive, over = _others(policies, tree, request.cgroup.id)
         _check_count([policy.owner for policy in alive], request.uid)
-        names = {record.name for record in loaded.records().values()}
-        _check_records(names - {policy.name for policy in over}, request.uid)
+        _check_records(loaded.records().values(), over, request.uid)
         # Those of the cgroup's former owners, and what kabpfd removes where it runs.
         former = {*dropins.owned(request.cgroup.id), *(Path(each.source.path) for each in over)}
         paths = {each.until.id: each.until.path for each in over if each.until}
@@ -127,7 +128,7 @@ def attach(request: Request) -> Mapping[str, Any]:
                 stack.enter_context(dropins.written(each, None))
             with dropins.written(file, content):
                 snapshot = active.standing.active().snapshot
-                resolver = reconcile.resolver(snapshot.policies)
+                resolver = active.resolver(snapshot)
                 policy = dropins.winner(resolver, file, request.cgroup, tree)
                 before = dropins.updated(loaded, policy)
                 active.put(snapshot, Attached(request.cgroup, policy, resolver))
@@ -191,6 +192,11 @@ class _Active:
                 self.put(self.standing.active().snapshot, again=True)
             raise
 
+    def resolver(self, snapshot: Snapshot) -> Resolver:
+        """What finds policies of those alone that count: since a call was allowed, or a request was
+        killed, the cgroup may have become somebody else's."""
+        return reconcile.resolver(transient.without_former_owners(snapshot.policies, self.tree))
+
     def put(
         self, snapshot: Snapshot, attached: Attached | None = None, *, again: bool = False
     ) -> None:
@@ -201,7 +207,7 @@ class _Active:
             owed = owned.activate(
                 policies, self.loaded, self.tree, self.paths, attached, again=again
             )
-            if owed is None or applied is None:
+            if owed is None or applied is None or not _follows(snapshot, applied):
                 dropins.activate(snapshot, self.loaded)
             else:
                 self.owed |= owed
@@ -216,7 +222,7 @@ class _Active:
         """Activate what a request that was killed has left."""
         snapshot = self.standing.active().snapshot
         self.paths = {int(id): path for id, path in begun.paths.items()}
-        resolver, attached = reconcile.resolver(snapshot.policies), None
+        resolver, attached = self.resolver(snapshot), None
         if policy := resolver.automaton.owned.get(begun.cgroup_id):
             cgroup = Cgroup(begun.cgroup_id, 0, self.paths[begun.cgroup_id])
             found = resolve_at(resolver.automaton, cgroup, resolver.containers)
@@ -247,11 +253,18 @@ def _active(tree: CgroupTree) -> Iterator[_Active]:
         yield active
 
 
+def _follows(snapshot: Snapshot, applied: Applied) -> bool:
+    """Whether all of a snapshot is active but for users' policies: not what a command of root's has
+    written that was killed."""
+    if snapshot.stamp == waiting.STAMP:  # never counts as applied
+        return True
+    return files.differ_by_users_alone(applied.stamp, snapshot.stamp)
+
+
 def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
     """The options that words and defaults come to, without ranges and what is set before the SYN:
     with the one active each setsockopt(2) of the machine is looked at, with the other each
-    connection. Raises
-    CallError for words that users may not ask for."""
+    connection. Raises CallError for words that users may not ask for."""
     for key, word in words.items():
         try:
             options.check(key, word)
@@ -288,7 +301,10 @@ def _others(
     return alive, over
 
 
-def _check_records(names: Iterable[str], uid: int) -> None:
+def _check_records(records: Iterable[PolicyRecord], over: Iterable[Policy], uid: int) -> None:
+    """Those of one name are counted one by one."""
+    gone = {policy.name for policy in over}
+    names = [record.name for record in records if record.name not in gone]
     theirs = fnmatch.filter(names, dropins.owned_name(uid, "*"))
     everybodys = fnmatch.filter(names, dropins.owned_name("*", "*"))
     if len(theirs) >= RECORDS_MAX or len(everybodys) >= ALL_RECORDS_MAX:
