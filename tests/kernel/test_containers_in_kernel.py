@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import shared
 from harness import BIN, PATIENCE, UNTOUCHED, options_of_new, path_of, wait_until
+from watcher import Watcher, require_perf_events
 
 SOCKET = Path("/run/kabpf/containers.socket")
 CONFIGS = Path("/var/lib/docker")
@@ -277,6 +278,60 @@ def test_commands_name_containers(container, write_policy, kabpfctl, peer):
         assert explained["selector"].keys() == {"container", "source"} and explained["active"]
     assert [line.split()[0] for line in kabpfctl("plan").stdout.splitlines()][1] == "web-1"
     assert "containers: engines: docker" in " ".join(kabpfctl("doctor").stdout.split())
+
+
+def test_monitor_tells_of_a_container_alone(container, write_policy, kabpfctl, peer):
+    """By its name, a glob or the beginning of its id; also of one that starts while it listens."""
+    require_perf_events()
+    ours, other = container(), container("db")
+    cgroups = [each.start() for each in (other, ours)]
+    write_policy("a.yaml", WEB.replace("name: web-*, ", ""))
+    kabpfctl("apply")
+    _, address = peer().listener()
+    clients = [peer(each) for each in cgroups]
+    with ExitStack() as stack:
+
+        def watch(name):
+            watcher = Watcher("--container", name)
+            stack.callback(watcher.end)
+            return watcher
+
+        nobody, later, *watchers = map(watch, ("no", "web-2", "web-1", "web-?", ours.id[:12]))
+        for client in clients:
+            client.connection(address)
+        for watcher in watchers:
+            event = watcher.next()
+            assert (event["event"], event["cgroup"]) == ("set", ours.path)
+            assert event["container"]["name"] == "web-1"
+        late = container("web-2")
+        started = late.start()
+        kabpfctl("apply")
+        peer(started).connection(address)
+        event = later.next()
+        assert (event["event"], event["cgroup"], event["container"]["id"]) == (
+            "set", late.path, late.id,
+        )  # fmt: skip
+        glob = watchers[1]
+        assert glob.next()["container"]["name"] == "web-2"
+        clients[1].connection(address)
+        assert glob.next()["container"]["name"] == "web-1"
+        for watcher in (nobody, later):
+            assert watcher.next(1) is None
+
+
+def test_line_of_monitor_begins_with_the_containers_name(container, write_policy, kabpfctl, peer):
+    """In the place of the cgroup's, which has an id."""
+    require_perf_events()
+    cgroup = container().start()
+    write_policy("a.yaml", WEB)
+    kabpfctl("apply")
+    _, address = peer().listener()
+    command = [BIN / "kabpfctl", "monitor", "--container", "web-1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as monitor:
+        assert monitor.stdout.readline().startswith("TIME ")  # it listens
+        peer(cgroup).connection(address)
+        assert monitor.stdout.readline().split()[1:3] == ["set", "web-1"]
+        monitor.terminate()
 
 
 def test_thousand_containers_are_covered_in_a_second(container, write_policy, kabpfctl, peer):
