@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from kabpf.apply import retrofit
@@ -25,7 +24,7 @@ from kabpf.plan.resolve import resolve_at, resolve_one
 from kabpf.plan.state import Cgroup, CgroupEntry, Changes, PolicyRecord, record
 from kabpf.policy.model import Policy
 from kabpf.runtime import notes
-from kabpf.runtime.locks import RUN, locked_for_user
+from kabpf.runtime.locks import RUN
 from kabpf.runtime.pidlock import tell_changed
 
 # Below a cgroup that is attached for the first time. What is made there later inherits the policy
@@ -100,37 +99,37 @@ def activate(
         owed |= {id: entry for id, entry in moved.items() if entry.owed}
     loaded.apply(Changes(stale_records=tuple(over.keys() - used)))
     if again:  # what that process had written already
-        every, _ = loaded.entries_with(range(abi.POLICIES))
-        owed = {id: entry for id, entry in every.items() if entry.owed}
+        owed = loaded.owed()
     return owed
 
 
 def update(
-    owed: Mapping[int, CgroupEntry], tree: CgroupTree, seconds: float, run: Path = RUN
-) -> None:
+    owed: Mapping[int, CgroupEntry],
+    tree: CgroupTree,
+    lock: contextlib.AbstractContextManager[None],
+    processes: Iterable[int] | None = (),
+) -> tuple[str, ...]:
     """Update the open sockets of cgroups that are owed it, without the lock, so that root's
-    commands need not wait for a socket that somebody holds; what is done is written under the lock,
-    if that comes within so many seconds. What is not done stays owed, and kabpfd finds it.
+    commands need not wait for a socket that somebody holds; what is done is written under `lock`,
+    if that comes. What is not done stays owed, and kabpfd finds it; why it is not done.
+    `processes` are as those of `retrofit.update`.
 
     Raises RefusedError where no socket could be updated.
     """
     if not owed:
-        return
-    left = retrofit.update(owed, PINS, tree.mount, ())
-    with (
-        contextlib.suppress(RefusedError),
-        locked_for_user(seconds, run),
-        loading.opened(PINS, tree) as loaded,
-    ):
+        return ()
+    left = retrofit.update(owed, PINS, tree.mount, processes)
+    with contextlib.suppress(RefusedError), lock, loading.opened(PINS, tree) as loaded:
         if loaded is None:
-            return
+            return ()
         now = loaded.entries(owed.keys() - left.cgroups)
         done = {id: entry for id, entry in now.items() if entry == owed[id]}
         loaded.correct(diff.settled(done, loaded.records()))
-        applied = notes.read_applied(run)
+        applied = notes.read_applied(RUN)
         if applied and left and not applied.refused:
-            notes.keep_applied(applied._replace(refused="; ".join(left.reasons)), run)
-            tell_changed(run)
+            notes.keep_applied(applied._replace(refused="; ".join(left.reasons)), RUN)
+            tell_changed()
+    return left.reasons
 
 
 def _is_covered(cgroup: Cgroup, tops: Mapping[int, int], loaded: Dataplane) -> bool:

@@ -145,6 +145,8 @@ class ActivePolicies:
     def repair(self) -> None:
         """Do again what was refused, or is not there any more; files that wait for a reload wait,
         and where they are wrong now the last good policies come back."""
+        if not self._owes_reload and self._still_waits():
+            return
         try:
             if self._owes_reload:
                 self.reload()
@@ -156,6 +158,25 @@ class ActivePolicies:
         with self._locked():
             self._prune()
             self._activate(self._read_again())
+
+    def _still_waits(self) -> bool:
+        """Update open sockets that wait, without the lock, as a process may hold one for as long
+        as it likes; whether that is all there is to do, and some wait again."""
+        loaded = self.dataplane.loaded
+        if not (
+            isinstance(self.problem, NotUpdatedError)
+            and loaded
+            and loaded.sees_births
+            and self._is_open()
+        ):
+            return False
+        try:
+            left = owned.update(loaded.owed(), self._tree, self._locked(), None)
+        except RefusedError as error:
+            raise NotUpdatedError(str(error)) from None
+        if left:
+            self.problem = NotUpdatedError("; ".join(left))
+        return bool(left)
 
     def adopt(self) -> None:
         """Open what is active, whatever the files say."""

@@ -261,6 +261,14 @@ class Dataplane:
         """Whether open sockets of a cgroup wait to be updated."""
         return any(value[CCgroup.owed.offset] for _, value in self._cgroups.items())
 
+    def owed(self) -> dict[int, CgroupEntry]:
+        """The entries of the cgroups whose open sockets wait to be updated."""
+        return {
+            abi.number(key): abi.read_entry(value)
+            for key, value in self._cgroups.items()
+            if value[CCgroup.owed.offset]
+        }
+
     def removed(self) -> dict[int, Removed]:
         """The cgroups that are removed and have an entry still, by their ids; a parent may be one
         of them. Every rmdir that began before has ended, and is in it."""

@@ -232,7 +232,7 @@ class _Active:
 
     def update(self) -> None:
         """Update the open sockets of what `put` has changed; without the lock."""
-        owned.update(self.owed, self.tree, WAIT_S)
+        owned.update(self.owed, self.tree, locked_for_user(WAIT_S))
 
 
 @contextlib.contextmanager

@@ -263,6 +263,26 @@ def test_daemon_tries_again(place, kabpfd, hold, namespace):
     assert holder.idle() == 61
 
 
+@pytest.mark.slow
+def test_daemon_tries_again_without_the_lock(place, peer, kabpfd, hold, namespace, write_policy):
+    """While another command has the lock, it updates whatever is not held."""
+    cgroup, _ = place
+    write_policy(
+        "a.yaml",
+        f"select: [{{cgroup: {path_of(cgroup)}}}]\nmode: override\nkeepalive: {{idle: 61}}\n",
+    )
+    client = peer(cgroup, namespace)
+    _, address = peer(None, namespace).listener()
+    number = client.connection(address)
+    hold(cgroup, namespace)
+    daemon = kabpfd(*WATCHED)
+    assert "not updated yet" in daemon.wait_for("WATCHDOG=1")
+    with open("/run/kabpf/lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client.set_option(number, "idle", 15)
+        wait_until(lambda: client.options(number)["idle"] == 61, "the update")
+
+
 def test_namespace_that_only_a_socket_holds_is_updated_and_listed(
     place, other_cgroup, peer, kabpfctl
 ):

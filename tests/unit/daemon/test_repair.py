@@ -1,0 +1,132 @@
+"""What the daemon does without the lock, beside a kernel of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kabpf.apply import retrofit
+from kabpf.apply.retrofit import Left
+from kabpf.daemon.active import ActivePolicies
+from kabpf.errors import NotUpdatedError, RefusedError
+from kabpf.kernel import loading
+from kabpf.kernel.cgroups import CgroupTree
+from kabpf.plan.state import CgroupEntry, PolicyRecord
+from kabpf.policy.model import Options
+from kabpf.runtime import notes
+
+HELD, FREE = 7, 8  # cgroups that are owed the update
+OWED = CgroupEntry(1, 1, owed=True)
+
+
+class Kernel:
+    """A data plane in which two cgroups are owed the update of open sockets."""
+
+    sees_births = True
+
+    def __init__(self) -> None:
+        self.held = {HELD}
+        self.written: dict[int, CgroupEntry] = {}
+        self.is_locked = False
+        self.looks = 0  # at everything
+
+    def owed(self) -> dict[int, CgroupEntry]:
+        return {id: OWED for id in (HELD, FREE) if id not in self.written}
+
+    def entries(self, ids: set[int]) -> dict[int, CgroupEntry]:
+        return {id: entry for id, entry in self.owed().items() if id in ids}
+
+    def records(self) -> dict[int, PolicyRecord]:
+        return {1: PolicyRecord("web", Options())}
+
+    def correct(self, entries: dict[int, CgroupEntry]) -> None:
+        assert self.is_locked
+        self.written |= entries
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        self.is_locked = True
+        yield
+        self.is_locked = False
+
+    def update(self, owed: dict[int, CgroupEntry], *_: object) -> Left:
+        """As retrofit.update."""
+        assert not self.is_locked
+        held = frozenset(owed.keys() & self.held)
+        return Left(held, ("process 5 holds a socket",) if held else ())
+
+    def look(self, *_: object) -> None:
+        assert self.is_locked
+        self.looks += 1
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """One that kabpf.apply.owned sees."""
+    kernel = Kernel()
+    monkeypatch.setattr(retrofit, "update", kernel.update)
+    monkeypatch.setattr(loading, "opened", lambda *_: contextlib.nullcontext(kernel))
+    monkeypatch.setattr(notes, "read_applied", lambda _: None)
+    return kernel
+
+
+@pytest.fixture
+def active(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Iterator[ActivePolicies]:
+    """A daemon's policies after a reconcile that left a held socket."""
+    with (
+        select.epoll() as poll,
+        ActivePolicies(CgroupTree(Path("/nowhere")), poll, lambda: None) as active,
+    ):
+        fake: Any = kernel
+        with monkeypatch.context() as patched:
+            patched.setattr(active, "_locked", kernel.lock)
+            patched.setattr(active, "_prune", dict)
+            patched.setattr(active, "_read_again", lambda: None)
+            patched.setattr(active, "_activate", kernel.look)
+            patched.setattr(active, "_is_open", lambda: True)
+            patched.setattr(active.dataplane, "loaded", fake)
+            active.problem = NotUpdatedError("process 4 holds a socket")
+            yield active
+
+
+def test_held_socket_is_waited_for_without_the_lock(active: ActivePolicies, kernel: Kernel) -> None:
+    """What is done is written under it; nothing else is looked at before all is done."""
+    active.repair()
+    assert kernel.written.keys() == {FREE}
+    assert (str(active.problem), kernel.looks) == ("process 5 holds a socket", 0)
+    kernel.held.clear()
+    active.repair()
+    assert kernel.written.keys() == {HELD, FREE}
+    assert kernel.looks == 1
+
+
+def test_refused_update_is_tried_again(
+    active: ActivePolicies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays a problem of open sockets alone."""
+
+    def refuse(*_: object) -> Left:
+        raise RefusedError("no way in")
+
+    monkeypatch.setattr(retrofit, "update", refuse)
+    with pytest.raises(NotUpdatedError, match="no way in"):
+        active.repair()
+
+
+@pytest.mark.parametrize("what", ["births", "files"])
+def test_what_else_waits_is_not_put_off(
+    active: ActivePolicies, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A held socket keeps the daemon from no look at everything that is due for another reason."""
+    if what == "births":  # no kernel tells of them
+        monkeypatch.setattr(kernel, "sees_births", False)
+    else:
+        active._owes_reload = True
+        monkeypatch.setattr(active, "_read", lambda: None)
+    active.repair()
+    assert kernel.looks == 1
