@@ -28,6 +28,8 @@ _NAMES = (
     ("crio", re.compile(rf"crio-{_ID}(?:\.scope)?")),
 )
 _BARE = re.compile(_ID)
+# What any of them has, and few other paths; it is looked for from one slash to the next.
+_ANY = re.compile(f"/[a-z-]{{0,16}}{_ID}")
 # Of users' managers: systemd makes these cgroups, and users what is below.
 _OF_USER = re.compile(r"(/user\.slice/user-[0-9]+\.slice/user@([0-9]+)\.service)/.+")
 
@@ -68,6 +70,8 @@ def identify(path: str) -> Identity | None:
 def enclosing(path: str) -> tuple[str, Identity] | None:
     """The innermost container that a cgroup is or is inside of, with the container's own path.
     (crun puts processes into a cgroup `container` of the scope.)"""
+    if not _ANY.search(path):
+        return None
     while path:
         if identity := identify(path):
             return path, identity

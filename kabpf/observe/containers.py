@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import time
 
 from kabpf.containers.facts import Container
@@ -14,7 +13,6 @@ from kabpf.plan.patterns import compiled
 ID_PREFIX_MIN = 4  # digits of an id that stand for it
 SHORT_ID = 12  # digits, as engines show it
 
-_ID = re.compile("[0-9a-f]{64}")
 # crun has processes in a cgroup of this name (cgroup.c: enter_cgroup_subsystem()).
 _INNER = "/container"
 
@@ -78,8 +76,6 @@ def as_json(path: str | None) -> dict[str, object] | None:
 
 
 def _found(path: str) -> tuple[str, Container] | None:
-    if not _ID.search(path):  # as of most
-        return None
     found = enclosing(path)
     if found is None:
         return None

@@ -34,6 +34,7 @@ PODS = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{POD}.sl
 def test_cgroup_of_a_container_is_known(path, engine):
     """Each engine's names, by systemd's driver and by the cgroupfs driver."""
     assert names.identify(path) == Identity(engine, ID)
+    assert names.enclosing(path) == (path, Identity(engine, ID))
 
 
 @pytest.mark.parametrize(
