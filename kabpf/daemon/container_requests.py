@@ -48,7 +48,9 @@ class ContainerRequests:
             self._listener.bind(str(self._path))
             self._listener.listen(QUEUE_MAX)
             # Not before: of a socket that does not listen, epoll tells all the time.
-            self._poll.register(self._listener, select.EPOLLIN)
+            # Once for each who comes: who can't be accepted for lack of descriptors keeps nothing
+            # awake, and is accepted with the next one.
+            self._poll.register(self._listener, select.EPOLLIN | select.EPOLLET)
 
     def close(self) -> None:
         """Remove the socket."""
@@ -81,7 +83,7 @@ class ContainerRequests:
     def _accept(self) -> None:
         """Take all who wait: where the queue is full nobody else can connect."""
         with contextlib.suppress(OSError):
-            for _ in range(QUEUE_MAX):
+            for _ in range(QUEUE_MAX + 1):  # as many as the kernel lets wait
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
                 if _uid(connection) != 0:  # root of a user namespace is another one here

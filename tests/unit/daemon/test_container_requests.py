@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import select
 import socket
 from collections.abc import Iterator
@@ -62,6 +63,29 @@ def test_socket_that_can_not_be_made_keeps_nothing_awake(tmp_path: Path) -> None
     requests = ContainerRequests(tmp_path)
     try:
         assert select.select([requests], [], [], 0)[0] == []
+    finally:
+        requests.close()
+
+
+def test_lack_of_descriptors_keeps_nothing_awake(tmp_path: Path) -> None:
+    """Who could not be accepted is accepted with the next one."""
+    requests = ContainerRequests(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with asked(tmp_path, {"cgroup": PATH}) as first:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+            try:
+                assert requests.receive() == []
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert select.select([requests], [], [], 0)[0] == []
+            with asked(tmp_path, {"cgroup": PATH}):
+                requests.receive()
+                received = requests.receive()
+                assert [each.cgroup for each in received] == [PATH, PATH]
+                for each in received:
+                    requests.answer(each)
+                assert first.recv(10) == b"{}\n"
     finally:
         requests.close()
 
