@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kabpf import __version__, root_files
+from kabpf import __version__, output, root_files
 from kabpf.commands import status
 from kabpf.commands.status import Row
 from kabpf.containers.names import enclosing
@@ -188,7 +188,7 @@ def _summed(
             (label for start, label in FOLDED if (row.source or "").startswith(start)), None
         )
         if folded is None or folds:
-            summed[folded or row.name] += number(row)
+            summed[folded or output.shown(row.name)] += number(row)
     return sorted(summed.items())
 
 
@@ -229,7 +229,7 @@ def counted(look: tcp.Look) -> tuple[Counter[tuple[str, str]], Counter[str]]:
     count: Counter[tuple[str, str]] = Counter()
     without: Counter[str] = Counter()
     for record in look.records:
-        policy = look.policies.get(record.policy_id, "")
+        policy = output.shown(look.policies.get(record.policy_id, ""))
         count[policy, "on" if record.keepalive else "off"] += 1
         if policy and not record.keepalive and tcp.STATES[record.state] == "established":
             without[label(record.cgroup_id)] += 1
@@ -240,7 +240,7 @@ def unit_label(cgroup: str | None) -> str:
     """The unit that a cgroup is in, but no container's id."""
     if cgroup and enclosing(cgroup):
         return CONTAINERS
-    return next(reversed(tcp.units(cgroup)), "")
+    return output.shown(next(reversed(tcp.units(cgroup)), ""))
 
 
 def _gauge(name: str, help: str, value: float) -> Any:

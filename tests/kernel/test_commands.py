@@ -186,6 +186,7 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
     assert shown["cgroups"] == [
         {
             "cgroup": path_of(cgroup),
+            "container": None,
             "policy": "a",
             "source": f"{file}:1",
             "mode": "fill", "direction": "both", "loopback": True, "existing": True,
@@ -321,7 +322,8 @@ def test_explain_of_what_does_not_exist_is_refused(kabpfctl, cgroup):
         ("/no/such", "cgroup /no/such: No such file or directory, expected a directory below"),
         (
             "no.such*",
-            "no cgroup is named no.such*, expected a running unit, a cgroup path or a PID",
+            "no cgroup is named no.such*, expected a running unit or container, a cgroup path or a"
+            " PID",
         ),
         ("no.such", "no.such: no such unit, running or installed; try: systemctl list-units --all"),
     ):

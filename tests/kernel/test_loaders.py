@@ -31,6 +31,7 @@ from kabpf.policy.yaml import Source
 
 BCC = pytest.mark.parametrize("loader", ["bcc"], indirect=True)
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
+IDLE_62 = IDLE_61 | {"idle": 62}
 
 NEEDS_BTF = "needs BTF, which the bcc loader does without"
 
@@ -220,7 +221,8 @@ def test_jitter_spreads_idle_of_new_connections(cgroup, kabpfctl, policies, peer
 
 @BCC
 def test_what_needs_btf_is_refused_by_name(cgroup, kabpfctl, write_policy, peer):
-    """check, apply, attach and doctor name file, line and key, and what is active stays."""
+    """check, apply, plan and doctor name file, line and key, and what is active stays. attach
+    leaves the file waiting."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
     file = write_policy(
         "web.yaml",
@@ -238,10 +240,12 @@ def test_what_needs_btf_is_refused_by_name(cgroup, kabpfctl, write_policy, peer)
         )
     ]
     assert kabpfctl("check", status=1).stderr.splitlines() == expected
-    for command in (("apply",), ("attach", "--cgroup", cgroup, "--idle", 62), ("plan",)):
-        said = kabpfctl(*command, status=1).stderr
+    for command in ("apply", "plan"):
+        said = kabpfctl(command, status=1).stderr
         assert said == "\n".join([f"kabpfctl: {expected[0]}", *expected[1:], ""])
     assert options_of_new(peer, cgroup) == IDLE_61
+    kabpfctl("attach", "--cgroup", cgroup, "--idle", 62)
+    assert options_of_new(peer, cgroup) == IDLE_62
     errors = [one for one in _findings(kabpfctl, 1) if one["status"] == "error"]
     assert [one["found"] for one in errors if one["check"] == "policy files"] == expected
     file.unlink()

@@ -289,6 +289,7 @@ def test_json_of_a_socket(loaded, make_cgroup, peer, find):
     assert find(cgroup, port) == {
         "cgroup": path_of(cgroup),
         "cgroup_id": cgroup.stat().st_ino,
+        "container": None,
         "removed": False,
         "unit": "web.service",
         "network_namespace": os.stat("/proc/self/ns/net").st_ino,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from harness import BIN, PATIENCE, UNTOUCHED, WATCHED, Peer, options_of_new, path_of
+from measured import measured
 
 from kabpf.apply.owned import BELOW_MAX
 from kabpf.requests import varlink
@@ -32,15 +33,6 @@ for number in range(int(sys.argv[2])):
 print("made", flush=True)
 """
 
-# Starts a command, and says its status, its processor time in seconds, and its memory in MB.
-MEASURE = """\
-import json, resource, subprocess, sys
-done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-seconds = used.ru_utime + used.ru_stime
-print(json.dumps([done.returncode, seconds, used.ru_maxrss >> 10]))
-"""
-
 
 @pytest.fixture
 def make_many(python: Callable[..., Any]) -> Callable[..., None]:
@@ -52,11 +44,9 @@ def make_many(python: Callable[..., Any]) -> Callable[..., None]:
     return make
 
 
-def measured(*command: object, **how: Any) -> tuple[float, int]:
+def taken(*command: object, **how: Any) -> tuple[float, int]:
     """What a command of root's takes: seconds of a processor, and MB."""
-    starter = ("/usr/bin/python3", "-I", "-S", "-c", MEASURE)  # small, as children begin as copies
-    done = subprocess.run([*starter, *map(str, command)], stdout=subprocess.PIPE, **how)
-    status, seconds, memory = json.loads(done.stdout)
+    status, seconds, memory = measured(*command, **how)
     assert status == 0
     return seconds, memory
 
@@ -67,7 +57,7 @@ def ask(method: str, cgroup: Path, **options: Any) -> tuple[dict[str, Any], floa
     with ours, theirs:
         ours.sendall(varlink.call(f"io.kabpf.{method}", {"cgroup": path_of(cgroup), **options}))
         ours.shutdown(socket.SHUT_WR)
-        seconds, memory = measured(BIN / "kabpfd", "--request", stdin=theirs)
+        seconds, memory = taken(BIN / "kabpfd", "--request", stdin=theirs)
         answer: dict[str, Any] = json.loads(ours.recv(1 << 17).removesuffix(b"\0"))
     return answer, seconds, memory
 
@@ -272,5 +262,5 @@ def test_commands_take_no_memory_for_long_paths(
     (memory,) = (int(line.split()[1]) >> 10 for line in status.splitlines() if "VmHWM" in line)
     assert memory < allowed
     for words in (["apply"], ["status"], ["verify"], ["plan"], ["plan", "--json"]):
-        _, memory = measured(BIN / "kabpfctl", *words)
+        _, memory = taken(BIN / "kabpfctl", *words)
         assert memory < allowed, words

@@ -75,6 +75,7 @@ COMMANDS = [
     ["plan"],
     ["status"],
     ["verify"],
+    ["metrics", "--sockets"],
     ["sockets"],
     ["sockets", "--cgroup", "{}"],
     ["sockets", "--unit", "a*"],
