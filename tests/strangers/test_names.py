@@ -236,12 +236,13 @@ def test_live_views_show_names_on_one_line(
     given = {"PYTHONUTF8": "", **locales[locale]}
     with Terminal(program, noun, "--watch", *more, columns=200, rows=150, locale=given) as shown:
         shown.until("q quits", 20 * PATIENCE)
+        if noun == "sockets":
+            shown.until(hostile.FORGED, 20 * PATIENCE)
         screen = shown.said
         shown.type(b"q")
         assert shown.end(20 * PATIENCE) == 0
     text = re.sub(rb"\x1b\[(\?1049[hl]|\?25[hl]|[HKJ])|\r+(?=\n)", b"", screen)
     assert hostile.wrong_with(text, locale) == ""
-    assert noun == "status" or hostile.FORGED.encode() in text
 
 
 @pytest.mark.core
