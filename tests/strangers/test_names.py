@@ -234,7 +234,7 @@ def test_live_views_show_names_on_one_line(
     program = Path(sys.executable).with_name("kabpfctl")
     more = ("--cgroup", own) if noun == "sockets" else ()
     given = {"PYTHONUTF8": "", **locales[locale]}
-    with Terminal(program, noun, "--watch", *more, columns=200, rows=150, locale=given) as shown:
+    with Terminal(program, noun, "--watch", *more, columns=1000, rows=150, locale=given) as shown:
         shown.until("q quits", 20 * PATIENCE)
         if noun == "sockets":
             shown.until(hostile.FORGED, 20 * PATIENCE)
