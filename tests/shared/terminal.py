@@ -34,7 +34,9 @@ class Terminal:
         self.said = b""
         self.resize(columns, rows)
         self.modes = termios.tcgetattr(slave)
-        environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+        # Python's readline exports both.
+        sizes = ("COLUMNS", "LINES")
+        environment = {key: value for key, value in os.environ.items() if key not in sizes}
         self.process = subprocess.Popen(
             list(map(str, command)),
             stdin=slave,
