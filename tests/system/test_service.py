@@ -248,7 +248,7 @@ def test_removed_runtime_directory_is_made_anew(machine, writable):
     """Whoever removes /run/kabpf hides kabpfd until its next word to the watchdog: then it makes
     the directory anew, or where it may not is started again, and policies stay active. doctor says
     which sockets have to be made anew."""
-    conf = f"[Service]\nWatchdogSec=2s\n{'' if writable else 'ReadOnlyPaths=/run'}\n"
+    conf = f"[Service]\nWatchdogSec=4s\n{'' if writable else 'ReadOnlyPaths=/run'}\n"
     machine.write("/run/systemd/system/kabpf.service.d/watchdog.conf", conf)
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "restart", "kabpf.service")
@@ -259,7 +259,7 @@ def test_removed_runtime_directory_is_made_anew(machine, writable):
     def is_found():
         return "daemon: running as process " in machine.run("kabpfctl", "status")
 
-    wait_until(is_found, "the daemon", SECONDS)
+    wait_until(is_found, "the daemon", 3 * SECONDS)
     assert machine.pins() == pins
     assert ("kabpfd.lock was removed, and is made again; try: " in _journal(machine)) == writable
     told = machine.attempt("kabpfctl", "doctor").stdout
