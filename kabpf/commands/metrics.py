@@ -17,6 +17,8 @@ from kabpf.containers.names import enclosing
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import abi, cgroups, dataplane, loading, mountinfo
 from kabpf.observe import sockets as tcp
+from kabpf.policy.files import OF_USER
+from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN
 
@@ -31,7 +33,7 @@ COUNTERS = (
 )
 # Policies that come and go too often for a label each, and the label for all of their cgroups. They
 # have no counters: the sum would fall when one goes.
-FOLDED = (("/run/kabpf/transient.d/", "(run)"), ("/run/kabpf/policy.d/user-", "(users)"))
+FOLDED = ((f"{TRANSIENT}/", "(run)"), (f"{RUNTIME}/{OF_USER}", "(users)"))
 UNITS_MAX = 200  # labels; the rest of the units share one
 OTHERS = "(others)"
 CONTAINERS = "(containers)"  # their units have ids for names
@@ -226,10 +228,11 @@ def counted(look: tcp.Look) -> tuple[Counter[tuple[str, str]], Counter[str]]:
     """How many sockets there are by policy and keepalive, and how many established ones without
     keepalive by unit, of cgroups that have a policy."""
     label = functools.cache(lambda id: unit_label(look.paths.get(id)))
+    policies = {id: output.shown(name) for id, name in look.policies.items()}
     count: Counter[tuple[str, str]] = Counter()
     without: Counter[str] = Counter()
     for record in look.records:
-        policy = output.shown(look.policies.get(record.policy_id, ""))
+        policy = policies.get(record.policy_id, "")
         count[policy, "on" if record.keepalive else "off"] += 1
         if policy and not record.keepalive and tcp.STATES[record.state] == "established":
             without[label(record.cgroup_id)] += 1

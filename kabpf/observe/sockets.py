@@ -239,16 +239,8 @@ def _ends(record: CSocket) -> tuple[bytes, int, bytes, int]:
 def of_machine(loaded: Dataplane, say: Callable[[str], None]) -> list[CSocket]:
     """The sockets of every network namespace. `say` is told of those of which only the sockets are
     there that processes have open."""
-    return _records(loaded.pins, say)
+    pins = loaded.pins
 
-
-def open_by_processes(loaded: Dataplane) -> Collection[CSocket]:
-    """The sockets that processes have open, of every network namespace, without waiting for any
-    that is held. Connections that no process has accepted yet are not among them."""
-    return _open(loaded.pins)
-
-
-def _records(pins: Path, say: Callable[[str], None]) -> list[CSocket]:
     def parts() -> Iterator[Part]:
         own = own_namespace()
         yield Part([own])
@@ -269,6 +261,12 @@ def _records(pins: Path, say: Callable[[str], None]) -> list[CSocket]:
     for inode in sorted(incomplete):
         say(f"network namespace {inode}: a socket there is held; others may be missing")
     return records
+
+
+def open_by_processes(loaded: Dataplane) -> Collection[CSocket]:
+    """The sockets that processes have open, of every network namespace, without waiting for any
+    that is held. Connections that no process has accepted yet are not among them."""
+    return _open(loaded.pins)
 
 
 def _open(pins: Path) -> Collection[CSocket]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,3 +26,14 @@ def held(command: str, printed: str) -> Any:
     value = json.loads(printed)
     _validator(command).validate(value)
     return value
+
+
+def keys(schema: object) -> Iterator[str]:
+    """The keys that a schema allows, of every object in it."""
+    if isinstance(schema, dict):
+        yield from schema.get("properties", ())
+        for part in schema.values():
+            yield from keys(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from keys(part)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+import output_schema
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -126,20 +127,10 @@ def test_keys_of_json_have_the_same_words() -> None:
     found = {
         (path.name, key)
         for path in (ROOT / "schema" / "output").glob("*.json")
-        for key in _keys(json.loads(path.read_text()))
+        for key in output_schema.keys(json.loads(path.read_text()))
     }
     assert found
     assert [each for each in found if each[1] in KEYS] == []
-
-
-def _keys(schema: object) -> Iterator[str]:
-    if isinstance(schema, dict):
-        yield from schema.get("properties", ())
-        for part in schema.values():
-            yield from _keys(part)
-    elif isinstance(schema, list):
-        for part in schema:
-            yield from _keys(part)
 
 
 def test_headers_have_the_same_words() -> None:

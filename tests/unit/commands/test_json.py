@@ -6,7 +6,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import output_schema
@@ -79,17 +78,7 @@ def test_page_names_every_key() -> None:
     missing = {
         (name, key)
         for name, path in SCHEMAS.items()
-        for key in _keys(json.loads(path.read_text()))
+        for key in output_schema.keys(json.loads(path.read_text()))
         if f"**{key}**" not in page
     }
     assert missing == set()
-
-
-def _keys(schema: object) -> Iterator[str]:
-    if isinstance(schema, dict):
-        yield from schema.get("properties", ())
-        for part in schema.values():
-            yield from _keys(part)
-    elif isinstance(schema, list):
-        for part in schema:
-            yield from _keys(part)
