@@ -92,5 +92,5 @@ def update(owed: Owed, loaded: Dataplane) -> None:
         left = reconcile.apply(Changes(updates=owed.updates), loaded, processes)
     except RefusedError as error:
         raise NotUpdatedError(str(error)) from None
-    if left:
-        raise NotUpdatedError("; ".join(left.reasons))
+    if left.refused:
+        raise NotUpdatedError(left.refused)

@@ -126,8 +126,8 @@ def update(
         done = {id: entry for id, entry in now.items() if entry == owed[id]}
         loaded.correct(diff.settled(done, loaded.records()))
         applied = notes.read_applied(RUN)
-        if applied and left and not applied.refused:
-            notes.keep_applied(applied._replace(refused="; ".join(left.reasons)), RUN)
+        if applied and left.refused and not applied.refused:
+            notes.keep_applied(applied._replace(refused=left.refused), RUN)
             tell_changed()
     return left.reasons
 

@@ -154,7 +154,7 @@ def reconcile(
     except RefusedError as error:
         notes.keep_applied(applied._replace(refused=str(error)), run)
         raise
-    asks, refused = resolution.plan.asks, "; ".join(left.reasons)
+    asks, refused = resolution.plan.asks, left.refused
     took_s = time.monotonic() - began
     notes.keep_applied(looked._replace(asks=asks, refused=refused, took_s=took_s), run)
     last_good.keep(snapshot)

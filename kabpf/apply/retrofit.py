@@ -46,6 +46,12 @@ class Left:
     def __bool__(self) -> bool:
         return bool(self.reasons)
 
+    @property
+    def refused(self) -> str:
+        """Why cgroups stay owed the update; empty where nothing is known to be missing: somebody
+        else's socket is in the way, or a namespace was not searched."""
+        return "; ".join(self.reasons) if self.cgroups else ""
+
 
 def update(
     owed: Iterable[int], pins: Path, root: Path, processes: Iterable[int] | None = None
