@@ -73,6 +73,7 @@ def main() -> None:
             foreign = max(foreign, machine.foreign_programs())
     about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
         "kernel": os.uname().release,
         "processor": _processor(),
         "cpus": os.cpu_count(),
@@ -128,12 +129,12 @@ def _retrofit(machine: Machine) -> Section:
         return Row(what, costs.sockets / statistics.median(seconds), "sockets/s", 1e6, True)
 
     return costs._asdict(), [
-        rate(f"retrofit of {count}", costs.first_s),
-        rate("the same, another policy", costs.changed_s),
-        rate(f"the same, another policy with {many}", costs.to_destinations_s),
-        rate("the same, four former policies, one of them that", costs.from_destinations_s),
+        rate(f"update of {count}", costs.first_s),
+        rate("update, another policy", costs.changed_s),
+        rate(f"update, to {many}", costs.to_destinations_s),
+        rate("update, after four former policies", costs.from_destinations_s),
         Row(f"kabpfctl attach, {count}", costs.attach_s, "s"),
-        Row("the same, another policy", costs.attach_changed_s, "s"),
+        Row("kabpfctl attach, another policy", costs.attach_changed_s, "s"),
     ]
 
 
@@ -145,7 +146,7 @@ def _daemon(machine: Machine) -> Section:
     doubt = "" if costs.quiet else "cgroups were born meanwhile"
     return costs._asdict(), [
         Row(f"kabpfd start to READY, {scale}", median(costs.start_s), "s", 0.5),
-        Row("the same, adopting what is in the kernel", median(costs.adopt_s), "s", 0.5),
+        Row("kabpfd start to READY, policies active already", median(costs.adopt_s), "s", 0.5),
         Row("kabpfd resident", costs.resident_kib / 1024, "MiB", 40),
         Row(f"kabpfd resident, {many}, reloaded", costs.resident_many_kib / 1024, "MiB"),
         Row(f"kabpfd wake-ups in {daemon.IDLE_WINDOW_S} s", costs.wake_ups, "", 0, doubt=doubt),
@@ -171,7 +172,7 @@ def _births(machine: Machine) -> Section:
         Row(f"mkdir to policy, by glob: too late, of {count}", late_by_glob, "", 0),
         Row("mkdir to policy, by glob", statistics.median(new_ms), "ms", 5),
         Row(f"the same, worst of {count}", max(new_ms), "ms"),
-        Row("the same, connection opened before", statistics.median(first_ms), "ms", 5),
+        Row("mkdir to policy, by glob, open connection", statistics.median(first_ms), "ms", 5),
     ]
 
 
@@ -180,16 +181,16 @@ def _mkdirs(machine: Machine) -> Section:
     literal_us = (costs.literal_ns - costs.mkdir_ns) / 1000
     globs_us = (costs.globs_ns - costs.mkdir_ns) / 1000
     median = statistics.median
-    many = f"{births.MANY} templates"
+    many = f"{births.MANY:,} templates"
     return costs._asdict(), [
         Row("mkdir of a cgroup, without kabpf", costs.mkdir_ns / 1000, "us"),
-        Row("added to it by kabpf, with one unit's policy", literal_us, "us", 1),
-        Row(f"the same, with the policy of {births.TEMPLATES} templates", globs_us, "us", 1.3),
+        Row("added to a mkdir, one unit's policy", literal_us, "us", 1),
+        Row(f"added to a mkdir, {births.TEMPLATES} templates", globs_us, "us", 1.3),
         Row(f"globs of {many}: built", median(costs.built_s), "s", 0.2),
         Row(f"globs of {many}: memory in the kernel", costs.built_bytes / 2**20, "MiB", 8),
         Row(f"kabpfd reload, {many}, one policy changed", median(costs.reload_s), "s", 0.3),
-        Row("the same, another template", median(costs.reload_glob_s), "s", 0.3),
-        Row("the same, kabpfd resident", costs.resident_kib / 1024, "MiB", 40),
+        Row(f"kabpfd reload, {many}, one template changed", median(costs.reload_glob_s), "s", 0.3),
+        Row(f"kabpfd resident, {many}, reloaded", costs.resident_kib / 1024, "MiB", 40),
     ]
 
 
@@ -198,20 +199,21 @@ def _scale(machine: Machine) -> Section:
     median = statistics.median
     births_ms = [seconds * 1000 for seconds in costs.glob_new_s]
     connected = f"{costs.connections:,} connections"
+    large = f"{costs.cgroups:,} cgroups"
     return costs._asdict(), [
         Row(
             f"kabpfd start to READY, {costs.policies:,} policies, {costs.cgroups:,} cgroups",
             median(costs.start_s),
             "s",
         ),
-        Row("the same, adopting what is in the kernel", median(costs.adopt_s), "s"),
-        Row("the same, reload, one changed", median(costs.reload_s), "s"),
-        Row("the same, kabpfd resident", costs.resident_kib / 1024, "MiB"),
-        Row("the same, reloaded", costs.resident_reloaded_kib / 1024, "MiB"),
-        Row("the same, kabpfctl status", median(costs.status_s), "s", 0.15),
-        Row("the same, kabpfctl apply, nothing changed", median(costs.apply_again_s), "s"),
-        Row(f"the same, kabpfctl sockets, {connected}", median(costs.sockets_s), "s"),
-        Row("the same, mkdir to policy, by glob", median(births_ms), "ms", 5),
+        Row(f"kabpfd start, {large}, policies active already", median(costs.adopt_s), "s"),
+        Row(f"kabpfd reload, {large}, one changed", median(costs.reload_s), "s"),
+        Row(f"kabpfd resident, {large}", costs.resident_kib / 1024, "MiB"),
+        Row(f"kabpfd resident, {large}, reloaded", costs.resident_reloaded_kib / 1024, "MiB"),
+        Row(f"kabpfctl status, {large}", median(costs.status_s), "s", 0.15),
+        Row(f"kabpfctl apply, {large}, nothing changed", median(costs.apply_again_s), "s"),
+        Row(f"kabpfctl sockets, {large}, {connected}", median(costs.sockets_s), "s"),
+        Row(f"mkdir to policy, by glob, {large}", median(births_ms), "ms", 5),
         Row(f"the same, worst of {len(births_ms)}", max(births_ms), "ms"),
     ]
 
@@ -224,9 +226,13 @@ def _monitor(machine: Machine) -> Section:
         rate = costs.connections[form] / len(costs.cycle_ns[form]) / monitor.SECONDS
         rows += [
             Row(f"kabpfctl monitor, {form}: connections watched", rate, "/s"),
-            Row(f"the same: events lost, of {of}", costs.lost[form], ""),
-            Row("the same: of a processor", costs.busy[form] * 100, "%"),
-            Row("the same: added to such a connection", monitor.added_ns(costs, form), "ns"),
+            Row(f"kabpfctl monitor, {form}: events lost, of {of}", costs.lost[form], ""),
+            Row(f"kabpfctl monitor, {form}: of a processor", costs.busy[form] * 100, "%"),
+            Row(
+                f"kabpfctl monitor, {form}: added to a connection",
+                monitor.added_ns(costs, form),
+                "ns",
+            ),
         ]
     return costs._asdict(), rows
 
@@ -267,6 +273,14 @@ def _number(value: float, unit: str) -> str:
 def _processor() -> str:
     found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else os.uname().machine
+
+
+def _commit() -> str:
+    """Of the checkout that is measured."""
+    root = Path(__file__).parent
+    command = ["git", "-c", f"safe.directory={root.parent}", "-C", root, "describe", "--always"]
+    done = subprocess.run([*command, "--dirty"], stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str:

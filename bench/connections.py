@@ -118,7 +118,7 @@ CALLED = (
     Call("an unrelated setsockopt, no policy", NO_POLICY, "nodelay", 1),
     Call("an unrelated setsockopt, under enforce", ENFORCED, "nodelay", 1),
     Call("a setsockopt that is ignored", ENFORCED, "idle", 60),
-    Call("a setsockopt that is brought into a range", RANGED, "idle", 30),
+    Call("a setsockopt that is clamped to a range", RANGED, "idle", 30),
 )
 
 
