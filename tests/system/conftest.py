@@ -50,7 +50,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = shared.of_this_run(tmp_path_factory)
 
     def build() -> str:
-        done = subprocess.run([ROOT / "scripts/package"], capture_output=True, text=True)
+        with trees.told("building the package for the system tier"):
+            done = subprocess.run([ROOT / "scripts/package"], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"scripts/package: {trees.last_line(done.stderr)}\n{done.stderr}")
         # A copy, as another run may build here meanwhile.

@@ -7,6 +7,9 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SUITES = ("bookworm", "trixie")  # Debian 12 and 13
@@ -97,9 +100,25 @@ def minimal(suite: str) -> Path:
     return _tree(suite, (), ())
 
 
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Say on the terminal of tests/run that something begins which takes minutes, and its end."""
+    began = time.monotonic()
+    _tell(f"{what} ...")
+    yield
+    _tell(f"{what}: done after {time.monotonic() - began:.0f} s")
+
+
 def last_line(said: str) -> str:
     """What a command says last where it fails, which mostly is why."""
     return said.rstrip().rpartition("\n")[2]
+
+
+def _tell(line: str) -> None:
+    """On a line of its own, as pytest goes on with dots."""
+    if terminal := os.environ.get("KABPF_TERMINAL"):
+        with suppress(OSError), open(terminal, "w") as shown:
+            shown.write(f"\r\n== {line}\r\n")
 
 
 def _tree(suite: str, packages: tuple[str, ...], hooks: tuple[str, ...]) -> Path:
@@ -112,7 +131,8 @@ def _tree(suite: str, packages: tuple[str, ...], hooks: tuple[str, ...]) -> Path
         if not tree.exists():
             unfinished = tree.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            _make(suite, unfinished, packages, hooks)
+            with told(f"making {tree.name}, a tree of Debian for the system tier"):
+                _make(suite, unfinished, packages, hooks)
             unfinished.rename(tree)
     return tree
 
