@@ -122,6 +122,19 @@ def test_message_says_what_and_why(habit: str) -> None:
     assert found == []
 
 
+def test_sentence_of_a_page_begins_with_a_noun() -> None:
+    """Not with "who" and "what", but where it asks; headings and cells may be short."""
+    begins = re.compile(r"(?:[.:;] |^|\*\*)((?:So |And )?(?:Who|What)(?:ever)?\b[^.?|]*)([.?])")
+    found = [
+        f"{name}: {sentence}"
+        for name, text in texts(*PAGES)
+        for paragraph in re.split(r"\n\n|\n(?=[*|#-] |#|\*\*)", text)
+        for sentence, end in begins.findall(re.sub(r"\s+", " ", paragraph.lstrip("*- ")))
+        if end == "."
+    ]
+    assert found == []
+
+
 def test_keys_of_json_have_the_same_words() -> None:
     """In all schemas of outputs."""
     found = {
