@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 import sys
 import time
@@ -16,12 +17,13 @@ import pytest
 import terminal
 from kabpfctl import KABPFCTL
 
-from kabpf import output, tables
+from kabpf import live, output, tables
 from kabpf.commands import (
     check,
     doctor,
     explain,
     import_,
+    metrics,
     monitor,
     plan,
     presets,
@@ -29,15 +31,18 @@ from kabpf.commands import (
     status,
     verify,
 )
+from kabpf.containers.facts import Container, Pod
 from kabpf.doctor.findings import error, note, ok, warning
 from kabpf.kernel import abi
 from kabpf.kernel.dataplane import Counters
 from kabpf.migration.proposals import Found, Proposal, Removal
+from kabpf.observe import containers
 from kabpf.observe.events import Event, Lost
 from kabpf.observe.sockets import Address, Socket
 from kabpf.plan.state import Cgroup, PolicyRecord
 from kabpf.policy import parser
 from kabpf.policy.model import Mode, Options, Policy, Range
+from kabpf.runtime import notes
 
 SCREENS = Path(__file__).parent / "screens"
 WIDTHS = (40, 80, 120, 200, None)  # None is a pipe
@@ -52,6 +57,11 @@ def options(idle: int, interval: int, probes: int, user_timeout_s: int = 0) -> O
 
 
 LONG = "payments-reconciliation-worker@eu-central-1-production.service"
+ID = "6b1f0c" * 10 + "d3e4"
+POD = f"/kubepods.slice/kubepods-pod7c1d.slice/cri-containerd-{ID}.scope"
+KNOWN = Container(
+    ID, "containerd", "main", "registry.example/web:1", pod=Pod("shop", "web-5d9c7b-x2x7k", "7c1d")
+)
 ROWS = [
     status.Row(
         "postgresql.service", 1, PolicyRecord("postgresql.service", options(60, 10, 6, 120)),
@@ -102,6 +112,7 @@ SOCKETS = [
         family="ipv6", idle_s=15, next_probe_ms=14_000,
         set_by={"idle_s": "application", "interval_s": "policy"},
     ),
+    connection(POD, "10.244.1.17:8080", "10.244.2.101:51734"),
     connection(
         "/system.slice/ssh.service", "127.0.0.1:22", "127.0.0.1:50120", is_removed=True,
     ),
@@ -123,6 +134,7 @@ COVERED = {
     "/system.slice/system-postgresql.slice/postgresql@15-main.service": "postgresql@.service",
     f"/system.slice/system-payments.slice/{LONG}": LONG,
     "/user.slice/user-1000.slice/user@1000.service/app.slice/syncthing.service": "zz",
+    POD: "zz",
     "/kabpf-demo": "zz",
 }
 
@@ -155,6 +167,7 @@ EVENTS = [
     reported(BILLING, PEER, pid=812, command=b"billing", outcomes=outcomes(SET, SET, SET, 0, SET)),
     reported(BILLING, PEER, idle_s=15, outcomes=outcomes(KEPT, SET, KEPT, 0, SET)),
     reported(BILLING, ":::0", direction=0, local_port=80),
+    reported(POD, "::ffff:10.244.2.101:51734", direction=abi.IN, outcomes=outcomes(SET)),
     reported(
         f"/system.slice/system-payments.slice/{LONG}", FAR, direction=abi.IN,
         outcomes=outcomes(22, SET, 0, 0, 92),
@@ -229,10 +242,26 @@ def show_checked() -> None:
     check.check(asked(files=names))
 
 
+def show_status_live() -> None:
+    """The second look, ten seconds after the first."""
+    view = status._Watched(None)
+    view._rates = live.Rates(clock=iter((0.0, 10.0)).__next__)
+    view._rates.note({row.record: [0] * len(status._counts(row)) for row in ROWS})
+    view.look()
+    print("\n".join(view.lines(0, 10)))
+
+
+def show_metrics() -> None:
+    pytest.importorskip("prometheus_client")
+    metrics.metrics(argparse.Namespace(http=False, sockets=False, textfile=None))
+
+
 SCREEN: dict[str, Callable[[], object]] = {
     "status": lambda: status.status(asked()),
     "status-wrong": lambda: status.status(asked()),
     "status-policy": lambda: status.status(asked(policy=LONG)),
+    "status-watch": show_status_live,
+    "metrics": show_metrics,
     "sockets": lambda: sockets.print_list(SOCKETS, {}, is_wide=False),
     "sockets-wide": lambda: sockets.print_list(SOCKETS, {}, is_wide=True),
     "plan": lambda: show_plan(is_wide=False),
@@ -250,7 +279,7 @@ SCREEN: dict[str, Callable[[], object]] = {
 }
 OF_ANY_WIDTH = {
     "sockets-wide", "plan-wide", "monitor-wide", "presets-wide", "check", "verify", "verify-wrong",
-    "import",
+    "import", "metrics",
 }  # fmt: skip
 
 
@@ -268,6 +297,8 @@ def on(
         monkeypatch.setenv("COLUMNS", str(width))
 
     monkeypatch.setattr(status, "look", lambda: look)
+    monkeypatch.setattr(notes, "read_applied", lambda _: None)
+    monkeypatch.setattr(containers, "_known", lambda _path, _id: KNOWN)
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.chdir(tmp_path)
@@ -304,9 +335,10 @@ def test_nothing_to_do_is_said_as_that(
     assert capsys.readouterr().out == "there are no policies; kabpf is not loaded\n"
 
 
+HEADS = re.compile(r" *[A-Z]+(  +[A-Z/ ]+)+$")  # a table's first line
 FITTED = [
-    "status", "status-wrong", "status-policy", "sockets", "plan", "explain", "monitor", "doctor",
-    "presets",
+    "status", "status-wrong", "status-policy", "status-watch", "sockets", "plan", "explain",
+    "monitor", "doctor", "presets",
 ]  # fmt: skip
 
 
@@ -314,12 +346,21 @@ FITTED = [
 def test_screen_fits_any_terminal(
     screen: str, on: Callable[[int | None], None], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """From 40 columns on no line is wider than the terminal."""
+    """From 40 columns on no line is wider than the terminal, and every column of the pipe's screen
+    is there, as often as there is a table in it or a row in blocks."""
+    piped = (SCREENS / f"{screen}-pipe.txt").read_text()
+    heads = {head for line in piped.splitlines() if HEADS.match(line) for head in cells(line)}
     for width in range(40, 201):
         on(width)
         SCREEN[screen]()
         lines = capsys.readouterr().out.splitlines()
         assert max(map(tables.text_width, lines)) <= width
+        shown = {head for line in lines for head in cells(line)}
+        assert heads <= shown
+
+
+def cells(line: str) -> list[str]:
+    return re.split(" {2,}", line.strip())
 
 
 def test_thousand_rows_are_a_table_like_others(
