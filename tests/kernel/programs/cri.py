@@ -88,10 +88,22 @@ def first_line(log):
     raise TimeoutError(log)
 
 
+def stop(sandbox):
+    """As kubelet does, again where a container that ends by itself just then makes it fail
+    ("ttrpc: closed")."""
+    for attempt in range(5):
+        try:
+            call("StopPodSandbox", field(1, sandbox))
+            break
+        except grpc.RpcError:
+            if attempt == 4:
+                raise
+    call("RemovePodSandbox", field(1, sandbox))
+
+
 if __name__ == "__main__":
     name, *command = sys.argv[1:]
     sandbox, log = start(name, command)
     print(first_line(log))
     if len(command) == 1:
-        call("StopPodSandbox", field(1, sandbox))
-        call("RemovePodSandbox", field(1, sandbox))
+        stop(sandbox)
