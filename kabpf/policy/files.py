@@ -333,7 +333,8 @@ class _opened:
         try:
             self.descriptor = os.open(self.path, root_files.FLAGS & ~os.O_NOFOLLOW)
         except OSError as error:
-            if not os.path.lexists(self.path):
+            # Another one may be there by now; but a link that leads nowhere was not removed.
+            if error.errno in (errno.ENOENT, errno.ENOTDIR) and not self.path.is_symlink():
                 raise _RemovedError from None
             raise _unreadable(self.path, error) from None
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):

@@ -238,10 +238,34 @@ def test_file_that_vanishes_while_files_are_read_was_never_there(
     put(source, UNIT % 2)
     with subprocess.Popen(["sh", "-c", script, source, fleeting]) as writer:
         try:
-            seen = {tuple(idles(files.load(directories_))) for _ in range(2000)}
+            seen = {tuple(idles(files.load(directories_))) for _ in range(500)}
         finally:
             writer.kill()
     assert seen <= ({(1,), (2, 1)} if where == "of commands" else {(1,), (2,)})
+
+
+@needs_root
+def test_file_that_is_made_again_when_opening_it_has_failed_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is removed and made again was there all the time, whatever comes between."""
+    where = directories(tmp_path)
+    path = where.drop_ins[0] / "a.yaml"
+    put(path, UNIT % 1)
+    opened = os.open
+
+    def opened_between(name: Any, *rest: int) -> int:
+        if name != path:
+            return opened(name, *rest)
+        monkeypatch.setattr(os, "open", opened)
+        path.unlink()
+        try:
+            return opened(name, *rest)
+        finally:
+            put(path, UNIT % 2)
+
+    monkeypatch.setattr(os, "open", opened_between)
+    assert idles(files.load(where)) == [2]
 
 
 @needs_root
