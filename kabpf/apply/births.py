@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from kabpf.apply import reconcile
@@ -12,11 +12,14 @@ from kabpf.kernel import dataplane
 from kabpf.kernel.dataplane import Born, Dataplane
 from kabpf.plan import diff
 from kabpf.plan.resolve import NO_CONTAINERS, resolve_one
-from kabpf.plan.state import Cgroup, CgroupEntry, Changes
+from kabpf.plan.state import NONE, Cgroup, CgroupEntry, Changes, Resolved, record
+from kabpf.policy.model import is_asked
 
 if TYPE_CHECKING:
     from kabpf.apply.containers import Containers
+    from kabpf.containers.facts import Container
     from kabpf.kernel.cgroups import CgroupTree
+    from kabpf.plan.containers import Naming
 
 
 class Owed(NamedTuple):
@@ -24,6 +27,7 @@ class Owed(NamedTuple):
 
     updates: dict[int, CgroupEntry]  # as they are once it is done
     paths: tuple[str, ...] = ()  # of the cgroups
+    refusals: Mapping[int, str] = NONE  # why options that containers ask for do not count
 
 
 def resolve(
@@ -33,9 +37,13 @@ def resolve(
     containers that `containers` knows. New sockets are covered when it returns.
 
     Updates `last`, which the last reconcile returned. None where that does not know the parent of
-    one, so that a reconcile has to look at the whole tree. The caller holds the lock.
+    one, or has no room for a policy, so that a reconcile has to look at the whole tree. The caller
+    holds the lock.
     """
-    tree = loaded.tree
+    tree, naming = loaded.tree, last.automaton.containers
+    if naming and naming.is_full:
+        forget_unused(last, loaded)
+    refusals: dict[int, str] = {}
     fresh: dict[int, Cgroup] = {}
     for event in born:
         if event.parent_id not in last.cgroups:
@@ -52,8 +60,12 @@ def resolve(
             last.plan.cgroups[each.id] = resolve_one(
                 last.automaton, each, above, known.get(each.id)
             )
+        if known:
+            refusals |= _refusals(naming, known)
     now = loaded.entries(fresh)
     resolved = {id: last.plan.cgroups[id] for id in now}
+    if not _write_asked(resolved, last, loaded):
+        return None
     records = last.actual.records | last.desired
     ids = diff.policy_ids(last.desired)
     changed = diff.changed_entries(
@@ -69,7 +81,45 @@ def resolve(
         have_sockets = {one.cgroup_id for one in dataplane.holders(loaded.pins)}
         busy = {id: entry for id, entry in busy.items() if id in have_sockets}
     loaded.correct({id: entry for id, entry in done.items() if id not in busy})
-    return Owed(busy, tuple(fresh[id].path for id in busy))
+    return Owed(busy, tuple(fresh[id].path for id in busy), refusals)
+
+
+def forget_unused(last: Resolution, loaded: Dataplane) -> None:
+    """Remove the policies that containers have asked for and none has any more. The caller holds
+    the lock."""
+    naming = last.automaton.containers
+    asked = {id for id, each in last.desired.items() if is_asked(each.name)}
+    if naming is None or not asked:
+        return
+    _, used = loaded.entries_with(())
+    records = loaded.records()  # another command may have given an id away
+    unused = {id for id in asked - used if records.get(id) == last.desired[id]}
+    naming.forget([last.desired.pop(id).name for id in unused])
+    loaded.apply(Changes(stale_records=tuple(unused)))
+
+
+def _write_asked(resolved: Mapping[int, Resolved], last: Resolution, loaded: Dataplane) -> bool:
+    """Write the policies that containers have asked for, which nobody had before; whether there is
+    room for them."""
+    known = diff.policy_ids(last.desired)
+    asked = {
+        each.policy.name: record(each.policy)
+        for each in resolved.values()
+        if each.policy and each.policy.name not in known
+    }
+    for each in asked.values():
+        id = loaded.free_record()
+        if id is None:
+            return False
+        loaded.apply(Changes({id: each}))
+        last.desired[id] = each
+    return True
+
+
+def _refusals(naming: Naming | None, known: Mapping[int, Container]) -> dict[int, str]:
+    from kabpf.plan.containers import refusals  # here, because most machines do without
+
+    return refusals(naming, known)
 
 
 def _learn(last: Resolution, tree: CgroupTree) -> None:

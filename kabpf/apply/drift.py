@@ -8,7 +8,7 @@ from kabpf.errors import PolicyError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy import files
-from kabpf.policy.model import Policy
+from kabpf.policy.model import ASKED, Policy, is_asked
 from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN, locked_if_free
 
@@ -24,6 +24,16 @@ class Comparison(NamedTuple):
     errors: tuple[str, ...] = ()  # in the policy files
     wrong_since: float | None = None  # in seconds since the epoch, where that is known
     refused: str = ""  # what the kernel refused at the last reconcile
+
+    def source(self, policy: str | None) -> str | None:
+        """File and line of a policy; of one that a container asks for, those that allow it."""
+        key = ASKED if policy and is_asked(policy) else policy
+        return self.sources.get(key or "")
+
+    @property
+    def policies(self) -> int:
+        """How many policies the files have."""
+        return len(self.sources.keys() - {ASKED})
 
 
 def compare(tree: CgroupTree, loaded: Dataplane | None) -> Comparison:

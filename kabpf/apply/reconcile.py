@@ -60,6 +60,8 @@ class Resolution:
     # By the ids of their cgroups; none where no selector is of containers.
     containers: plan_resolve.Containers = field(default_factory=dict)
     unknown: frozenset[int] = frozenset()  # cgroups that may be of containers no engine knows
+    # Why options that containers ask for do not count, by the ids of their cgroups.
+    refusals: dict[int, str] = field(default_factory=dict)
 
     @property
     def present(self) -> dict[int, Cgroup]:
@@ -166,6 +168,7 @@ def reconcile(
         changes=(first or resolution.changes)._replace(globs=None),
         left=left.reasons,
         containers={},
+        refusals=_refusals(resolution),
     )
 
 
@@ -182,13 +185,13 @@ def preview(
     """
     policies = transient.without_former_owners(policies, tree)
     automaton = automaton_of(policies)
-    containers, records = _containers(automaton, engines), tuple(map(record, policies))
+    containers = _containers(automaton, engines)
     if loaded is None:
-        return _compared(records, _look(policies, automaton, containers, tree, None))
+        return _compared(_look(policies, automaton, containers, tree, None))
     loaded.require_supported(policies)
     looked = loaded.between_changes(lambda _: _look(policies, automaton, containers, tree, loaded))
     looked.actual.leave_out_unreadable()
-    return _compared(records, looked, updates=loaded.updates_open_sockets)
+    return _compared(looked, updates=loaded.updates_open_sockets)
 
 
 def automaton_of(policies: tuple[Policy, ...]) -> Automaton:
@@ -238,6 +241,14 @@ def apply(
     return left
 
 
+def _refusals(resolution: Resolution) -> dict[int, str]:
+    if not resolution.containers:
+        return {}
+    from kabpf.plan.containers import refusals  # here, because most machines do without
+
+    return refusals(resolution.automaton.containers, resolution.containers)
+
+
 def _containers(automaton: Automaton, engines: Knowing | None) -> Containers | None:
     """What looks up containers, if a selector is of them."""
     if automaton.containers is None:
@@ -258,13 +269,13 @@ def _passes(
     come and go, whose births the kernel resolves, or asks about; the caller applies each one's
     changes before it asks for the next."""
     policies = transient.without_former_owners(policies, loaded.tree)
-    automaton, records = automaton_of(policies), tuple(map(record, policies))
+    automaton = automaton_of(policies)
     containers = _containers(automaton, engines)
     updates = updates and loaded.updates_open_sockets
     for number in range(PASSES_MAX):
         looked = _look(policies, automaton, containers, loaded.tree, loaded)
         settles = number >= SETTLED
-        resolution = _compared(records, looked, updates=updates, settles=settles)
+        resolution = _compared(looked, updates=updates, settles=settles)
         yield resolution
         if not resolution.changes or (settles and _come_and_go(resolution)):
             return
@@ -318,7 +329,6 @@ def _look(
 
 
 def _compared(
-    records: tuple[PolicyRecord, ...],
     looked: _Looked,
     *,
     updates: bool = True,
@@ -327,7 +337,7 @@ def _compared(
     automaton, actual, cgroups, removed, plan, containers, unknown = looked
     desired: dict[int, PolicyRecord] = {}
     try:
-        desired = diff.number(records, actual.records, abi.POLICIES)
+        desired = diff.number(map(record, plan.made), actual.records, abi.POLICIES)
         changes = diff.diff(plan, actual, desired, updates=updates, settles=settles)
     except diff.TooManyError:
         changes = diff.forget_former(actual)

@@ -22,7 +22,7 @@ def apply(arguments: argparse.Namespace) -> int:
             resolution = dropins.activate(snapshot, loaded)
     output.warn(resolution.left)
     active = {
-        "policies": len(resolution.plan.policies),
+        "policies": len(resolution.plan.made),
         "covered": output.covered_count(resolution),
         "cgroups": len(resolution.present),
     }

@@ -63,7 +63,10 @@ def checked(name: str, read: Callable[[], tuple[Policy, ...]], loader: Loader) -
         return result | {"errors": list(error.findings)}
     left = reconcile.left_of(policies)
     warned = [*warnings(policies), *map(left_text, left)]
-    return result | {"policies": [each.name for each in policies], "warnings": warned}
+    return result | {
+        "policies": [each.name for each in policies if each.wishes is None],
+        "warnings": warned,
+    }
 
 
 def _unreached(read: Callable[[], tuple[Policy, ...]]) -> list[str]:

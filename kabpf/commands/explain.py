@@ -24,11 +24,12 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS
 from kabpf.observe import containers, held, sockets
 from kabpf.plan.automaton import Automaton
+from kabpf.plan.containers import CHOICE, wish
 from kabpf.plan.patterns import Naming
 from kabpf.plan.resolve import left_text, left_to_kabpfd, named
 from kabpf.plan.state import Cgroup, record
-from kabpf.policy import files
-from kabpf.policy.model import OPTIONS, Policy, Selector, options_json
+from kabpf.policy import files, spelling, wishes
+from kabpf.policy.model import OPTIONS, Policy, Selector, is_asked, options_json
 from kabpf.systemd import names, relations
 
 HELD_MAX = 20  # sockets of other cgroups that are shown
@@ -45,6 +46,7 @@ class Reason:
     beaten: tuple[tuple[Policy, Selector], ...]  # that name the same cgroup
     waits: bool = False  # a new cgroup that the selector names waits for kabpfd
     container: str = ""  # the cgroup of the systemd in a container that it belongs to
+    refusal: str = ""  # why options that its container asks for do not count
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -166,16 +168,18 @@ def decided(policies: tuple[Policy, ...], asked: Iterable[Cgroup]) -> Iterator[R
     automaton, naming = Automaton(policies), Naming(policies)
     for cgroup in asked:
         decided_at, winner, container = _decided(automaton, policies, cgroup.path)
+        refusal = _refusal(automaton, cgroup.path)
         if winner is None:
-            yield Reason(cgroup, cgroup.path, None, None, ())
+            yield Reason(cgroup, cgroup.path, None, None, (), refusal=refusal)
             continue
         by_path = naming(decided_at)
         by_facts = automaton.containers(container) if container and automaton.containers else []
         names = [*by_facts, *by_path]
-        own = next((each for policy, each in names if policy is winner), _chosen(winner))
+        own = next((each for policy, each in names if policy is winner), None)
+        own = own or _chosen(winner, containers.own(decided_at))
         beaten = tuple(each for each in names if each[0] is not winner)
         waits = own in left_to_kabpfd(automaton, (winner,))
-        yield Reason(cgroup, decided_at, winner, own, beaten, waits)
+        yield Reason(cgroup, decided_at, winner, own, beaten, waits, refusal=refusal)
 
 
 def _is_over(policy: Policy, tree: CgroupTree) -> bool:
@@ -184,9 +188,23 @@ def _is_over(policy: Policy, tree: CgroupTree) -> bool:
     return until is not None and not tree.has(Cgroup(until.id, 0, until.path))
 
 
-def _chosen(policy: Policy) -> Selector:
-    """How a container has chosen an offered policy, as a selector would say it."""
-    return Selector("container", f"{{label: {{io.kabpf.policy: {policy.name}}}}}", policy.source)
+def _chosen(policy: Policy, container: Container | None) -> Selector:
+    """How a container has chosen an offered policy, or asked for one, as a selector would say
+    it."""
+    key = wishes.KEY if is_asked(policy.name) else CHOICE
+    kind, text = (container and wish(container, key)) or ("label", policy.name)
+    text = spelling.mapping({kind: spelling.mapping({key: spelling.word(text)})})
+    return Selector("container", text, policy.source)
+
+
+def _refusal(automaton: Automaton, path: str) -> str:
+    """Why the options do not count that the container asks for which a cgroup is of or in."""
+    container = containers.of(path)
+    if container is None or wish(container, wishes.KEY) is None:
+        return ""
+    if automaton.containers is None or not automaton.containers.has_wishes:
+        return "no policy file lets containers ask, expected containers: on, or bounds"
+    return automaton.containers.refusal(container)
 
 
 class _Decision(NamedTuple):
@@ -280,6 +298,7 @@ def as_json(why: Reason, is_active: bool | None) -> dict[str, Any]:
         "cgroup": why.cgroup.path,
         "container": why.container or None,
         "facts": containers.as_json(why.cgroup.path),
+        "refusal": why.refusal or None,
         "policy": None,
         "active": is_active,
     }
@@ -335,6 +354,8 @@ def _lines(why: Reason, is_active: bool | None) -> Iterator[str]:
     if container := containers.of(path):
         image = f", image {output.shown(container.image)}" if container.image else ""
         yield f"  container {container.id[: containers.SHORT_ID]} of {container.engine}{image}"
+    if why.refusal:
+        yield f"  {wishes.KEY} does not count: {output.shown(why.refusal)}"
     if policy is None or selector is None:
         yield "  no policy: nothing names it, nor a cgroup above it"
         called = sockets.name(path)

@@ -18,6 +18,7 @@ from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import abi, cgroups, dataplane, loading, mountinfo
 from kabpf.observe import sockets as tcp
 from kabpf.policy.files import OF_USER
+from kabpf.policy.model import is_asked
 from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN
@@ -36,7 +37,8 @@ COUNTERS = (
 FOLDED = ((f"{TRANSIENT}/", "(run)"), (f"{RUNTIME}/{OF_USER}", "(users)"))
 UNITS_MAX = 200  # labels; the rest of the units share one
 OTHERS = "(others)"
-CONTAINERS = "(containers)"  # their units have ids for names
+# Units of containers have ids for names; and the policies that containers ask for come and go, too.
+CONTAINERS = "(containers)"
 
 
 def metrics(arguments: argparse.Namespace) -> int:
@@ -186,12 +188,18 @@ def _summed(
     """A number by label. Two policies may have one name while one takes the other's place."""
     summed: Counter[str] = Counter()
     for row in rows:
-        folded = next(
-            (label for start, label in FOLDED if (row.source or "").startswith(start)), None
-        )
+        folded = _folded(row)
         if folded is None or folds:
             summed[folded or output.shown(row.name)] += number(row)
     return sorted(summed.items())
+
+
+def _folded(row: Row) -> str | None:
+    """The label for all policies of a kind that come and go too often for a label each."""
+    if is_asked(row.name):
+        return CONTAINERS
+    source = row.source or ""
+    return next((label for start, label in FOLDED if source.startswith(start)), None)
 
 
 def _sockets() -> Iterator[Any]:
@@ -228,7 +236,10 @@ def counted(look: tcp.Look) -> tuple[Counter[tuple[str, str]], Counter[str]]:
     """How many sockets there are by policy and keepalive, and how many established ones without
     keepalive by unit, of cgroups that have a policy."""
     label = functools.cache(lambda id: unit_label(look.paths.get(id)))
-    policies = {id: output.shown(name) for id, name in look.policies.items()}
+    policies = {
+        id: CONTAINERS if is_asked(name) else output.shown(name)
+        for id, name in look.policies.items()
+    }
     count: Counter[tuple[str, str]] = Counter()
     without: Counter[str] = Counter()
     for record in look.records:

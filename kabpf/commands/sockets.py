@@ -43,7 +43,10 @@ def sockets(arguments: argparse.Namespace) -> int:
         listed = look(tree, loaded, selection, notes.append)[:]
         sources = {}
         if loaded and (arguments.json or arguments.wide):
-            sources = compare(tree, loaded).sources
+            comparison = compare(tree, loaded)
+            policies = {one.policy for one in listed if one.policy}
+            found = ((each, comparison.source(each)) for each in policies)
+            sources = {name: source for name, source in found if source}
     if arguments.unit is not None and not listed:
         names.require_unit(arguments.unit, tree)
     output.warn(notes)

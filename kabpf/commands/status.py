@@ -116,7 +116,7 @@ def look() -> tuple[dict[str, Any], list[Row]]:
     unrecorded, since = notes.not_recorded(totals.unrecorded, RUN)
     pid = pidlock.running()
     rows = [
-        Row(record.name, used[id], record, counters[id], comparison.sources.get(record.name))
+        Row(record.name, used[id], record, counters[id], comparison.source(record.name))
         for id, record in sorted(records.items(), key=lambda item: (item[1].name, item[0]))
         if used[id] or record.name in comparison.sources
     ]
@@ -137,7 +137,7 @@ def look() -> tuple[dict[str, Any], list[Row]]:
             "cgroups": used.total(),
         },
         "policy_files": {
-            "policies": len(comparison.sources),
+            "policies": comparison.policies,
             "errors": comparison.errors,
             "wrong_since": comparison.wrong_since,
             "applied": comparison.applied,
@@ -255,6 +255,7 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield f"  {output.shown(status['refused'])}"
     elif policy_files["applied"]:
         active = output.active_text(**status["active"])
-        yield f"policy files: {active if policy_files['policies'] else 'none'}"
+        has_any = policy_files["policies"] or status["active"]["policies"]
+        yield f"policy files: {active if has_any else 'none'}"
     else:
         yield "policy files: changed since the last apply; try: kabpfctl apply"

@@ -54,6 +54,7 @@ class ActivePolicies:
         # None after a failure: the kernel may differ.
         self._last: reconcile.Resolution | None = None
         self.problem: KabpfError | None = None  # the last one, until all is active
+        self._refused: set[int] = set()  # cgroups whose containers' wishes were refused in the log
         self._files_wait = False  # as far as the last look at them says
         self._owes_reload = False
 
@@ -222,6 +223,7 @@ class ActivePolicies:
             self._reconcile(good, born)
             return None
         self._last = last  # has all that is written, whatever becomes of open sockets
+        self._say_refused(owed.refusals)
         if self.containers and containers:
             self.containers.looked(born, containers.unknown)
         return owed
@@ -316,6 +318,8 @@ class ActivePolicies:
         done = reconcile.reconcile(snapshot, self.dataplane.loaded)
         self._last = replace(done, changes=Changes())  # which may take a megabyte
         self._hear_of_containers(wanted=self._last.automaton.containers is not None)
+        self._refused &= self._last.refusals.keys()
+        self._say_refused(self._last.refusals)
         if self.containers:
             self.containers.looked(born, self._last.unknown)
         if isinstance(self.problem, PolicyError):  # which only other files mend
@@ -325,6 +329,19 @@ class ActivePolicies:
             self.problem = NotUpdatedError(left)
             if left != str(before):
                 log.warning("%s", left)
+
+    def _say_refused(self, refusals: Mapping[int, str]) -> None:
+        """Say once of each container why the options that it asks for do not count."""
+        for text in [text for id, text in refusals.items() if id not in self._refused]:
+            log.warning("%s", text)
+        self._refused |= refusals.keys()
+
+    def forget_unused(self) -> None:
+        """Remove what containers have asked for and none has any more."""
+        naming = self._last.automaton.containers if self._last else None
+        if self._last and naming and naming.asked and self._is_open() and self.dataplane.loaded:
+            with self._locked():
+                births.forget_unused(self._last, self.dataplane.loaded)
 
     def _hear_of_containers(self, *, wanted: bool) -> None:
         if self.containers and not wanted:

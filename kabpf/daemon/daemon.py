@@ -170,6 +170,7 @@ class Daemon:
         self._timers.start(Timer.BEAT, self._beat_s)
         if self._active.needs_repair():
             self._attempt(self._active.repair)
+        self._attempt(self._active.forget_unused)
         if not self._active.files.have_been_good:  # a mount may have come with the rest of them
             self._reload_if_changed()
         # As a user's cgroup that was removed long after its last process.

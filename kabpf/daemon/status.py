@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from kabpf import output
 from kabpf.errors import BpfError, KabpfError, NotUpdatedError, PolicyError
 from kabpf.kernel import dataplane
 from kabpf.kernel.dataplane import Dataplane
 from kabpf.policy.files import Snapshot
+from kabpf.policy.model import is_asked
 from kabpf.runtime.last_good import time_text
 
 WAITING = "policy files have changed; try: systemctl reload kabpf"
@@ -50,9 +53,17 @@ def _counts(loaded: Dataplane | None, good: Snapshot | None) -> str:
         return "the active policies are of another version of kabpf"
     usage = loaded.usage()
     # Beside wrong files at the start only those are known that cgroups have.
-    known = len(usage.keys() - {0}) if good is None else len(good.policies)
+    known = len(usage.keys() - {0}) if good is None else _known(loaded, good, usage)
     covered = usage.total() - usage[0]
     return output.active_text(known, covered, usage.total())
+
+
+def _known(loaded: Dataplane, good: Snapshot, usage: Counter[int]) -> int:
+    """How many policies the files have, and containers that may ask for their own."""
+    own = [each for each in good.policies if each.wishes is None]
+    if len(own) == len(good.policies):
+        return len(own)
+    return len(own) + sum(is_asked(loaded.policy_name(id) or "") for id in usage)
 
 
 def _stays(problem: KabpfError) -> bool:

@@ -140,7 +140,7 @@ def _policy_files(here: Here) -> Findings:
     if loading.loader(PINS) == Loader.BCC:
         for text in btf_required.findings(policies):
             yield error(text, _CORRECT)
-    count = output.count(len(policies), "policy", "policies")
+    count = output.count(sum(each.wishes is None for each in policies), "policy", "policies")
     yield ok(f"{count} in {output.count(len(parsed), 'file')}")
 
 

@@ -1,11 +1,17 @@
-"""Which selectors name a container or a pod, by what its engine knows of it. Pure."""
+"""Which selectors name a container or a pod, by what its engine knows of it, and what it asks for
+itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from kabpf.containers.facts import Container
+from kabpf.errors import PolicyError
 from kabpf.plan.patterns import Kind, Rank, compiled, strength
+from kabpf.plan.state import RECORDS_MAX
+from kabpf.policy import wishes
 from kabpf.policy.model import GLOB, Condition, Policy, Selector
 
 # Names of cgroups that are containers', and of some others: `containers.names.identify` tells. The
@@ -15,12 +21,22 @@ CGROUPS = (
     "[0-9a-f]" * 64,
 )  # fmt: skip
 
-WISH = "io.kabpf.policy"  # of a label or an annotation, whose value is a policy's name
+CHOICE = "io.kabpf.policy"  # of a label or an annotation, whose value is a policy's name
+
+# Policies of containers' own wishes at once: whoever may start containers has others without end.
+ASKED_MAX = 256
+
+
+class Wish(NamedTuple):
+    """What a container, or its pod, says with one of its labels or annotations."""
+
+    kind: str  # "annotation" or "label"
+    text: str
 
 
 class Naming:
     """The selectors of containers and pods that `policies` have, which come in the order they were
-    read."""
+    read; and the policies that containers have asked for, as far as these are admitted."""
 
     def __init__(self, policies: tuple[Policy, ...]) -> None:
         self._selectors = [
@@ -31,6 +47,11 @@ class Naming:
             if selector.is_of_containers
         ]
         self._offered = {policy.name: policy for policy in policies if policy.offered}
+        self._template = next((policy for policy in policies if policy.wishes), None)
+        self._asked: dict[str, Policy] = {}  # by name
+        # What containers ask for keeps no policy of a file out of the kernel.
+        self._room_max = max(0, min(ASKED_MAX, RECORDS_MAX - len(policies)))
+        self._room = self._room_max
 
     def __call__(self, container: Container) -> list[tuple[Policy, Selector]]:
         """The selectors that name a container, the beaten ones included, in the order they were
@@ -55,17 +76,90 @@ class Naming:
         return strength(rank), policy
 
     def chosen(self, container: Container) -> Policy | None:
-        """The policy that the container asks for, or its pod does, if that is offered."""
-        asked = wish(container)
-        return self._offered.get(asked) if asked else None
+        """The policy that the container asks for, or its pod does, if that is offered; or else that
+        of the options that it asks for."""
+        choice = wish(container, CHOICE)
+        if choice and (offered := self._offered.get(choice.text)):
+            return offered
+        try:
+            asked = self._asked_by(container)
+        except PolicyError:
+            return None
+        if asked and asked.name not in self._asked:
+            if self.is_full:
+                return None
+            self._asked[asked.name] = asked
+        return asked and self._asked[asked.name]
+
+    def refusal(self, container: Container) -> str:
+        """Why the options that a container asks for do not count, or nothing."""
+        try:
+            asked = self._asked_by(container)
+        except PolicyError as error:
+            return str(error)
+        if asked and asked.name not in self._asked and self.is_full:
+            return f"containers have {len(self._asked)} others already, expected one of these"
+        return ""
+
+    @property
+    def has_wishes(self) -> bool:
+        """Whether containers may ask for options of their own."""
+        return self._template is not None
+
+    @property
+    def asked(self) -> dict[str, Policy]:
+        """The policies of wishes that are admitted, by name."""
+        return dict(self._asked)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no other wish is admitted until one is forgotten."""
+        return self._template is not None and len(self._asked) >= self._room
+
+    def admit_all(self) -> None:
+        """Begin again, and admit whatever containers ask for, until `keep` says which it is."""
+        self._asked.clear()
+        self._room = sys.maxsize
+
+    def keep(self, names: Collection[str]) -> None:
+        """Admit policies of these names, the first as far as there is room, and more while there
+        is."""
+        self._asked = {name: self._asked[name] for name in [*names][: self._room_max]}
+        self._room = self._room_max
+
+    def forget(self, names: Iterable[str]) -> None:
+        """No container has these any more."""
+        for name in names:
+            self._asked.pop(name, None)
+
+    def _asked_by(self, container: Container) -> Policy | None:
+        asked = wish(container, wishes.KEY)
+        if asked is None or self._template is None:
+            return None
+        return wishes.policy(asked.text, self._template)
 
 
-def wish(container: Container) -> str | None:
-    """The name of the policy that a container, or its pod, asks for."""
+def refusals(naming: Naming | None, containers: Mapping[int, Container]) -> dict[int, str]:
+    """Why options that containers ask for do not count, by the ids of their cgroups."""
+    if naming is None:
+        return {}
+    found = ((id, each, naming.refusal(each)) for id, each in containers.items())
+    return {
+        id: f"container {each.name or each.id} of {each.engine}: {wishes.KEY}: {why}"
+        for id, each, why in found
+        if why
+    }
+
+
+def wish(container: Container, key: str) -> Wish | None:
+    """What a container says with a label or an annotation, an annotation first, or its pod does
+    with a label."""
     pod_labels = container.pod.labels if container.pod else {}
-    for some in (container.annotations, container.labels, pod_labels):
-        if WISH in some:
-            return some[WISH]
+    for kind, some in (
+        ("annotation", container.annotations), ("label", container.labels), ("label", pod_labels),
+    ):  # fmt: skip
+        if key in some:
+            return Wish(kind, some[key])
     return None
 
 

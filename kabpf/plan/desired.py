@@ -23,6 +23,7 @@ class Plan:
     unreached: frozenset[int] = frozenset()
     globs: NameAutomaton = field(default_factory=lambda: NameAutomaton((), ()))
     globs_digest: int = 0  # 0: the data plane sees no births
+    asked: tuple[Policy, ...] = ()  # that containers ask for and have
     # Of the data plane without BTF: cgroups that need an attachment of their own, and whether
     # another one is above or below.
     attachments: dict[int, bool] = field(default_factory=dict)
@@ -35,6 +36,11 @@ class Plan:
             return True
         unknown = (birth.state == UNKNOWN for birth in self.births.values())
         return bool(self.globs.left_out) or any(unknown)
+
+    @property
+    def made(self) -> tuple[Policy, ...]:
+        """The policies that cgroups may have: those of the files, and those of containers."""
+        return (*(each for each in self.policies if each.wishes is None), *self.asked)
 
     @functools.cached_property
     def needs(self) -> Needs:

@@ -11,10 +11,11 @@ from kabpf.plan.births import Birth
 from kabpf.plan.desired import Plan
 from kabpf.plan.patterns import PATHS, patterns_of
 from kabpf.plan.state import Cgroup, Resolved
-from kabpf.policy.model import Policy, Selector
+from kabpf.policy.model import Policy, Selector, is_asked
 
 if TYPE_CHECKING:
     from kabpf.containers.facts import Container
+    from kabpf.plan.containers import Naming
 
 Containers = Mapping[int, "Container"]  # by the ids of their own cgroups
 NO_CONTAINERS: Containers = {}
@@ -28,11 +29,11 @@ def resolve(
     containers: Containers = NO_CONTAINERS,
 ) -> Plan:
     """The plan for these cgroups, parents before their children, and for all that may be born."""
-    resolved: dict[int, Resolved] = {}
-    for cgroup in cgroups:
-        resolved[cgroup.id] = resolve_one(
-            automaton, cgroup, resolved.get(cgroup.parent_id), containers.get(cgroup.id)
-        )
+    asked: Mapping[str, Policy] = {}
+    if automaton.containers is None:
+        resolved = _resolved(automaton, cgroups, containers)
+    else:
+        resolved, asked = _with_wishes(automaton, automaton.containers, [*cgroups], containers)
     return Plan(
         policies,
         automaton.table(births_max),
@@ -40,7 +41,40 @@ def resolve(
         births_max,
         globs=automaton.globs,
         globs_digest=automaton.globs_digest,
+        asked=tuple(asked.values()),
     )
+
+
+def _resolved(
+    automaton: Automaton, cgroups: Iterable[Cgroup], containers: Containers
+) -> dict[int, Resolved]:
+    resolved: dict[int, Resolved] = {}
+    for cgroup in cgroups:
+        resolved[cgroup.id] = resolve_one(
+            automaton, cgroup, resolved.get(cgroup.parent_id), containers.get(cgroup.id)
+        )
+    return resolved
+
+
+def _with_wishes(
+    automaton: Automaton, naming: Naming, cgroups: list[Cgroup], containers: Containers
+) -> tuple[dict[int, Resolved], Mapping[str, Policy]]:
+    """As `_resolved`, with the policies that containers have asked for, by name."""
+    naming.admit_all()
+    resolved = _resolved(automaton, cgroups, containers)
+    asked = _asked(resolved)
+    naming.keep(asked)
+    if naming.asked.keys() == asked.keys():
+        return resolved, asked
+    return _resolved(automaton, cgroups, containers), naming.asked
+
+
+def _asked(resolved: Mapping[int, Resolved]) -> dict[str, Policy]:
+    """The policies that containers have asked for and have, by name, those of the oldest cgroups
+    first: of too many a younger container has none, and takes none away."""
+    found = ((id, each.policy) for id, each in resolved.items() if each.policy)
+    asked = [(id, policy) for id, policy in found if is_asked(policy.name)]
+    return {policy.name: policy for _, policy in sorted(asked, key=lambda each: each[0])}
 
 
 def with_attachments(plan: Plan, cgroups: Mapping[int, Cgroup]) -> Plan:

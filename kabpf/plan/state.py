@@ -21,6 +21,7 @@ from kabpf.policy.model import (
 )
 
 FORMER_MAX = 4  # KABPF_FORMER in kabpf.h
+RECORDS_MAX = 4095  # KABPF_POLICIES there, without 0
 
 
 class Cgroup:

@@ -29,6 +29,8 @@ def _findings(policy: Policy) -> Iterator[str]:
         if selector.kind != "cgroup" or selector.is_glob:
             what = f"{selector.kind}: {selector.text}"
             yield _text(selector.source, what, "cgroup: with the whole path")
+    if policy.wishes:
+        yield _text(policy.source, "containers", "containers: off")
     if policy.offered:
         yield _text(_line(policy, "offered"), "offered: true", "offered: false")
     if policy.rules.mode == Mode.ENFORCE:

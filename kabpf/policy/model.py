@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
 GLOB = re.compile(r"[*?\[]")
+ASKED = "container:"  # how names of policies begin that containers ask for, and no other's
 
 
 class Range(NamedTuple):
@@ -232,6 +233,30 @@ class Until(NamedTuple):
     id: int
 
 
+class Limits(NamedTuple):
+    """How far somebody may go. Without bounds an option may be whatever the kernel takes, which is
+    how far any process may go by itself on its own sockets."""
+
+    allowed: bool = True
+    bounds: Mapping[str, Range] = MappingProxyType({})  # by key, in the kernel's units
+    source: Source | None = None  # None: by default
+
+    def exceeded(self, given: Options) -> str:
+        """Which option is out of bounds, or nothing."""
+        values = ranges(given)
+        for key, bounds in self.bounds.items():
+            value = values.get(key)
+            if value and (value.low < bounds.low or value.high > bounds.high):
+                unit = f" {BY_KEY[key].unit}".rstrip()
+                return f"{key}: {value}{unit} is not in {bounds}{unit} ({self.where})"
+        return ""
+
+    @property
+    def where(self) -> str:
+        """File and line, or that no file says anything."""
+        return str(self.source or "by default")
+
+
 class Policy(NamedTuple):
     """Which cgroups get what. Of two policies of one name the one read last is kept.
 
@@ -249,11 +274,19 @@ class Policy(NamedTuple):
     origins: Mapping[str, Origin] = MappingProxyType({})  # by option key
     warnings: tuple[str, ...] = ()
     offered: bool = False  # containers may choose it by their labels and annotations
+    # Of one that is on no cgroup itself: it makes a policy of what each container asks for.
+    wishes: Limits | None = None
 
     @property
     def is_of_containers(self) -> bool:
         """Whether what engines know of containers decides who has it."""
-        return self.offered or any(each.is_of_containers for each in self.selectors)
+        by_itself = self.offered or self.wishes is not None
+        return by_itself or any(each.is_of_containers for each in self.selectors)
+
+
+def is_asked(name: str) -> bool:
+    """Whether a policy of this name is one that containers have asked for."""
+    return name.startswith(ASKED)
 
 
 def options_json(options: Options) -> dict[str, Any]:

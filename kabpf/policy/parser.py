@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 from kabpf.errors import PolicyError, collected
 from kabpf.policy import destinations as tables
-from kabpf.policy import options, selectors, user_limits, yaml
+from kabpf.policy import limits, options, selectors, wishes, yaml
 from kabpf.policy.model import (
+    ASKED,
     Destination,
     Direction,
+    Limits,
     Mode,
     Options,
     Origin,
@@ -26,15 +28,15 @@ from kabpf.policy.model import (
     Rules,
     Selector,
     Until,
+    is_asked,
     network_text,
 )
 from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 from kabpf.policy.options import Draft
 from kabpf.policy.selectors import NAME_BYTES_MAX
-from kabpf.policy.user_limits import Users
 from kabpf.policy.yaml import Node
 
-FILE_KEYS = ("defaults", "policies", "users")
+FILE_KEYS = ("defaults", "policies", "users", "containers")
 POLICY_KEYS = (
     "select", "keepalive", "mode", "direction", "destinations", "loopback", "existing", "log",
     "offered",
@@ -74,7 +76,8 @@ class PolicyFile(NamedTuple):
 
     defaults: Draft
     policies: tuple[PolicyDraft, ...]
-    users: Users | None = None
+    users: Limits | None = None
+    containers: Limits | None = None
 
 
 def parse(content: bytes, path: str, *, is_policy: bool = True) -> PolicyFile:
@@ -108,7 +111,8 @@ def parse(content: bytes, path: str, *, is_policy: bool = True) -> PolicyFile:
     return PolicyFile(
         defaults,
         tuple(_policy(node, _name(node, name), ()) for name, node in named.items()),
-        user_limits.parse(top["users"]) if "users" in top else None,
+        limits.parse(top["users"]) if "users" in top else None,
+        limits.parse(top["containers"]) if "containers" in top else None,
     )
 
 
@@ -120,9 +124,15 @@ def defaults_of(parsed: Iterable[PolicyFile]) -> Draft:
     return defaults
 
 
-def users_of(parsed: Iterable[PolicyFile]) -> Users:
+def users_of(parsed: Iterable[PolicyFile]) -> Limits:
     """What these files let users have: the last word counts, whole."""
-    return next((file.users for file in reversed([*parsed]) if file.users), user_limits.ANY)
+    return next((file.users for file in reversed([*parsed]) if file.users), limits.ANY)
+
+
+def containers_of(parsed: Iterable[PolicyFile]) -> Limits:
+    """What these files let containers ask for: as above, but nothing by default."""
+    given = (file.containers for file in reversed([*parsed]) if file.containers)
+    return next(given, limits.NONE)
 
 
 def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
@@ -144,7 +154,9 @@ def combine(parsed: list[PolicyFile]) -> tuple[Policy, ...]:
         _check_rows(policies)
     if findings:
         raise PolicyError(*findings)
-    return tuple(policy for policy in policies if not user_limits.denial(policy, allowed))
+    counting = [policy for policy in policies if not limits.denial(policy, allowed)]
+    asked = containers_of(parsed)
+    return (*counting, wishes.template(asked)) if asked.allowed else tuple(counting)
 
 
 def _check_rows(policies: list[Policy]) -> None:
@@ -191,6 +203,8 @@ def _finished(draft: PolicyDraft, defaults: Draft) -> Policy:
 def _name(node: Node, name: str) -> str:
     if not name or not name.isprintable() or len(name.encode()) > NAME_BYTES_MAX:
         raise node.error(f"{name!r}, expected a name of 1 to {NAME_BYTES_MAX} printable bytes")
+    if is_asked(name):
+        raise node.error(f"{name!r} begins with {ASKED}, expected another name")
     return name
 
 

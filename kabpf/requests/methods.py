@@ -21,7 +21,7 @@ from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS, Dataplane
 from kabpf.plan.resolve import resolve_at
 from kabpf.plan.state import FORMER_MAX, Cgroup, CgroupEntry, PolicyRecord
-from kabpf.policy import files, options, parser, user_limits, writer
+from kabpf.policy import files, limits, options, parser, writer
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import OPTIONS, Mode, Options, Policy, Rules, Selector, Until, options_json
 from kabpf.policy.options import Draft
@@ -283,7 +283,7 @@ def _numbers(words: Mapping[str, str], defaults: Draft) -> Options:
 
 def _check_bounds(content: bytes, file: Path, parsed: list[PolicyFile]) -> None:
     (policy,) = parser.combine([parser.parse(content, str(file))])
-    if reason := user_limits.denial(policy, parser.users_of(parsed)):
+    if reason := limits.denial(policy, parser.users_of(parsed)):
         raise denied(reason)
 
 

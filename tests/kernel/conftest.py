@@ -20,8 +20,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import cgroup_namespace
+import dockers
 import headers
 import held as holders
 import pyroute2
@@ -396,3 +398,17 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def version(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Version]:
     """Makes each kind of other version once."""
     return functools.cache(lambda kind: versions.make(kind, tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture
+def container(make_cgroup: Callable[[str], Path]) -> Iterator[Callable[..., dockers.Container]]:
+    """Makes containers of Docker's, which are described on disk from the beginning or not."""
+
+    def make(*arguments: Any, described: bool = True, **facts: Any) -> dockers.Container:
+        made = dockers.Container(make_cgroup, *arguments, **facts)
+        if described:
+            made.describe()
+        return made
+
+    with dockers.directories():
+        yield make

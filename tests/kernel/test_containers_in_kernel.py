@@ -4,7 +4,6 @@ makes them."""
 import contextlib
 import json
 import os
-import secrets
 import socket
 import subprocess
 import time
@@ -12,73 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import shared
-from harness import BIN, PATIENCE, UNTOUCHED, options_of_new, path_of, wait_until
+from harness import BIN, PATIENCE, UNTOUCHED, options_of_new, wait_until
 from measured import measured
 from watcher import Watcher, require_perf_events
 
 SOCKET = Path("/run/kabpf/containers.socket")
-CONFIGS = Path("/var/lib/docker")
-BUNDLES = Path("/run/docker")
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 IDLE_62 = UNTOUCHED | {"keepalive": 1, "idle": 62}
 WEB = "select: [{container: {name: web-*, label: {team: shop}}}]\nkeepalive: {idle: 61}\n"
-
-
-@pytest.fixture(autouse=True)
-def docker():
-    """Directories of Docker's that this session has to itself."""
-    with ExitStack() as stack:
-        for path in (CONFIGS, BUNDLES):
-            stack.enter_context(shared.directory(path))
-            subprocess.run(["mount", "-t", "tmpfs", "none", path], check=True)
-            stack.callback(subprocess.run, ["umount", path], check=True)
-        yield
-
-
-class Container:
-    """A container of Docker's: its cgroup, and the files that say what it is."""
-
-    def __init__(self, make_cgroup, name="web-1", labels=None):
-        self.id = secrets.token_hex(32)
-        self.name, self.labels = name, {"team": "shop"} if labels is None else labels
-        self._parent = make_cgroup()
-        self.path = f"{path_of(self._parent)}/docker-{self.id}.scope"
-        self._make = make_cgroup
-
-    def describe(self):
-        """Write the files, as Docker and containerd do before they start it."""
-        config = {"ID": self.id, "Name": f"/{self.name}", "Config": {"Labels": self.labels}}
-        bundle = {"linux": {"cgroupsPath": self.path}}
-        for file, content in (
-            (CONFIGS / "containers" / self.id / "config.v2.json", config),
-            (
-                BUNDLES / "containerd/daemon/io.containerd.runtime.v2.task/moby"
-                / self.id / "config.json",
-                bundle,
-            ),
-        ):  # fmt: skip
-            file.parent.mkdir(parents=True)
-            fresh = file.with_suffix(".new")
-            fresh.write_text(json.dumps(content))
-            fresh.rename(file)
-
-    def start(self):
-        """Make its cgroup."""
-        return self._make(f"docker-{self.id}.scope")
-
-
-@pytest.fixture
-def container(make_cgroup):
-    """Makes containers, which are described on disk from the beginning or not."""
-
-    def make(*arguments, described=True, **facts):
-        made = Container(make_cgroup, *arguments, **facts)
-        if described:
-            made.describe()
-        return made
-
-    return make
 
 
 def ask(request, timeout=5 * PATIENCE):
