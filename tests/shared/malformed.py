@@ -95,9 +95,13 @@ KEYS = [
     ("Keepalive: on", "1: Keepalive: unknown key, did you mean keepalive?"),
     (
         "app: fill",
-        f"1: app: unknown key, expected one of defaults, policies, users, {POLICY_KEYS}",
+        "1: app: unknown key, expected one of defaults, policies, users, containers,"
+        f" {POLICY_KEYS}",
     ),
-    ("'': x", f"1: '': unknown key, expected one of defaults, policies, users, {POLICY_KEYS}"),
+    (
+        "'': x",
+        f"1: '': unknown key, expected one of defaults, policies, users, containers, {POLICY_KEYS}",
+    ),
     ("policies: {a: {selct: []}}", "1: policies.a.selct: unknown key, did you mean select?"),
     (
         "policies: {a: {defaults: {}}}",
@@ -123,9 +127,9 @@ KEYS = [
     ),
 ]
 TYPES = [
-    ("app", f"1: app, expected keys (defaults, policies, users, {POLICY_KEYS})"),
-    ("- app", f"1: a list, expected keys (defaults, policies, users, {POLICY_KEYS})"),
-    ("~", f"1: ~, expected keys (defaults, policies, users, {POLICY_KEYS})"),
+    ("app", f"1: app, expected keys (defaults, policies, users, containers, {POLICY_KEYS})"),
+    ("- app", f"1: a list, expected keys (defaults, policies, users, containers, {POLICY_KEYS})"),
+    ("~", f"1: ~, expected keys (defaults, policies, users, containers, {POLICY_KEYS})"),
     ("defaults:", f"1: defaults: nothing, expected keys ({OPTIONS})"),
     ("defaults: []", f"1: defaults: a list, expected keys ({OPTIONS})"),
     ("policies:", "1: policies: nothing, expected names with their policies"),
