@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import births
 import connections
+import containers
 import daemon
 import monitor
 import retrofit
@@ -43,6 +44,8 @@ class Row(NamedTuple):
         return self.figure >= self.budget if self.at_least else self.figure <= self.budget
 
 
+LATE_MS = 20  # that a container without a hook may be without its policy
+
 Section = tuple[dict[str, Any], list[Row]]  # all that was measured, and what is shown of it
 
 
@@ -64,6 +67,7 @@ def main() -> None:
             ("daemon", _daemon),
             ("births", _births),
             ("mkdirs", _mkdirs),
+            ("containers", _containers),
             ("scale", _scale),
             ("monitor", _monitor),
         ):
@@ -191,6 +195,28 @@ def _mkdirs(machine: Machine) -> Section:
         Row(f"kabpfd reload, {many}, one policy changed", median(costs.reload_s), "s", 0.3),
         Row(f"kabpfd reload, {many}, one template changed", median(costs.reload_glob_s), "s", 0.3),
         Row(f"kabpfd resident, {many}, reloaded", costs.resident_kib / 1024, "MiB", 40),
+    ]
+
+
+def _containers(machine: Machine) -> Section:
+    costs = containers.measure(machine)
+    covered_ms = [seconds * 1000 for seconds in costs.covered_s]
+    count = len(covered_ms)
+    late = sum(each > LATE_MS for each in covered_ms)
+    nobody = "no policy names containers"
+    return costs._asdict(), [
+        Row(f"{nobody}: modules of engines in kabpfd", costs.imported, "", 0),
+        Row(f"{nobody}: sockets for hooks", costs.watched, "", 0),
+        Row(f"{nobody}: kabpfd wake-ups for {count}", costs.wake_ups, "", 0),
+        Row(f"containers in a row: not covered in {LATE_MS} ms, of {count}", late, "", 0),
+        Row("the same, mkdir to policy", statistics.median(covered_ms), "ms"),
+        Row("the same, worst", max(covered_ms), "ms"),
+        Row(
+            f"kabpfctl apply, {containers.MANY:,} containers",
+            statistics.median(costs.apply_s),
+            "s",
+            1,
+        ),
     ]
 
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,9 +242,10 @@ class Daemon:
     def resident_kib(self) -> int:
         return self._status("VmRSS")
 
-    def wake_ups(self, during_s: float) -> int:
-        """How often it slept and woke again."""
+    def wake_ups(self, during_s: float, act: Callable[[], None] = lambda: None) -> int:
+        """How often it slept and woke again, while something is done and for so long after."""
         before = self._status("voluntary_ctxt_switches")
+        act()
         time.sleep(during_s)
         return self._status("voluntary_ctxt_switches") - before
 

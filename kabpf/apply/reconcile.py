@@ -168,7 +168,6 @@ def reconcile(
         changes=(first or resolution.changes)._replace(globs=None),
         left=left.reasons,
         containers={},
-        refusals=_refusals(resolution),
     )
 
 
@@ -241,12 +240,12 @@ def apply(
     return left
 
 
-def _refusals(resolution: Resolution) -> dict[int, str]:
-    if not resolution.containers:
+def _refusals(automaton: Automaton, containers: plan_resolve.Containers) -> dict[int, str]:
+    if not containers:
         return {}
     from kabpf.plan.containers import refusals  # here, because most machines do without
 
-    return refusals(resolution.automaton.containers, resolution.containers)
+    return refusals(automaton.containers, containers)
 
 
 def _containers(automaton: Automaton, engines: Knowing | None) -> Containers | None:
@@ -357,6 +356,7 @@ def _compared(
         generation,
         containers=containers,
         unknown=unknown,
+        refusals=_refusals(automaton, containers),
     )
 
 

@@ -196,6 +196,7 @@ def _containers(here: Here) -> Findings:
         helpers=containers.helpers(),
         present=(cgroup.path for cgroup in here.resolution.present.values()),
         covered={cgroup.path for cgroup, _ in output.covered(here.resolution)},
+        refusals=here.resolution.refusals.values(),
     )
 
 

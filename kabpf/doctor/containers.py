@@ -13,6 +13,7 @@ from kabpf.doctor.findings import Findings, listed, note, ok, warning
 from kabpf.engines.engines import Found
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import path_of_process
+from kabpf.output import count
 
 HOOKS = (  # that podman and CRI-O look for in this order (oci-hooks(5))
     Path("/etc/containers/oci/hooks.d/kabpf.json"),
@@ -39,11 +40,12 @@ def check(
     helpers: Iterable[Helper],
     present: Iterable[str],
     covered: Collection[str],
+    refusals: Iterable[str] = (),
     hooks: Iterable[Path] = HOOKS,
 ) -> Findings:
     """What is odd: engines that can't be read or have no hook; helpers, and containers of users, in
-    cgroups that are `present` and not among those `covered`. Without a policy that selects
-    containers no engine has to be read."""
+    cgroups that are `present` and not among those `covered`; and `refusals` of what containers ask
+    for. Without a policy that selects containers no engine has to be read."""
     for engine in engines:
         if engine.lacks and selects_containers:
             yield warning(f"containers of {engine.engine} are not known: {engine.lacks}", _PAGE)
@@ -64,6 +66,9 @@ def check(
     if selects_containers:
         for found in elsewhere.of_users(path for path in present if path not in covered):
             yield note(found.text, found.advice)
+    if refused := list(refusals):
+        more = f", and {count(len(refused) - 1, 'other')}" if len(refused) > 1 else ""
+        yield note(f"{refused[0]}{more}", _PAGE)
     names = [each.engine for each in engines]
     yield ok(f"engines: {listed(names)}" if names else "no container engine is here")
 

@@ -3,6 +3,7 @@ the OCI hook runs, and else some milliseconds after it at the latest."""
 
 import json
 import os
+import statistics
 import subprocess
 
 import container_engines
@@ -98,6 +99,45 @@ def test_container_starts_whatever_kabpfd_does(machine, image, broken):
     )
     assert (done.returncode, done.stderr) == (0, "")
     machine.attempt("systemctl", "kill", "--signal=CONT", "kabpf.service")
+
+
+# Starts containers in turn with the hook and without; prints the times of each in milliseconds.
+STARTS = """
+import json, subprocess, sys, time
+count, *command = sys.argv[1:]
+took = {"--hooks-dir=/usr/share/containers/oci/hooks.d": [], "--hooks-dir=/nowhere": []}
+for number in range(int(count)):
+    for hooks, times in took.items():
+        began = time.monotonic()
+        subprocess.run(["podman", hooks, *command], check=True, stdout=subprocess.DEVNULL)
+        times.append((time.monotonic() - began) * 1000)
+print(json.dumps([*took.values()]))
+"""
+
+
+def median_and_error(values):
+    """The median, and its standard error by the middle half of the values."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return middle, 1.2533 * (high - low) / 1.349 / len(values) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("select", "most_ms"),
+    [("{container: {name: shop-*}}", 50), ("{cgroup: /no/such}", 10)],
+    ids=["containers are named", "none are"],
+)
+def test_hook_adds_little_to_a_start(machine, image, select, most_ms):
+    """As medians of starts in turn with the hook and without; the error of few starts is allowed
+    for, so that more of them (KABPF_CONTAINERS) find less."""
+    podman = Podman(machine, image)
+    names(machine, select)
+    command = ("run", "--rm", "--name=shop-1", "--network=none", *podman.options)
+    run = (*command, container_engines.IMAGE, "/first", "end")
+    found = json.loads(machine.run("python3", "-c", STARTS, str(COUNT), *run))
+    (with_ms, error), (without_ms, other_error) = map(median_and_error, found)
+    error = (error**2 + other_error**2) ** 0.5
+    print(f"hook: {with_ms - without_ms:+.1f} ms of {without_ms:.0f}, error {error:.1f} ms")
+    assert with_ms - without_ms < most_ms + 2 * error
 
 
 # In kabpfd's place: says who asks and what the process of the container is after a while.

@@ -3,7 +3,7 @@
  * The program of a container, linked statically: its first system calls connect a socket to a
  * listener of its own. It prints the socket's idle time (TCP_KEEPIDLE) at once, and after how many
  * microseconds that was EXPECTED, or -1 if it was not within 2 s. With an argument it then stays;
- * with "pause" it does that alone.
+ * with "pause" it does that alone, and with "end" nothing.
  */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -43,6 +43,8 @@ int main(int argc, char **argv)
 
 	if (argc > 1 && !strcmp(argv[1], "pause"))
 		return pause();
+	if (argc > 1 && !strcmp(argv[1], "end"))
+		return 0;
 	if (bind(listener, (struct sockaddr *)&address, size) || listen(listener, 1) ||
 	    getsockname(listener, (struct sockaddr *)&address, &size) ||
 	    connect(client, (struct sockaddr *)&address, size)) {

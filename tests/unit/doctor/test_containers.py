@@ -49,6 +49,23 @@ def test_engine_that_can_not_be_read_is_said_where_a_policy_needs_it() -> None:
     assert len(check(lacking, selects=False)) == 1
 
 
+def test_wish_that_does_not_count_is_said_once_for_all() -> None:
+    """A stranger may start any number of containers that ask for nonsense."""
+    found = list(
+        containers.check(
+            [PODMAN],
+            selects_containers=True,
+            helpers=(),
+            present=(),
+            covered=(),
+            refusals=["container a: why", "container b: why", "container c: why"],
+            hooks=(Path("/dev/null"),),
+        )
+    )
+    assert [each.grade for each in found] == [Grade.NOTE, Grade.OK]
+    assert found[0].text == "container a: why, and 2 others"
+
+
 def test_hook_that_is_missing_is_said_for_engines_that_have_hooks() -> None:
     """Not of Docker, nor where no policy selects containers."""
     nowhere = (Path("/nowhere"),)
