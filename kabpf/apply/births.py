@@ -84,18 +84,19 @@ def resolve(
     return Owed(busy, tuple(fresh[id].path for id in busy), refusals)
 
 
-def forget_unused(last: Resolution, loaded: Dataplane) -> None:
-    """Remove the policies that containers have asked for and none has any more. The caller holds
-    the lock."""
+def forget_unused(last: Resolution, loaded: Dataplane) -> bool:
+    """Remove the policies that containers have asked for and none has any more; whether there were
+    any. The caller holds the lock."""
     naming = last.automaton.containers
     asked = {id for id, each in last.desired.items() if is_asked(each.name)}
     if naming is None or not asked:
-        return
+        return False
     _, used = loaded.entries_with(())
     records = loaded.records()  # another command may have given an id away
     unused = {id for id in asked - used if records.get(id) == last.desired[id]}
     naming.forget([last.desired.pop(id).name for id in unused])
     loaded.apply(Changes(stale_records=tuple(unused)))
+    return bool(unused)
 
 
 def _write_asked(resolved: Mapping[int, Resolved], last: Resolution, loaded: Dataplane) -> bool:

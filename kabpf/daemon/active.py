@@ -337,11 +337,16 @@ class ActivePolicies:
         self._refused |= refusals.keys()
 
     def forget_unused(self) -> None:
-        """Remove what containers have asked for and none has any more."""
-        naming = self._last.automaton.containers if self._last else None
-        if self._last and naming and naming.asked and self._is_open() and self.dataplane.loaded:
-            with self._locked():
-                births.forget_unused(self._last, self.dataplane.loaded)
+        """Remove what containers have asked for and none has any more; others may wait for the
+        room."""
+        last, loaded, good = self._last, self.dataplane.loaded, self.files.good
+        naming = last.automaton.containers if last else None
+        if not (last and loaded and good and naming and naming.asked and self._is_open()):
+            return
+        with self._locked():
+            was_full = naming.is_full
+            if births.forget_unused(last, loaded) and was_full:
+                self._reconcile(good)
 
     def _hear_of_containers(self, *, wanted: bool) -> None:
         if self.containers and not wanted:

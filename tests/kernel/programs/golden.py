@@ -80,9 +80,9 @@ def enter(directory):
     (directory / "cgroup.procs").write_text("0")
 
 
-def seen(cgroups, policies, address):
+def seen(cgroups, resolution, address):
     """The policies' names, or null, by what connections from the cgroups have."""
-    names = {idle: policy.name for idle, policy in enumerate(policies, 100)}
+    names = {each.options.idle_s.low: each.name for each in resolution.desired.values()}
     found = {}
     for path, directory in cgroups.items():
         enter(directory)
@@ -118,15 +118,15 @@ def main():
             policies, cgroups = policies_of(case), directories(mount, case)
             engines = Engines(case)
             make(cgroups)
-            reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
-            before = seen(cgroups, policies, address)
+            last = reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
+            before = seen(cgroups, last, address)
             remove(mount, cgroups)
             last = reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
             events.consume()
             born.clear()
             make(cgroups)
             events.consume()
-            alone = seen(sure(cgroups, born), policies, address)
+            alone = seen(sure(cgroups, born), last, address)
             # As kabpfd does. The cgroups above are new as well, and need no look at everything.
             owed = births.resolve(born, last, loaded, Containers(engines))
             assert owed is not None, case
@@ -139,7 +139,7 @@ def main():
             }
             remove(mount, inside)
             make(inside)
-            answer[case.name] = before, alone, seen(cgroups, policies, address)
+            answer[case.name] = before, alone, seen(cgroups, last, address)
             remove(mount, cgroups)
     print(json.dumps(answer))
 
