@@ -15,7 +15,8 @@ KEPT_MAX = 1 << 16  # characters of a text whose tokens are kept: init scripts s
 
 _SPACE = re.compile(r"(?:[ \t\r]|\\\r?\n)++")
 _OPERATOR = re.compile(r"&&|\|\||;;&|;&|;;|<<<|<<-|<<|<>|<&|>>|>&|>\||&>>|&>|\|&|[;&|()<>\n]")
-_PLAIN = re.compile(r"[^\s'\"\\$`;&|<>()]++")
+# A blank of C or Unicode that is none of _SPACE is a letter as others.
+_PLAIN = re.compile(r"[^ \t\r\n'\"\\$`;&|<>()]++")
 _DOUBLE = re.compile(r"[^\"\\$`]++")
 _PARAMETER = re.compile(r"\$(?:([A-Za-z_]\w*+)|([0-9@*#?$!-]))")
 _BRACED = re.compile(r"\$\{(!?#?)([A-Za-z_]\w*+|[0-9]++|[@*#?$!-])(:?[-=+?]|[%#/^,:@\[][^}]*+)?")
@@ -314,4 +315,6 @@ class _Reader:
 
 
 _STOPS = frozenset(["", "}", "$", "`", '"', "'", "\\"])
-_BALANCE = re.compile(r"""'[^']*+'|"(?:[^"\\]|\\.)*+"|\\.|#(?<=\s#)[^\n]*+|[()]""", re.DOTALL)
+_BALANCE = re.compile(
+    r"""'[^']*+'|"(?:[^"\\]|\\.)*+"|\\.|#(?<=[ \t\r\n]#)[^\n]*+|[()]""", re.DOTALL
+)

@@ -19,9 +19,12 @@ from kabpf.systemd.units import template_of, unit_names
 
 SERVICE = "service"
 
+_BLANKS = " \t\n\r"  # WHITESPACE of systemd's src/basic/string-util.h; Unicode's are letters
+
 # A word, of pieces with and without quotes.
 _WORD = re.compile(
-    r"""\s*+((?:"[^"\\]*+(?:\\.[^"\\]*+)*+"|'[^'\\]*+(?:\\.[^'\\]*+)*+'|\\.|[^\s"'\\]++)++)""",
+    r"""[ \t\n\r]*+((?:"[^"\\]*+(?:\\.[^"\\]*+)*+"|'[^'\\]*+(?:\\.[^'\\]*+)*+'"""
+    r"""|\\.|[^ \t\n\r"'\\]++)++)""",
     re.DOTALL,
 )
 _PIECE = re.compile(r"""(\\.)|"((?:\\.|[^"\\])*+)"|'((?:\\.|[^'\\])*+)'""", re.DOTALL)
@@ -38,7 +41,7 @@ _ENDS = re.compile(r"\r\n|\n\r|[\n\r\0]")  # of lines: read_line() in src/basic/
 _KEY = re.compile(r"[ \t\n\r]*+(?:[#;][^\n\r]*+|([^=\n\r]*+)(=?))")
 _VALUE = re.compile(
     r"""[ \t]*+(?:'([^']*+)(?:'|\Z)|"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\\?\Z)"""
-    r"""|((?:[^'"\s\\]|\\.|\\\Z)(?:[^\\\n\r]++|\\.)*+(?:\\\Z)?))""",
+    r"""|((?:[^'" \t\n\r\\]|\\.|\\\Z)(?:[^\\\n\r]++|\\.)*+(?:\\\Z)?))""",
     re.DOTALL,
 )
 _PLAIN_ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
@@ -190,7 +193,7 @@ def settings(text: str, path: str) -> Iterator[Setting]:
         if line.startswith("["):
             section = line.strip("[] ")
         elif "=" in line:
-            key, value = (part.strip() for part in line.split("=", 1))
+            key, value = (part.strip(_BLANKS) for part in line.split("=", 1))
             yield Setting(section, key, value, lines)
 
 
@@ -257,7 +260,7 @@ def environment_file(text: str, path: str, limit: int | None = None) -> list[Ass
                 value += single
         first = bisect_right(starts, begin)
         last = bisect_right(starts, max(begin, position - 1))
-        found += assignments([f"{key[1].strip()}={value}"], Lines(path, first, last))
+        found += assignments([f"{key[1].strip(_BLANKS)}={value}"], Lines(path, first, last))
     return found
 
 
@@ -283,7 +286,7 @@ def _joined(text: str, path: str) -> Iterator[tuple[str, Lines]]:
     first, parts = 0, []
     lines = lines_of(text)
     for number, line in enumerate([*lines, ""], 1):  # as the last one may end in a backslash, too
-        stripped = line.lstrip()
+        stripped = line.lstrip(_BLANKS)
         if stripped.startswith(("#", ";")):
             continue
         first = first or number

@@ -70,6 +70,7 @@ def started(text: str, root: Path, *arguments: str) -> Iterator[str]:
         "export A=$(readlink -f /usr/../usr/lib) B=$(realpath /usr/./bin 2>/dev/null); {}",
         "cd /usr; export A=$(pwd) B=$(readlink -f bin); {}",
         "export A=$(echo) B=$(echo a  b; echo 'c  d'; echo); {}",
+        "export A=\u00a0 B=\x1f\v; {}",  # blanks to others, and letters to a shell
     ],
 )
 def test_script_starts_what_a_shell_starts(text: str, tmp_path: Path) -> None:

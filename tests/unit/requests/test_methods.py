@@ -1,6 +1,6 @@
 """What users may ask: the table, what becomes of options, and any bytes at all.
 
-KABPF_FUZZ is how many inputs each of the last two tests makes up; tests/fuzz has 100,000 made."""
+KABPF_FUZZ is how many inputs each of the last two tests makes up; tests/fuzz/run has 100,000."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from kabpf.systemd.unit_files import Units, broader, environment_file, settings,
         ("  ", []),
         ('A=""', ["A="]),
         (r'A=\"b" c"', ['A="b c']),
+        ("A=\u00a0b\x1f\v C=1", ["A=\u00a0b\x1f\v", "C=1"]),  # blanks to others than systemd
     ],
 )
 def test_words(value: str, expected: list[str]) -> None:
