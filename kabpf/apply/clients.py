@@ -10,53 +10,77 @@ from collections.abc import Iterable, Sequence
 # By their names, with what it is that runs elsewhere.
 _CLIENTS = {
     **dict.fromkeys(("docker", "podman", "nerdctl", "ctr", "crictl"), "a container"),
-    **dict.fromkeys(("docker-compose", "podman-compose"), "a container"),
-    **dict.fromkeys(("lxc", "lxc-attach", "lxc-start", "incus"), "an instance"),
+    **dict.fromkeys(
+        ("docker-compose", "podman-compose", "podman-remote", "buildah"), "a container"
+    ),
+    **dict.fromkeys(("lxc", "lxc-attach", "lxc-execute", "lxc-start", "incus"), "an instance"),
     **dict.fromkeys(("snap", "flatpak"), "an application"),
-    **dict.fromkeys(("systemd-run", "run0"), "its command"),
+    **dict.fromkeys(("cgexec", "run0", "systemd-run"), "its command"),
     **dict.fromkeys(("at", "batch"), "a job"),
     "kubectl": "a pod",
     "systemctl": "a unit",
     "machinectl": "a machine's shell",
-    "virsh": "a machine",
+    "systemd-nspawn": "a container",
+    **dict.fromkeys(("systemd-vmspawn", "virsh"), "a machine"),
 }
 # These open a session by PAM, which pam_systemd(8) moves into a scope, unless it is in one already.
 _SESSIONS = ("su", "runuser", "sudo")
 _INSTEAD = {
     "podman": "podman run --cgroups=disabled",
+    "systemd-nspawn": "systemd-nspawn --keep-unit",
     "su": "runuser -u USER -- COMMAND",
     "runuser": "runuser -u USER -- COMMAND",
     "sudo": "sudo -u USER COMMAND",
 }
+_STAYING = {"podman": "--cgroups disabled", "systemd-nspawn": "--keep-unit"}  # the option for it
 # These become the command that they are given: the letters of their options that have a value, and
 # how many other words come before the command.
 _WRAPPERS = {
+    "busybox": ("", 0),
+    "choom": ("n", 0),
     "chroot": ("", 1),
     "chrt": ("DPT", 1),
+    "dbus-run-session": ("", 0),
     "doas": ("Cu", 0),
+    "eatmydata": ("", 0),
     "env": ("CSu", 0),
+    "fakeroot": ("bil", 0),
     "flock": ("Ew", 1),
+    "gosu": ("", 1),
     "ionice": ("cn", 0),
+    **dict.fromkeys(("i386", "linux32", "linux64", "setarch", "x86_64"), ("", 0)),
     "nice": ("n", 0),
     "nohup": ("", 0),
+    "nsenter": ("GSt", 0),
+    "pkexec": ("", 0),
+    "prlimit": ("", 0),
     "runuser": ("Gcgsuw", 1),  # the user, or with -u none
     "setpriv": ("", 0),
     "setsid": ("", 0),
     "stdbuf": ("eio", 0),
+    "strace": ("abeEIoOpPsSuUX", 0),
     "sudo": ("CDRTUghprtu", 0),
+    "systemd-cat": ("pt", 0),
+    "systemd-inhibit": ("", 0),
     "taskset": ("", 1),
     "time": ("fo", 0),
     "timeout": ("ks", 1),
+    "uclampset": ("mM", 0),
     "unshare": ("GRSlw", 0),
 }
 # Long options of theirs whose value may be the next word.
 _VALUED = (
     *("--user", "--group", "--groups", "--reuid", "--regid", "--signal", "--kill-after"),
-    *("--adjustment", "--chdir", "--unset", "--class", "--classdata"),
+    *("--adjustment", "--chdir", "--unset", "--class", "--classdata", "--target"),
+    *("--identifier", "--priority", "--mode", "--what", "--who", "--why"),
 )
 _LOGIN = {"runuser": "l", "sudo": "i"}  # what makes them open a session
 # These run a text, and have the letters of their options that take a value.
-_SHELLS = {**dict.fromkeys(("ash", "dash", "ksh", "mksh", "sh", "zsh"), "o"), "bash": "oO"}
+_SHELLS = {
+    **dict.fromkeys(("ash", "dash", "ksh", "mksh", "posh", "sh", "yash", "zsh"), "o"),
+    **dict.fromkeys(("bash", "rbash"), "oO"),
+    **dict.fromkeys(("csh", "fish", "tcsh"), ""),
+}
 _KNOWN = 1 << 16  # characters of a text; with more nobody knows
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _EXPANDED = re.compile(r"[$`\\*?\[~{!#]")  # what only the shell knows when it runs, if unquoted
@@ -69,7 +93,8 @@ def started_elsewhere(words: Sequence[str], *, in_session: bool) -> str:
     away = _CLIENTS.get(name, "")
     if name in _SESSIONS:
         away = "" if in_session else "a login session"
-    if not away or (name == "podman" and "--cgroups disabled" in " ".join(words).replace("=", " ")):
+    stays = name in _STAYING and _STAYING[name] in " ".join(words).replace("=", " ")
+    if not away or stays:
         return ""
     instead = f"; try: {_INSTEAD[name]}" if name in _INSTEAD else ""
     return f"{name}: {away} runs in another cgroup, which this policy does not cover{instead}"
