@@ -127,7 +127,9 @@ def _add_check(commands: Any) -> None:
     check = _command(commands, "check", "check policy files; needs no root")
     check.set_defaults(needs_root=False)
     _add_loader(check)
-    check.add_argument("files", nargs="*", metavar="FILE", help="default: the installed ones")
+    check.add_argument(
+        "files", nargs="*", type=_given, metavar="FILE", help="default: the installed ones"
+    )
 
 
 def _add_plan(commands: Any) -> None:
@@ -138,7 +140,7 @@ def _add_status(commands: Any) -> None:
     status = _command(commands, "status", "show what is active, and what it did")
     _add_wide(status)
     _add_watch(status)
-    status.add_argument("policy", nargs="?", metavar="POLICY", help="all of one policy")
+    status.add_argument("policy", nargs="?", type=_line, metavar="POLICY", help="all of one policy")
 
 
 def _add_verify(commands: Any) -> None:
@@ -159,6 +161,7 @@ def _add_metrics(commands: Any) -> None:
     instead = metrics.add_mutually_exclusive_group()
     instead.add_argument(
         "--textfile",
+        type=_given,
         metavar="FILE",
         help="replace this file, for node_exporter's textfile collector",
     )
@@ -243,7 +246,7 @@ def _add_run(commands: Any) -> None:
         help="options that fit a middlebox, as kabpfctl presets lists them",
     )
     instead.add_argument(
-        "--policy", type=_name, metavar="NAME", help="use this policy from the policy files"
+        "--policy", type=_line, metavar="NAME", help="use this policy from the policy files"
     )
     instead.add_argument("--off", action="store_true", help="no keepalive by any policy")
     run.add_argument(
@@ -322,9 +325,16 @@ def _late(command: str) -> Callable[[argparse.Namespace], int]:
     return call
 
 
+def _given(text: str) -> str:
+    """A name or a path, and not what is left where a variable of a script is empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("nothing, expected a name")
+    return text
+
+
 def _line(text: str) -> str:
     """The name of a cgroup, a unit or a policy, as an error shows it on one line."""
-    if "\n" in text:
+    if "\n" in _given(text):
         raise argparse.ArgumentTypeError(f"{text!r} has a newline, expected a name")
     return text
 
@@ -334,12 +344,6 @@ def _event(text: str) -> str:
 
     if text not in KINDS:
         raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(KINDS)}")
-    return text
-
-
-def _name(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("nothing, expected the name of a policy")
     return text
 
 

@@ -55,6 +55,8 @@ def beginning(file: Path, size: int) -> bytes:
 def replace(file: Path, content: bytes, *, mode: int, sync: bool = False) -> None:
     """Put another file in the place of one, with this mode whatever the umask says. Its directory
     is made where it is missing. Raises OSError."""
+    if not file.name:  # as of "/" and "."
+        raise _error(errno.EISDIR)
     make_directory(file.parent)
     fresh = file.with_name(f".{file.name}")
     with contextlib.suppress(FileNotFoundError):

@@ -295,13 +295,6 @@ def test_policy_that_is_not_there_is_refused(policy):
     assert (done.returncode, done.stderr) == (1, "kabpfctl: no policy b, expected a\n")
 
 
-def test_policy_without_a_name_is_refused():
-    """As where a script's variable is empty."""
-    done = run("--policy", "", "echo", "begun")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "argument --policy: nothing, expected the name of a policy\n" in done.stderr
-
-
 def test_preset_fits_a_middlebox(runner, address):
     """A preset is known by its name, and options override it."""
     options = runner("--preset", "aws-nlb", "--probes", 4).new(address)

@@ -97,6 +97,25 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             "argument --event: lost, expected one of set, updated, kept, failed, ignored, clamped,"
             " timed_out",
         ),
+        # As where a script's variable is empty.
+        *(
+            (
+                [*command.split(), "", *more],
+                f"kabpfctl {command.split()[0]}",
+                f"argument {argument}: nothing, expected a name",
+            )
+            for command, argument, more in (
+                ("attach --cgroup", "--cgroup", ()),
+                ("check", "FILE", ()),
+                ("explain", "PATH|UNIT|CONTAINER|PID", ()),
+                ("metrics --textfile", "--textfile", ()),
+                ("monitor --policy", "--policy", ()),
+                ("run --policy", "--policy", ("true",)),
+                ("sockets --container", "--container", ()),
+                ("sockets --unit", "--unit", ()),
+                ("status", "POLICY", ()),
+            )
+        ),
     ],
 )
 def test_wrong_arguments_are_wrong_usage(arguments: list[str], who: str, message: str) -> None:

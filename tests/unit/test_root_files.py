@@ -101,6 +101,13 @@ def test_modes_are_those_asked_for(tmp_path: Path, umask: int) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("path", ["/", "."])
+def test_directory_that_has_no_name_is_not_replaced(path: str) -> None:
+    """It is an error like that of any other directory."""
+    with pytest.raises(IsADirectoryError):
+        root_files.replace(Path(path), b"one", mode=0o600)
+
+
 def test_directories_are_closed_to_others_writing(tmp_path: Path) -> None:
     """They are made as far as they are missing."""
     before = os.umask(0)
