@@ -70,9 +70,21 @@ _WRAPPERS = {
 }
 # Long options of theirs whose value may be the next word.
 _VALUED = (
-    *("--user", "--group", "--groups", "--reuid", "--regid", "--signal", "--kill-after"),
-    *("--adjustment", "--chdir", "--unset", "--class", "--classdata", "--target"),
-    *("--identifier", "--priority", "--mode", "--what", "--who", "--why"),
+    *("--user", "--group", "--groups", "--signal", "--kill-after", "--adjustment", "--unset"),
+    *("--ruid", "--euid", "--reuid", "--rgid", "--egid", "--regid", "--pdeathsig"),  # setpriv's
+    *("--inh-caps", "--ambient-caps", "--bounding-set", "--securebits"),
+    *(
+        "--chdir",
+        "--chroot",
+        "--close-from",
+        "--command-timeout",
+        "--host",
+        "--other-user",
+    ),  # sudo's
+    *("--prompt", "--role", "--type", "--setuid", "--setgid", "--root", "--wd"),  # and unshare's
+    *("--class", "--classdata", "--sched-runtime", "--sched-period", "--sched-deadline"),
+    *("--input", "--output", "--error", "--format", "--timeout", "--conflict-exit-code"),
+    *("--target", "--identifier", "--priority", "--mode", "--what", "--who", "--why"),
 )
 _LOGIN = {"runuser": "l", "sudo": "i"}  # what makes them open a session
 # These run a text, and have the letters of their options that take a value.
