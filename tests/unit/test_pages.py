@@ -152,6 +152,14 @@ def test_policy_is_right(page: Path, block: str) -> None:
     assert [*model.warnings(found)] == []
 
 
+@pytest.mark.parametrize("page", [Path("README.md"), Path("docs/quickstart.md")])
+def test_first_policy_has_no_user_timeout(page: Path) -> None:
+    """Which ends connections of a peer that is there and does not read, too."""
+    blocks = [block for each, block in POLICIES if each == page]
+    assert blocks
+    assert not [block for block in blocks if "user_timeout" in block]
+
+
 def test_table_of_presets_is_whole() -> None:
     """docs/choosing-values.md has each preset with its numbers, and no other."""
     lines = text(Path("docs/choosing-values.md")).splitlines()

@@ -10,6 +10,7 @@ import pytest
 
 from kabpf.doctor import policy_checks
 from kabpf.doctor.findings import Finding, note, warning
+from kabpf.kernel.mountinfo import Mount
 from kabpf.plan.state import Cgroup
 from kabpf.policy import files
 from kabpf.policy.files import Directories
@@ -278,6 +279,25 @@ def test_selector_that_names_nothing(
     # It is not beaten in the cgroups that it names.
     names = ("_", "_app", "_app_worker", "_system.slice_cron.service")
     assert selected(policies(selector), **dict.fromkeys(names, "p0")) == expected
+
+
+def test_selector_of_a_cgroup_of_version_1_is_told(
+    policies: Callable[[str], tuple[Policy, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a hybrid machine: it is there, but not in the tree that policies are of."""
+    (tmp_path / "old/docker/abc").mkdir(parents=True)
+    (tmp_path / "old/docker/abc/cgroup.procs").write_text("")
+    mounts = [Mount(0, "/", str(tmp_path / "old"), "cgroup")]
+    monkeypatch.setattr(policy_checks.mountinfo, "visible_mounts", lambda: mounts)
+    assert selected(policies("{cgroup: /docker/abc}")) == [
+        warning(
+            "2: cgroup /docker/abc of policy p0: /docker/abc is a cgroup of version 1"
+            f" ({tmp_path}/old/docker/abc); it has no process",
+            "select those cgroups: kabpfctl edit p.yaml",
+        )
+    ]
 
 
 def test_many_units_that_do_not_run_are_one_finding(
