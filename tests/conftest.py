@@ -24,6 +24,9 @@ import pytest
 hypothesis.settings.register_profile("kabpf", deadline=None, database=None)
 hypothesis.settings.load_profile("kabpf")
 
+# Files of more than a minute.
+LONG = ("test_crashes", "test_names", "test_requests_in_kernel", "test_upgrade", "test_watch")
+
 REQUIRED = os.environ.get("KABPF_REQUIRE", "").split(",")
 
 
@@ -47,13 +50,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (tier := _directory(item)) in TIERS:
             item.add_marker(tier)
-            # What has a set-up in common is on one worker: a file, a suite of the system tier.
-            suite = item.callspec.params.get("suite") if hasattr(item, "callspec") else None
-            item.add_marker(pytest.mark.xdist_group(suite or f"{tier}-{item.path.stem}"))
-    # Machines come first, as a worker that has entered the kernel tier's namespaces stays in them.
-    # What has to be alone comes last of its tier, so that others wait for it once.
-    order = {"system": 0, "strangers": 1, "kernel": 2}
-    items.sort(key=lambda item: (order.get(_directory(item), 3), _is_alone(item)))
+            item.add_marker(pytest.mark.xdist_group(_group(item, tier)))
+    items.sort(key=_turn)
+
+
+def _group(item: pytest.Item, tier: str) -> str:
+    """What is on one worker: what has a set-up in common, and what has to be alone."""
+    if tier != "system" and _is_alone(item):
+        return "alone"
+    suite = item.callspec.params.get("suite") if hasattr(item, "callspec") else None
+    return f"{suite or tier}-{item.path.stem}"
+
+
+def _turn(item: pytest.Item) -> tuple[int, bool]:
+    """Machines come first, as a worker that has entered the kernel tier's namespaces stays in them;
+    those that have to be alone before all others, and so before there is anybody who waits. Then
+    the kernel, the longest files first. What has to be alone there comes last: beside it go the
+    unit tests, which wait for nobody."""
+    directory = _directory(item)
+    if directory == "system":
+        return (0 if _is_alone(item) else 1, False)
+    if directory in ("strangers", "kernel"):
+        return (3 if _is_alone(item) else 2, item.path.stem not in LONG)
+    return (4, False)
 
 
 def _directory(item: pytest.Item) -> str:

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,13 @@ from harness import (
     Daemon,
     Kabpfctl,
     Peer,
-    alone,
     beside_others,
     cgroup_root,
     end_processes,
+    let_others_in,
     numbers,
     path_of,
+    stay_alone,
 )
 from held_socket import HeldSocket
 from versions import Version
@@ -76,6 +77,14 @@ def _takes_btf(item: pytest.Item) -> bool:
     )
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    """Tests that have to be alone keep their turn as long as they follow each other."""
+    yield
+    if not nextitem or not nextitem.get_closest_marker("alone"):
+        let_others_in()
+
+
 def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0) -> None:
     if libc.mount(source, target, kind, flags, b"mode=755" if kind in (b"tmpfs", b"bpf") else None):
         raise OSError(ctypes.get_errno(), f"mount {target.decode()}")
@@ -102,8 +111,10 @@ def own_mounts() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest, run_kabpfctl: Kabpfctl) -> Iterator[None]:
     """Fails the test that leaves anything of kabpf in the kernel, a pin, or a cgroup."""
-    turn = alone if request.node.get_closest_marker("alone") else beside_others
-    with turn():
+    is_alone = request.node.get_closest_marker("alone")
+    if is_alone:
+        stay_alone()
+    with nullcontext() if is_alone else beside_others():
         # What an earlier test left is not this one's.
         before = _objects()
         yield

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 
 numbers = itertools.count()
 
+# The turns of this process that last: one of `stay_alone`, and one beside others.
+_kept: list[ExitStack] = []
+_beside: list[None] = []
+
 
 def cgroup_root() -> Path:
     """Where the cgroup2 tree is mounted."""
@@ -80,9 +84,32 @@ def alone() -> AbstractContextManager[None]:
     return _turn(fcntl.LOCK_EX)
 
 
-def beside_others() -> AbstractContextManager[None]:
-    """The same for a test that others like it do not disturb."""
-    return _turn(fcntl.LOCK_SH)
+def stay_alone() -> None:
+    """The same until `let_others_in`, for one test after the other: others wait for them once."""
+    if not _kept:
+        _kept.append(ExitStack())
+        _kept[0].enter_context(alone())
+
+
+def let_others_in() -> None:
+    """End the turn of `stay_alone`, if there is one."""
+    if _kept:
+        _kept.pop().close()
+
+
+@contextmanager
+def beside_others() -> Iterator[None]:
+    """The same for a test that others like it do not disturb. Within one such turn another one is
+    no new one, which would wait for somebody who waits for the first to end."""
+    if _beside:
+        yield
+        return
+    with _turn(fcntl.LOCK_SH):
+        _beside.append(None)
+        try:
+            yield
+        finally:
+            _beside.pop()
 
 
 @contextmanager

@@ -8,9 +8,12 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
+import harness
 import pytest
 import shared
 
@@ -158,3 +161,52 @@ def test_apt_says_last_why_it_failed() -> None:
     problem = "Unable to locate package kabpf-there-is-no-such-package"
     assert f"E: {problem}\n" in done.stderr
     assert done.stderr.endswith(f": {problem}\n")
+
+
+def test_turn_within_a_turn_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that several tests share has one, and somebody may wait for its end."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    order: list[str] = []
+
+    def be_alone() -> None:
+        with harness.alone():
+            order.append("alone")
+
+    def be_beside_again() -> None:
+        with harness.beside_others():
+            order.append("beside")
+
+    with harness.beside_others():
+        waiting = threading.Thread(target=be_alone, daemon=True)
+        waiting.start()
+        harness.wait_until(lambda: _is_locked(tmp_path / "kabpf-tests.queue"), "who waits")
+        within = threading.Thread(target=be_beside_again, daemon=True)
+        within.start()
+        within.join(5)
+        assert order == ["beside"]
+    waiting.join(5)
+    assert order == ["beside", "alone"]
+
+
+def test_tests_that_are_alone_keep_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the first one that is not."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        harness.stay_alone()
+        assert _is_locked(tmp_path / "kabpf-tests.lock")
+    harness.let_others_in()
+    assert not _is_locked(tmp_path / "kabpf-tests.lock")
+    harness.let_others_in()
+
+
+def _is_locked(path: Path) -> bool:
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

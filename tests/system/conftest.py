@@ -1,6 +1,7 @@
 """The system tier: the built package under a systemd of its own, in a container that boots.
 
-Each test has a machine of its own, of either Debian; what it holds is looked at from outside."""
+Each test has a machine of its own, of either Debian; what it holds is looked at from outside. Those
+with the mark `leaves_nothing` share their file's."""
 
 from __future__ import annotations
 
@@ -72,29 +73,40 @@ def installed(
     base: list[Path], package: Path, suite: str, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
     """The layers of a machine where apt installed the package."""
-    return _with_package(base, package, tmp_path_factory.mktemp(f"{suite}-installed"))
+    return _with_package(base, package, suite, "installed", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def engines(package: Path, suite: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The layers of a machine with the package and container engines, none of which runs."""
     machines.remove_stale()
-    directory = tmp_path_factory.mktemp(f"{suite}-engines")
-    return _with_package([trees.engines(suite)], package, directory)
+    return _with_package([trees.engines(suite)], package, suite, "engines", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def monitoring(package: Path, suite: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The layers of a machine with the package and a Prometheus server, which does not run."""
     machines.remove_stale()
-    directory = tmp_path_factory.mktemp(f"{suite}-monitoring")
-    return _with_package([trees.monitoring(suite)], package, directory)
+    return _with_package([trees.monitoring(suite)], package, suite, "monitoring", tmp_path_factory)
 
 
-def _with_package(base: list[Path], package: Path, directory: Path) -> list[Path]:
-    install = ("apt-get", "--yes", "install", f"/mnt/{package.name}")
+def _with_package(
+    base: list[Path], package: Path, suite: str, name: str, factory: pytest.TempPathFactory
+) -> list[Path]:
+    """`base` with the package above, which is installed once for all workers."""
+    place = shared.of_this_run(factory) / f"{suite}-{name}"
+    # Or each boot would do what is done once after an upgrade (systemd-update-done.service(8)).
+    install = (
+        f"apt-get --yes install /mnt/{package.name} && touch -r /usr /etc/.updated /var/.updated"
+    )
+
+    def layer() -> str:
+        directory = place.with_suffix(".layer")
+        directory.mkdir()
+        return str(machines.layer(base, directory, [package], "sh", "-c", install))
+
     with beside_others():
-        return [machines.layer(base, directory, [package], *install), *base]
+        return [Path(shared.once(place, layer)), *base]
 
 
 @pytest.fixture
@@ -105,11 +117,25 @@ def layers(request: pytest.FixtureRequest, suite: str) -> list[Path]:
     return chosen
 
 
+@pytest.fixture(scope="module")
+def machine_of_the_file(
+    installed: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    """A machine that every test of a file leaves as it was."""
+    directory = tmp_path_factory.mktemp("machine") / "machine"
+    with beside_others(), Machine(installed, directory) as machine:
+        yield machine
+        assert "Traceback" not in _journal(machine)
+
+
 @pytest.fixture
 def machine(
     request: pytest.FixtureRequest, layers: list[Path], tmp_path: Path
 ) -> Iterator[Machine]:
     """A machine with the package, where kabpf runs without any policy, and never breaks down."""
+    if request.node.get_closest_marker("leaves_nothing"):
+        yield request.getfixturevalue("machine_of_the_file")
+        return
     turn = alone if request.node.get_closest_marker("alone") else beside_others
     options = getattr(request, "param", ())
     with turn(), Machine(layers, tmp_path / "machine", *options) as machine:

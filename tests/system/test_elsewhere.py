@@ -27,34 +27,33 @@ def alice(machine):
     return machine.run("id", "--user", "alice")
 
 
-@pytest.mark.parametrize(
-    ("command", "more"),
-    [
-        ("/bin/su - alice -c 'sleep infinity'", ""),
-        ("/bin/su alice -c 'sleep infinity'", ""),
-        ("/sbin/runuser -l alice -c 'sleep infinity'", ""),
-        ("/bin/sleep infinity", "User=alice\nPAMName=login\n"),
-    ],
-    ids=["su -", "su", "runuser -l", "PAMName"],
+MOVED = (
+    ("/bin/su - alice -c 'sleep infinity'", ""),
+    ("/bin/su alice -c 'sleep infinity'", ""),
+    ("/sbin/runuser -l alice -c 'sleep infinity'", ""),
+    ("/bin/sleep infinity", "User=alice\nPAMName=login\n"),
 )
-def test_unit_that_pam_moves_is_told(machine, alice, command, more):
+
+
+def test_unit_that_pam_moves_is_told(machine, alice):
     """Its processes are in the scope of a session: doctor, check and explain say so, and what to
     select; explain of such a process names the unit."""
     machine.drop_in("app.service.yaml", KEEPALIVE)
-    unit = SLEEP.format(command=command, more=more)
-    machine.write("/run/systemd/system/app.service", unit)
-    machine.run("systemctl", "daemon-reload")
-    machine.run("systemctl", "start", "app.service")
-    main = machine.show("app.service", "MainPID")
     session = f"/user.slice/user-{alice}.slice/session-"
-    where = ("sed", "-n", "s/^0:://p", f"/proc/{main}/cgroup")
-    wait_until(lambda: machine.run(*where).startswith(session), "the session")
-    said = f"app.service is active, but its main process {main} is in {session}"
-    ((text, advice),) = _warnings(machine)
-    assert text.startswith(said)
-    assert f"select unit: user-{alice}.slice" in advice
-    assert f"warning: {said}" in machine.attempt("kabpfctl", "check").stderr
-    assert said in machine.run("kabpfctl", "explain", main)
+    for command, more in MOVED:
+        unit = SLEEP.format(command=command, more=more)
+        machine.write("/run/systemd/system/app.service", unit)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "app.service")
+        main = machine.show("app.service", "MainPID")
+        where = ("sed", "-n", "s/^0:://p", f"/proc/{main}/cgroup")
+        wait_until(lambda where=where: machine.run(*where).startswith(session), "the session")
+        said = f"app.service is active, but its main process {main} is in {session}"
+        ((text, advice),) = _warnings(machine)
+        assert text.startswith(said)
+        assert f"select unit: user-{alice}.slice" in advice
+        assert f"warning: {said}" in machine.attempt("kabpfctl", "check").stderr
+        assert said in machine.run("kabpfctl", "explain", main)
 
 
 def test_unit_that_stays_is_not_told(machine, alice):

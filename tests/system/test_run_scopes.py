@@ -17,7 +17,10 @@ def _runs(machine):
     return units.splitlines() + (list(files.iterdir()) if files.exists() else [])
 
 
-@pytest.fixture(params=["daemon", "no daemon"])
+leaves_nothing = pytest.mark.leaves_nothing
+
+
+@pytest.fixture(params=[pytest.param("daemon", marks=leaves_nothing), "no daemon"])
 def with_or_without_daemon(request, machine):
     """kabpf.service runs, or does not."""
     if request.param == "no daemon":
@@ -37,18 +40,18 @@ def test_command_runs_in_a_scope_and_leaves_nothing(machine, inside, with_or_wit
     wait_until(lambda: ".scope" not in machine.run("kabpfctl", "status"), "the end of the policy")
 
 
+@leaves_nothing
 def test_command_finds_what_it_would_find_without_run(machine):
     """systemd changes neither the environment of the command nor anything else of it."""
     direct = machine.run("sh", "-c", LOOK)
     assert machine.run(*RUN, "sh", "-c", LOOK) == direct
 
 
-@pytest.mark.parametrize(
-    ("command", "status"), [(("sh", "-c", "exit 7"), 7), (("none",), 127), (("/etc/passwd",), 126)]
-)
-def test_exit_status_is_the_commands(machine, command, status):
+@leaves_nothing
+def test_exit_status_is_the_commands(machine):
     """Also of one that can't be started."""
-    assert machine.attempt(*RUN, "--", *command).returncode == status
+    statuses = {("sh", "-c", "exit 7"): 7, ("none",): 127, ("/etc/passwd",): 126}
+    assert {each: machine.attempt(*RUN, "--", *each).returncode for each in statuses} == statuses
     wait_until(lambda: not _runs(machine), "the end of every scope")
 
 
@@ -64,6 +67,7 @@ def test_killed_at_any_step_leaves_nothing(machine, with_or_without_daemon):
         wait_until(lambda: "kabpf-run" not in machine.run("kabpfctl", "status"), "its end")
 
 
+@leaves_nothing
 def test_environment_for_python_is_the_commands(machine):
     """It does not reach kabpfctl, which is a program of Python's."""
     given = ("PYTHONHOME=/none", "PYTHONPATH=/none", "PYTHONWARNINGS=none")
@@ -71,6 +75,7 @@ def test_environment_for_python_is_the_commands(machine):
     assert {*given} <= {*shown}
 
 
+@leaves_nothing
 def test_scope_is_in_the_slice_of_the_caller(machine, inside):
     """The limits of the caller's slice hold for the command as well."""
     machine.run("systemctl", "start", "caller.slice")
@@ -79,6 +84,8 @@ def test_scope_is_in_the_slice_of_the_caller(machine, inside):
     app.pair()
     (unit, _) = _runs(machine)
     assert machine.show(unit.split()[0], "Slice") == "caller.slice"
+    app.end()
+    wait_until(lambda: not _runs(machine), "the end of scope and drop-in")
 
 
 def test_many_commands_at_once(machine, with_or_without_daemon):
@@ -88,6 +95,7 @@ def test_many_commands_at_once(machine, with_or_without_daemon):
     wait_until(lambda: not _runs(machine), "the end of every scope", 30)
 
 
+@leaves_nothing
 def test_inner_run_has_its_own_policy(machine, inside):
     """A run within a run is below the outer one; nothing is left of both."""
     app = inside("kabpfctl", "run", "--off", *RUN, "--")
@@ -109,12 +117,13 @@ def test_off_is_stronger_than_a_unit(machine, inside):
 @pytest.fixture
 def alice(machine):
     """The command that makes one of a user whose manager runs; users may ask kabpf-request."""
-    machine.run("useradd", "--create-home", "alice")
+    machine.run("sh", "-c", "id alice || useradd --create-home alice")
     uid = machine.run("id", "--user", "alice")
     machine.run("systemctl", "start", f"user@{uid}.service", "kabpf-request.socket")
     return ("runuser", "--user=alice", "--", "env", f"XDG_RUNTIME_DIR=/run/user/{uid}")
 
 
+@leaves_nothing
 @pytest.mark.parametrize("where", ["in their manager", "in a session"])
 def test_user_runs_a_command(machine, inside, alice, where):
     """A user's scope is covered as root's, be the user logged in or a service; and all of it
@@ -135,6 +144,7 @@ def test_user_without_the_service_is_told(machine, alice):
     assert "ask an administrator to run: systemctl enable kabpf-request.socket;" in done.stderr
 
 
+@leaves_nothing
 def test_user_without_a_manager_is_told(machine):
     """As of `su - bob` or cron: what starts one is named, and the command does not begin."""
     machine.run("useradd", "--create-home", "bob")
@@ -144,6 +154,7 @@ def test_user_without_a_manager_is_told(machine):
     assert f"ask an administrator to run: loginctl enable-linger {uid}\n" in done.stderr
 
 
+@leaves_nothing
 def test_root_of_a_user_namespace_is_told(machine, alice):
     """Who is root there alone is nobody here."""
     done = machine.attempt(*alice, "unshare", "--map-root-user", "kabpfctl", "run", "echo")

@@ -269,6 +269,7 @@ def test_removed_runtime_directory_is_made_anew(machine, writable):
     assert "systemctl restart" not in machine.attempt("kabpfctl", "doctor").stdout
 
 
+@pytest.mark.alone  # the kernel tier's kabpf would see the socket as well
 def test_helper_updates_what_is_open_beside_a_held_socket(machine):
     """What the units allow is enough for it: a reload says which process holds a socket, and the
     open sockets of others have their options."""

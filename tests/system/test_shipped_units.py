@@ -2,12 +2,15 @@
 
 import pytest
 
+leaves_nothing = pytest.mark.leaves_nothing
+
 
 def _shipped(machine):
     listed = machine.run("dpkg", "--listfiles", "kabpf").splitlines()
     return [path for path in listed if "/systemd/system/" in path]
 
 
+@leaves_nothing
 def test_units_are_valid(machine):
     """`systemd-analyze verify` finds nothing to say of any unit."""
     units = _shipped(machine)
@@ -16,12 +19,14 @@ def test_units_are_valid(machine):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@leaves_nothing
 def test_boot_has_no_ordering_cycle(machine):
     """systemd drops no job of a boot because of kabpf's units."""
     done = machine.attempt("systemd-analyze", "verify", "--man=no", "default.target")
     assert "cycle" not in done.stderr
 
 
+@leaves_nothing
 def test_daemon_is_hardened(machine):
     """`systemd-analyze security` gives kabpf.service an exposure of at most 1.5."""
     command = ("systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=15")
@@ -29,6 +34,7 @@ def test_daemon_is_hardened(machine):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@leaves_nothing
 def test_daemon_holds_four_capabilities(machine):
     """kabpfd runs with CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF alone, and can't
     gain more."""
