@@ -73,6 +73,13 @@ class _Parser(argparse.ArgumentParser):
         super().error(output.shown(message))
 
 
+class _CommandLine(argparse.HelpFormatter):
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == argparse.REMAINDER:  # of which argparse shows dots
+            return "[--] COMMAND [ARGUMENT...]"
+        return super()._format_args(action, default_metavar)
+
+
 def parser(command: str = "") -> argparse.ArgumentParser:
     """Every command with its options; or one alone, if `command` is its name: to build all of them
     takes 5 ms."""
@@ -237,6 +244,7 @@ def _add_doctor(commands: Any) -> None:
 def _add_run(commands: Any) -> None:
     run = _command(commands, "run", "run one command under a policy of its own", json=False)
     run.set_defaults(needs_root=False, refuse=run.error)
+    run.formatter_class = _CommandLine
     _add_options(run)
     instead = run.add_mutually_exclusive_group()
     instead.add_argument(

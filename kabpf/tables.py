@@ -22,6 +22,7 @@ FOLD_MIN = 13  # that a text to be folded is left with, while others can be cut
 # In which order texts are cut, and to what: long names, then addresses and options to what an IPv4
 # address takes, and then all of them.
 _CUTS = ((1, 20), (2, 21), (1, 14), (2, 16), (1, TEXT_MIN), (2, TEXT_MIN))
+TYPE = ".service"  # most units have it
 CELL_MAX = 400  # a cgroup path that a person chose is shorter
 NARROWEST = 40  # the least width that a table is made for
 
@@ -84,9 +85,13 @@ def shortened(text: str) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """The text, without so much of its middle that it fits; the ends of names tell them apart."""
+    """The text, without so much of its middle that it fits; the ends of names tell them apart, and
+    of a service's name that is what stands before its type."""
     if text_width(text) <= width:
         return text
+    text = text.removesuffix(TYPE)
+    if text_width(text) < width:
+        return text + ELLIPSIS
     room = width - text_width(ELLIPSIS)
     if text.isascii():
         return text[: (room + 1) // 2] + ELLIPSIS + text[len(text) - room // 2 :]

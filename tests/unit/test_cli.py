@@ -128,6 +128,11 @@ def test_wrong_arguments_are_wrong_usage(arguments: list[str], who: str, message
     assert said.endswith(f"\n{who}: error: {message}\n")
 
 
+def test_usage_of_run_has_its_command() -> None:
+    """And not the dots of argparse."""
+    assert kabpfctl("run").errors.splitlines()[-2].strip() == "[--] COMMAND [ARGUMENT...]"
+
+
 def test_version_is_that_of_the_package() -> None:
     """--version needs no command and no root."""
     assert kabpfctl("--version") == Outcome(0, f"kabpfctl {kabpf.__version__}\n", "")

@@ -28,7 +28,7 @@ def test_table_that_is_too_wide_has_its_longest_texts_cut_in_the_middle() -> Non
     """Both ends of a name are left, and numbers are whole."""
     assert tables.table(COLUMNS, ROWS, 60) == (
         "POLICY          CGROUPS  OPTIONS              NEW  TIMED OUT\n"
-        "postgre…ervice        1  60s/10s/6 ut=120s  20481          3\n"
+        "postgresql…           1  60s/10s/6 ut=120s  20481          3\n"
         "a                    12  off                    0          0\n"
     )
 
@@ -67,7 +67,7 @@ def test_column_of_words_is_folded_before_anything_is_cut() -> None:
     )
     assert tables.table(columns, rows, 28) == (
         "UNIT           SET BY\n"
-        "billin…ervice  billing,\n"
+        "billing…       billing,\n"
         "               application\n"
         "a.service      a-very…policy\n"
     )
@@ -98,6 +98,21 @@ def test_no_width_drops_or_empties_a_column(
     assert "".join(cells) == "".join("".join(row) for row in rows)
     heads = [line[: len("TIMED OUT  ")].strip() for line in lines]
     assert [head for head in heads if head] == [each.head for each in COLUMNS] * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (26, "postgresql@15-main.service"),
+        (25, "postgresql@15-main…"),
+        (19, "postgresql@15-main…"),
+        (18, "postgresq…@15-main"),
+        (14, "postgre…5-main"),
+    ],
+)
+def test_type_of_a_service_is_cut_first(width: int, shown: str) -> None:
+    """What tells two instances apart stands before it."""
+    assert tables.cut("postgresql@15-main.service", width) == shown
 
 
 @given(TEXTS, st.integers(1, 30))
