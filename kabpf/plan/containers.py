@@ -140,12 +140,14 @@ class Naming:
 
 
 def refusals(naming: Naming | None, containers: Mapping[int, Container]) -> dict[int, str]:
-    """Why options that containers ask for do not count, by the ids of their cgroups."""
+    """Why options that containers ask for do not count, a line each, by their cgroups' ids."""
     if naming is None:
         return {}
     found = ((id, each, naming.refusal(each)) for id, each in containers.items())
     return {
-        id: f"container {each.name or each.id} of {each.engine}: {wishes.KEY}: {why}"
+        id: str(
+            PolicyError(f"container {each.name or each.id} of {each.engine}: {wishes.KEY}: {why}")
+        )
         for id, each, why in found
         if why
     }

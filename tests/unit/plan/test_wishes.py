@@ -85,6 +85,13 @@ def test_wish_is_admitted_when_another_one_is_forgotten() -> None:
     assert naming.chosen(fresh)
 
 
+def test_refusal_is_one_line_whatever_a_container_is_called() -> None:
+    """So that nobody writes lines of their own into kabpfd's log."""
+    naming = Naming(policies())
+    facts = container({"name": "a\nb", "labels": {"io.kabpf.keepalive": "\n"}})
+    assert "\n" not in refusals(naming, {1: facts})[1]
+
+
 def test_files_have_all_the_room_that_they_need() -> None:
     """Where they have nearly as many policies as the kernel can have, containers have fewer."""
     found = policies(
