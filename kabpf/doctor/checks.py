@@ -171,14 +171,22 @@ def _reach(here: Here) -> Findings:
     for each in found:
         yield warning(each.text, each.advice)
     resolution = here.resolution
-    has = {
-        each.path: policy.name if (policy := resolution.plan.cgroups[id].policy) else None
-        for id, each in resolution.cgroups.items()
+    managers = {
+        path.removesuffix("init.scope"): (path, ports)
+        for path, ports in elsewhere.managers(here.sockets).items()
     }
-    for path, ports in elsewhere.managers(here.sockets).items():
-        parent = path.removesuffix("/init.scope")
-        inside = {each for at, each in has.items() if at.startswith(f"{parent}/") and at != path}
-        if inside - {has.get(path)}:
+    own: dict[str, str | None] = {}  # the managers' policies
+    inside: dict[str, set[str | None]] = {above: set() for above in managers}
+    for cgroup in resolution.cgroups.values() if managers else ():
+        policy = resolution.plan.cgroups[cgroup.id].policy
+        path, name = cgroup.path, policy.name if policy else None
+        for above in managers:
+            if path == f"{above}init.scope":
+                own[above] = name
+            elif path.startswith(above):
+                inside[above].add(name)
+    for above, (path, ports) in managers.items():
+        if inside[above] - {own.get(above)}:
             found.append(elsewhere.of_manager(path, ports))
             yield warning(found[-1].text, found[-1].advice)
     if not found:
@@ -194,8 +202,11 @@ def _containers(here: Here) -> Findings:
         Engines().found(),
         selects_containers=any(policy.is_of_containers for policy in here.policies),
         helpers=containers.helpers(),
-        present=(cgroup.path for cgroup in here.resolution.present.values()),
-        covered={cgroup.path for cgroup, _ in output.covered(here.resolution)},
+        uncovered=(
+            cgroup
+            for id, cgroup in here.resolution.present.items()
+            if here.resolution.plan.cgroups[id].policy is None
+        ),
         refusals=here.resolution.refusals.values(),
     )
 
@@ -205,8 +216,8 @@ def _listeners(here: Here) -> Findings:
     with here.dataplane() as loaded:
         if not loaded or not loaded.lists_sockets:
             return
-    policies = {cgroup.path: policy.name for cgroup, policy in output.covered(here.resolution)}
-    found = [*elsewhere.foreign_listeners(here.sockets, policies, here.tree)]
+    covered = ((cgroup, policy.name) for cgroup, policy in output.covered(here.resolution))
+    found = [*elsewhere.foreign_listeners(here.sockets, covered, here.tree)]
     yield from found or [ok("those of units have the policies of these")]
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kabpf import proc
+from kabpf.containers.names import of_user
 from kabpf.doctor import elsewhere
 from kabpf.doctor.findings import Findings, listed, note, ok, warning
 from kabpf.engines.engines import Found
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import path_of_process
 from kabpf.output import count
+from kabpf.plan.state import Cgroup
 
 HOOKS = (  # that podman and CRI-O look for in this order (oci-hooks(5))
     Path("/etc/containers/oci/hooks.d/kabpf.json"),
@@ -23,6 +25,9 @@ WITH_HOOKS = ("podman", "crio")
 # Programs through which containers' connections go, by the beginning of their names: the kernel has
 # 15 bytes of these.
 HELPERS = ("pasta", "passt", "slirp4netns", "rootlessport", "docker-proxy")
+
+
+OF_USERS_MAX = 1000  # cgroups; users may make more with containers' names
 
 
 class Helper(NamedTuple):
@@ -38,14 +43,13 @@ def check(
     *,
     selects_containers: bool,
     helpers: Iterable[Helper],
-    present: Iterable[str],
-    covered: Collection[str],
+    uncovered: Iterable[Cgroup],
     refusals: Iterable[str] = (),
     hooks: Iterable[Path] = HOOKS,
 ) -> Findings:
     """What is odd: engines that can't be read or have no hook; helpers, and containers of users, in
-    cgroups that are `present` and not among those `covered`; and `refusals` of what containers ask
-    for. Without a policy that selects containers no engine has to be read."""
+    cgroups that are `uncovered`; and `refusals` of what containers ask for. Without a policy that
+    selects containers no engine has to be read."""
     for engine in engines:
         if engine.lacks and selects_containers:
             yield warning(f"containers of {engine.engine} are not known: {engine.lacks}", _PAGE)
@@ -56,16 +60,23 @@ def check(
             " after they are made",
             _PAGE,
         )
+    by_cgroup: dict[str, list[Helper]] = {}
     for helper in helpers:
-        if helper.cgroup not in covered:
-            yield note(
-                f"{helper.name} (process {helper.process}) connects for containers, and no policy"
-                f" covers its cgroup {helper.cgroup}",
-                f"kabpfctl explain {helper.process}",
-            )
-    if selects_containers:
-        for found in elsewhere.of_users(path for path in present if path not in covered):
-            yield note(found.text, found.advice)
+        by_cgroup.setdefault(helper.cgroup, []).append(helper)
+    found: list[Helper] = []
+    of_users: list[str] = []
+    for path in (cgroup.path for cgroup in uncovered):  # one at a time, as they may be long
+        found += by_cgroup.get(path, ())
+        if selects_containers and of_user(path) and len(of_users) < OF_USERS_MAX:
+            of_users.append(path)
+    for helper in found:
+        yield note(
+            f"{helper.name} (process {helper.process}) connects for containers, and no policy"
+            f" covers its cgroup {helper.cgroup}",
+            f"kabpfctl explain {helper.process}",
+        )
+    for each in elsewhere.of_users(of_users):
+        yield note(each.text, each.advice)
     if refused := list(refusals):
         more = f", and {count(len(refused) - 1, 'other')}" if len(refused) > 1 else ""
         yield note(f"{refused[0]}{more}", _PAGE)

@@ -216,21 +216,22 @@ def _selector_of(container: OfUser) -> str:
 
 
 def foreign_listeners(
-    sockets: Sequence[Socket], policies: Mapping[str, str], tree: CgroupTree
+    sockets: Sequence[Socket], covered: Iterable[tuple[Cgroup, str]], tree: CgroupTree
 ) -> Findings:
     """The listeners of other cgroups that processes in these hold, where they have another policy
-    or none; `policies` are names by cgroup path."""
+    or none; the cgroups come with the names of theirs."""
     where = {
-        process: path
-        for path in policies
-        if not path.endswith("/init.scope")  # a manager holds those of all its socket units
+        process: (path, name)
+        for cgroup, name in covered
+        if cgroup.name != "init.scope"  # a manager holds those of all its socket units
+        for path in (cgroup.path,)  # which may be long
         for process in tree.processes([path])
     }
     told: set[tuple[str, int | None]] = set()  # workers hold what their parent does
     for process, listeners in held.listeners(sorted(where)[:HOLDERS_MAX], sockets):
-        path = where[process]
+        path, name = where[process]
         # Of several at one address any may be its own.
-        own = {each.local for each in listeners if each.policy == policies[path]}
+        own = {each.local for each in listeners if each.policy == name}
         others: defaultdict[int | None, list[Socket]] = defaultdict(list)
         for each in listeners:
             if each.local not in own:

@@ -4,9 +4,10 @@ that name nothing, policies that are beaten everywhere, options that fall back t
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from shlex import quote
 
@@ -30,6 +31,7 @@ MADE_BY_PROGRAMS = (".scope", ".slice")  # units that need no file
 
 MOUNT = re.compile(r"/sys/fs/cgroup(/unified)?(?=/)")
 NEAR_MAX = 20  # names that a near one is looked for, which takes some milliseconds each
+CANDIDATES_MAX = 10_000  # of which users may make more, and all alike
 
 
 def replaced(directories: Directories) -> Findings:
@@ -110,7 +112,7 @@ def selectors(
         for selector in policy.selectors
         if (policy.name, selector) not in named and not selector.is_of_containers
     ]
-    yield from _in_vain(in_vain, [cgroup.path for cgroup in cgroups], units)
+    yield from _in_vain(in_vain, cgroups, units)
     for name, named_cgroups in where.items():
         winners = {cgroups[cgroup] for cgroup in named_cgroups}
         if name not in winners:
@@ -122,12 +124,12 @@ def selectors(
 
 
 def _in_vain(
-    selectors: list[tuple[Policy, Selector]], paths: list[str], units: UnitFiles
+    selectors: list[tuple[Policy, Selector]], cgroups: Iterable[Cgroup], units: UnitFiles
 ) -> Findings:
     """Most are of what does not run now, which one finding says of all."""
     not_running: list[str] = []
     for count, (policy, selector) in enumerate(selectors):
-        candidates = _candidates(selector, paths, units) if count < NEAR_MAX else []
+        candidates = _candidates(selector, cgroups, units) if count < NEAR_MAX else []
         here = f"{selector.source}: {selector.kind} {selector.text} of policy {policy.name}"
         if selector.kind == "cgroup":
             slip = _slip_in_path(here, selector, candidates)
@@ -188,16 +190,15 @@ def _is_named(unit: str, text: str) -> bool:
     return fnmatch.fnmatchcase(unit, text) or unit == template
 
 
-def _candidates(selector: Selector, paths: list[str], units: UnitFiles) -> list[str]:
+def _candidates(selector: Selector, cgroups: Iterable[Cgroup], units: UnitFiles) -> list[str]:
     if selector.kind == "cgroup":
-        parent = selector.text.rpartition("/")[0]
-        inside = (
-            path.removeprefix(f"{parent}/") for path in paths if path.startswith(f"{parent}/")
-        )
-        return [name for name in inside if "/" not in name]
+        above = selector.text.rpartition("/")[0]
+        inside = (each.name for each in cgroups if each.path.rpartition("/")[0] == above)
+        return [*itertools.islice(inside, CANDIDATES_MAX)]
     # Without systemd's escape (cg_unescape()), and nothing is meant for itself.
-    names = (path.rpartition("/")[2].removeprefix("_") for path in paths)
-    return [each for each in (*units[selector.kind], *names) if each != selector.text]
+    names = (cgroup.name.removeprefix("_") for cgroup in cgroups)
+    found = (each for each in (*units[selector.kind], *names) if each != selector.text)
+    return [*itertools.islice(dict.fromkeys(found), CANDIDATES_MAX)]
 
 
 def fallbacks(policies: tuple[Policy, ...], idle_s: int | None, retries_s: int | None) -> Findings:

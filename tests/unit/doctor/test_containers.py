@@ -9,6 +9,7 @@ from kabpf.doctor import containers
 from kabpf.doctor.containers import Helper
 from kabpf.doctor.findings import Finding, Grade
 from kabpf.engines.engines import Found
+from kabpf.plan.state import Cgroup
 
 PODMAN, DOCKER = Found("podman"), Found("docker")
 HELPER = Helper(7, "pasta.avx2", "/user.slice/user-7.slice")
@@ -18,8 +19,7 @@ def check(
     *engines: Found,
     selects: bool = True,
     helpers: tuple[Helper, ...] = (),
-    present: tuple[str, ...] = (),
-    covered: tuple[str, ...] = (),
+    uncovered: tuple[str, ...] = (),
     hooks: tuple[Path, ...] = (Path("/dev/null"),),
 ) -> list[Finding]:
     return list(
@@ -27,8 +27,7 @@ def check(
             engines,
             selects_containers=selects,
             helpers=helpers,
-            present=present,
-            covered=covered,
+            uncovered=[Cgroup(number, 0, path) for number, path in enumerate(uncovered)],
             hooks=hooks,
         )
     )
@@ -78,29 +77,29 @@ def test_hook_that_is_missing_is_said_for_engines_that_have_hooks() -> None:
 
 def test_helper_that_no_policy_covers_is_said() -> None:
     """It connects in a container's place, and a policy for the container does not reach it."""
-    first, _ = check(PODMAN, helpers=(HELPER,))
+    first, _ = check(PODMAN, helpers=(HELPER,), uncovered=("/", HELPER.cgroup))
     assert first == Finding(
         Grade.NOTE,
         "pasta.avx2 (process 7) connects for containers, and no policy covers its cgroup"
         " /user.slice/user-7.slice",
         "kabpfctl explain 7",
     )
-    assert len(check(PODMAN, helpers=(HELPER,), covered=(HELPER.cgroup,))) == 1
+    assert len(check(PODMAN, helpers=(HELPER,), uncovered=("/",))) == 1
 
 
 def test_container_of_a_user_that_no_policy_covers_is_said() -> None:
     """Where a policy selects containers, as that does not name it; with what does."""
     manager = "/user.slice/user-7.slice/user@7.service"
     scope = f"{manager}/user.slice/libpod-{'a' * 64}.scope"
-    first, _ = check(PODMAN, present=("/", scope))
+    first, _ = check(PODMAN, uncovered=("/", scope))
     assert first == Finding(
         Grade.NOTE,
         f"{scope} is a container of user 7, whose engine's store is in the user's home, which"
         " kabpf does not read: container: and pod: selectors do not name it",
         f"select cgroup: {manager}/user.slice/libpod-*.scope",
     )
-    assert len(check(PODMAN, present=(scope,), selects=False)) == 1
-    assert len(check(PODMAN, present=(scope,), covered=(scope,))) == 1
+    assert len(check(PODMAN, uncovered=(scope,), selects=False)) == 1
+    assert len(check(PODMAN, uncovered=("/",))) == 1
 
 
 def test_helpers_are_known_by_their_names(tmp_path: Path) -> None:
