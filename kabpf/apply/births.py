@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
-from kabpf.apply import reconcile
 from kabpf.apply.reconcile import Resolution
-from kabpf.errors import NotUpdatedError, RefusedError
 from kabpf.kernel import dataplane
 from kabpf.kernel.dataplane import Born, Dataplane
 from kabpf.plan import diff
@@ -22,22 +21,29 @@ if TYPE_CHECKING:
     from kabpf.plan.containers import Naming
 
 
-class Owed(NamedTuple):
-    """Cgroups whose open sockets wait for what their new entries say."""
+class Handled(NamedTuple):
+    """What is left to do for cgroups that were born."""
 
-    updates: dict[int, CgroupEntry]  # as they are once it is done
-    paths: tuple[str, ...] = ()  # of the cgroups
+    # Of those whose open sockets wait for what these say; and their paths.
+    owed: dict[int, CgroupEntry]
+    paths: tuple[str, ...] = ()
+    unplaced: tuple[Born, ...] = ()  # whose parents are not known yet
     refusals: Mapping[int, str] = NONE  # why options that containers ask for do not count
 
 
 def resolve(
-    born: Iterable[Born], last: Resolution, loaded: Dataplane, containers: Containers | None = None
-) -> Owed | None:
+    born: Iterable[Born],
+    last: Resolution,
+    loaded: Dataplane,
+    containers: Containers | None = None,
+    may_learn: Callable[[], AbstractContextManager[object] | None] = nullcontext,
+) -> Handled | None:
     """Resolve cgroups that the kernel asked about, and what was born below them since; those of
     containers that `containers` knows. New sockets are covered when it returns.
 
-    Updates `last`, which the last reconcile returned. None where that does not know the parent of
-    one, or has no room for a policy, so that a reconcile has to look at the whole tree. The caller
+    Updates `last`, which the last reconcile returned. Where that does not know the parent of one,
+    the tree is walked, once and inside `may_learn()`, or not if that is None. Returns None where
+    there is no room for a policy, so that a reconcile has to look at the whole tree. The caller
     holds the lock.
     """
     tree, naming = loaded.tree, last.automaton.containers
@@ -45,12 +51,16 @@ def resolve(
         forget_unused(last, loaded)
     refusals: dict[int, str] = {}
     fresh: dict[int, Cgroup] = {}
+    unplaced: list[Born] = []
+    has_learnt: bool | None = None
     for event in born:
-        if event.parent_id not in last.cgroups:
-            _learn(last, tree)
+        if event.parent_id not in last.cgroups and has_learnt is None:
+            has_learnt = _learn(last, tree, may_learn())
         parent = last.cgroups.get(event.parent_id)
         if parent is None:
-            return None
+            if not has_learnt:
+                unplaced.append(event)
+            continue  # it is gone, and what was inside before it
         cgroup = parent.child(event.id, event.name)
         inside = (cgroup, *tree.below(cgroup))
         known = containers.of(inside) if containers else NO_CONTAINERS
@@ -81,7 +91,8 @@ def resolve(
         have_sockets = {one.cgroup_id for one in dataplane.holders(loaded.pins)}
         busy = {id: entry for id, entry in busy.items() if id in have_sockets}
     loaded.correct({id: entry for id, entry in done.items() if id not in busy})
-    return Owed(busy, tuple(fresh[id].path for id in busy), refusals)
+    paths = tuple(fresh[id].path for id in busy)
+    return Handled({id: owed[id] for id in busy}, paths, tuple(unplaced), refusals)
 
 
 def forget_unused(last: Resolution, loaded: Dataplane) -> bool:
@@ -123,25 +134,17 @@ def _refusals(naming: Naming | None, known: Mapping[int, Container]) -> dict[int
     return refusals(naming, known)
 
 
-def _learn(last: Resolution, tree: CgroupTree) -> None:
+def _learn(
+    last: Resolution, tree: CgroupTree, permit: AbstractContextManager[object] | None
+) -> bool:
     """Add cgroups that were born since and had nobody asked, as the slice of a pod: a reconcile
     would take far longer. The kernel has given them their entries."""
-    for cgroup in tree.cgroups():
-        above = last.plan.cgroups.get(cgroup.parent_id)
-        if above is not None and cgroup.id not in last.cgroups:
-            last.cgroups[cgroup.id] = cgroup
-            last.plan.cgroups[cgroup.id] = resolve_one(last.automaton, cgroup, above)
-
-
-def update(owed: Owed, loaded: Dataplane) -> None:
-    """Update the sockets that were opened before the entries were written. The caller holds the
-    lock. Raises NotUpdatedError for those that stay owed."""
-    if not owed.updates:
-        return
-    processes = loaded.tree.processes(owed.paths)
-    try:
-        left = reconcile.apply(Changes(updates=owed.updates), loaded, processes)
-    except RefusedError as error:
-        raise NotUpdatedError(str(error)) from None
-    if left.refused:
-        raise NotUpdatedError(left.refused)
+    if permit is None:
+        return False
+    with permit:
+        for cgroup in tree.cgroups():
+            above = last.plan.cgroups.get(cgroup.parent_id)
+            if above is not None and cgroup.id not in last.cgroups:
+                last.cgroups[cgroup.id] = cgroup
+                last.plan.cgroups[cgroup.id] = resolve_one(last.automaton, cgroup, above)
+    return True

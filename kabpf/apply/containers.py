@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from kabpf.containers.facts import Container
-from kabpf.containers.names import identify, of_user
+from kabpf.containers.names import enclosing, identify, of_user
 from kabpf.engines.engines import Engines
+from kabpf.kernel.cgroups import CgroupTree
 from kabpf.plan.state import Cgroup
 
 ID_LENGTH = 64  # digits, which the name of each container's cgroup has
@@ -18,17 +19,20 @@ class Knowing(Protocol):
 
     def facts(self, path: str, id: str) -> Container | None:
         """A container, by the path of its own cgroup and the id in that; None for an unknown
-        one."""
+        one. Raises TimeoutError where the time for a look is used up."""
 
 
 class Containers:
     """Looks up the containers of cgroups, each cgroup's once."""
 
-    def __init__(self, engines: Knowing | None = None) -> None:
+    def __init__(self, tree: CgroupTree, engines: Knowing | None = None) -> None:
+        self._tree = tree
         self._engines = engines or Engines()
         self._found: dict[int, Container | None] = {}
         # Cgroups that have a container's name, and of which no engine knows anything (yet).
         self.unknown: set[int] = set()
+        # Of these, the ones that no engine was asked about, for lack of time.
+        self.unread: set[int] = set()
 
     def of(self, cgroups: Iterable[Cgroup]) -> dict[int, Container]:
         """The containers of these cgroups, by the cgroups' ids."""
@@ -47,11 +51,22 @@ class Containers:
         identity = identify(path)
         if identity is None:
             return None
-        # Below a user's manager is no container that an engine of root's has made. A user may make
-        # cgroups with such names without end, and hooks would wait while each is looked up.
-        if (owned := of_user(path)) and owned.user:
+        if self._is_of_strangers(path):
             return None
-        container = self._engines.facts(path, identity.id)
+        try:
+            container = self._engines.facts(path, identity.id)
+        except TimeoutError:
+            self.unread.add(cgroup.id)
+            container = None
         if container is None:
             self.unknown.add(cgroup.id)
         return container
+
+    def _is_of_strangers(self, path: str) -> bool:
+        """Whether no engine of root's has made this cgroup. Who may make cgroups may make them with
+        such names without end, and hooks would wait while each is looked up again and again."""
+        if owned := of_user(path):  # below a user's manager
+            return owned.user != 0
+        above = path.rpartition("/")[0]
+        # Or it was made by what runs in a container, or in a directory that was given away.
+        return enclosing(above) is not None or self._tree.owner(above) not in (0, None)

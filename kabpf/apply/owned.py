@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from kabpf.apply import retrofit
 from kabpf.apply.reconcile import Resolver
+from kabpf.apply.retrofit import Left
 from kabpf.errors import RefusedError
 from kabpf.kernel import abi, loading
 from kabpf.kernel.cgroups import CgroupTree
@@ -119,9 +120,21 @@ def update(
     if not owed:
         return ()
     left = retrofit.update(owed, PINS, tree.mount, processes)
+    settle(owed, left, tree, lock)
+    return left.reasons
+
+
+def settle(
+    owed: Mapping[int, CgroupEntry],
+    left: Left,
+    tree: CgroupTree,
+    lock: contextlib.AbstractContextManager[None],
+) -> None:
+    """Write, under `lock`, if that comes, that open sockets were updated but for those that are
+    left."""
     with contextlib.suppress(RefusedError), lock, loading.opened(PINS, tree) as loaded:
         if loaded is None:
-            return ()
+            return
         now = loaded.entries(owed.keys() - left.cgroups)
         done = {id: entry for id, entry in now.items() if entry == owed[id]}
         loaded.correct(diff.settled(done, loaded.records()))
@@ -129,7 +142,6 @@ def update(
         if applied and left.refused and not applied.refused:
             notes.keep_applied(applied._replace(refused=left.refused), RUN)
             tell_changed()
-    return left.reasons
 
 
 def _is_covered(cgroup: Cgroup, tops: Mapping[int, int], loaded: Dataplane) -> bool:

@@ -56,12 +56,13 @@ class Resolution:
     desired: dict[int, PolicyRecord]  # what the policies make, by policy id
     changes: Changes  # what there was to do; empty where everything was in place
     generation: int  # the number of the plan's globs in the kernel
-    left: tuple[str, ...] = ()  # why some open sockets are not updated yet
+    left: tuple[str, ...] = ()  # why some open sockets, or some containers, wait still
     # By the ids of their cgroups; none where no selector is of containers.
     containers: plan_resolve.Containers = field(default_factory=dict)
     unknown: frozenset[int] = frozenset()  # cgroups that may be of containers no engine knows
     # Why options that containers ask for do not count, by the ids of their cgroups.
     refusals: dict[int, str] = field(default_factory=dict)
+    unread: frozenset[int] = frozenset()  # of them those that there was no time for
 
     @property
     def present(self) -> dict[int, Cgroup]:
@@ -156,7 +157,8 @@ def reconcile(
     except RefusedError as error:
         notes.keep_applied(applied._replace(refused=str(error)), run)
         raise
-    asks, refused = resolution.plan.asks, left.refused
+    refused = "; ".join(filter(None, (left.refused, *_unread(resolution.unread))))
+    asks = resolution.plan.asks
     took_s = time.monotonic() - began
     notes.keep_applied(looked._replace(asks=asks, refused=refused, took_s=took_s), run)
     last_good.keep(snapshot)
@@ -166,9 +168,17 @@ def reconcile(
         resolution,
         actual=Actual({id: each for id, each in records if id not in resolution.desired}),
         changes=(first or resolution.changes)._replace(globs=None),
-        left=left.reasons,
+        left=(*left.reasons, *_unread(resolution.unread)),
         containers={},
     )
+
+
+def _unread(cgroups: Collection[int]) -> tuple[str, ...]:
+    if not cgroups:
+        return ()
+    count = len(cgroups)
+    what = "1 container keeps its policy" if count == 1 else f"{count} containers keep theirs"
+    return (f"{what}, because podman's database takes too long to read; try: kabpfctl apply",)
 
 
 def preview(
@@ -184,7 +194,7 @@ def preview(
     """
     policies = transient.without_former_owners(policies, tree)
     automaton = automaton_of(policies)
-    containers = _containers(automaton, engines)
+    containers = _containers(automaton, tree, engines)
     if loaded is None:
         return _compared(_look(policies, automaton, containers, tree, None))
     loaded.require_supported(policies)
@@ -218,10 +228,10 @@ class Resolver(NamedTuple):
     containers: Callable[[Iterable[Cgroup]], plan_resolve.Containers]  # of these cgroups
 
 
-def resolver(policies: tuple[Policy, ...]) -> Resolver:
+def resolver(policies: tuple[Policy, ...], tree: CgroupTree) -> Resolver:
     """What finds the policy of a cgroup by these policies, all of which count."""
     automaton = automaton_of(policies)
-    containers = _containers(automaton, None)
+    containers = _containers(automaton, tree, None)
     return Resolver(automaton, containers.of if containers else lambda _: NO_CONTAINERS)
 
 
@@ -248,13 +258,15 @@ def _refusals(automaton: Automaton, containers: plan_resolve.Containers) -> dict
     return refusals(automaton.containers, containers)
 
 
-def _containers(automaton: Automaton, engines: Knowing | None) -> Containers | None:
+def _containers(
+    automaton: Automaton, tree: CgroupTree, engines: Knowing | None
+) -> Containers | None:
     """What looks up containers, if a selector is of them."""
     if automaton.containers is None:
         return None
     from kabpf.apply import containers  # here, because most machines do without
 
-    return containers.Containers(engines)
+    return containers.Containers(tree, engines)
 
 
 def _passes(
@@ -269,7 +281,7 @@ def _passes(
     changes before it asks for the next."""
     policies = transient.without_former_owners(policies, loaded.tree)
     automaton = automaton_of(policies)
-    containers = _containers(automaton, engines)
+    containers = _containers(automaton, loaded.tree, engines)
     updates = updates and loaded.updates_open_sockets
     for number in range(PASSES_MAX):
         looked = _look(policies, automaton, containers, loaded.tree, loaded)
@@ -296,6 +308,7 @@ class _Looked(NamedTuple):
     plan: Plan
     containers: plan_resolve.Containers
     unknown: frozenset[int]
+    unread: frozenset[int]
 
 
 def _look(
@@ -315,16 +328,28 @@ def _look(
     add_removed(cgroups, removed)
     known = containers.of(cgroups.values()) if containers else NO_CONTAINERS
     plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS, known)
+    unread_containers = frozenset(containers.unread if containers else ())
     if loaded:
         _settle_differences(loaded, actual, cgroups, plan)
         missing = frozenset(actual.cgroups.keys() - cgroups.keys())
         # Which of them are gone is not known, or of those that are removed, where they were.
-        plan = replace(plan, unreached=missing if unread else missing & removed.keys())
+        unreached = missing if unread else missing & removed.keys()
+        # Nor what containers are that nobody was asked about: they keep what they have.
+        plan = replace(plan, unreached=unreached | _inside(unread_containers, cgroups))
         if loaded.needs_pins_per_cgroup:
             plan = with_attachments(plan, cgroups)
     outlived = frozenset(cgroups.keys() & removed.keys())
     unknown = frozenset(containers.unknown if containers else ())
-    return _Looked(automaton, actual, cgroups, outlived, plan, known, unknown)
+    return _Looked(automaton, actual, cgroups, outlived, plan, known, unknown, unread_containers)
+
+
+def _inside(tops: frozenset[int], cgroups: dict[int, Cgroup]) -> frozenset[int]:
+    """Some cgroups and those below, of `cgroups`, which has parents first."""
+    found = {*tops}
+    for cgroup in cgroups.values() if tops else ():
+        if cgroup.parent_id in found:
+            found.add(cgroup.id)
+    return frozenset(found)
 
 
 def _compared(
@@ -333,7 +358,7 @@ def _compared(
     updates: bool = True,
     settles: bool = False,
 ) -> Resolution:
-    automaton, actual, cgroups, removed, plan, containers, unknown = looked
+    automaton, actual, cgroups, removed, plan, containers, unknown, unread = looked
     desired: dict[int, PolicyRecord] = {}
     try:
         desired = diff.number(map(record, plan.made), actual.records, abi.POLICIES)
@@ -357,6 +382,7 @@ def _compared(
         containers=containers,
         unknown=unknown,
         refusals=_refusals(automaton, containers),
+        unread=unread,
     )
 
 

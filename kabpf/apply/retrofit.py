@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kabpf.apply import one_by_one
+from kabpf.apply import left_behind, one_by_one
 from kabpf.apply.visitors import Outcome, Part, outcomes
 from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
@@ -31,6 +31,9 @@ ANSWER_S = 120  # what a hundred million sockets take; RuntimeMaxSec= of the hel
 # For namespaces in which no descriptor of a process is known to be of a socket that is owed the
 # update: it may be in flight between two processes, or registered with an io_uring.
 UNKNOWN_S = 1.0
+
+_HELP = f"update open sockets through {HELPER}"
+_RESTART = "CAP_SYS_ADMIN is missing; try: systemctl restart kabpf-retrofit.socket"
 
 NAMED_MAX = 3  # processes in a message
 SAID_MAX = 5  # messages
@@ -64,8 +67,41 @@ def update(
     Raises RefusedError with all that was refused; the other namespaces are updated.
     """
     if capabilities.missing(("CAP_SYS_ADMIN",)):
-        return _ask(sorted(owed), None if processes is None else sorted(processes))
+        with _asked(owed, processes) as connection:
+            connection.settimeout(ANSWER_S)
+            try:
+                answer = _received(connection)
+            except OSError as error:
+                raise RefusedError(_HELP, error.errno or 0, _RESTART) from None
+        return answered(answer)
     return _update(pins, root, frozenset(owed), processes)
+
+
+def begin(owed: Iterable[int], pins: Path, root: Path, processes: Iterable[int] | None) -> int:
+    """Have another process do the same; the descriptor at whose end is what `answered` takes.
+    Raises RefusedError."""
+    if capabilities.missing(("CAP_SYS_ADMIN",)):
+        return _asked(owed, processes).detach()
+    owed = frozenset(owed)
+
+    def work(pipe: int) -> None:
+        with open(pipe, "wb") as stream:
+            stream.write(_answer(pins, root, owed, processes))
+
+    _, pipe = left_behind.start(work)
+    return pipe
+
+
+def answered(answer: bytes) -> Left:
+    """What is left, by the answer of another process. Raises RefusedError as `update` does, and
+    where it did not come to its end."""
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        raise RefusedError(_HELP, 0, _RESTART) from None
+    if found["refused"]:
+        raise RefusedError(found["refused"])
+    return Left(frozenset(found["cgroups"]), tuple(found["left"]))
 
 
 def serve(descriptor: int, root: Path) -> None:
@@ -80,14 +116,18 @@ def serve(descriptor: int, root: Path) -> None:
     with connection, contextlib.suppress(ConnectionError):
         if not (request := _received(connection)):
             return
-        refused, left = "", Left()
-        try:
-            asked = json.loads(request)
-            left = _update(PINS, root, frozenset(asked["owed"]), asked["processes"])
-        except RefusedError as error:
-            refused = str(error)
-        answer = {"refused": refused, "cgroups": sorted(left.cgroups), "left": left.reasons}
-        connection.sendall(json.dumps(answer).encode())
+        asked = json.loads(request)
+        connection.sendall(_answer(PINS, root, frozenset(asked["owed"]), asked["processes"]))
+
+
+def _answer(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[int] | None) -> bytes:
+    refused, left = "", Left()
+    try:
+        left = _update(pins, root, owed, processes)
+    except RefusedError as error:
+        refused = str(error)
+    answer = {"refused": refused, "cgroups": sorted(left.cgroups), "left": left.reasons}
+    return json.dumps(answer).encode()
 
 
 def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[int] | None) -> Left:
@@ -192,23 +232,19 @@ def _skipped(count: int) -> tuple[str, ...]:
     )
 
 
-def _ask(owed: list[int], processes: list[int] | None) -> Left:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+def _asked(owed: Iterable[int], processes: Iterable[int] | None) -> socket.socket:
+    """A connection to the helper, which was told what to do."""
+    request = {"owed": sorted(owed), "processes": None if processes is None else sorted(processes)}
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
         connection.settimeout(ANSWER_S)
-        try:
-            connection.connect(str(HELPER))
-            connection.sendall(json.dumps({"owed": owed, "processes": processes}).encode())
-            connection.shutdown(socket.SHUT_WR)
-            answer = json.loads(_received(connection))
-        except (OSError, ValueError) as error:
-            raise RefusedError(
-                f"update open sockets through {HELPER}",
-                (error.errno or 0) if isinstance(error, OSError) else 0,
-                "CAP_SYS_ADMIN is missing; try: systemctl restart kabpf-retrofit.socket",
-            ) from None
-    if answer["refused"]:
-        raise RefusedError(answer["refused"])
-    return Left(frozenset(answer["cgroups"]), tuple(answer["left"]))
+        connection.connect(str(HELPER))
+        connection.sendall(json.dumps(request).encode())
+        connection.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        connection.close()
+        raise RefusedError(_HELP, error.errno or 0, _RESTART) from None
+    return connection
 
 
 def _received(connection: socket.socket) -> bytes:

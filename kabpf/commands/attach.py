@@ -63,7 +63,7 @@ def _attach(
                 stack.enter_context(dropins.written(RUNTIME / file.name, None))
             stack.enter_context(dropins.written(file, content))
             snapshot, _, problem = standing.active({file, RUNTIME / file.name})
-            winner = dropins.winner(reconcile.resolver(snapshot.policies), file, cgroup, tree)
+            winner = dropins.winner(reconcile.resolver(snapshot.policies, tree), file, cgroup, tree)
             loaded = reconcile.open_or_load(snapshot.policies, tree, arguments.loader)
         with loaded:
             changed, left = dropins.attach(winner, snapshot, loaded)

@@ -17,6 +17,8 @@ from kabpf.daemon.cgroup_ends import Ends
 from kabpf.daemon.open_dataplane import OpenDataplane
 from kabpf.daemon.policy_files import PolicyFiles
 from kabpf.daemon.socket_log import SocketLog
+from kabpf.daemon.socket_updates import SocketUpdates
+from kabpf.daemon.timers import Pace
 from kabpf.errors import KabpfError, NotUpdatedError, PolicyError, RefusedError
 from kabpf.kernel import dataplane, loading, syscalls
 from kabpf.kernel.cgroups import CgroupTree
@@ -35,6 +37,8 @@ log = logging.getLogger("kabpfd")
 # Between two looks at the whole tree, so many cgroups may be born that user space has to resolve.
 BORN_MAX = 100_000
 
+UNPLACED_MAX = 10_000  # births that wait for a look at the tree; of more it is as if they were lost
+
 
 class ActivePolicies:
     """The policies that are active, and what the daemon holds open for them. A context manager;
@@ -50,11 +54,15 @@ class ActivePolicies:
         self.dataplane = OpenDataplane(poll)
         self.log = SocketLog(tree, poll)
         self.ends = Ends()
+        self.updates = SocketUpdates(tree, poll)
         self.containers: NewContainers | None = None  # while a selector is of containers
         # None after a failure: the kernel may differ.
         self._last: reconcile.Resolution | None = None
         self.problem: KabpfError | None = None  # the last one, until all is active
         self._refused: set[int] = set()  # cgroups whose containers' wishes were refused in the log
+        self._looks = Pace()  # at the whole tree for births
+        self._unplaced: list[Born] = []  # births that wait for one
+        self._is_late = False  # for a look at all of it, which nothing else is done before
         self._files_wait = False  # as far as the last look at them says
         self._owes_reload = False
 
@@ -130,6 +138,11 @@ class ActivePolicies:
             log.warning("%s", status.WAITING)
         self._files_wait = waits
 
+    def renew_sockets(self) -> None:
+        """Make anew what was removed of the daemon's own in its directory."""
+        if self.containers:
+            self.containers.renew()
+
     def needs_repair(self) -> bool:
         """Whether `repair` may mend something; lets go of a data plane that is not active."""
         if self.dataplane.loaded and not self._is_open():
@@ -140,13 +153,14 @@ class ActivePolicies:
         is_blind = self.dataplane.loaded is not None and not self.dataplane.loaded.sees_births
         if isinstance(self.problem, RefusedError) or self.dataplane.is_damaged or is_blind:
             return True
-        # A command that was to update open sockets was killed.
-        return self.problem is None and bool(self.dataplane.loaded and self.dataplane.loaded.owes())
+        # A command that was to update open sockets was killed, or some were held; files that are
+        # wrong by now keep none of them waiting.
+        return bool(self.dataplane.loaded and self.dataplane.loaded.owes())
 
     def repair(self) -> None:
         """Do again what was refused, or is not there any more; files that wait for a reload wait,
         and where they are wrong now the last good policies come back."""
-        if not self._owes_reload and self._still_waits():
+        if not self._owes_reload and self._updates_alone():
             return
         try:
             if self._owes_reload:
@@ -160,24 +174,42 @@ class ActivePolicies:
             self._prune()
             self._activate(self._read_again())
 
-    def _still_waits(self) -> bool:
-        """Update open sockets that wait, without the lock, as a process may hold one for as long
-        as it likes; whether that is all there is to do, and some wait again."""
+    def _updates_alone(self) -> bool:
+        """Have open sockets updated that wait, without the lock, as a process may hold one for as
+        long as it likes; whether that is all there is to do."""
         loaded = self.dataplane.loaded
-        if not (
-            isinstance(self.problem, NotUpdatedError)
+        if (
+            isinstance(self.problem, NotUpdatedError | PolicyError)
             and loaded
             and loaded.sees_births
             and self._is_open()
+            and (owed := loaded.owed())
         ):
+            self.updates.add(owed)
+            return True
+        return False
+
+    def settle_updates(self) -> bool:
+        """Begin the update of open sockets that waits for one, or write what one has done; whether
+        one has ended."""
+        done = self.updates.take()
+        if done is None:
             return False
-        try:
-            left = owned.update(loaded.owed(), self._tree, self._locked(), None)
-        except RefusedError as error:
-            raise NotUpdatedError(str(error)) from None
-        if left:
-            self.problem = NotUpdatedError("; ".join(left))
-        return bool(left)
+        if not done.refused:
+            owned.settle(done.owed, done.left, self._tree, self._locked())
+        if left := done.refused or done.left.refused:
+            if self.problem is None or isinstance(self.problem, NotUpdatedError):
+                self._note_left(left)
+        elif done.is_of_all and isinstance(self.problem, NotUpdatedError):
+            with self._locked():
+                self._prune()
+                self._activate(self._read_again())
+        return True
+
+    def _note_left(self, left: str) -> None:
+        if left != str(self.problem):
+            log.warning("%s", left)
+        self.problem = NotUpdatedError(left)
 
     def adopt(self) -> None:
         """Open what is active, whatever the files say."""
@@ -200,42 +232,70 @@ class ActivePolicies:
             if is_outdated():
                 return
             try:
-                owed = self._resolve(self.files.good)
+                found = self._resolve(self.files.good)
             except KabpfError as error:
                 if self.containers:  # or else they would be due again at once, and for ever
                     self.containers.refuse(str(error))
                 raise
-            if owed:
-                births.update(owed, self.dataplane.loaded)
+        if found and found.owed:
+            self.updates.add(found.owed, self._tree.processes(found.paths))
 
-    def _resolve(self, good: Snapshot) -> births.Owed | None:
+    def _resolve(self, good: Snapshot) -> births.Handled | None:
         assert self.dataplane.loaded
-        born = self.dataplane.take_births()
+        self._unplaced += self.dataplane.take_births()
+        last = self._last_if_whole()
+        if last is None:
+            self._look_at_all(good)
+            return None
+        born, self._unplaced, self._last = self._unplaced, [], None
         if self.containers:
             born = [*dict.fromkeys((*born, *self.containers.births()))]
-        lost = self.dataplane.has_lost_births()
-        last, self._last = self._last, None
         containers = self.containers.containers() if self.containers else None
-        owed = None
-        if last and not lost and len(last.cgroups) <= BORN_MAX:
-            owed = births.resolve(born, last, self.dataplane.loaded, containers)
-        if owed is None:
-            self._reconcile(good, born)
+        found = births.resolve(born, last, self.dataplane.loaded, containers, self._may_look)
+        if found is None:
+            self._unplaced = born
+            self._look_at_all(good)
             return None
         self._last = last  # has all that is written, whatever becomes of open sockets
-        self._say_refused(owed.refusals)
+        self._say_refused(found.refusals)
+        self._unplaced = [*found.unplaced]
         if self.containers and containers:
             self.containers.looked(born, containers.unknown)
-        return owed
+        return found
+
+    def _look_at_all(self, good: Snapshot) -> None:
+        """Now, or when the pace of that allows it."""
+        self._is_late = not self._looks.is_due
+        if not self._is_late:
+            with self._looks.taken():
+                self._reconcile(good, self.containers.births() if self.containers else ())
+
+    def _last_if_whole(self) -> reconcile.Resolution | None:
+        """The last look at everything, if births can be resolved by it."""
+        if self.dataplane.has_lost_births() or len(self._unplaced) > UNPLACED_MAX:
+            return None
+        return self._last if self._last and len(self._last.cgroups) <= BORN_MAX else None
+
+    def _may_look(self) -> contextlib.AbstractContextManager[None] | None:
+        return self._looks.taken() if self._looks.is_due else None
 
     @property
     def due(self) -> Iterable[float | None]:
-        """Times at which `resolve_births` or the log has something to do, or None."""
-        return self.log.due, self.containers.due if self.containers else None
+        """Times at which `resolve_births`, `settle_updates` or the log has something to do, or
+        None."""
+        looks = self._looks.due if self._is_late or self._unplaced else None
+        containers = self.containers.due if self.containers and not self._is_late else None
+        return self.log.due, self.updates.due, looks, containers
 
     def _hears_births(self) -> bool:
+        """Receive births; whether there is something to do about them now."""
         heard = self.dataplane.hear_births()
-        return (self.containers is not None and self.containers.hear()) or heard
+        heard = (self.containers is not None and self.containers.hear()) or heard
+        if not self._looks.is_due and self._is_late:
+            born = self.dataplane.take_births()
+            self._unplaced += born[: max(0, UNPLACED_MAX - len(self._unplaced))]
+            return False
+        return heard or self._is_late or (bool(self._unplaced) and self._looks.is_due)
 
     def unload(self) -> None:
         """Take everything out of the kernel; sockets keep their options."""
@@ -312,8 +372,8 @@ class ActivePolicies:
     def _reconcile(self, snapshot: Snapshot, born: Collection[Born] = ()) -> None:
         """Look at all of it, and so at births that were heard of (`born`)."""
         assert self.dataplane.loaded
-        born = [*born, *self.dataplane.forget_births()]
-        self._last = None
+        born = [*born, *self._unplaced, *self.dataplane.forget_births()]
+        self._last, self._unplaced, self._is_late = None, [], False
         self._listen(snapshot)
         done = reconcile.reconcile(snapshot, self.dataplane.loaded)
         self._last = replace(done, changes=Changes())  # which may take a megabyte
@@ -324,11 +384,10 @@ class ActivePolicies:
             self.containers.looked(born, self._last.unknown)
         if isinstance(self.problem, PolicyError):  # which only other files mend
             return
-        before, self.problem = self.problem, None
         if left := "; ".join(self._last.left):
-            self.problem = NotUpdatedError(left)
-            if left != str(before):
-                log.warning("%s", left)
+            self._note_left(left)
+        else:
+            self.problem = None
 
     def _say_refused(self, refusals: Mapping[int, str]) -> None:
         """Say once of each container why the options that it asks for do not count."""
@@ -373,5 +432,6 @@ class ActivePolicies:
     def _close(self) -> None:
         self._hear_of_containers(wanted=False)
         self.log.close()
+        self.updates.close()
         self.dataplane.close()
-        self._last = None
+        self._last, self._unplaced, self._is_late = None, [], False

@@ -39,9 +39,23 @@ class ContainerRequests:
         self._path = run / NAME
         self._poll = select.epoll()
         self._received: dict[int, tuple[socket.socket, bytes]] = {}  # by descriptor, oldest first
-        self._listener = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        )
+        self._listener = _socket()
+        self._made: os.stat_result | None = None  # the file, where it could be made
+        self._listen()
+
+    def renew(self) -> None:
+        """Make the socket anew where somebody has removed its file, as with the directory."""
+        with contextlib.suppress(OSError):
+            if self._made and os.path.samestat(self._made, os.lstat(self._path)):
+                return
+        with contextlib.suppress(OSError):  # of one that never listened
+            self._poll.unregister(self._listener)
+        self._listener.close()
+        self._listener = _socket()
+        self._listen()
+
+    def _listen(self) -> None:
+        self._made = None
         with contextlib.suppress(OSError):
             self._unlink()
             os.fchmod(self._listener.fileno(), 0o600)  # which bind(2) gives the file
@@ -51,6 +65,7 @@ class ContainerRequests:
             # Once for each who comes: who can't be accepted for lack of descriptors keeps nothing
             # awake, and is accepted with the next one.
             self._poll.register(self._listener, select.EPOLLIN | select.EPOLLET)
+            self._made = os.lstat(self._path)
 
     def close(self) -> None:
         """Remove the socket."""
@@ -120,6 +135,11 @@ class ContainerRequests:
     def _unlink(self) -> None:
         with contextlib.suppress(OSError):
             self._path.unlink()
+
+
+def _socket() -> socket.socket:
+    kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    return socket.socket(socket.AF_UNIX, kind)
 
 
 def _uid(connection: socket.socket) -> int:

@@ -78,10 +78,12 @@ class Daemon:
         while not self._signals.arrived & (self.UNLOAD | self.LEAVE):
             if lock.renew():
                 log.warning("%s was removed, and is made again; %s", lock.path, RESTART)
+                self._active.renew_sockets()
             self._do_next()
             self._active.log.write()
             if not self._attempt(self._resolve_births):
                 self._say_status()
+            self._settle_updates()
         self._stop()
 
     def _start(self) -> None:
@@ -168,6 +170,7 @@ class Daemon:
         if self._beat_s is None:
             return
         self._timers.start(Timer.BEAT, self._beat_s)
+        self._active.renew_sockets()
         if self._active.needs_repair():
             self._attempt(self._active.repair)
         self._attempt(self._active.forget_unused)
@@ -189,6 +192,15 @@ class Daemon:
     def _resolve_births(self) -> None:
         # kabpfctl changed something before it gave up the lock: look at all of it.
         self._active.resolve_births(is_outdated=lambda: bool(self._signals.arrived))
+
+    def _settle_updates(self) -> None:
+        try:
+            has_ended = self._active.settle_updates()
+        except KabpfError as error:
+            self._note(error)
+            has_ended = True
+        if has_ended:
+            self._say_status()
 
     def _stop(self) -> None:
         notify("STOPPING=1")

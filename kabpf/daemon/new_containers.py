@@ -10,9 +10,12 @@ from kabpf.apply.containers import Containers
 from kabpf.containers import names
 from kabpf.daemon.container_requests import ContainerRequests, Request
 from kabpf.daemon.late_containers import LateContainers
+from kabpf.engines.engines import Engines
 from kabpf.errors import KabpfError, RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Born
+
+LOOK_S = 0.2  # of a processor in engines' databases, each time: hooks and commands wait
 
 
 class NewContainers:
@@ -31,6 +34,10 @@ class NewContainers:
         self.refuse("kabpfd ends")
         self._poll.unregister(self._requests)
         self._requests.close()
+
+    def renew(self) -> None:
+        """Be found by hooks again where the socket was removed."""
+        self._requests.renew()
 
     @property
     def due(self) -> float | None:
@@ -52,7 +59,7 @@ class NewContainers:
 
     def containers(self) -> Containers:
         """What looks up the containers of cgroups."""
-        return Containers()
+        return Containers(self._tree, Engines(seconds=LOOK_S))
 
     def looked(self, births: Iterable[Born], unknown: Collection[int]) -> None:
         """These were looked at, and of those whose ids are `unknown` no engine knows anything.

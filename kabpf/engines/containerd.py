@@ -11,6 +11,7 @@ from pathlib import Path
 from kabpf.containers.facts import Container, Pod
 from kabpf.engines import bolt, bundles, files
 from kabpf.engines.bundles import Bundle
+from kabpf.engines.files import Budget
 
 # The state and root directories, containerd's own and those that k3s and RKE2 give it
 # (k3s: pkg/agent/config/config.go, get()).
@@ -34,8 +35,9 @@ def lacks(root: Path) -> str | None:
     return None
 
 
-def facts(root: Path, path: str, id: str) -> Container | None:
-    """A container by its cgroup's path and its id. Raises OSError where containerd has none."""
+def facts(root: Path, path: str, id: str, budget: Budget) -> Container | None:
+    """A container by its cgroup's path and its id. Raises OSError where containerd has none, and
+    TimeoutError where the budget is used up before."""
     for state, kept in DIRECTORIES:
         for namespace in _namespaces(root / state):
             try:
@@ -43,7 +45,8 @@ def facts(root: Path, path: str, id: str) -> Container | None:
             except OSError:
                 continue
             if bundle.cgroup == path and (root / kept / DATABASE).exists():
-                return _container(root / kept, namespace, id, bundle)
+                with budget.spent():
+                    return _container(root / kept, namespace, id, bundle)
     return None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kabpf.containers.facts import Container
 from kabpf.engines import files, kubernetes, storage
+from kabpf.engines.files import Budget
 
 _PREFIX = "io.kubernetes.cri-o."
 _STATE = ("var/lib/crio", "run/crio")  # its version file and its sockets
@@ -19,7 +20,7 @@ def lacks(root: Path) -> str | None:
     return files.lacks(storage.graph_root(root), ".")
 
 
-def facts(root: Path, path: str, id: str) -> Container | None:
+def facts(root: Path, path: str, id: str, _: Budget) -> Container | None:
     """A container by its cgroup's path and its id. Raises OSError where CRI-O has none."""
     bundle = storage.bundle(root, id)
     if bundle.annotations.get("io.container.manager") != "cri-o" or bundle.cgroup != path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kabpf.containers.facts import Container
 from kabpf.engines import bundles, files, kubernetes
+from kabpf.engines.files import Budget
 
 ROOT = "var/lib/docker"
 SETTINGS = "etc/docker/daemon.json"  # "data-root"
@@ -26,7 +27,7 @@ def lacks(root: Path) -> str | None:
     return files.lacks(_directory(root), ".")
 
 
-def facts(root: Path, path: str, id: str) -> Container | None:
+def facts(root: Path, path: str, id: str, _: Budget) -> Container | None:
     """A container by its cgroup's path and its id. Raises OSError where Docker has none."""
     config = files.read_object(_directory(root), f"{id}/config.v2.json")
     bundle = next(_bundles(root, id), None)

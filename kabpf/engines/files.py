@@ -8,12 +8,53 @@ import errno
 import json
 import os
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kabpf.kernel import syscalls
 
 BYTES_MAX = 4 << 20  # a config.json of 1 MiB has room; the largest seen had 20 KiB
+
+
+class Budget:
+    """The time that a look at all containers may take in databases, which their engines lock, and
+    which may be as large as they like. Without it a locked one keeps root's commands waiting once
+    for each container.
+
+    `seconds` are of a processor, for a busy machine to have the same room; `waits_s` for locks."""
+
+    def __init__(self, seconds: float, waits_s: float) -> None:
+        self._seconds, self.waits_s = seconds, waits_s
+        self._deadline = 0.0  # by time.thread_time(), inside `spent`
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        """Time is counted inside. Raises TimeoutError where none is left."""
+        if self._seconds <= 0:
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        began = time.thread_time()
+        self._deadline = began + self._seconds
+        try:
+            yield
+        finally:
+            self._seconds -= time.thread_time() - began
+
+    @contextmanager
+    def waiting(self) -> Iterator[float]:
+        """How long to wait for a lock inside, of what is left for that."""
+        began = time.monotonic()
+        try:
+            yield self.waits_s
+        finally:
+            self.waits_s = max(0.0, self.waits_s - (time.monotonic() - began))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left inside `spent`."""
+        return time.thread_time() >= self._deadline
 
 
 def opened(directory: Path, name: str) -> int:

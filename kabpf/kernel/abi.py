@@ -336,6 +336,8 @@ _CGROUP = struct.Struct(f"=QI????{FORMER}I")
 _POLICY_IDS = struct.Struct(f"=8xI4x{FORMER}I")
 
 
+# Most of any number of cgroups have one of a few values, in which nothing is of one cgroup alone.
+@functools.lru_cache(maxsize=1024)
 def read_entry(raw: bytes) -> CgroupEntry:
     """The entry in a value of kabpf_cgroups."""
     state, policy_id, owed, succeeds, forgot, contained, *was = _CGROUP.unpack(raw)

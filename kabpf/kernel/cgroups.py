@@ -152,6 +152,14 @@ class CgroupTree:
             return not is_gone(error)
         return (status.st_ino, status.st_uid) == (cgroup.id, uid)
 
+    def owner(self, path: str) -> int | None:
+        """The uid that owns a cgroup's directory; None where it is gone or can't be reached."""
+        try:
+            with self._directory(path or "/") as descriptor:
+                return os.fstat(descriptor).st_uid
+        except OSError:
+            return None
+
     def id_above(self, path: str) -> int | None:
         """The id of the cgroup above a path; None where it is gone or can't be reached."""
         try:

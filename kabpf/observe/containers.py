@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from typing import TYPE_CHECKING
 
 from kabpf.containers.facts import Container
 from kabpf.containers.names import enclosing
 from kabpf.plan.patterns import compiled
+
+if TYPE_CHECKING:
+    from kabpf.engines.engines import Engines
 
 ID_PREFIX_MIN = 4  # digits of an id that stand for it
 SHORT_ID = 12  # digits, as engines show it
@@ -95,8 +99,16 @@ def _known(path: str, id: str) -> Container:
 
 
 @functools.lru_cache(maxsize=4096)
-def _looked_up(path: str, id: str, _second: int) -> Container | None:
-    """Once a second, as an engine may write of it later."""
+def _looked_up(path: str, id: str, second: int) -> Container | None:
+    """Once a second, as an engine may write of it later; what there is no time for, then."""
+    try:
+        return _engines(second).facts(path, id)
+    except TimeoutError:
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _engines(_second: int) -> Engines:
     from kabpf.engines.engines import Engines  # here, because most machines do without
 
-    return Engines().facts(path, id)
+    return Engines()

@@ -19,7 +19,8 @@ class Plan:
     births: dict[Step, Birth] = field(default_factory=dict)
     cgroups: dict[int, Resolved] = field(default_factory=dict)
     births_max: int = 0  # that the kernel has room for
-    # Cgroups that could not be reached, and may be there: their entries stay as they are.
+    # Cgroups that could not be reached, and may be there, or whose containers are not known: their
+    # entries stay as they are.
     unreached: frozenset[int] = frozenset()
     globs: NameAutomaton = field(default_factory=lambda: NameAutomaton((), ()))
     globs_digest: int = 0  # 0: the data plane sees no births

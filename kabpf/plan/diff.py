@@ -87,7 +87,10 @@ def diff(
     births = {
         step: entry for step, entry in desired_births.items() if actual.births.get(step) != entry
     }
-    cgroups = changed_entries(plan, plan.cgroups, actual.cgroups, known, ids, number)
+    resolved = plan.cgroups
+    if plan.unreached:
+        resolved = {id: each for id, each in resolved.items() if id not in plan.unreached}
+    cgroups = changed_entries(plan, resolved, actual.cgroups, known, ids, number)
     unmoved = {
         entry.state % GENERATIONS
         for id, entry in actual.cgroups.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from kabpf.apply.owned import Attached
 from kabpf.apply.reconcile import Resolver
 from kabpf.apply.transient import Ending
 from kabpf.apply.waiting import Standing
-from kabpf.errors import KabpfError, PolicyError, RefusedError
+from kabpf.errors import KabpfError, NotUpdatedError, PolicyError, RefusedError
 from kabpf.kernel import cgroups, loading, mountinfo
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import PINS, Dataplane
@@ -33,6 +34,8 @@ from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN, locked_for_user
 from kabpf.runtime.notes import Applied, Begun
 from kabpf.runtime.pidlock import tell_changed
+
+log = logging.getLogger("kabpfd")
 
 WAIT_S = 20  # for root's commands and other users' requests, which come first
 POLICIES_MAX = 64  # of a user
@@ -195,7 +198,8 @@ class _Active:
     def resolver(self, snapshot: Snapshot) -> Resolver:
         """What finds policies of those alone that count: since a call was allowed, or a request was
         killed, the cgroup may have become somebody else's."""
-        return reconcile.resolver(transient.without_former_owners(snapshot.policies, self.tree))
+        policies = transient.without_former_owners(snapshot.policies, self.tree)
+        return reconcile.resolver(policies, self.tree)
 
     def put(
         self, snapshot: Snapshot, attached: Attached | None = None, *, again: bool = False
@@ -219,7 +223,16 @@ class _Active:
             tell_changed()
 
     def finish(self, begun: Begun) -> None:
-        """Activate what a request that was killed has left."""
+        """Activate what a request that was killed has left. Where that is refused its policy is
+        taken back, or left to a look at everything, so that it keeps no other request out."""
+        try:
+            self._complete(begun)
+        except NotUpdatedError:  # new sockets have it, and what is owed is noted
+            notes.forget_begun(RUN)
+        except RefusedError as error:
+            self._take_back(begun, error)
+
+    def _complete(self, begun: Begun) -> None:
         snapshot = self.standing.active().snapshot
         self.paths = {int(id): path for id, path in begun.paths.items()}
         resolver, attached = self.resolver(snapshot), None
@@ -229,6 +242,21 @@ class _Active:
             if found.policy is policy and self.tree.has(cgroup):
                 attached = Attached(cgroup, policy, resolver)
         self.put(snapshot, attached, again=True)
+
+    def _take_back(self, begun: Begun, problem: RefusedError) -> None:
+        where = f"the rest of a killed request for {begun.paths[str(begun.cgroup_id)]}"
+        try:
+            for file in dropins.owned(begun.cgroup_id):
+                file.unlink(missing_ok=True)
+            self.put(self.standing.active().snapshot, again=True)
+            log.warning("%s was taken back: %s", where, problem)
+        except (RefusedError, OSError) as error:
+            refused = f"{where} can't be taken back: {error}"
+            log.warning("%s; try: kabpfctl apply", refused)
+            if applied := notes.read_applied(RUN):
+                notes.keep_applied(applied._replace(refused=refused), RUN)
+            notes.forget_begun(RUN)
+            tell_changed()  # kabpfd looks at everything
 
     def update(self) -> None:
         """Update the open sockets of what `put` has changed; without the lock."""

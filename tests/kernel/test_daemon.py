@@ -472,6 +472,15 @@ def test_removed_directory_of_the_daemon_is_made_anew(cgroup, write_policy, kabp
     assert client.wait_for_keepalive(client.connection(address)) is not None
 
 
+def test_removed_socket_of_hooks_is_made_anew(write_policy, kabpfd):
+    """With the directory, at the next word to the watchdog."""
+    write_policy("a.yaml", "select: [{container: {name: web}}]\nkeepalive: on\n")
+    kabpfd(*WATCHED)
+    for path in Path("/run/kabpf").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    wait_until(Path("/run/kabpf/containers.socket").is_socket, "the socket")
+
+
 def test_machine_that_lacks_something_has_a_status_of_its_own(kabpfctl):
     """By it systemd knows that no restart helps; the reason is what systemd shows."""
     script = (

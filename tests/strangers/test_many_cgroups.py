@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import BIN, PATIENCE, UNTOUCHED, WATCHED, Peer, options_of_new, path_of
+from harness import BIN, PATIENCE, PINS, UNTOUCHED, WATCHED, Peer, options_of_new, path_of
 from measured import measured
 
 from kabpf.apply.owned import BELOW_MAX
 from kabpf.requests import varlink
 
+POLICY_D = Path("/run/kabpf/policy.d")
 COUNT = int(os.environ.get("KABPF_STRANGERS_CGROUPS", "5000"))
 
 MAKE = """\
@@ -220,6 +221,32 @@ def test_request_killed_at_each_step_is_finished_by_the_next(
     assert changed_by(kabpfctl) == {0}
 
 
+def test_request_that_can_not_be_finished_is_taken_back(
+    own: Path, make_cgroup: Callable[[str], Path], kabpfctl: Any, peer: Callable[..., Peer]
+) -> None:
+    """As where the kernel has no room for the cgroup of the one that was killed: others' requests
+    go on, and root has nothing to do for it."""
+    kabpfctl("apply")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(varlink.call("io.kabpf.Attach", {"cgroup": path_of(own), "idle": "62"}))
+        ours.shutdown(socket.SHUT_WR)
+        fault = {"KABPF_FAULT": "write kabpf_cgroups, 1"}
+        command = [BIN / "kabpfd", "--request"]
+        subprocess.run(command, stdin=theirs, env={**os.environ, **fault})
+    key = own.stat().st_ino.to_bytes(8, "little")
+    pinned = ["pinned", PINS / "kabpf_cgroups", "key", *map(str, key)]
+    subprocess.run(["bpftool", "map", "delete", *pinned], check=True)
+    other = make_cgroup("other")
+    assert "error" not in ask("Attach", other, idle="99")[0]
+    assert options_of_new(peer, other)["idle"] == 99
+    assert [each.name for each in POLICY_D.glob("user-*")] == [f"user-0-{other.stat().st_ino}.yaml"]
+    kabpfctl("apply")
+    assert options_of_new(peer, own) == UNTOUCHED
+    assert "error" not in ask("Attach", own, idle="62")[0]
+    assert options_of_new(peer, own)["idle"] == 62
+
+
 def test_attach_beside_mkdir_covers_what_is_born(
     own: Path, python: Callable[..., Any], kabpfctl: Any, peer: Callable[..., Peer]
 ) -> None:
@@ -261,6 +288,7 @@ def test_commands_take_no_memory_for_long_paths(
     status = Path(f"/proc/{daemon.process.pid}/status").read_text()
     (memory,) = (int(line.split()[1]) >> 10 for line in status.splitlines() if "VmHWM" in line)
     assert memory < allowed
-    for words in (["apply"], ["status"], ["verify"], ["plan"], ["plan", "--json"]):
-        _, memory = taken(BIN / "kabpfctl", *words)
+    for words in ("apply", "status", "verify", "plan", "plan --json", "doctor", "metrics"):
+        status, _, memory = measured(BIN / "kabpfctl", *words.split())
+        assert (words, status) in ((words, 0), ("doctor", 1))
         assert memory < allowed, words

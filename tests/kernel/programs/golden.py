@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from kabpf.apply import births, reconcile
+from kabpf.apply import births, owned, reconcile
 from kabpf.apply.containers import Containers
 from kabpf.containers.facts import Container, Pod
 from kabpf.kernel.cgroups import CgroupTree
@@ -52,6 +52,13 @@ class Engines:
         if "pod" in facts:
             facts["pod"] = Pod(**{"namespace": "", "name": "", "uid": "", **facts["pod"]})
         return Container(id, **facts)
+
+
+class Silent:
+    """Engines that there is no time to ask."""
+
+    def facts(self, path, id):
+        raise TimeoutError
 
 
 def directories(mount, case):
@@ -120,6 +127,10 @@ def main():
             make(cgroups)
             last = reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
             before = seen(cgroups, last, address)
+            if engines.known:  # what was not read stays as it is
+                unread = reconcile.reconcile(Snapshot("", policies), loaded, engines=Silent())
+                assert unread.unread and unread.left
+                assert seen(cgroups, last, address) == before
             remove(mount, cgroups)
             last = reconcile.reconcile(Snapshot("", policies), loaded, engines=engines)
             events.consume()
@@ -128,9 +139,10 @@ def main():
             events.consume()
             alone = seen(sure(cgroups, born), last, address)
             # As kabpfd does. The cgroups above are new as well, and need no look at everything.
-            owed = births.resolve(born, last, loaded, Containers(engines))
-            assert owed is not None, case
-            births.update(owed, loaded)
+            found = births.resolve(born, last, loaded, Containers(tree, engines))
+            assert not found.unplaced, case
+            processes = tree.processes(found.paths)
+            assert not owned.update(found.owed, tree, contextlib.nullcontext(), processes)
             # Below a container the kernel goes on alone.
             inside = {
                 path: directory

@@ -14,21 +14,30 @@ from typing import Any
 import pytest
 
 from kabpf.apply import births, single, transient
-from kabpf.apply.births import Owed
+from kabpf.apply.births import Handled
 from kabpf.apply.transient import Ending
 from kabpf.daemon import new_containers
 from kabpf.daemon.active import ActivePolicies
 from kabpf.daemon.container_requests import ContainerRequests, _cgroup
 from kabpf.daemon.late_containers import WAITS_S
 from kabpf.daemon.new_containers import NewContainers
-from kabpf.errors import NotUpdatedError, RefusedError
+from kabpf.daemon.timers import Pace
+from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Born
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Until
 from kabpf.runtime import notes
 
+ORPHAN = Born(8, 99, "x")
 LATE = Born(7, 1, "libpod-" + 64 * "a")
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -74,22 +83,66 @@ def test_late_container_is_not_due_for_ever_where_nothing_can_be_written(
     assert looks == len(WAITS_S)
 
 
-def test_held_socket_does_not_have_the_next_birth_look_at_all_cgroups(
+def test_look_at_everything_for_births_has_a_pace(
     active: ActivePolicies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is known of cgroups stays so: entries are written, though sockets are not updated."""
+    """Whoever has the kernel drop births all the time keeps the daemon busy for a part of it; who
+    waits for a birth that is to be resolved is not forgotten."""
+    looks = 0
 
-    def held(*_: object) -> None:
-        raise NotUpdatedError("process 5 holds a socket")
+    def look(*_: object) -> None:
+        nonlocal looks
+        looks += 1
+        active._last, active._unplaced, active._is_late = None, [], False
 
-    monkeypatch.setattr(births, "resolve", lambda *_: Owed({}))
-    monkeypatch.setattr(births, "update", held)
+    clock = Clock()
+    active._looks = Pace(clock)
+    monkeypatch.setattr(active, "_reconcile", look)
     monkeypatch.setattr(active.dataplane, "hear_births", lambda: True)
+    monkeypatch.setattr(active.dataplane, "take_births", lambda: [LATE])
+    active._looks.due = clock.now + 1
+    for _ in range(3):
+        active.resolve_births(lambda: False)
+    assert looks == 0
+    assert active._looks.due in active.due  # and nothing sooner
+    clock.now += 1
+    monkeypatch.setattr(active.dataplane, "hear_births", lambda: False)
+    active.resolve_births(lambda: False)
+    assert looks == 1
+    assert {*active.due} == {None}
+
+
+def test_birth_without_a_parent_waits_for_a_look_at_the_tree(
+    active: ActivePolicies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And keeps no other birth waiting; the look has its pace."""
+    given: list[list[Born]] = []
+    waiting = [ORPHAN]
+
+    def resolve(born: list[Born], *rest: Any) -> Handled:
+        given.append(born)
+        return Handled({}, (), () if rest[-1]() else tuple(waiting))
+
+    clock = Clock()
+    active._looks = Pace(clock)
+    active._looks.due = clock.now + 1
     last: Any = SimpleNamespace(cgroups={})
     active._last = last
-    with pytest.raises(NotUpdatedError):
-        active.resolve_births(lambda: False)
-    assert active._last is last
+    monkeypatch.setattr(births, "resolve", resolve)
+    monkeypatch.setattr(active.dataplane, "hear_births", lambda: True)
+    monkeypatch.setattr(active.dataplane, "take_births", lambda: [ORPHAN])
+    active.resolve_births(lambda: False)
+    monkeypatch.setattr(active.dataplane, "take_births", lambda: [LATE])
+    active.resolve_births(lambda: False)
+    assert given == [[ORPHAN], [ORPHAN, LATE]]
+    monkeypatch.setattr(active.dataplane, "hear_births", lambda: False)
+    active.resolve_births(lambda: False)
+    assert len(given) == 2
+    clock.now += 1
+    monkeypatch.setattr(active.dataplane, "take_births", list)
+    active.resolve_births(lambda: False)
+    assert given[2:] == [[ORPHAN]]
+    assert {*active.due} == {None} and active._last is last
 
 
 def test_directory_that_is_none_does_not_end_the_daemon(

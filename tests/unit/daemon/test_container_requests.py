@@ -67,6 +67,23 @@ def test_socket_that_can_not_be_made_keeps_nothing_awake(tmp_path: Path) -> None
         requests.close()
 
 
+def test_socket_that_was_removed_is_made_anew(containers: NewContainers, tmp_path: Path) -> None:
+    """With the directory or alone; one that is there stays, and so does who waits."""
+    waiting = asked(tmp_path, {"cgroup": PATH})
+    containers.renew()
+    assert heard(containers)
+    (tmp_path / NAME).unlink()
+    for _ in range(2):
+        containers.renew()
+        with asked(tmp_path, {"cgroup": PATH}) as late:
+            assert heard(containers)
+            containers.looked(containers.births(), ())
+            assert late.recv(100) == b"{}\n"
+    assert waiting.recv(100) == b"{}\n"
+    waiting.close()
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
+
+
 def test_lack_of_descriptors_keeps_nothing_awake(tmp_path: Path) -> None:
     """Who could not be accepted is accepted with the next one."""
     requests = ContainerRequests(tmp_path)

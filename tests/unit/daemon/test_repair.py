@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import select
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,8 @@ from typing import Any
 import pytest
 
 from kabpf.apply import retrofit
-from kabpf.apply.retrofit import Left
 from kabpf.daemon.active import ActivePolicies
-from kabpf.errors import NotUpdatedError, RefusedError
+from kabpf.errors import KabpfError, NotUpdatedError, PolicyError, RefusedError
 from kabpf.kernel import loading
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.plan.state import CgroupEntry, PolicyRecord
@@ -34,6 +35,11 @@ class Kernel:
         self.written: dict[int, CgroupEntry] = {}
         self.is_locked = False
         self.looks = 0  # at everything
+        self.begun: list[set[int]] = []
+        self.answers: list[tuple[int, str]] = []
+
+    def owes(self) -> bool:
+        return bool(self.owed())
 
     def owed(self) -> dict[int, CgroupEntry]:
         return {id: OWED for id in (HELD, FREE) if id not in self.written}
@@ -54,11 +60,21 @@ class Kernel:
         yield
         self.is_locked = False
 
-    def update(self, owed: dict[int, CgroupEntry], *_: object) -> Left:
-        """As retrofit.update."""
+    def begin(self, owed: dict[int, CgroupEntry], *_: object) -> int:
+        """As retrofit.begin."""
         assert not self.is_locked
-        held = frozenset(owed.keys() & self.held)
-        return Left(held, ("process 5 holds a socket",) if held else ())
+        self.begun.append({*owed})
+        held = sorted(owed.keys() & self.held)
+        left = ["process 5 holds a socket"] if held else []
+        ours, theirs = os.pipe()
+        self.answers.append((theirs, json.dumps({"refused": "", "cgroups": held, "left": left})))
+        return ours
+
+    def answer(self) -> None:
+        """As the other process, when it has done what it can."""
+        pipe, text = self.answers.pop(0)
+        with open(pipe, "w") as stream:
+            stream.write(text)
 
     def look(self, *_: object) -> None:
         assert self.is_locked
@@ -69,7 +85,7 @@ class Kernel:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """One that kabpf.apply.owned sees."""
     kernel = Kernel()
-    monkeypatch.setattr(retrofit, "update", kernel.update)
+    monkeypatch.setattr(retrofit, "begin", kernel.begin)
     monkeypatch.setattr(loading, "opened", lambda *_: contextlib.nullcontext(kernel))
     monkeypatch.setattr(notes, "read_applied", lambda _: None)
     return kernel
@@ -94,28 +110,80 @@ def active(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Iterator[ActivePo
             yield active
 
 
+def repair(active: ActivePolicies, kernel: Kernel) -> None:
+    active.repair()
+    assert not active.settle_updates()  # begins it
+    kernel.answer()
+    assert active.settle_updates()
+
+
 def test_held_socket_is_waited_for_without_the_lock(active: ActivePolicies, kernel: Kernel) -> None:
     """What is done is written under it; nothing else is looked at before all is done."""
-    active.repair()
+    repair(active, kernel)
     assert kernel.written.keys() == {FREE}
     assert (str(active.problem), kernel.looks) == ("process 5 holds a socket", 0)
     kernel.held.clear()
-    active.repair()
+    repair(active, kernel)
     assert kernel.written.keys() == {HELD, FREE}
     assert kernel.looks == 1
 
 
-def test_refused_update_is_tried_again(
+def test_nobody_waits_for_an_update(active: ActivePolicies, kernel: Kernel) -> None:
+    """While one is under way the daemon goes on; what comes meanwhile is one more after it."""
+    poll = active._poll
+    active.updates.add({HELD: OWED}, {1})
+    assert not active.settle_updates()
+    for cgroup in (FREE, HELD):
+        active.updates.add({cgroup: OWED}, {2})
+        assert not active.settle_updates()
+        assert poll.poll(0) == []
+    assert kernel.begun == [{HELD}]
+    kernel.answer()
+    assert poll.poll(0)
+    assert active.settle_updates() and not active.settle_updates()
+    assert kernel.begun == [{HELD}, {HELD, FREE}]
+    kernel.answer()
+    assert active.settle_updates()
+    assert kernel.written.keys() == {FREE}
+    assert poll.poll(0) == [] and active.updates.due is None
+
+
+def test_wrong_file_keeps_no_open_socket_waiting(active: ActivePolicies, kernel: Kernel) -> None:
+    """It stays the problem, which only another file mends."""
+    wrong: KabpfError = PolicyError("a.yaml:1: no")
+    active.problem = wrong
+    assert active.needs_repair()
+    repair(active, kernel)
+    assert kernel.written.keys() == {FREE}
+    assert active.problem is wrong and kernel.looks == 0
+
+
+def test_update_that_is_never_answered_is_given_up(
     active: ActivePolicies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one whose process was killed waited for."""
+    monkeypatch.setattr(retrofit, "ANSWER_S", -1)
+    active.repair()
+    assert not active.settle_updates()
+    assert active.settle_updates()
+    assert "update open sockets" in str(active.problem)
+
+
+def test_refused_update_is_tried_again(
+    active: ActivePolicies, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays a problem of open sockets alone."""
 
-    def refuse(*_: object) -> Left:
+    def refuse(*_: object) -> int:
         raise RefusedError("no way in")
 
-    monkeypatch.setattr(retrofit, "update", refuse)
-    with pytest.raises(NotUpdatedError, match="no way in"):
-        active.repair()
+    monkeypatch.setattr(retrofit, "begin", refuse)
+    active.repair()
+    assert active.settle_updates()
+    assert isinstance(active.problem, NotUpdatedError) and str(active.problem) == "no way in"
+    monkeypatch.setattr(retrofit, "begin", kernel.begin)
+    repair(active, kernel)
+    assert kernel.written.keys() == {FREE}
 
 
 @pytest.mark.parametrize("what", ["births", "files"])

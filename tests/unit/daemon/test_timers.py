@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kabpf.daemon.timers import Timer, Timers
+from kabpf.daemon.timers import Pace, Timer, Timers
 
 
 class Clock:
@@ -102,3 +102,17 @@ def test_rest_needs_no_timer(timers: Timers) -> None:
     """What else is due counts also where no timer runs."""
     assert timers.rest_s(None) is None
     assert timers.rest_s(None, 1004.0) == 4
+
+
+@pytest.mark.parametrize(("took_s", "rest_s"), [(0.01, 0.09), (0.5, 1.0), (30, 1.0)])
+def test_what_takes_long_is_done_the_less_often(clock: Clock, took_s: float, rest_s: float) -> None:
+    """A tenth of the time, and after a second at the latest; also where it fails."""
+    pace = Pace(clock)
+    assert pace.is_due
+    with pytest.raises(ZeroDivisionError), pace.taken():
+        clock.now_s += took_s
+        raise ZeroDivisionError
+    assert not pace.is_due
+    assert pace.due == pytest.approx(clock.now_s + rest_s)
+    clock.now_s = pace.due
+    assert pace.is_due

@@ -55,8 +55,7 @@ def test_wish_that_does_not_count_is_said_once_for_all() -> None:
             [PODMAN],
             selects_containers=True,
             helpers=(),
-            present=(),
-            covered=(),
+            uncovered=(),
             refusals=["container a: why", "container b: why", "container c: why"],
             hooks=(Path("/dev/null"),),
         )

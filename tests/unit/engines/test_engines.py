@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,41 @@ def test_podman_that_writes_keeps_nobody_waiting(unpacked):
         assert asked(root, expected(case("podman-5.4"))[0]["cgroup"])["name"] == "cfs"
     finally:
         database.close()
+
+
+def test_locked_database_of_podman_s_costs_one_wait(unpacked):
+    """Not one for each container: root's commands hold a lock meanwhile."""
+    root = unpacked(case("podman-5.4"))
+    database = sqlite3.connect(root / "var/lib/containers/storage/db.sql")
+    database.execute("BEGIN EXCLUSIVE")
+    path = expected(case("podman-5.4"))[0]["cgroup"]
+    id = names.identify(path).id
+    looks = Engines(root)
+    try:
+        assert all(looks.facts(path, id).name == "cfs" for _ in range(100))
+    finally:
+        database.close()
+    assert looks._budget.waits_s == 0
+
+
+def test_query_without_end_uses_up_one_budget(unpacked):
+    """What is in podman's database takes no longer than all looks at it together may."""
+    root = unpacked(case("podman-5.4"))
+    database = sqlite3.connect(root / "var/lib/containers/storage/db.sql")
+    database.executescript(
+        "ALTER TABLE ContainerConfig RENAME TO Former;"
+        " CREATE VIEW ContainerConfig AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1"
+        " FROM n) SELECT i || '' AS ID, 'x' AS PodID, i AS JSON FROM n;"
+    )
+    database.close()
+    path = expected(case("podman-5.4"))[0]["cgroup"]
+    id = names.identify(path).id
+    looks = Engines(root, seconds=0.05)
+    began = time.thread_time()
+    for _ in range(20):
+        with pytest.raises(TimeoutError):
+            looks.facts(path, id)
+    assert time.thread_time() - began < 0.5
 
 
 @pytest.mark.parametrize("place", ["etc", "usr/share"])

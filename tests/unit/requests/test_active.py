@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kabpf.apply import dropins, owned, waiting
 from kabpf.apply.owned import Attached
+from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.plan.state import FORMER_MAX, Cgroup, PolicyRecord
 from kabpf.policy.files import Snapshot
@@ -102,6 +104,46 @@ def test_cgroup_that_is_somebody_elses_by_now_does_not_get_the_policy(
     assert (attached and attached.policy) == (POLICY if is_theirs else None)
     found = one.resolver(Snapshot("", (POLICY,))).automaton.owned
     assert found == ({CGROUP.id: POLICY} if is_theirs else {})
+
+
+@pytest.mark.parametrize("also", [False, True], ids=["taken back", "left to root"])
+def test_killed_request_that_can_not_be_completed_keeps_nobody_out(
+    done: Done,
+    also: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its policy is taken back; where that is refused, too, it is noted as refused, and the next
+    request goes on all the same."""
+    file = tmp_path / SOURCE.path.rpartition("/")[2]
+    file.touch()
+    forgotten = 0
+
+    def refuse(*_: Any, again: bool) -> dict[int, Any]:
+        if also or file.exists():
+            raise RefusedError("no room")
+        return {}
+
+    def forget(_: Path) -> None:
+        nonlocal forgotten
+        forgotten += 1
+
+    noted: list[Applied] = []
+    monkeypatch.setattr(owned, "activate", refuse)
+    monkeypatch.setattr(dropins, "RUNTIME", tmp_path)
+    monkeypatch.setattr(notes, "forget_begun", forget)
+    monkeypatch.setattr(notes, "keep_applied", lambda applied, _: noted.append(applied))
+    active(None).finish(Begun(CGROUP.id, {str(CGROUP.id): CGROUP.path}))
+    assert not file.exists()
+    assert forgotten == 1
+    (said,) = (each.getMessage() for each in caplog.records)
+    what = "the rest of a killed request for /user.slice/x"
+    if also:
+        assert [each.refused for each in noted] == [f"{what} can't be taken back: no room"]
+        assert said == f"{noted[0].refused}; try: kabpfctl apply"
+    else:
+        assert said == f"{what} was taken back: no room"
 
 
 def test_every_former_policy_that_is_remembered_counts() -> None:
