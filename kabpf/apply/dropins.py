@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kabpf import root_files
+from kabpf.digests import blake2b
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Dataplane
@@ -78,7 +78,7 @@ def attached_file(directory: Path, path: str) -> Path:
     plain = special.sub(lambda match: b"\\x%02x" % ord(match[0]), os.fsencode(path[1:])).decode()
     escaped = plain.replace("/", "-")
     if len(escaped) > 200:
-        digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+        digest = blake2b(os.fsencode(path), digest_size=8).hexdigest()
         escaped = f"{escaped[:180]}-{digest}"
     return directory / f"{ATTACHED}{escaped or '-'}.yaml"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from kabpf.plan.automaton import Automaton
 from kabpf.plan.desired import Actual, Plan
 from kabpf.plan.resolve import (
     NO_CONTAINERS,
+    NONE_KNOWN,
     left_to_kabpfd,
     resolve,
     with_attachments,
 )
-from kabpf.plan.state import Cgroup, Changes, PolicyRecord, record
+from kabpf.plan.state import Cgroup, Changes, PolicyRecord, Resolved, record
 from kabpf.policy import btf_required
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Policy, Selector
@@ -283,8 +284,11 @@ def _passes(
     automaton = automaton_of(policies)
     containers = _containers(automaton, loaded.tree, engines)
     updates = updates and loaded.updates_open_sockets
+    known = NONE_KNOWN
     for number in range(PASSES_MAX):
-        looked = _look(policies, automaton, containers, loaded.tree, loaded)
+        looked = _look(policies, automaton, containers, loaded.tree, loaded, known)
+        if containers is None:  # which may be known a moment later
+            known = looked.plan.cgroups
         settles = number >= SETTLED
         resolution = _compared(looked, updates=updates, settles=settles)
         yield resolution
@@ -317,6 +321,7 @@ def _look(
     containers: Containers | None,
     tree: CgroupTree,
     loaded: Dataplane | None,
+    known: Mapping[int, Resolved] = NONE_KNOWN,
 ) -> _Looked:
     # First the map, then the tree: the other way round a cgroup born in between would look like one
     # that is gone.
@@ -326,8 +331,8 @@ def _look(
     # Last: what was removed until it was looked at is among them.
     removed = loaded.removed() if loaded else {}
     add_removed(cgroups, removed)
-    known = containers.of(cgroups.values()) if containers else NO_CONTAINERS
-    plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS, known)
+    found = containers.of(cgroups.values()) if containers else NO_CONTAINERS
+    plan = resolve(policies, automaton, cgroups.values(), abi.BIRTHS, found, known)
     unread_containers = frozenset(containers.unread if containers else ())
     if loaded:
         _settle_differences(loaded, actual, cgroups, plan)
@@ -340,7 +345,7 @@ def _look(
             plan = with_attachments(plan, cgroups)
     outlived = frozenset(cgroups.keys() & removed.keys())
     unknown = frozenset(containers.unknown if containers else ())
-    return _Looked(automaton, actual, cgroups, outlived, plan, known, unknown, unread_containers)
+    return _Looked(automaton, actual, cgroups, outlived, plan, found, unknown, unread_containers)
 
 
 def _inside(tops: frozenset[int], cgroups: dict[int, Cgroup]) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -26,6 +27,8 @@ log = logging.getLogger("kabpfd")
 
 # The exit status where the machine lacks something: kabpf.service is not started again then.
 LACKING = 78  # EX_CONFIG of sysexits.h
+
+NEW_MAX = 100_000  # values between two looks for some that refer to each other alone
 
 
 def main() -> int:
@@ -85,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _daemon() -> None:
+    # A reload makes a hundred thousand values, and nothing that refers to itself: to look for that
+    # after every 700 of them takes a fifth of the time.
+    gc.set_threshold(NEW_MAX)
     # Signals first: a command that finds the daemon by its lock may send one.
     with Daemon(_tree()) as daemon, Alone(RUN) as lock:
         daemon.run(lock)

@@ -31,7 +31,7 @@ class PolicyFiles:
         # Together: the stamp of files that are wrong would be noted beside the last good policies.
         marks = files.marks(self._directories)
         self._seen, self._seen_lasting = files.digest(marks), _lasting_stamp(marks)
-        self.good = files.snapshot(self._directories, self._cache)
+        self.good = files.snapshot(self._directories, self._cache, marks)
         self._known = Known(
             self.good.lasting,
             {

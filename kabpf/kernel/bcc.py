@@ -4,7 +4,6 @@ a policy of its own."""
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import struct
 import sys
@@ -13,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kabpf.digests import blake2b
 from kabpf.errors import BpfError, RefusedError, UnsupportedError, all_refusals
 from kabpf.faults import fault_point
 from kabpf.kernel import abi, bcc_compile, dataplane
@@ -73,7 +73,7 @@ _HOOKS = (
 
 def digest() -> int:
     """A digest of the sources that are installed now, and of the maps that come with them."""
-    digest = hashlib.blake2b(dataplane.OBJECT.read_bytes(), digest_size=8)
+    digest = blake2b(dataplane.OBJECT.read_bytes(), digest_size=8)
     for path in sorted(bcc_compile.SOURCES.iterdir()):
         digest.update(path.read_bytes())
     return int.from_bytes(digest.digest(), sys.byteorder)

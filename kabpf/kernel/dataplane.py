@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import functools
-import hashlib
 import itertools
 import os
 import sys
@@ -17,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from kabpf.digests import blake2b
 from kabpf.errors import RefusedError, all_refusals
 from kabpf.faults import fault_point
 from kabpf.kernel import abi
@@ -142,9 +142,7 @@ class Totals(NamedTuple):
 
 def digest() -> int:
     """A digest of the programs and maps that are installed now."""
-    return int.from_bytes(
-        hashlib.blake2b(OBJECT.read_bytes(), digest_size=8).digest(), sys.byteorder
-    )
+    return int.from_bytes(blake2b(OBJECT.read_bytes(), digest_size=8).digest(), sys.byteorder)
 
 
 class Dataplane:

@@ -9,12 +9,12 @@ told there by an automaton over the name's bytes (globs), as the number of a set
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from kabpf.digests import blake2b
 from kabpf.plan import globs
 from kabpf.plan.births import ANYWHERE, GENERATIONS, UNKNOWN, Birth, Matched, NameAutomaton, Step
 from kabpf.plan.patterns import (
@@ -41,27 +41,39 @@ class _Globs:
 
     def __init__(self) -> None:
         self.by_text: dict[str, list[_Position]] = {}
-        self._by_ends: dict[tuple[str, str], list[tuple[str, _Position]]] = {}
-        self._lengths: set[tuple[int, int]] = set()
+        self._lengths: set[tuple[int, int]] = set()  # of the ends of those with one * and no more
+        self._by_ends: dict[tuple[str, str], list[str]] = {}  # the others
+        self._other_lengths: set[tuple[int, int]] = set()
 
     def add(self, glob: str, position: _Position) -> None:
-        start = re.split(r"[*?\[]", glob, maxsplit=1)[0]
-        end = re.split(r"[*?\[\]]", glob)[-1]
-        self._by_ends.setdefault((start, end), []).append((glob, position))
-        self._lengths.add((len(start), len(end)))
-        self.by_text.setdefault(glob, []).append(position)
+        if positions := self.by_text.get(glob):
+            positions.append(position)
+            return
+        self.by_text[glob] = [position]
+        start, _, end = glob.partition("*")
+        if GLOB.search(start) or GLOB.search(end):
+            start = GLOB.split(glob, maxsplit=1)[0]
+            end = re.split(r"[*?\[\]]", glob)[-1]
+            self._by_ends.setdefault((start, end), []).append(glob)
+            self._other_lengths.add((len(start), len(end)))
+        else:
+            self._lengths.add((len(start), len(end)))
 
     def matching(self, name: str) -> list[_Position]:
-        positions = []
+        positions: list[_Position] = []
         for start, end in self._lengths:
+            if start + end > len(name):
+                continue
+            before, after = name[:start], name[len(name) - end :]
+            found = self.by_text.get(f"{before}*{after}")
+            # A name may have a * itself, and look like one of the others.
+            if found and not GLOB.search(before) and not GLOB.search(after):
+                positions += found
+        for start, end in self._other_lengths:
             ends = name[:start], name[len(name) - end :]
-            for glob, position in self._by_ends.get(ends, ()):
-                if len(glob) == start + 1 + end and glob[start] == "*":
-                    matches = len(name) >= start + end
-                else:
-                    matches = bool(compiled(glob).match(name))
-                if matches:
-                    positions.append(position)
+            for glob in self._by_ends.get(ends, ()):
+                if compiled(glob).match(name):
+                    positions += self.by_text[glob]
         return positions
 
 
@@ -106,16 +118,21 @@ class Automaton:
             for kind, prefix, names in patterns_of(selector)
         ]
         self.containers = self._containers(policies)
-        starts = self._closed((index, 0) for index in range(len(self._patterns)))
-        # Selectors that apply anywhere are possible in every state; states leave them out.
-        self._anywhere = frozenset(
-            position for position in starts if self._patterns[position[0]].names[:1] == (ANY_DEPTH,)
-        )
+        # Selectors that apply anywhere, by how many ** they begin with, are possible in every
+        # state; states leave them out.
+        self._leading = [
+            sum(1 for _ in itertools.takewhile(ANY_DEPTH.__eq__, each.names))
+            for each in self._patterns
+        ]
+        elsewhere = ((index, 0) for index, leading in enumerate(self._leading) if not leading)
+        starts = self._closed(elsewhere)
         self._positions: dict[int, _Positions] = {ANYWHERE: frozenset()}
         self._numbers: dict[_Positions, int] = {frozenset(): ANYWHERE}
         self._moves: dict[int, _Moves] = {}
         self._tables: dict[int, dict[Step, Birth]] = {}
-        self._anywhere_moves = self._moves_of(self._anywhere)
+        self._anywhere_moves = self._moves_of(
+            (index, leading) for index, leading in enumerate(self._leading) if leading
+        )
         self._anywhere_literals = {
             name: self._by_name(self._anywhere_moves, name) for name in self._anywhere_moves.literal
         }
@@ -146,7 +163,7 @@ class Automaton:
         ranked = [
             (each.names, each.rank.kind, each.rank.literal_prefix) for each in self._with_globs
         ]
-        digest = hashlib.blake2b(repr(ranked).encode(), digest_size=8).digest()
+        digest = blake2b(repr(ranked).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") | 2
 
     @functools.cached_property
@@ -246,7 +263,7 @@ class Automaton:
         """The numbers of the sets that a glob is in, or may be in."""
         found: dict[str, list[int]] = {}
         for number, matched in enumerate(self.globs.sets):
-            for glob in matched.globs | matched.doubted:
+            for glob in (*matched.globs, *matched.doubted):
                 found.setdefault(glob, []).append(number)
         return found
 
@@ -256,7 +273,8 @@ class Automaton:
         moves, matched = self._moves_from(state), self.globs.sets[number]
         anywhere = self._by_globs(self._anywhere_moves, matched)
         arrival = self._both(moves.always, self._both(anywhere, self._by_globs(moves, matched)))
-        return _birth(arrival, self._is_any_possible(moves, matched.doubted | self._left_out))
+        in_doubt = (*matched.doubted, *self._left_out)
+        return _birth(arrival, self._is_any_possible(moves, in_doubt))
 
     def _by_globs(self, moves: _Moves, matched: Matched) -> _Arrival:
         texts = moves.globs.by_text
@@ -267,7 +285,7 @@ class Automaton:
     def _left_out(self) -> frozenset[str]:
         return frozenset(self.globs.left_out)
 
-    def _is_any_possible(self, moves: _Moves, some: frozenset[str]) -> bool:
+    def _is_any_possible(self, moves: _Moves, some: Iterable[str]) -> bool:
         """Whether a selector goes on from here by one of these globs."""
         here, anywhere = moves.globs.by_text, self._anywhere_moves.globs.by_text
         return any(glob in here or glob in anywhere for glob in some)
@@ -293,8 +311,8 @@ class Automaton:
         ]
         pending = frozenset(
             (index, matched)
-            for index, matched in positions - self._anywhere
-            if matched < len(self._patterns[index].names)
+            for index, matched in positions
+            if matched < len(self._patterns[index].names) and not self._is_anywhere(index, matched)
         )
         selecting = [each for each in done if each.policy]
         best = max(selecting, key=rank_of, default=None)
@@ -319,13 +337,13 @@ class Automaton:
         if known is not None:
             return known
         words = sorted(f"{'/'.join(self._patterns[i].names)}\0{n}" for i, n in positions)
-        digest = hashlib.blake2b("\1".join(words).encode(), digest_size=8).digest()
+        digest = blake2b("\1".join(words).encode(), digest_size=8).digest()
         number = (int.from_bytes(digest, "little") | 2 * ANYWHERE) & -GENERATIONS
         self._positions[number] = positions
         self._numbers[positions] = number
         return number
 
-    def _closed(self, positions: Iterator[_Position] | list[_Position]) -> _Positions:
+    def _closed(self, positions: Iterable[_Position]) -> _Positions:
         """With the positions reached because ** may stand for no name at all."""
         closed = set()
         for index, matched in positions:
@@ -344,21 +362,25 @@ class Automaton:
             moves = self._moves[state] = moves._replace(always=always)
         return moves
 
-    def _moves_of(self, positions: _Positions) -> _Moves:
+    def _is_anywhere(self, index: int, matched: int) -> bool:
+        return 0 < self._leading[index] >= matched
+
+    def _moves_of(self, positions: Iterable[_Position]) -> _Moves:
         always: list[_Position] = []
         literal: dict[str, list[_Position]] = {}
         within = _Globs()
         for index, matched in positions:
-            name = self._patterns[index].names[matched : matched + 1]
-            if name == (ANY_DEPTH,):
-                if (index, matched) not in self._anywhere:  # there it stays anyway
+            names = self._patterns[index].names
+            name = names[matched] if matched < len(names) else ""
+            if name == ANY_DEPTH:
+                if not self._is_anywhere(index, matched):  # there it stays anyway
                     always.append((index, matched))
-            elif name == ("*",):
+            elif name == "*":
                 always.append((index, matched + 1))
-            elif name and _is_glob(name[0]):
-                within.add(name[0], (index, matched + 1))
+            elif GLOB.search(name):
+                within.add(name, (index, matched + 1))
             elif name:
-                literal.setdefault(name[0], []).append((index, matched + 1))
+                literal.setdefault(name, []).append((index, matched + 1))
         return _Moves(self._arrive(self._closed(always)), literal, within)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import NamedTuple
 
 from kabpf.policy.model import Policy
@@ -36,13 +37,19 @@ class Birth(NamedTuple):
 class Matched(NamedTuple):
     """What is known of a name: the globs that match it, and those that only user space can tell."""
 
-    globs: frozenset[str]
-    doubted: frozenset[str] = frozenset()
+    globs: tuple[str, ...] = ()
+    doubted: tuple[str, ...] = ()
 
 
 class NameAutomaton(NamedTuple):
     """The automaton; `sets` by their numbers, of which 0 is the set of none."""
 
     sets: tuple[Matched, ...]
-    blocks: tuple[bytes, ...]  # values of the kernel's array; none where there are no globs
+    packed: bytes = b""  # its cells, of which there may be megabytes; none where there are no globs
     left_out: tuple[str, ...] = ()  # globs that there was no room for
+
+    @property
+    def blocks(self) -> tuple[bytes, ...]:
+        """The values of the kernel's array."""
+        cells, size = zlib.decompress(self.packed) if self.packed else b"", 2 * BLOCK_CELLS
+        return tuple(cells[at : at + size].ljust(size, b"\0") for at in range(0, len(cells), size))

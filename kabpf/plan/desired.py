@@ -22,7 +22,7 @@ class Plan:
     # Cgroups that could not be reached, and may be there, or whose containers are not known: their
     # entries stay as they are.
     unreached: frozenset[int] = frozenset()
-    globs: NameAutomaton = field(default_factory=lambda: NameAutomaton((), ()))
+    globs: NameAutomaton = field(default_factory=lambda: NameAutomaton(()))
     globs_digest: int = 0  # 0: the data plane sees no births
     asked: tuple[Policy, ...] = ()  # that containers ask for and have
     # Of the data plane without BTF: cgroups that need an attachment of their own, and whether

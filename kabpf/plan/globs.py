@@ -10,10 +10,11 @@ from __future__ import annotations
 import fnmatch
 import functools
 import os
+import zlib
 from array import array
 from collections.abc import Sequence
 
-from kabpf.plan.births import BLOCK_CELLS, Matched, NameAutomaton
+from kabpf.plan.births import Matched, NameAutomaton
 from kabpf.policy.model import GLOB
 
 # What one automaton may take. The steps stand for time, about 1 us each: what is left out must not
@@ -124,21 +125,21 @@ class _Builder:
         self._cells = self._no_row * first
         self._numbers: dict[tuple[int, ...], int] = {}
         self._waiting: list[tuple[int, ...]] = []
-        self._sets = {Matched(frozenset()): 0}
+        self._sets = {Matched(): 0}
         self._starts = tuple(starts)
         self._first = first
 
-    def build(self) -> tuple[tuple[Matched, ...], tuple[bytes, ...]] | None:
-        """Sets and blocks; None where they take too much."""
+    def build(self) -> tuple[tuple[Matched, ...], bytes] | None:
+        """Sets, and the packed cells; None where they take too much."""
         if not self._globs:
-            return tuple(self._sets), ()
+            return tuple(self._sets), b""
         try:
             self._number(self._starts)
             while self._waiting:
                 self._expand(self._waiting.pop())
         except _TooDearError:
             return None
-        return tuple(self._sets), self._blocks()
+        return tuple(self._sets), self._packed()
 
     def _add(self, glob: int, elements: list[_Element]) -> int:
         """Add the positions of a glob; its first one."""
@@ -222,18 +223,17 @@ class _Builder:
         ends = [each for each in positions if each in self._ends]
         if not ends:
             return 0
+        # In the order of the globs, so that one set is always the same.
         globs, doubted = (
-            frozenset(self._globs[self._of[each]] for each in ends if self._ends[each] is doubt)
+            tuple(self._globs[self._of[each]] for each in ends if self._ends[each] is doubt)
             for doubt in (False, True)
         )
-        matched = Matched(globs, doubted) if doubted else Matched(globs)  # one empty set for all
-        return self._sets.setdefault(matched, len(self._sets))
+        return self._sets.setdefault(Matched(globs, doubted), len(self._sets))
 
-    def _blocks(self) -> tuple[bytes, ...]:
+    def _packed(self) -> bytes:
         head = array("H", bytes(self._classes)) + array("H", [self._shift, self._first])
         self._cells[:HEAD_CELLS] = head
-        raw, size = self._cells.tobytes(), 2 * BLOCK_CELLS
-        return tuple(raw[at : at + size].ljust(size, b"\0") for at in range(0, len(raw), size))
+        return zlib.compress(self._cells, 1)  # to a tenth; more would take longer
 
 
 def _classes(globs: list[list[_Element]]) -> tuple[list[int], int, int]:

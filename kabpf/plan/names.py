@@ -4,10 +4,11 @@ from then on it is a number."""
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import os
 from collections.abc import Iterable
+
+from kabpf.digests import blake2b
 
 PIECE = 64  # bytes: KABPF_PIECE in kabpf.h
 # KABPF_NAME_BIT: the numbers of sets of globs are without it.
@@ -32,7 +33,7 @@ def _of_name(name: str) -> tuple[tuple[Piece, int], ...]:
     raw, above = os.fsencode(name), 0
     found = []
     for start in range(0, len(raw) + 1, PIECE):
-        digest = hashlib.blake2b(raw[: start + PIECE], digest_size=8).digest()
+        digest = blake2b(raw[: start + PIECE], digest_size=8).digest()
         here = int.from_bytes(digest, "little") | NAME_BIT
         found.append(((above, raw[start : start + PIECE]), here))
         above = here

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Containers = Mapping[int, "Container"]  # by the ids of their own cgroups
 NO_CONTAINERS: Containers = {}
+NONE_KNOWN: Mapping[int, Resolved] = {}
 
 
 def resolve(
@@ -27,11 +28,14 @@ def resolve(
     cgroups: Iterable[Cgroup],
     births_max: int,
     containers: Containers = NO_CONTAINERS,
+    known: Mapping[int, Resolved] = NONE_KNOWN,
 ) -> Plan:
-    """The plan for these cgroups, parents before their children, and for all that may be born."""
+    """The plan for these cgroups, parents before their children, and for all that may be born.
+    `known` are some that the same automaton has resolved: a cgroup has one path as long as it is
+    there."""
     asked: Mapping[str, Policy] = {}
     if automaton.containers is None:
-        resolved = _resolved(automaton, cgroups, containers)
+        resolved = _resolved(automaton, cgroups, containers, known)
     else:
         resolved, asked = _with_wishes(automaton, automaton.containers, [*cgroups], containers)
     return Plan(
@@ -46,11 +50,14 @@ def resolve(
 
 
 def _resolved(
-    automaton: Automaton, cgroups: Iterable[Cgroup], containers: Containers
+    automaton: Automaton,
+    cgroups: Iterable[Cgroup],
+    containers: Containers,
+    known: Mapping[int, Resolved] = NONE_KNOWN,
 ) -> dict[int, Resolved]:
     resolved: dict[int, Resolved] = {}
     for cgroup in cgroups:
-        resolved[cgroup.id] = resolve_one(
+        resolved[cgroup.id] = known.get(cgroup.id) or resolve_one(
             automaton, cgroup, resolved.get(cgroup.parent_id), containers.get(cgroup.id)
         )
     return resolved

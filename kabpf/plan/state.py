@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from kabpf.digests import blake2b
 from kabpf.plan.names import Piece
 from kabpf.policy.model import (
     BEFORE_SYN,
@@ -209,15 +210,16 @@ def record(policy: Policy) -> PolicyRecord:
 
 def needs_of(policies: Iterable[Policy]) -> Needs:
     """What these policies need."""
-    options = [
-        (policy.rules.mode, each)
-        for policy in policies
-        for each in _every_option(policy.rules)
-        if each.keepalive or policy.rules.mode != Mode.FILL
-    ]
+    found = {_needs_of_rules(policy.rules) for policy in policies}
+    return Needs(any(each.setsockopt for each in found), any(each.before_syn for each in found))
+
+
+@functools.lru_cache(maxsize=128)  # thousands of policies may have the same
+def _needs_of_rules(rules: Rules) -> Needs:
+    options = [each for each in _every_option(rules) if each.keepalive or rules.mode != Mode.FILL]
     return Needs(
-        any(mode == Mode.ENFORCE or has_range(each) for mode, each in options),
-        any(getattr(each, row.field) for _, each in options for row in BEFORE_SYN),
+        any(rules.mode == Mode.ENFORCE or has_range(each) for each in options),
+        any(getattr(each, row.field) for each in options for row in BEFORE_SYN),
     )
 
 
@@ -236,5 +238,5 @@ _in_ranges = attrgetter(*(row.field for row in IN_RANGES))  # of thousands of po
 def _digest(destinations: tuple[Destination, ...]) -> int:
     if not destinations:
         return 0
-    digest = hashlib.blake2b(repr(destinations).encode(), digest_size=8).digest()
+    digest = blake2b(repr(destinations).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") | 1

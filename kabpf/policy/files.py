@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from kabpf import proc, root_files
+from kabpf.digests import blake2b
 from kabpf.errors import PolicyError, collected
 from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 
@@ -78,9 +78,11 @@ class Snapshot(NamedTuple):
     texts: Texts | None = None  # of the lasting files, where they are not as they lie there
 
 
-def snapshot(directories: Directories, cache: Cache | None = None) -> Snapshot:
+def snapshot(
+    directories: Directories, cache: Cache | None = None, taken: Marks | None = None
+) -> Snapshot:
     """What `load` reads, and the stamps that were taken before. Raises PolicyError."""
-    taken = marks(directories)
+    taken = marks(directories) if taken is None else taken
     policies = load(directories, cache)
     return Snapshot(digest(taken), policies, digest(lasting(directories, taken)))
 
@@ -149,19 +151,20 @@ def marks(directories: Directories) -> Marks:
 def lasting(directories: Directories, taken: Marks) -> Marks:
     """Of these marks, those of the files that persons and their tools write, and that wait for an
     apply or a reload where they have changed; in the order they are read."""
+    besides = {*directories.all}
     return {
         path: mark
         for path, mark in taken.items()
-        if path not in directories.all and not is_of_command(path)
+        if not is_of_command(path) and path not in besides
     }
 
 
 def digest(marks: Marks, besides: Collection[Path] = ()) -> str:
     """The stamp of files with these marks: of those of users apart, behind a hyphen."""
-    of_all, of_users = (hashlib.blake2b(digest_size=16) for _ in range(2))
+    of_all, of_users = (blake2b(digest_size=16) for _ in range(2))
     for path, mark in marks.items():
         if path not in besides:
-            digest = of_users if path == RUNTIME or is_of_user(path) else of_all
+            digest = of_users if is_of_user(path) or str(path) == str(RUNTIME) else of_all
             digest.update(repr((str(path), mark)).encode())
     return f"{of_all.hexdigest()}-{of_users.hexdigest()}"
 
@@ -173,25 +176,33 @@ def differ_by_users_alone(one: str, other: str) -> bool:
 
 def is_of_user(path: Path) -> bool:
     """Whether a file is a drop-in that a user's request wrote."""
-    return path.name.startswith(OF_USER) and path.parent == RUNTIME
+    directory, name = _parted(path)
+    return directory == str(RUNTIME) and name.startswith(OF_USER)
 
 
 def is_of_command(path: Path) -> bool:
     """Whether a file is a drop-in that a command wrote and made active at once."""
-    return path.parent == TRANSIENT or (
-        path.parent == RUNTIME and path.name.startswith((ATTACHED, OF_USER))
+    directory, name = _parted(path)
+    return directory == str(TRANSIENT) or (
+        directory == str(RUNTIME) and name.startswith((ATTACHED, OF_USER))
     )
+
+
+def _parted(path: Path) -> tuple[str, str]:
+    """Directory and name as texts: each of thousands of files is asked about several times."""
+    directory, _, name = str(path).rpartition("/")
+    return directory, name
 
 
 def strongest(found: Collection[Path], directories: Directories) -> list[Path]:
     """Those of these files that no stronger one of the same name hides, in the order they are
     read."""
-    ranks = {directory: rank for rank, directory in enumerate(directories.drop_ins)}
-    drop_ins = [path for path in found if path != directories.main]
-    drop_ins.sort(key=lambda path: -ranks.get(path.parent, len(ranks)))
-    by_name = {path.name: path for path in drop_ins}
-    main = [directories.main] if directories.main in found else []
-    return main + [by_name[name] for name in sorted(by_name)]
+    ranks = {str(directory): rank for rank, directory in enumerate(directories.drop_ins)}
+    drop_ins = [(*_parted(path), path) for path in found]
+    drop_ins.sort(key=lambda each: -ranks.get(each[0], len(ranks)))
+    main = directories.main
+    by_name = {name: path for _, name, path in drop_ins if path != main}
+    return [main] * (main in found) + [by_name[name] for name in sorted(by_name)]
 
 
 def paths(directories: Directories) -> list[Path]:
@@ -251,6 +262,23 @@ def content(path: Path) -> bytes:
             return _content(path, descriptor)
     except _RemovedError:
         raise _unreadable(path, FileNotFoundError(errno.ENOENT, "")) from None
+
+
+def texts(marks: Marks) -> Texts | None:
+    """What these files say, and nothing of a mask; None where one is not as it was marked. Raises
+    OSError, PolicyError, and UnicodeDecodeError."""
+    found = []
+    for path, mark in marks.items():
+        descriptor = os.open(path, root_files.FLAGS & ~os.O_NOFOLLOW)
+        try:
+            status = os.fstat(descriptor)
+            if _stamp(status) != mark:
+                return None
+            content = b"" if _is_null(status) else _content(path, descriptor)
+        finally:
+            os.close(descriptor)
+        found.append((str(path), content.decode()))
+    return tuple(found)
 
 
 def require_visible(path: Path, hidden: Collection[str]) -> None:

@@ -6,7 +6,9 @@ stays the text that it is; the key that it stands under gives it a type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from kabpf.errors import PolicyError
@@ -106,8 +108,14 @@ class _Tree:
         self._path = path
         self._only = only
         self._events = self._parse(text)
+        self._sources: dict[int, Source] = {}  # by line
 
     def build(self) -> Node | None:
+        # Else it would refer to itself, and the 20 KiB of libyaml's parser stay for a while.
+        with closing(self._events):
+            return self._document()
+
+    def _document(self) -> Node | None:
         next(self._events)  # the stream's start
         if isinstance(next(self._events), self._yaml.StreamEndEvent):
             return None
@@ -121,7 +129,7 @@ class _Tree:
             raise root.error(f"text, expected keys ({', '.join(self._only)})")
         return None if root.value == "" else root
 
-    def _parse(self, text: str) -> Iterator[Any]:
+    def _parse(self, text: str) -> Generator[Any, None, None]:
         yaml = self._yaml
         try:
             yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -136,7 +144,8 @@ class _Tree:
 
     def _node(self, event: Any, key: str, depth: int) -> Node:
         yaml = self._yaml
-        source = Source(self._path, event.start_mark.line + 1)
+        line = event.start_mark.line + 1
+        source = self._sources.setdefault(line, Source(self._path, line))
         node = Node("", key, source)
         if isinstance(event, yaml.AliasEvent):
             shown = self._shown(f"*{event.anchor}", key)
@@ -152,7 +161,7 @@ class _Tree:
         if isinstance(event, yaml.ScalarEvent):
             if not event.value.isprintable() or len(event.value) > TEXT_MAX:
                 raise node.error(f"expected one line of at most {TEXT_MAX} printable characters")
-            return Node(event.value, key, source)
+            return Node(sys.intern(event.value), key, source)  # thousands of files say the same
         if isinstance(event, yaml.SequenceStartEvent):
             return Node(self._items(key, depth), key, source)
         return Node(self._pairs(key, depth), key, source)
@@ -176,7 +185,7 @@ class _Tree:
             if not isinstance(name.value, str):
                 raise name.error(f"{name} as a key, expected a word")
             word = self._shown(name.value or "''", key)
-            inner = f"{key}.{word}" if key else word
+            inner = sys.intern(f"{key}.{word}") if key else word
             if name.value in pairs:
                 first = pairs[name.value].source.line
                 raise PolicyError(f"{name.source}: {inner}: given twice, first in line {first}")

@@ -8,7 +8,6 @@ write into /run is not kept: it ends with the boot, and so do the ids of cgroups
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -17,6 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kabpf.digests import blake2b
 from kabpf.errors import PolicyError, RefusedError
 from kabpf.faults import fault_point
 from kabpf.policy import files
@@ -65,10 +65,11 @@ def keep(snapshot: Snapshot, directories: Directories = files.SYSTEM, state: Pat
             return
         texts = snapshot.texts
         if texts is None:
-            paths = files.lasting(directories, files.marks(directories))
-            texts = tuple((str(path), _text(path)) for path in paths)
-            if files.stamp(directories) != snapshot.stamp:  # changed since
-                return
+            marks = files.lasting(directories, files.marks(directories))
+            changed = files.digest(marks) != snapshot.lasting
+            texts = None if changed else files.texts(marks)
+        if texts is None:
+            return
         _write(state, Kept(time.time(), snapshot.lasting, texts))
 
 
@@ -106,10 +107,6 @@ def time_text(seconds: float) -> str:
 
 
 _AGAIN = "try: kabpfctl apply"
-
-
-def _text(path: Path) -> str:
-    return "" if files.is_mask(path) else files.content(path).decode()
 
 
 def _kept_stamp(state: Path) -> str:
@@ -189,4 +186,4 @@ def _sync(directory: Path) -> None:
 
 
 def _digest(body: bytes) -> str:
-    return hashlib.blake2b(body, digest_size=16).hexdigest()
+    return blake2b(body, digest_size=16).hexdigest()

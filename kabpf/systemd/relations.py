@@ -93,6 +93,7 @@ class _Related:
         self._by_service: dict[str, list[str]] = {}
         self._others: list[Relation] = []
         self._all = sorted(each for each in relations if all(each))  # nothing that is masked
+        self._services = [each.service for each in self._all]
         for relation in self._all:
             self._by_service.setdefault(relation.service, []).append(relation.socket)
             if ANY in relation.service:
@@ -100,12 +101,12 @@ class _Related:
 
     def sockets(self, text: str) -> tuple[str, ...]:
         """The socket units, or globs, of the services that a selector's text names."""
-        is_glob = GLOB.search(text) is not None
+        matching = {*_matching(self._services, text)} if GLOB.search(text) else set()
         found = [*self._by_service.get(text, ())]
-        for relation in self._all if is_glob else self._others:
+        for relation in self._all if matching else self._others:
             if socket := _counterpart(relation.service, relation.socket, text):
                 found.append(socket)
-            elif is_glob and _matching([relation.service], text):
+            elif relation.service in matching:
                 found.append(relation.socket)
         return tuple(dict.fromkeys(found))
 

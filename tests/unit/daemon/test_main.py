@@ -13,10 +13,12 @@ from kabpf.daemon import main
 OPTIONS = ("--compile", "--install-units", "--prune", "--retrofit", "--request", "--unload")
 
 
-@pytest.mark.parametrize("package", ["kabpf.requests", "kabpf.observe", "kabpf.systemd.install"])
+@pytest.mark.parametrize(
+    "package", ["kabpf.requests", "kabpf.observe", "kabpf.systemd.install", "hashlib"]
+)
 def test_daemon_does_without(package: str) -> None:
     """The daemon stays in memory, so it does not import what only other programs need, or only
-    machines that log sockets."""
+    machines that log sockets; nor hashlib, which brings OpenSSL."""
     program = "import sys, kabpf.daemon.main;"
     program += f" print([name for name in sys.modules if name.startswith({package!r})])"
     done = subprocess.run(

@@ -60,14 +60,16 @@ THOROUGHLY = settings(max_examples=150)
 @example([[{"unit": "a.service"}], [{"cgroup": "/**/a.socket"}]], [["a.socket"]])
 @example([[{"cgroup": "/a/**/b"}]], [["a", "b", "a", "b"]])
 @example([[{"cgroup": "/a/**/**/b"}]], [["a", "b"]])
+@example([[{"cgroup": "/[a]*b"}], [{"cgroup": "/abc*b"}]], [["[a]xb"]])
 def test_every_cgroup_has_the_policy_of_the_strongest_selector(
     selectors: list[list[dict[str, str]]], paths: list[list[str]]
 ) -> None:
     """plan.resolve gives each cgroup what a matcher finds that tries every selector by itself, and
-    where there is none what its parent has."""
+    where there is none what its parent has; also where it has resolved some before."""
     policies = policies_of(selectors)
-    cgroups = tree(paths)
-    resolved = resolve(policies, Automaton(policies), cgroups, NO_LIMIT).cgroups
+    automaton, cgroups = Automaton(policies), tree(paths)
+    known = resolve(policies, automaton, cgroups[: len(cgroups) // 2], NO_LIMIT).cgroups
+    resolved = resolve(policies, automaton, cgroups, NO_LIMIT, known=known).cgroups
     for cgroup in cgroups:
         expected = reference(policies, cgroup.path)
         assert resolved[cgroup.id].policy == expected, cgroup.path

@@ -62,6 +62,20 @@ def test_mask_hides_weaker_files(tmp_path: Path, mask: str) -> None:
     assert idles(parser.combine(read_all(where))) == [3, 2]
 
 
+def test_texts_are_those_of_the_files_that_were_marked(tmp_path: Path) -> None:
+    """A file that another one has replaced since is not taken for it; a mask says nothing."""
+    where = directories(tmp_path)
+    mask = where.drop_ins[0] / "a.yaml"
+    mask.symlink_to("/dev/null")
+    put(where.main, UNIT % 4)
+    marks = files.lasting(where, files.marks(where))
+    assert files.texts(marks) == ((str(where.main), (UNIT % 4).decode()), (str(mask), ""))
+    fresh = tmp_path / "fresh"
+    put(fresh, UNIT % 5)
+    fresh.rename(where.main)
+    assert files.texts(marks) is None
+
+
 def test_masked_main_file_says_nothing(tmp_path: Path) -> None:
     """The main file may be a link to /dev/null."""
     where = directories(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import re
 import subprocess
 import sys
@@ -402,6 +404,20 @@ def test_yaml_is_imported_when_a_file_is_read() -> None:
     program = "import sys, kabpf.plan.automaton, kabpf.policy.files;"
     program += " sys.exit('yaml' in sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", program], check=True)
+
+
+def test_nothing_of_the_parser_stays_in_memory() -> None:
+    """The parser of libyaml, of 20 KiB, goes with the file that it has read."""
+    gc.collect()
+    gc.disable()
+    try:
+        for text in (b"policies: {a: {select: [{unit: a.service}], keepalive: on}}", b"{", b""):
+            with contextlib.suppress(PolicyError):
+                parser.parse(text, "a.yaml")
+        names = {type(each).__name__ for each in gc.get_objects()}
+    finally:
+        gc.enable()
+    assert not names & {"_Tree", "CSafeLoader", "SafeLoader"}
 
 
 @settings(max_examples=300)
