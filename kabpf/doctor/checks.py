@@ -363,7 +363,7 @@ def _limits(here: Here) -> Findings:
                 f"{_LIMIT}; then: kabpfctl apply",
             )
     count = len(here.tree.cgroups())
-    text = f"{count} cgroups, room for {abi.CGROUPS}"
+    text = f"{output.count(count, 'cgroup')}, room for {abi.CGROUPS}"
     if count < FULL * abi.CGROUPS:
         yield ok(text)
     else:

@@ -18,7 +18,10 @@ ANSWER_S = 5
 def findings() -> Findings:
     """What systemd says of our units."""
     if not scopes.is_booted():
-        yield note("systemd does not run here: nothing starts kabpfd")
+        yield note(
+            "systemd does not run here: nothing starts kabpfd, and no unit has a cgroup",
+            "select cgroups by their paths, such as /",
+        )
         return
     import subprocess  # here, because it takes 10 ms
 
