@@ -8,7 +8,6 @@ program, map, link, pin, cgroup or process behind.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import json
 import os
@@ -22,12 +21,12 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-import cgroup_namespace
 import dockers
 import headers
 import held as holders
 import pyroute2
 import pytest
+import session_namespaces
 import shared
 import versions
 from harness import (
@@ -46,16 +45,12 @@ from harness import (
     stay_alone,
 )
 from held_socket import HeldSocket
+from session_namespaces import DIRECTORIES, mount, unmount
 from versions import Version
 
 from kabpf.kernel import bcc_compile
 
-CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
-
-DIRECTORIES = ("/etc/kabpf", "/run/kabpf", "/var/lib/kabpf")
 BTF, MODULES = Path("/sys/kernel/btf"), Path("/lib/modules")
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -85,27 +80,11 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
         let_others_in()
 
 
-def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0) -> None:
-    if libc.mount(source, target, kind, flags, b"mode=755" if kind in (b"tmpfs", b"bpf") else None):
-        raise OSError(ctypes.get_errno(), f"mount {target.decode()}")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_mounts() -> Iterator[Path]:
     """Namespaces of our own for the whole session; the cgroup namespace that this one left."""
-    with ExitStack() as held:
-        for path in DIRECTORIES:
-            held.enter_context(shared.directory(Path(path)))
-        if libc.unshare(CLONE_NEWNS):
-            raise OSError(ctypes.get_errno(), "unshare")
-        mount(b"none", b"/", b"", MS_REC | MS_PRIVATE)
-        for path in DIRECTORIES:
-            mount(b"tmpfs", os.fsencode(path), b"tmpfs")
-        mount(b"bpf", b"/sys/fs/bpf", b"bpf")
-        mount(b"proc", b"/proc", b"proc")  # a container may have a /proc/sys that can't be written
-        yield held.enter_context(cgroup_namespace.entered())
-        for path in ("/proc", *DIRECTORIES, "/sys/fs/bpf"):
-            libc.umount(os.fsencode(path))
+    with session_namespaces.entered() as left:
+        yield left
 
 
 @pytest.fixture(autouse=True)
@@ -161,8 +140,8 @@ def lent_headers(own_mounts: Path) -> Iterator[None]:
     except headers.MissingError as error:
         headers.lack(str(error), "kernel")
     with shared.directory(MODULES), ExitStack() as mounted:
-        mount(b"tmpfs", os.fsencode(MODULES), b"tmpfs")
-        mounted.callback(libc.umount, os.fsencode(MODULES))
+        mount("tmpfs", MODULES)
+        mounted.callback(unmount, MODULES)
         here = MODULES / os.uname().release
         here.mkdir()
         for name, path in found.items():
@@ -186,9 +165,9 @@ def loader(
     kept = tmp_path_factory.getbasetemp() / bcc_compile.KEPT.name
     if kept.exists():
         shutil.copy(kept, bcc_compile.KEPT)
-    mount(b"tmpfs", os.fsencode(BTF), b"tmpfs")
+    mount("tmpfs", BTF)
     yield name
-    libc.umount(os.fsencode(BTF))
+    unmount(BTF)
     if bcc_compile.KEPT.exists():
         shutil.copy(bcc_compile.KEPT, kept)
 

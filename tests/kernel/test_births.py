@@ -7,8 +7,6 @@ import subprocess
 import pytest
 from harness import UNTOUCHED, known_cgroups, path_of, wait_until
 
-pytestmark = pytest.mark.core
-
 # PROC_CGROUP_INIT_INO of the kernel's include/linux/proc_ns.h; others can't make a hierarchy
 # (cgroup1_root_to_use in its kernel/cgroup/cgroup-v1.c).
 FIRST_CGROUP_NAMESPACE = 0xEFFFFFFB
@@ -27,7 +25,6 @@ def _entry(path, options="{idle: 61}"):
     return f'  p{abs(hash(path))}: {{select: [{{cgroup: "{path}"}}], keepalive: {options}}}\n'
 
 
-@pytest.mark.slow
 def test_service_restarted_200_times_is_covered_at_once(make_cgroup, kabpfctl, write_policy, peer):
     """A cgroup selected by path is covered from its birth, however often it is made again."""
     top = make_cgroup()
@@ -104,6 +101,7 @@ def test_removed_cgroups_leave_the_map(kabpfctl, make_cgroup):
     wait_until(lambda: not ids & known_cgroups(), "the kernel to release the cgroups")
 
 
+@pytest.mark.core
 def test_path_below_a_parent_that_is_made_later_is_covered(
     make_cgroup, kabpfctl, write_policy, peer
 ):
@@ -116,6 +114,7 @@ def test_path_below_a_parent_that_is_made_later_is_covered(
     assert _idle(peer, service.parent) is None
 
 
+@pytest.mark.core
 def test_nearest_policy_wins(make_cgroup, kabpfctl, write_policy, peer):
     """Nested cgroups have the policy of the nearest cgroup that one names."""
     outer, inner = make_cgroup("outer"), make_cgroup("outer/inner")
@@ -151,6 +150,7 @@ def test_unit_is_covered_wherever_its_slice_is(make_cgroup, kabpfctl, write_poli
     assert _idle(peer, make_cgroup("a.slice/other.service")) is None
 
 
+@pytest.mark.core
 def test_star_and_double_star_are_matched_by_the_kernel(make_cgroup, kabpfctl, write_policy, peer):
     """Globs of whole names cover new cgroups with no daemon running."""
     top = path_of(make_cgroup())
@@ -198,6 +198,7 @@ def test_globs_within_names_are_matched_by_the_kernel(make_cgroup, kabpfctl, wri
     assert "new cgroups wait" not in kabpfctl("status").stdout
 
 
+@pytest.mark.core
 def test_name_that_a_glob_has_doubts_about_is_resolved_by_the_daemon(
     make_cgroup, kabpfctl, write_policy, kabpfd, peer
 ):
@@ -234,7 +235,6 @@ def test_cgroup_below_a_doubtful_one_is_corrected_too(
     assert _idle(peer, below) == 61
 
 
-@pytest.mark.slow
 def test_more_births_than_the_ring_buffer_holds_are_all_resolved(
     make_cgroup, kabpfctl, write_policy, kabpfd, peer
 ):
@@ -253,7 +253,6 @@ def test_more_births_than_the_ring_buffer_holds_are_all_resolved(
         assert client.wait_for_keepalive(number) is not None
 
 
-@pytest.mark.slow
 def test_glob_without_room_waits_for_apply(make_cgroup, kabpfctl, write_policy, peer):
     """Without kabpfd a glob that the kernel has no room for covers a new cgroup at the next apply,
     and the commands name it."""

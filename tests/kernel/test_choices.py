@@ -6,8 +6,6 @@ import subprocess
 import pytest
 from harness import DROP_INS, PINS, UNTOUCHED, path_of
 
-pytestmark = pytest.mark.core
-
 # An application sets some of what each policy gives, and then SO_KEEPALIVE 0, as net.Dial() and
 # SetKeepAlive(false) of Go do.
 TURNED_OFF = {
@@ -46,6 +44,7 @@ def _keepalive(sockets):
     return [one.keepalive(number) for one, number in sockets]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("options", TURNED_OFF)
 def test_what_was_turned_off_stays_off_when_the_policy_changes(options, turned_off, policy):
     """Also where each of the policy's options is the application's, and where it gives none."""
@@ -57,7 +56,6 @@ def test_what_was_turned_off_stays_off_when_the_policy_changes(options, turned_o
         assert _keepalive(sockets) == [0, 0, 0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", TURNED_OFF)
 def test_what_was_turned_off_stays_off_when_the_daemon_is_started_again(
     options, turned_off, policy, kabpfd
@@ -77,7 +75,6 @@ def test_what_was_turned_off_stays_off_when_the_daemon_is_started_again(
     assert _keepalive(sockets) == [0, 0 if own else 1, 0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
 @pytest.mark.parametrize("options", TURNED_OFF)
 def test_what_was_turned_off_stays_off_over_an_upgrade(
@@ -103,6 +100,7 @@ def test_what_was_turned_off_before_the_first_policy_stays_off(turned_off, polic
     assert _keepalive(sockets) == [0, 0, 0]
 
 
+@pytest.mark.core
 def test_what_never_asked_is_turned_on(connection, peer, cgroup, policy):
     """Numbers alone, which an application may set without SO_KEEPALIVE, are no word against it on a
     connection; nor is a user timeout on a listener."""
@@ -153,7 +151,8 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("mode", ["fill", pytest.param("override", marks=pytest.mark.slow)])
+@pytest.mark.core
+@pytest.mark.parametrize("mode", ["fill", "override"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_later_choice_stays_when_the_policy_changes(connection, policy, mode, change):
     """What an application sets on an established connection stays, whatever is changed elsewhere in
@@ -186,7 +185,6 @@ def test_later_choice_stays_when_the_file_is_renamed(connection, policy, kabpfct
     assert client.options(number) == GIVEN | {"idle": 15}
 
 
-@pytest.mark.slow
 def test_later_choice_stays_over_a_stop_and_a_start(connection, policy, kabpfctl, kabpfd):
     """While a number of the policy's stands beside it; a connection of the interval gets it all."""
     client, connect = connection
@@ -242,7 +240,6 @@ def test_policy_that_did_not_update_has_not_had_its_turn(connection, policy):
     assert client.options(number) == GIVEN
 
 
-@pytest.mark.slow
 def test_mended_link_overwrites_no_later_choice(connection, policy, kabpfctl, cut_link):
     """After somebody detached the program, what was open before has what it had, and what was
     opened meanwhile gets what it lacks."""

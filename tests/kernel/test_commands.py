@@ -14,8 +14,6 @@ from kabpf.kernel import dataplane
 from kabpf.kernel.abi import CTotals
 from kabpf.runtime.last_good import time_text
 
-pytestmark = pytest.mark.core
-
 RUNTIME, PERSISTENT = Path("/run/kabpf/policy.d"), Path("/etc/kabpf/policy.d")
 IDLE_61 = UNTOUCHED | {"keepalive": 1, "idle": 61}
 
@@ -24,6 +22,7 @@ def _files(directory):
     return sorted(os.listdir(directory)) if directory.exists() else []
 
 
+@pytest.mark.core
 def test_attach_writes_a_runtime_drop_in(cgroup, kabpfctl):
     """attach leaves a policy file in /run that says what was asked for, and nothing in /etc."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", "1m", "--user-timeout", "off")
@@ -119,6 +118,7 @@ def test_attach_under_a_policy_that_is_read_later_is_refused(cgroup, kabpfctl, p
     assert options_of_new(peer, cgroup) == IDLE_61
 
 
+@pytest.mark.core
 @pytest.mark.loaders
 def test_detach_leaves_the_other_cgroups_covered(cgroup, other_cgroup, kabpfctl, peer):
     """detach takes one cgroup's policy; sockets keep what they have."""
@@ -150,6 +150,7 @@ def test_detach_of_a_cgroup_that_is_not_attached_is_refused(cgroup, kabpfctl):
     assert done.stderr == (f"kabpfctl: {path_of(cgroup)} is not attached\n")
 
 
+@pytest.mark.core
 @pytest.mark.loaders
 def test_detach_all_leaves_nothing_in_the_kernel(cgroup, kabpfctl, peer):
     """detach --all removes every attached drop-in and every pin, and keeps policy files."""
@@ -167,6 +168,7 @@ def test_detach_all_leaves_nothing_in_the_kernel(cgroup, kabpfctl, peer):
     assert options_of_new(peer, cgroup)["idle"] == 62
 
 
+@pytest.mark.core
 @pytest.mark.loaders
 def test_apply_says_what_it_changed(cgroup, kabpfctl, write_policy):
     """apply counts policies and covered cgroups, and as JSON what it wrote; a second one writes
@@ -177,6 +179,7 @@ def test_apply_says_what_it_changed(cgroup, kabpfctl, write_policy):
     assert changed(kabpfctl) == {}
 
 
+@pytest.mark.core
 def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
     """plan tells each covered cgroup's policy, options and source, and what apply would write."""
     file = write_policy(
@@ -214,6 +217,7 @@ def test_plan_shows_and_changes_nothing(cgroup, kabpfctl, write_policy, peer):
     assert options_of_new(peer, cgroup) == UNTOUCHED
 
 
+@pytest.mark.core
 def test_status_counts_what_happened(cgroup, kabpfctl, peer):
     """status counts new and updated sockets, and once each of those that keep their own."""
     server, client = peer(), peer(cgroup)
@@ -256,6 +260,7 @@ def test_status_counts_what_was_lost(kabpfctl):
     assert "not recorded" not in kabpfctl("status").stdout
 
 
+@pytest.mark.core
 def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):
     """status says whether the files as they are now are active, and what is wrong with them."""
     kabpfctl("attach", "--cgroup", cgroup, "--idle", 61)
@@ -272,7 +277,6 @@ def test_status_names_wrong_and_unapplied_files(cgroup, kabpfctl, write_policy):
     assert "policy files: changed since the last apply" in kabpfctl("status").stdout
 
 
-@pytest.mark.slow
 @pytest.mark.loaders
 def test_commands_at_the_same_time_end_in_what_the_files_say(make_cgroup, kabpfctl, peer):
     """Attaching many cgroups at once, each in a process of its own, covers each of them."""
@@ -293,6 +297,7 @@ def test_commands_at_the_same_time_end_in_what_the_files_say(make_cgroup, kabpfc
     assert [options_of_new(peer, name) for name in names] == [IDLE_61] * 12
 
 
+@pytest.mark.core
 def test_explain_takes_a_path_a_unit_or_a_process(make_cgroup, kabpfctl, write_policy, peer):
     """Whichever way a cgroup is meant, explain says which file decides, and whether it is
     active."""
@@ -401,7 +406,6 @@ def test_status_and_plan_say_what_a_policy_says_beyond_the_options(cgroup, kabpf
     assert f"OTHER         {more}\n" in kabpfctl("status", "a").stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "reason"),
     [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],

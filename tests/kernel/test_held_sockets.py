@@ -14,7 +14,7 @@ from kabpf.apply import one_by_one
 from kabpf.kernel import abi, dataplane
 
 # An older kabpf on the machine would wait for these sockets.
-pytestmark = [pytest.mark.core, pytest.mark.alone]
+pytestmark = pytest.mark.alone
 
 SOON_S = 2  # for a command to end, beside what it takes anyway
 
@@ -55,6 +55,7 @@ def place(make_cgroup, write_policy):
     return cgroup, write
 
 
+@pytest.mark.core
 def test_held_socket_stops_no_apply(place, other_cgroup, peer, kabpfctl, hold, make_namespace):
     """Where a process holds a socket, apply ends soon and says who does it; that socket alone waits
     for its update; the lock is free; and once the socket is let go of, the next apply does it."""
@@ -102,7 +103,6 @@ def test_somebody_elses_held_socket_leaves_nothing_owed(
     assert client.options(number)["idle"] == 15
 
 
-@pytest.mark.slow
 def test_what_nobody_has_accepted_yet_stays_owed(
     place, other_cgroup, peer, kabpfctl, hold, namespace
 ):
@@ -119,7 +119,6 @@ def test_what_nobody_has_accepted_yet_stays_owed(
     assert server.options(accepted)["idle"] == 61
 
 
-@pytest.mark.slow
 def test_socket_that_is_held_a_moment_later_stops_no_other(
     place, peer, kabpfctl, hold, namespace, write_policy, monkeypatch
 ):
@@ -152,7 +151,6 @@ KEEPALIVE = "{idle: 61, interval: 11, probes: 5, user_timeout: 90s}"
 RANGES = "{idle: 40..50, interval: 5..9, probes: 3..6, user_timeout: 30s..60s}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     [
@@ -195,7 +193,6 @@ def test_one_socket_is_updated_as_the_iterator_would(
     assert seen[0] != [one for one in seen[0] if one["idle"] in (60, 7200)]
 
 
-@pytest.mark.slow
 def test_at_most_one_visitor_waits_in_a_namespace(
     place, other_cgroup, peer, kabpfctl, hold, namespace
 ):
@@ -219,7 +216,6 @@ def test_at_most_one_visitor_waits_in_a_namespace(
     wait_until(lambda: visitors(namespace) == set(), "the visitor's end")
 
 
-@pytest.mark.slow
 def test_other_cgroups_are_not_owed_more(place, other_cgroup, peer, kabpfctl, hold, namespace):
     """A cgroup without a socket in the namespace that could not be updated is done with."""
     cgroup, write = place
@@ -235,7 +231,6 @@ def test_other_cgroups_are_not_owed_more(place, other_cgroup, peer, kabpfctl, ho
     assert client.options(number)["idle"] == 15
 
 
-@pytest.mark.slow
 def test_list_has_what_processes_have_open(other_cgroup, peer, kabpfctl, hold, namespace):
     """Beside a held socket the others of its namespace are listed, once each, and the held one."""
     kabpfctl("apply")
@@ -250,7 +245,6 @@ def test_list_has_what_processes_have_open(other_cgroup, peer, kabpfctl, hold, n
     assert f"network namespace {inode_of(namespace)}: a socket there is held" in done.stderr
 
 
-@pytest.mark.slow
 def test_daemon_tries_again(place, kabpfd, hold, namespace):
     """kabpfd says what waits, answers its watchdog, and updates the socket when it can."""
     cgroup, write = place
@@ -264,7 +258,6 @@ def test_daemon_tries_again(place, kabpfd, hold, namespace):
     assert holder.idle() == 61
 
 
-@pytest.mark.slow
 def test_daemon_tries_again_without_the_lock(place, peer, kabpfd, hold, namespace, write_policy):
     """While another command has the lock, it updates whatever is not held."""
     cgroup, _ = place

@@ -10,8 +10,6 @@ import pytest
 import yaml
 from harness import BIN, PROGRAMS, UNTOUCHED, cgroup_root, entering
 
-pytestmark = pytest.mark.core
-
 PROGRAMS_MAX = 64  # BPF_CGROUP_MAX_PROGS in include/linux/bpf-cgroup-defs.h in the kernel
 
 INSIDE = """
@@ -42,6 +40,7 @@ def in_container(make_cgroup):
     return container, run
 
 
+@pytest.mark.core
 def test_root_is_the_namespaces(in_container, make_cgroup, peer):
     """Paths are relative to the namespace's root, new cgroups of it are covered, and nothing
     outside is, not even a unit of the same name."""
@@ -77,6 +76,7 @@ def test_pins_go_with_the_namespace(in_container, peer):
     assert client.options(client.connection(address)) == UNTOUCHED
 
 
+@pytest.mark.core
 def test_kernel_agrees_with_the_golden_plans(in_container):
     """Connections of every cgroup of plans/ have the options of the policy that the case's plan
     names, whether the cgroup was there before the policies or is born after."""
@@ -106,6 +106,7 @@ def _neighbours(run):
     ], done.stderr
 
 
+@pytest.mark.core
 def test_program_that_keeps_ours_out_is_told(in_container, neighbour):
     """A program that somebody attached to the root without BPF_F_ALLOW_MULTI is an error."""
     container, run = in_container

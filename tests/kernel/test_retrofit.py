@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from harness import DROP_INS, UNTOUCHED
 
-pytestmark = pytest.mark.core
-
 IDLE_61 = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 0}
 ATTACH = ("--idle", 61, "--interval", 11, "--probes", 5)
 TCP_ULP, SOL_TLS, TLS_TX = 31, 282, 1
@@ -37,6 +35,7 @@ def _seen(options):
     return json.dumps(options, sort_keys=True)
 
 
+@pytest.mark.core
 def test_attach_covers_exactly_the_open_connections_of_the_cgroup(
     cgroup, other_cgroup, peer, kabpfctl, many_descriptors
 ):
@@ -51,6 +50,7 @@ def test_attach_covers_exactly_the_open_connections_of_the_cgroup(
     assert "5000 open sockets updated" in text
 
 
+@pytest.mark.core
 def test_attach_reaches_other_network_namespaces(
     cgroup, other_cgroup, peer, kabpfctl, make_namespace, many_descriptors
 ):
@@ -80,6 +80,7 @@ def test_socket_in_a_namespace_that_its_process_has_left_is_covered(
     assert client.options(number) == IDLE_61
 
 
+@pytest.mark.core
 def test_attach_covers_open_listeners(cgroup, peer, kabpfctl):
     """A listener that was open before has the options, and what it accepts from then on."""
     server, client = peer(cgroup), peer()
@@ -90,6 +91,7 @@ def test_attach_covers_open_listeners(cgroup, peer, kabpfctl):
     assert server.options(server.accept(listener)) == IDLE_61
 
 
+@pytest.mark.core
 def test_changed_policy_moves_what_it_had_set(cgroup, peer, kabpfctl):
     """Other options reach the sockets that kabpf had set, and leave what the application chose."""
     server, client = peer(), peer(cgroup)
@@ -115,6 +117,7 @@ def test_policy_that_comes_back_moves_what_it_had_set(cgroup, peer, kabpfctl):
     assert client.options(number)["idle"] == 62
 
 
+@pytest.mark.core
 def test_option_that_the_application_set_is_kept(cgroup, peer, kabpfctl):
     """On open connections, too, the application's own values stay."""
     server, client = peer(), peer(cgroup)
@@ -182,6 +185,7 @@ def test_changes_in_a_row_are_followed(connection, policy):
     assert [client.options(number)["idle"] for number in numbers] == [64] * len(numbers)
 
 
+@pytest.mark.core
 def test_existing_false_leaves_open_connections(connection, policy):
     """A change with `existing: false` is for new connections; the next one without still knows the
     old values for kabpf's."""
@@ -255,6 +259,7 @@ def test_option_that_was_dropped_and_given_again(connection, policy):
     assert client.options(number)["interval"] == 12
 
 
+@pytest.mark.core
 def test_range_in_place_of_a_value(connection, policy):
     """Under a range open connections keep their application's value inside it, are brought to the
     nearer bound from outside, and have the upper bound where the value was kabpf's."""

@@ -12,8 +12,6 @@ from contextlib import closing
 import pytest
 from harness import BIN, PATIENCE, WATCHDOG, WITHOUT_SYS_ADMIN, changed, path_of
 
-pytestmark = pytest.mark.core
-
 SOCKET = "/run/kabpf/retrofit.socket"
 REQUEST = b'{"owed": [], "processes": null}'
 
@@ -47,6 +45,7 @@ def listening() -> Iterator[Callable[..., None]]:
     os.unlink(SOCKET)
 
 
+@pytest.mark.core
 def test_helper_reaches_every_namespace(cgroup, peer, make_namespace, write_policy, listening):
     """Open sockets in other network namespaces are changed for who may not enter those."""
     clients = []
@@ -107,6 +106,7 @@ def test_helper_ends_with_who_asked(request_):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.core
 def test_update_that_was_refused_is_done_again(cgroup, peer, write_policy, kabpfd, listening):
     """Open sockets that kabpfd could not have updated are by its next word to the watchdog."""
     _, address = peer().listener()

@@ -6,8 +6,6 @@ import signal
 import pytest
 from harness import path_of
 
-pytestmark = pytest.mark.core
-
 SYSTEM = dict.fromkeys(("keepalive", "idle_s", "interval_s", "probes", "user_timeout_ms"), "system")
 POLICY = SYSTEM | {"keepalive": "policy", "idle_s": "policy", "interval_s": "policy"}
 BOTH = "{idle: 61, interval: 11}"
@@ -28,6 +26,7 @@ def set_by(kabpfctl):
     return find
 
 
+@pytest.mark.core
 def test_set_by_the_policy(connection, policy, set_by):
     """When it is established, or open already; before, by nobody."""
     client, connect = connection
@@ -45,6 +44,7 @@ def test_set_by_nobody_before_the_first_policy(connection, kabpfctl, other_cgrou
     assert set_by(client, number) == SYSTEM
 
 
+@pytest.mark.core
 def test_set_by_a_former_policy(connection, policy, set_by):
     """What the next policy leaves is the former one's, and all once there is none."""
     client, connect = connection
@@ -59,6 +59,7 @@ def test_set_by_a_former_policy(connection, policy, set_by):
     assert set_by(client, after) == unloaded
 
 
+@pytest.mark.core
 def test_set_by_a_listeners_policy_and_application(peer, cgroup, policy, set_by):
     """What an accepted connection inherits is whose the listener's is."""
     policy(BOTH)
@@ -71,6 +72,7 @@ def test_set_by_a_listeners_policy_and_application(peer, cgroup, policy, set_by)
     assert set_by(server, accepted) == POLICY | {"interval_s": "application"}
 
 
+@pytest.mark.core
 def test_set_by_the_application_before_and_after(connection, policy, set_by):
     """Its own values are the application's, whether a policy came before or later."""
     client, connect = connection
@@ -158,7 +160,6 @@ def test_set_by_after_its_process_moved(connection, other_cgroup, policy, set_by
     assert set_by(client, number) == POLICY
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("other", ["rebuilt", "relaid"])
 def test_set_by_after_an_upgrade(connection, cgroup, write_policy, version, other):
     """What equals the policy's is its own; of what a former one gave, another layout knows no more
@@ -177,7 +178,6 @@ def test_set_by_after_an_upgrade(connection, cgroup, write_policy, version, othe
     assert found["set_by"] == POLICY | {"interval_s": former}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL])
 def test_set_by_after_the_daemon_restarted(connection, policy, kabpfd, set_by, end):
     """What policies gave is known after a stop, which unloads them, a restart and a crash."""
@@ -196,7 +196,6 @@ def test_set_by_after_the_daemon_restarted(connection, policy, kabpfd, set_by, e
     assert set_by(client, number) == own | {"interval_s": "former policy"}
 
 
-@pytest.mark.slow
 def test_set_by_a_destination_over_a_stop(connection, policy, kabpfctl, set_by):
     """What a stop does not keep is unknown, and never the application's."""
     client, connect = connection

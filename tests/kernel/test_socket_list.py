@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from harness import BIN, PATIENCE, cgroup_root, path_of, set_sysctl, wait_until
 
-pytestmark = pytest.mark.core
-
 NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
 SYSTEM = dict.fromkeys(("keepalive", "idle_s", "interval_s", "probes", "user_timeout_ms"), "system")
 DROP = """
@@ -83,6 +81,7 @@ def test_options_that_nobody_set(loaded, peer, cgroup, namespace, find):
     assert found["network_namespace"] == os.stat(f"/run/netns/{namespace}").st_ino
 
 
+@pytest.mark.core
 def test_options_of_a_policy(connected, cgroup, kabpfctl, write_policy, find):
     """What a policy set is shown as the policy's, with its name, file and line; what it leaves
     alone, and what the application had chosen, is not."""
@@ -136,6 +135,7 @@ def test_who_set_an_option_under_any_rule(
     assert (found["idle_s"], found["set_by"]["idle_s"]) == (idle, setter)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("listening", "connecting", "family"),
     [("127.0.0.1", "127.0.0.1", "ipv4"), ("::1", "::1", "ipv6"), ("::", "127.0.0.1", "ipv6")],
@@ -166,6 +166,7 @@ def test_listener_has_no_next_probe(peer, cgroup, kabpfctl, find):
     assert found["next_probe_ms"] is None
 
 
+@pytest.mark.core
 def test_next_probe_counts_down_from_idle(connected, cgroup, kabpfctl, find):
     """On a silent connection the time to the next probe runs from idle towards 0."""
     _, _, port = connected
@@ -201,6 +202,7 @@ def test_next_probe_to_a_silent_peer_is_an_interval_away(peer, cgroup, namespace
     assert 30_000 < find(cgroup, port)["next_probe_ms"] <= 40_000
 
 
+@pytest.mark.core
 def test_filters(make_cgroup, peer, kabpfctl, write_policy):
     """Each filter alone, and two together, give the sockets that they describe."""
     top = make_cgroup("top")
@@ -309,6 +311,7 @@ def test_json_of_a_socket(loaded, make_cgroup, peer, find):
     }
 
 
+@pytest.mark.core
 def test_plain_table(make_cgroup, peer, kabpfctl, write_policy):
     """Without a terminal there is a line for each socket: its unit and what is around that but for
     slices, or its path."""
@@ -369,6 +372,7 @@ def test_table_on_a_terminal(loaded, connected, cgroup):
     assert any(f":{port} " in row and row.endswith("  system") for row in rows)
 
 
+@pytest.mark.core
 def test_user_without_privilege_sees_the_sockets_of_his_namespace(
     connected, peer, cgroup, kabpfctl, namespace
 ):

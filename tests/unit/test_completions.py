@@ -85,6 +85,7 @@ def terminal(built: Path, asked: str, request: pytest.FixtureRequest) -> Iterato
         yield terminal
 
 
+@pytest.mark.slow
 def test_shell_completes_at_a_terminal(terminal: shells.Terminal) -> None:
     """The tabulator key completes each command, each option and each value."""
     found = [(typed, terminal.completed(typed)) for typed, _ in WORDS]

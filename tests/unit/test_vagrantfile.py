@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("vagrant"), reason="vagrant is not installed")
 def test_vagrantfile_is_valid(tmp_path: Path) -> None:
     """Vagrant accepts the file, whatever provider there is."""

@@ -4,6 +4,7 @@ names and keys."""
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -78,8 +79,13 @@ def texts(*places: str) -> Iterator[tuple[str, str]]:
             yield name, content.decode(errors="replace")
 
 
-def messages() -> Iterator[tuple[str, str]]:
+@functools.cache
+def messages() -> list[tuple[str, str]]:
     """The strings of kabpf that have two words, docstrings left out; a value of a format is {}."""
+    return [*_messages()]
+
+
+def _messages() -> Iterator[tuple[str, str]]:
     for name, text in texts("kabpf/**/*.py"):
         tree = ast.parse(text)
         passed = {

@@ -407,6 +407,7 @@ def test_cgroup_has_one_name_on_every_screen(capsys: pytest.CaptureFixture[str])
     assert [name in line.split() for line in (*shown, first)] == [True] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_terminal_shows_the_screen_that_was_read(width: int) -> None:
     """The program itself, in a pseudo-terminal whose size the kernel knows."""

@@ -125,6 +125,7 @@ def test_files_that_nobody_can_name_are_noted(tmp_path: Path) -> None:
     assert list(map(str, outcome.unnamed)) == ["script:1", "script:2", "script:3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

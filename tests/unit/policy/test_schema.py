@@ -90,6 +90,7 @@ def test_example_names_the_schema(path: Path) -> None:
     assert f"{policy_schema.PATH.relative_to(ROOT)} {directory}" in install
 
 
+@pytest.mark.slow
 def test_wrong_files_are_marked_but_for_what_a_schema_cannot_see() -> None:
     """Of the texts that `check` refuses, an editor marks all, but for those of BEYOND."""
     marked = 0
