@@ -5,12 +5,13 @@
  * Which policy a cgroup has is decided when the cgroup is made (kabpf_cgroup_mkdir), so that a
  * connection costs one look-up (kabpf_sockops). Sockets that were open before are visited once
  * (kabpf_retrofit). What applications ask for later is seen only while a policy needs it
- * (kabpf_setsockopt).
+ * (kabpf_setsockopt), or a monitor asks for it (kabpf_observe).
  *
  * No program here fails a connection or changes what another program decided: kabpf_sockops always
  * returns 1, leaves `reply` alone and asks for no callbacks, and what can't be set is only counted.
  */
 #include "births.h"
+#include "calls.h"
 #include "connection_failed.h"
 #include "holders.h"
 #include "kabpf.h"
@@ -185,55 +186,24 @@ int kabpf_retrofit_one(struct bpf_sockopt *ctx)
 	return 1;
 }
 
-/* What the options mean that an application may set; NULL for any other. */
-static __always_inline struct kabpf_range *range_of(struct kabpf_options *o, int name)
-{
-	switch (name) {
-	case TCP_KEEPIDLE:
-		return &o->idle_s;
-	case TCP_KEEPINTVL:
-		return &o->interval_s;
-	case TCP_KEEPCNT:
-		return &o->probes;
-	case TCP_USER_TIMEOUT:
-		return &o->user_timeout_ms;
-	default:
-		return NULL;
-	}
-}
-
-/* Linked only while a policy enforces its options, or gives a range. Returns 1: 0 would be EPERM.
- */
+/* Linked only while a policy enforces its options, gives a range, or logs its sockets. Returns 1: 0
+ * would be EPERM. */
 SEC("cgroup/setsockopt")
 int kabpf_setsockopt(struct bpf_sockopt *ctx)
 {
 	int *value = ctx->optval, asked;
 	struct kabpf_range *range;
 	struct visit v = {};
-	struct sock *sk;
-	long length;
-	bool ours;
-	__u64 id;
 
-	if (ctx->optlen < 0) /* another program's decision */
+	if (!is_for_policy(ctx) || !ctx->sk || (void *)(value + 1) > ctx->optval_end)
 		return 1;
-	ours = is_ours(ctx->level, ctx->optname);
-	length = length_of_copy(ctx, ours);
-	if (!ours || !ctx->sk || !is_tcp(ctx->sk) || !is_settled(ctx->sk))
-		return 1;
-	if (length < (long)sizeof(*value) || (void *)(value + 1) > ctx->optval_end)
-		return 1; /* the kernel says what is wrong with it, here and below */
 	asked = *value;
-	sk = sock_of(ctx);
-	id = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
-	v.cgroup = bpf_map_lookup_elem(&kabpf_cgroups, &id);
-	if (!v.cgroup)
+	if (!find_policy_of_call(ctx, &v))
 		return 1;
-	if (ctx->sk->state != BPF_TCP_LISTEN)
-		v.direction = ctx->sk->protocol == IPPROTO_MPTCP ? direction_of_multipath(sk)
-								 : direction_of(sk);
-	if (!begin_visit(&v, (void *)sk))
+	if (undoes(ctx, &v, asked)) {
+		tell_turned_off(ctx, &v, asked);
 		return 1;
+	}
 	if (ctx->level == SOL_SOCKET) {
 		if (!asked == !v.options->keepalive || v.policy->mode != KABPF_ENFORCE)
 			return 1;
@@ -265,6 +235,26 @@ ignore:
 	if (is_heard_of(v.policy))
 		kabpf_tell_set(ctx, asked, v.policy_id, v.direction, KABPF_IGNORED);
 	__sync_fetch_and_add(&v.counters->ignored, 1);
+	return 1;
+}
+
+/*
+ * Changes nothing. Monitors have it linked as long as one of them asks who turns keepalive off, and
+ * share the link, so that a call is seen once. Where kabpf_setsockopt is linked that tells of it;
+ * while user space is linking that, for some microseconds, both may.
+ */
+SEC("cgroup/setsockopt")
+int kabpf_observe(struct bpf_sockopt *ctx)
+{
+	int *value = ctx->optval, asked;
+	struct visit v = {};
+
+	if (is_setsockopt_linked() || !is_for_policy(ctx) || !ctx->sk ||
+	    (void *)(value + 1) > ctx->optval_end)
+		return 1;
+	asked = *value;
+	if (find_policy_of_call(ctx, &v) && undoes(ctx, &v, asked))
+		tell_turned_off(ctx, &v, asked);
 	return 1;
 }
 

@@ -31,7 +31,7 @@
 #define KABPF_EVENTS (256 * 1024)
 
 /* Of the layout of everything here: another one when any of it changes. */
-#define KABPF_LAYOUT 9
+#define KABPF_LAYOUT 10
 
 /* The level of an option of setsockopt(2) that has kabpf_retrofit_one see to the socket. No
  * protocol has it, so that the kernel refuses it where that is not linked. */
@@ -189,6 +189,7 @@ struct kabpf_counters {
 	__u64 kept; /* sockets that kept a value of the application's */
 	__u64 ignored; /* setsockopt(2) calls of applications that changed nothing */
 	__u64 clamped; /* the same, whose value was brought into the policy's range */
+	__u64 turned_off; /* the same, that undid the policy; while they are watched */
 	__u64 failed; /* options that the kernel refused; kabpf_failures has the errnos */
 	__u64 timed_out; /* connections that ended because of keepalive or the user timeout */
 	__u64 timed_out_by_keepalive; /* of these, because no probe was answered */
@@ -280,6 +281,7 @@ struct kabpf_holder {
 #define KABPF_CLAMPED 3 /* a setsockopt(2) was brought into a range */
 #define KABPF_TIMED_OUT 4 /* a connection failed */
 #define KABPF_CALLED 5 /* connect(2), so that the process is known later */
+#define KABPF_TURNED_OFF 6 /* a setsockopt(2) undid what the policy had set */
 
 /* Something that happened to a socket of a covered cgroup, for monitors. A new cgroup is told of by
  * a kabpf_event. */

@@ -149,6 +149,7 @@ struct mptcp_pm_data {
 
 struct mptcp_sock {
 	struct mptcp_pm_data pm;
+	struct sock *first; /* of its subflows; may be NULL */
 };
 
 struct upid {

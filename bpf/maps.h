@@ -158,11 +158,12 @@ struct {
 } kabpf_log_parts SEC(".maps");
 
 /* Who reads what is told, a byte for each monitor: 1 if it was there when it was last told
- * something; and then how much each one lost. On a machine without a monitor, a look at the first
- * is all that they cost a connection. */
+ * something; then how much each one lost; and at last the id of the link of kabpf_observe that
+ * monitors share, for user space. On a machine without a monitor, a look at the first is all that
+ * they cost a connection. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1 + KABPF_MONITORS);
+	__uint(max_entries, 2 + KABPF_MONITORS);
 	__type(key, __u32);
 	__type(value, __u64);
 } kabpf_readers SEC(".maps");

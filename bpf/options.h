@@ -150,8 +150,8 @@ static __always_inline void count_kept(struct visit *v, enum option which)
 	__sync_fetch_and_add(&v->counters->kept, 1);
 }
 
-/* Idle in seconds for an unset option of this socket: the same again at every visit. */
-static __always_inline __u32 idle_of(struct kabpf_options *o, struct tcp_sock *tp)
+/* Idle in seconds for an unset option of a socket with this hash. */
+static __always_inline __u32 idle_by(struct kabpf_options *o, __u32 hash)
 {
 	__u32 idle_s = o->idle_s.high;
 	__u64 spread;
@@ -159,8 +159,14 @@ static __always_inline __u32 idle_of(struct kabpf_options *o, struct tcp_sock *t
 	if (!o->jitter_percent)
 		return idle_s;
 	spread = (__u64)idle_s * o->jitter_percent / 100;
-	idle_s -= (spread + 1) * (hash_of(tp) >> 8) >> 24;
+	idle_s -= (spread + 1) * (hash >> 8) >> 24;
 	return idle_s < o->idle_s.low && o->idle_s.low < o->idle_s.high ? o->idle_s.low : idle_s;
+}
+
+/* The same again at every visit. */
+static __always_inline __u32 idle_of(struct kabpf_options *o, struct tcp_sock *tp)
+{
+	return idle_by(o, hash_of(tp));
 }
 
 /* Whether the application's is the last word: where only the first counts, and it came later. */

@@ -189,7 +189,7 @@ static __always_inline enum option option_of(int level, int name)
 	}
 }
 
-/* A setsockopt(2) that was ignored or clamped. */
+/* A setsockopt(2) that was ignored, clamped, or undid the policy. */
 __noinline int kabpf_tell_set(struct bpf_sockopt *ctx, __u32 asked, __u32 policy_id,
 			      __u32 direction, __u32 what)
 {

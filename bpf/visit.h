@@ -91,9 +91,14 @@ static __always_inline __u32 direction_of_multipath(struct sock *sk)
 /* Since Linux kernel commit 9544d60a2605 ("inet: change lport contribution to inet_ehashfn() and
  * inet6_ehashfn()") (in v6.15) the hashes of two connections to one peer differ by their ports
  * alone, in the lower bits; multiplied they differ in the upper ones, too. */
+static __always_inline __u32 spread(__u32 hash)
+{
+	return hash * 0x9e3779b1;
+}
+
 static __always_inline __u32 hash_of(struct tcp_sock *tp)
 {
-	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_hash * 0x9e3779b1;
+	return spread(tp->inet_conn.icsk_inet.sk.__sk_common.skc_hash);
 }
 
 static __always_inline __u32 second(void)

@@ -350,9 +350,10 @@ def _line(text: str) -> str:
 def _event(text: str) -> str:
     from kabpf.observe.events import KINDS  # here, because the other commands need nothing of it
 
-    if text not in KINDS:
+    kind = text.replace("-", "_")  # as options have hyphens
+    if kind not in KINDS:
         raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(KINDS)}")
-    return text
+    return kind
 
 
 def _option(key: str) -> Callable[[str], str]:

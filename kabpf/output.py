@@ -31,6 +31,7 @@ COUNTER_HEADS = (
     "+KEPT",
     "+IGNORED",
     "+CLAMPED",
+    "+TURNED OFF",
     "+TIMED OUT",
     "FAILED",
 )
@@ -247,6 +248,7 @@ def counter_cells(counters: Counters) -> tuple[str, ...]:
         counters.kept,
         counters.ignored,
         counters.clamped,
+        counters.turned_off,
         counters.timed_out,
     )
     return (*map(str, counts), failed or "0")

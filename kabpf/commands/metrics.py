@@ -31,6 +31,11 @@ COUNTERS = (
     ("sockets_kept", "kept", "Sockets that kept a value of the application's own."),
     ("setsockopt_ignored", "ignored", "Calls of setsockopt(2) that changed nothing."),
     ("setsockopt_clamped", "clamped", "Calls of setsockopt(2) whose value came into the range."),
+    (
+        "setsockopt_turned_off",
+        "turned_off",
+        "Calls of setsockopt(2) that undid the policy, while they are watched.",
+    ),
 )
 # Policies that come and go too often for a label each, and the label for all of their cgroups. They
 # have no counters: the sum would fall when one goes.

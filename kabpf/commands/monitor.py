@@ -89,7 +89,7 @@ def _follow(tree: CgroupTree, selection: Filter, screen: Screen | None) -> None:
     """Also what is loaded later, and what takes another's place."""
     is_told = was_heard = False
     while True:
-        with _opened(tree) as heard:
+        with _opened(tree, observes="turned_off" in selection.events) as heard:
             if heard is None:
                 if not is_told:
                     print("kabpfctl: kabpf is not active; waiting", file=sys.stderr)
@@ -112,13 +112,13 @@ def _follow(tree: CgroupTree, selection: Filter, screen: Screen | None) -> None:
 
 
 @contextlib.contextmanager
-def _opened(tree: CgroupTree) -> Iterator[Monitor | None]:
+def _opened(tree: CgroupTree, *, observes: bool) -> Iterator[Monitor | None]:
     for attempt in itertools.count(1):
         if not dataplane.PINS.exists():
             yield None
             return
         try:
-            opened = Monitor(dataplane.PINS, tree)
+            opened = Monitor(dataplane.PINS, tree, observes=observes)
         except RefusedError:
             if attempt == TRIES:
                 raise

@@ -222,7 +222,10 @@ def _status_lines(status: dict[str, Any]) -> Iterator[str]:
     kernel = status["kernel"]
     yield f"kernel: Linux {kernel['release']}, {'with' if kernel['btf'] else 'without'} BTF"
     if status["watched"]["setsockopt"]:
-        yield "  setsockopt(2) is watched, because a policy enforces options or gives a range"
+        yield (
+            "  setsockopt(2) is watched, because a policy enforces options, gives a range or logs"
+            " sockets"
+        )
     if status["watched"]["syn_retries"]:
         yield "  connect(2) is watched, because a policy bounds it"
     if status["interrupted"]:

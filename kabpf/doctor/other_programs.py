@@ -20,6 +20,7 @@ from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.crash_recovery import directories
 from kabpf.kernel.dataplane import (
+    OBSERVE_PROGRAM,
     RETROFIT_ONE_PROGRAM,
     SETSOCKOPT,
     SETSOCKOPT_PROGRAM,
@@ -55,7 +56,7 @@ HOOKS = (
         "setsockopt",
         links.CGROUP_SETSOCKOPT,
         SETSOCKOPT,
-        (SETSOCKOPT_PROGRAM, RETROFIT_ONE_PROGRAM),
+        (SETSOCKOPT_PROGRAM, RETROFIT_ONE_PROGRAM, OBSERVE_PROGRAM),
         "may change what kabpf's let pass",
     ),
 )

@@ -13,7 +13,7 @@ from kabpf.plan.names import PIECE, Piece
 from kabpf.plan.state import BirthEntry, CgroupEntry, PolicyRecord
 from kabpf.policy.model import OPTIONS, Direction, Mode, Options, Range
 
-LAYOUT = 9
+LAYOUT = 10
 POLICIES = 4096
 CGROUPS = 65536
 BIRTHS = 65536
@@ -23,7 +23,7 @@ MONITORS, LOGGER = 8, 0
 NEVER = 0xFFFFFFFF
 
 OUTCOME_BITS, SET, KEPT = 10, 1023, 1022
-NEW, OPEN, IGNORED, CLAMPED, TIMED_OUT, CALLED = range(6)
+NEW, OPEN, IGNORED, CLAMPED, TIMED_OUT, CALLED, TURNED_OFF = range(7)
 
 MODES = {Mode.FILL: 0, Mode.OVERRIDE: 1, Mode.ENFORCE: 2}
 OUT, IN, LOOPBACK, PLAIN, LISTENERS, EXISTING, LOG = 1, 2, 4, 8, 16, 32, 64
@@ -123,6 +123,7 @@ class CCounters(ctypes.Structure):
         ("kept", ctypes.c_uint64),
         ("ignored", ctypes.c_uint64),
         ("clamped", ctypes.c_uint64),
+        ("turned_off", ctypes.c_uint64),
         ("failed", ctypes.c_uint64),
         ("timed_out", ctypes.c_uint64),
         ("timed_out_by_keepalive", ctypes.c_uint64),

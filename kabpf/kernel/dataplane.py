@@ -97,7 +97,8 @@ SOCK_OPS_PROGRAM = "kabpf_sockops_program"
 SETSOCKOPT = "kabpf_setsockopt"  # the link, while there is one
 SETSOCKOPT_PROGRAM = "kabpf_setsockopt_program"
 RETROFIT_ONE_PROGRAM = "kabpf_retrofit_one_program"
-PROGRAMS = (SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM, RETROFIT_ONE_PROGRAM)
+OBSERVE_PROGRAM = "kabpf_observe_program"  # linked by monitors
+PROGRAMS = (SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM, RETROFIT_ONE_PROGRAM, OBSERVE_PROGRAM)
 
 CLOCK_MONOTONIC_COARSE = 6
 
@@ -128,6 +129,7 @@ class Counters(NamedTuple):
     kept: int
     ignored: int
     clamped: int
+    turned_off: int  # while the calls are watched
     timed_out: int
     timed_out_by_keepalive: int  # of these
     failed: dict[str, int]  # by the errno's name
@@ -416,6 +418,7 @@ class Dataplane:
                 raw.kept,
                 raw.ignored,
                 raw.clamped,
+                raw.turned_off,
                 raw.timed_out,
                 raw.timed_out_by_keepalive,
                 failed.get(id, {}),

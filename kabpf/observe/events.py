@@ -25,7 +25,9 @@ from kabpf.plan.state import Cgroup
 from kabpf.policy.model import ON_SOCKETS
 from kabpf.runtime.locks import RUN
 
-KINDS = ("set", "updated", "kept", "failed", "ignored", "clamped", "timed_out")
+KINDS = ("set", "updated", "kept", "failed", "ignored", "clamped", "turned_off", "timed_out")
+
+_CALLS = {abi.IGNORED: "ignored", abi.CLAMPED: "clamped", abi.TURNED_OFF: "turned_off"}
 
 REASONS = {  # KABPF_KEEPALIVE and so on
     1: "keepalive",
@@ -59,7 +61,7 @@ class Timeout(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A setsockopt(2) that was ignored or clamped."""
+    """A setsockopt(2) that was ignored, clamped, or undid the policy."""
 
     option: str
     requested: int | bool
@@ -124,7 +126,7 @@ class Event(NamedTuple):
     @property
     def call(self) -> Call | None:
         """The setsockopt(2) that the event is about."""
-        if self.report.what not in (abi.IGNORED, abi.CLAMPED):
+        if self.report.what not in _CALLS:
             return None
         option, asked = sockets.SET[self.report.option], self.report.asked
         return Call(option, bool(asked) if option == "keepalive" else asked)
@@ -199,10 +201,19 @@ class Monitor:
     Raises RefusedError where the data plane is not loaded or is another version's, or where there
     are too many monitors; UnsupportedError where bcc's data plane is loaded, which tells nothing,
     or this process lacks a capability. With `log` only policies count that want their sockets
-    logged.
+    logged. With `observes`, events come of kind turned_off, for which each setsockopt(2) of the
+    machine is looked at; without it where a policy needs that anyway.
     """
 
-    def __init__(self, pins: Path, tree: CgroupTree, run: Path = RUN, *, log: bool = False) -> None:
+    def __init__(
+        self,
+        pins: Path,
+        tree: CgroupTree,
+        run: Path = RUN,
+        *,
+        log: bool = False,
+        observes: bool = False,
+    ) -> None:
         self._received: list[bytes] = []
         self._waiting: list[Report | CEvent] = []
         self._lost = 0
@@ -214,7 +225,8 @@ class Monitor:
         self._loaded = Dataplane(pins, tree)
         try:
             self._identity = self._loaded.identity()
-            self._reports = Reports(pins, run, self._received.append, log=log)
+            root = tree.mount if observes else None
+            self._reports = Reports(pins, run, self._received.append, log=log, root=root)
         except BaseException:
             self._loaded.close()
             raise
@@ -347,8 +359,8 @@ _text = functools.lru_cache(maxsize=4096)(sockets.text)
 def _kind(what: int, outcomes: int) -> str:
     if what == abi.TIMED_OUT:
         return "timed_out"
-    if what in (abi.IGNORED, abi.CLAMPED):
-        return "ignored" if what == abi.IGNORED else "clamped"
+    if what in _CALLS:
+        return _CALLS[what]
     if _has_failed(outcomes):
         return "failed"
     if abi.KEPT in abi.read_outcomes(outcomes):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import abi, capabilities, dataplane
-from kabpf.kernel.libbpf import buffers, maps
+from kabpf.kernel.libbpf import buffers, links, maps, programs
 from kabpf.runtime.locks import locked, monitor_lock, open_lock
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -26,20 +26,32 @@ PROCESSOR_BYTES = 2 * 1024 * 1024
 PROCESSOR_BYTES_MIN = 64 * 1024
 BYTES_MAX = 16 * 1024 * 1024
 
+MONITORS_LOCK = "monitor.lock"  # while the readers change
+
+LINK = 1 + abi.MONITORS  # the readers' entry for the id of the link that monitors share
+
 # A BPF program that just saw the place empty may still clear its flag.
 SETTLE_S = 0.02
 
 
 class Reports:
     """The raw reports of the data plane pinned at `pins`; in `consume`, `receive` is called with
-    each that waits. With `log` only of policies that want their sockets logged. A context manager.
+    each that waits. With `log` only of policies that want their sockets logged. With `root`, the
+    root of the cgroup2 tree, calls that turn keepalive off are seen whether a policy needs it or
+    not. A context manager.
 
     Raises RefusedError where a step failed, or there are too many listeners; UnsupportedError where
     this process lacks a capability.
     """
 
     def __init__(
-        self, pins: Path, run: Path, receive: Callable[[bytes], None], *, log: bool
+        self,
+        pins: Path,
+        run: Path,
+        receive: Callable[[bytes], None],
+        *,
+        log: bool,
+        root: Path | None = None,
     ) -> None:
         if missing := capabilities.missing(capabilities.DATAPLANE):
             raise UnsupportedError(
@@ -58,6 +70,8 @@ class Reports:
             self._lost_before = self._read(1 + self._place)
             self._say(is_here=True)
             stack.callback(self._say, is_here=False)
+            if root is not None:
+                stack.callback(os.close, self._observing_link(pins, root))
             if log:  # so that `wait_for_log` goes on
                 stack.callback(os.close, _locked_place(run, abi.LOGGER))
             self._stack = stack.pop_all()
@@ -98,11 +112,23 @@ class Reports:
         first = self._place * buffers.processors()
         return buffers.PerfBuffers(str(pins / dataplane.MONITORS), first, _size() // PAGE, receive)
 
+    def _observing_link(self, pins: Path, root: Path) -> int:
+        """Monitors have one link together, as each link more would tell of a call once more: it
+        ends with the last process that has it."""
+        program = str(pins / dataplane.OBSERVE_PROGRAM)
+        with locked(self._run, MONITORS_LOCK):
+            link = links.shared_link(self._read(LINK), programs.program_id(program))
+            if link is None:
+                with dataplane.opened_directory(root) as cgroup:
+                    link = links.new_link(program, cgroup, links.CGROUP_SETSOCKOPT)
+                self._readers.update(abi.key(LINK), abi.key(links.link_id(link), 8))
+        return link
+
     def _read(self, entry: int) -> int:
         return abi.number(self._readers.look_up(abi.key(entry)) or bytes(8))
 
     def _say(self, *, is_here: bool) -> None:
-        with locked(self._run, "monitor.lock"):
+        with locked(self._run, MONITORS_LOCK):
             bits = bytearray(self._read(0).to_bytes(8, sys.byteorder))
             bits[self._place] = is_here
             self._readers.update(abi.key(0), bytes(bits))

@@ -143,7 +143,7 @@ class Needs(NamedTuple):
     """What costs connections or applications time, and is therefore on only for a policy that
     needs it."""
 
-    # To see what applications set: enforce, and ranges. None: half of it is there.
+    # To see what applications set: enforce, ranges, and logs. None: half of it is there.
     setsockopt: bool | None = False
     before_syn: bool = False  # to look at a connection before its SYN
 
@@ -210,15 +210,18 @@ def record(policy: Policy) -> PolicyRecord:
 
 def needs_of(policies: Iterable[Policy]) -> Needs:
     """What these policies need."""
-    found = {_needs_of_rules(policy.rules) for policy in policies}
+    found = {_needs_of_rules(policy.rules, logs=policy.log) for policy in policies}
     return Needs(any(each.setsockopt for each in found), any(each.before_syn for each in found))
 
 
 @functools.lru_cache(maxsize=128)  # thousands of policies may have the same
-def _needs_of_rules(rules: Rules) -> Needs:
+def _needs_of_rules(rules: Rules, *, logs: bool) -> Needs:
     options = [each for each in _every_option(rules) if each.keepalive or rules.mode != Mode.FILL]
     return Needs(
-        any(rules.mode == Mode.ENFORCE or has_range(each) for each in options),
+        any(
+            rules.mode == Mode.ENFORCE or has_range(each) or (logs and each.keepalive)
+            for each in options
+        ),
         any(getattr(each, row.field) for each in options for row in BEFORE_SYN),
     )
 

@@ -236,7 +236,7 @@ def test_status_counts_what_happened(cgroup, kabpfctl, peer):
     assert policy["cgroups"] == 1
     assert policy["counters"] == {
         "established": 2, "listening": 1, "updated": 1, "kept": 1, "ignored": 0,
-        "clamped": 0, "timed_out": 0, "timed_out_by_keepalive": 0, "failed": {},
+        "clamped": 0, "turned_off": 0, "timed_out": 0, "timed_out_by_keepalive": 0, "failed": {},
     }  # fmt: skip
     assert status["policy_files"] == {
         "policies": 1, "errors": [], "wrong_since": None, "applied": True,

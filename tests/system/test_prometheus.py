@@ -139,7 +139,7 @@ def test_queries_of_the_dashboard_and_rules_are_evaluated(machine, service, serv
             wait_until(lambda filled=filled: server(filled), filled, seconds=30)
     groups = ask(machine, "/api/v1/rules")["groups"]
     rules = [*itertools.chain.from_iterable(group["rules"] for group in groups)]
-    assert len(rules) == 8
+    assert len(rules) == 9
     wait_until(
         lambda: (
             {

@@ -95,7 +95,7 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             ["monitor", "--event", "lost"],
             "kabpfctl monitor",
             "argument --event: lost, expected one of set, updated, kept, failed, ignored, clamped,"
-            " timed_out",
+            " turned_off, timed_out",
         ),
         # As where a script's variable is empty.
         *(

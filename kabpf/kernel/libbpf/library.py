@@ -47,6 +47,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "bpf_link__destroy": (INT, POINTER),
     "bpf_link_create": (INT, INT, INT, INT, POINTER),
     "bpf_link_update": (INT, INT, INT, POINTER),
+    "bpf_link_get_fd_by_id": (INT, U32),
     "bpf_obj_get": (INT, _TEXT),
     "bpf_obj_pin": (INT, INT, _TEXT),
     "bpf_obj_get_info_by_fd": (INT, INT, POINTER, _U32_POINTER),

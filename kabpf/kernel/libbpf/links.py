@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,12 +64,43 @@ def link_pinned_to_cgroup(program_path: str, cgroup: int, kind: int, path: str) 
         link_to_cgroup(program, cgroup, kind, path)
 
 
+def new_link(program_path: str, cgroup: int, kind: int) -> int:
+    """Attach a pinned program to a cgroup's descriptor; the link's descriptor, with the last of
+    which it ends."""
+    step = f"attach {os.path.basename(program_path)}"
+    with pinned(program_path) as program:
+        return checked(step, libbpf().bpf_link_create(program, cgroup, kind, None))
+
+
+def link_id(link: int) -> int:
+    """The id of a link, given by its descriptor."""
+    return int(_info(link).id)
+
+
+def shared_link(id: int, program_id: int) -> int | None:
+    """Another descriptor of the link with this id, that another process may have, or None where it
+    has ended, has another program, or is attached no more. Needs CAP_SYS_ADMIN."""
+    link = libbpf().bpf_link_get_fd_by_id(id)
+    if link == -errno.ENOENT:
+        return None
+    checked("open the link of another monitor", link)
+    info = _info(link)
+    if info.prog_id == program_id and info.cgroup_id:
+        return int(link)
+    os.close(link)
+    return None
+
+
+def _info(link: int) -> _LinkInfo:
+    info = _LinkInfo()
+    object_info(link, info, "a link")
+    return info
+
+
 @contextmanager
 def linked_to_cgroup(program_path: str, cgroup: int, kind: int) -> Iterator[None]:
     """Attach a pinned program to a cgroup's descriptor until the block, or the process, ends."""
-    step = f"attach {os.path.basename(program_path)}"
-    with pinned(program_path) as program:
-        link = checked(step, libbpf().bpf_link_create(program, cgroup, kind, None))
+    link = new_link(program_path, cgroup, kind)
     try:
         yield
     finally:

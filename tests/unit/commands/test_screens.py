@@ -65,16 +65,16 @@ KNOWN = Container(
 ROWS = [
     status.Row(
         "postgresql.service", 1, PolicyRecord("postgresql.service", options(60, 10, 6, 120)),
-        Counters(20481, 1, 12, 0, 0, 0, 3, 2, {}), SOURCE.format("postgresql.service"),
+        Counters(20481, 1, 12, 0, 0, 0, 2, 3, 2, {}), SOURCE.format("postgresql.service"),
     ),
     status.Row(
         LONG, 24, PolicyRecord(LONG, Options(idle_s=Range(30, 300)), Mode.ENFORCE),
-        Counters(1204817, 3, 0, 17, 4, 2, 0, 0, {"EPERM": 2, "ENOPROTOOPT": 1}),
+        Counters(1204817, 3, 0, 17, 4, 2, 0, 0, 0, {"EPERM": 2, "ENOPROTOOPT": 1}),
         SOURCE.format(LONG),
     ),
     status.Row(
         "batch", 0, PolicyRecord("batch", Options(keepalive=False)),
-        Counters(0, 0, 0, 0, 0, 0, 0, 0, {}), None,
+        Counters(0, 0, 0, 0, 0, 0, 0, 0, 0, {}), None,
     ),
 ]  # fmt: skip
 RESULT: dict[str, Any] = {
@@ -173,6 +173,7 @@ EVENTS = [
         outcomes=outcomes(22, SET, 0, 0, 92),
     ),
     reported(BILLING, PEER, keepalive=0, what=abi.IGNORED, option=3, asked=1500),
+    reported(BILLING, PEER, what=abi.TURNED_OFF, option=4, asked=0),
     reported(
         BILLING, PEER, what=abi.TIMED_OUT, reason=2, error=110, silent_ms=500, closed_ms=11_040,
     ),

@@ -124,7 +124,7 @@ def test_mirror_has_the_members_of_the_object(name: str) -> None:
         ("kabpf_events", RINGBUF, 0, 0, 262144, 0),
         ("kabpf_log", RINGBUF, 0, 0, 262144, 0),
         ("kabpf_monitors", PERF_EVENT_ARRAY, 4, 4, abi.MONITORS, 0),
-        ("kabpf_readers", ARRAY, 4, 8, 1 + abi.MONITORS, 0),
+        ("kabpf_readers", ARRAY, 4, 8, 2 + abi.MONITORS, 0),
     ],
 )
 def test_map_is_declared_as_python_opens_it(

@@ -12,7 +12,7 @@ import pytest
 
 from kabpf.commands import monitor
 from kabpf.kernel import abi
-from kabpf.kernel.abi import CLAMPED, IGNORED, KEPT, NEW, OPEN, SET, TIMED_OUT
+from kabpf.kernel.abi import CLAMPED, IGNORED, KEPT, NEW, OPEN, SET, TIMED_OUT, TURNED_OFF
 from kabpf.observe import journal
 from kabpf.observe.events import Event, Filter, Lost
 from kabpf.observe.journal import Journal
@@ -60,6 +60,7 @@ def event(*, cgroup: str | None = UNIT, policy: str | None = "web", **members: A
         (OPEN, outcomes(22), "failed"),
         (IGNORED, 0, "ignored"),
         (CLAMPED, 0, "clamped"),
+        (TURNED_OFF, 0, "turned_off"),
         (TIMED_OUT, 0, "timed_out"),
     ],
 )
@@ -142,6 +143,11 @@ def wide(found: Event) -> str:
         (
             {"what": IGNORED, "option": 4, "asked": 0},
             "ignored web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
+            " setsockopt of keepalive off",
+        ),
+        (
+            {"what": TURNED_OFF, "option": 4, "asked": 0},
+            "turned_off web.service ? ? out 10.1.0.5:48956 [::1]:5432 web on 60s 10s 6 -"
             " setsockopt of keepalive off",
         ),
         (

@@ -261,6 +261,8 @@ def test_sockets_are_updated_to_turn_keepalive_off(mode: str, owed: bool) -> Non
         ({"keepalive": {"probes": "3..5"}}, Needs(setsockopt=True)),
         ({"keepalive": {"syn_retries": 3}}, Needs(before_syn=True)),
         ({"keepalive": {"connect_timeout": 3}}, Needs(before_syn=True)),
+        ({"keepalive": {"idle": 5}, "log": "sockets"}, Needs(setsockopt=True)),
+        ({"keepalive": "off", "log": "sockets"}, Needs()),
         ({"keepalive": "off"}, Needs()),
         ({"keepalive": "off", "mode": "override"}, Needs()),
         ({"keepalive": "off", "mode": "enforce"}, Needs(setsockopt=True)),
