@@ -16,14 +16,16 @@ import shutil
 import signal
 import sys
 import termios
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from kabpf import output, tables
 from kabpf.errors import RefusedError
+
+if TYPE_CHECKING:
+    import threading
 
 INTERVAL_S = 1.0
 SHARE = 0.1  # of a processor, at most; a look that takes longer comes less often
@@ -51,6 +53,8 @@ def working(what: str) -> Iterator[None]:
     if not sys.stderr or not sys.stderr.isatty():
         yield
         return
+    import threading  # here, because a pipe does without
+
     is_done = threading.Event()
     teller = threading.Thread(target=_tell, args=(what, is_done), daemon=True)
     teller.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -157,6 +156,8 @@ def room() -> int | None:
     """The width of the terminal that standard output is; None where it is a file or a pipe."""
     if not sys.stdout.isatty():
         return None
+    import shutil  # here, because a pipe does without
+
     return max(shutil.get_terminal_size().columns, tables.NARROWEST)
 
 

@@ -7,21 +7,25 @@ import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kabpf import __version__, output, root_files
 from kabpf.commands import status
 from kabpf.commands.status import Row
-from kabpf.containers.names import enclosing
-from kabpf.errors import RefusedError, UnsupportedError
+from kabpf.errors import RefusedError
 from kabpf.kernel import abi, cgroups, dataplane, loading, mountinfo
-from kabpf.observe import sockets as tcp
+from kabpf.observe import exposition
 from kabpf.policy.files import OF_USER
 from kabpf.policy.model import is_asked
 from kabpf.policy.of_commands import RUNTIME, TRANSIENT
 from kabpf.runtime import notes
 from kabpf.runtime.locks import RUN
+
+if TYPE_CHECKING:
+    from kabpf.kernel.dataplane import Dataplane
+    from kabpf.observe.sockets import Look
 
 # Each counter, its field, and what it counts.
 COUNTERS = (
@@ -48,13 +52,13 @@ CONTAINERS = "(containers)"
 
 def metrics(arguments: argparse.Namespace) -> int:
     """Print the metrics, write them to a file for node_exporter, or answer a scrape with them."""
-    _require_library()
+    exposition.library()  # first, as it may be missing
     if arguments.http:
         from kabpf.observe import scrape  # here, because it imports http.server
 
         scrape.serve(sys.stdin.fileno(), _respond)
         return 0
-    _, content = exposition(collected(with_sockets=arguments.sockets), "")
+    _, content = exposition.encoded(collected(with_sockets=arguments.sockets), "")
     if arguments.textfile is None:
         sys.stdout.write(content.decode())
         return 0
@@ -67,33 +71,23 @@ def metrics(arguments: argparse.Namespace) -> int:
 
 
 def _respond(names: frozenset[str], accept: str) -> tuple[str, bytes]:
-    return exposition(collected(with_sockets="sockets" in names), accept)
-
-
-def exposition(families: list[Any], accept: str) -> tuple[str, bytes]:
-    """The media type and text of metrics: OpenMetrics where the Accept header names it, else
-    Prometheus's own, which node_exporter reads too."""
-    from prometheus_client.exposition import choose_encoder
-
-    class Collected:
-        def collect(self) -> list[Any]:
-            return families
-
-    encode, content_type = choose_encoder(accept)
-    return content_type, encode(Collected())
+    return exposition.encoded(collected(with_sockets="sockets" in names), accept)
 
 
 def collected(*, with_sockets: bool) -> list[Any]:
     """Every metric; with those that list the sockets of the machine, which take longer."""
     families = [*_build()]
-    try:
-        result, rows = status.look()
-    except RefusedError:  # what is pinned is not attached, or not all there
-        return [*families, _gauge("data_plane_active", _ACTIVE, 0)]
-    families += _machine(result)
-    families += _policies(rows)
-    if with_sockets and result["loaded"]:
-        families += _sockets()
+    tree = cgroups.find_tree(mountinfo.own_mounts())
+    with ExitStack() as stack:
+        try:
+            loaded = stack.enter_context(loading.opened(dataplane.PINS, tree))
+            result, rows = status.look_at(tree, loaded)
+        except RefusedError:  # what is pinned is not attached, or not all there
+            return [*families, _gauge("data_plane_active", _ACTIVE, 0)]
+        families += _machine(result)
+        families += _policies(rows)
+        if with_sockets and loaded and loaded.lists_sockets:
+            families += _sockets(loaded)
     return families
 
 
@@ -101,9 +95,9 @@ _ACTIVE = "Whether kabpf's programs are attached."
 
 
 def _build() -> Iterator[Any]:
-    from prometheus_client.core import InfoMetricFamily
-
-    yield InfoMetricFamily("kabpf_build", "The version of kabpf.", {"version": __version__})
+    yield exposition.library().InfoMetricFamily(
+        "kabpf_build", "The version of kabpf.", {"version": __version__}
+    )
 
 
 def _machine(result: dict[str, Any]) -> Iterator[Any]:
@@ -145,18 +139,19 @@ def _machine(result: dict[str, Any]) -> Iterator[Any]:
 
 
 def _policies(rows: list[Row]) -> Iterator[Any]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    used = GaugeMetricFamily("kabpf_cgroups", "Cgroups that have a policy.", labels=["policy"])
+    library = exposition.library()
+    used = library.GaugeMetricFamily(
+        "kabpf_cgroups", "Cgroups that have a policy.", labels=["policy"]
+    )
     for label, count in _summed(rows, lambda row: row.cgroups, folds=True):
         used.add_metric([label], count)
     yield used
     for name, field, help in COUNTERS:
-        family = CounterMetricFamily(f"kabpf_{name}", help, labels=["policy"])
+        family = library.CounterMetricFamily(f"kabpf_{name}", help, labels=["policy"])
         for label, count in _summed(rows, functools.partial(_field, field)):
             family.add_metric([label], count)
         yield family
-    timed_out = CounterMetricFamily(
+    timed_out = library.CounterMetricFamily(
         "kabpf_connections_timed_out",
         "Connections that keepalive or the user timeout ended.",
         labels=["policy", "reason"],
@@ -166,7 +161,7 @@ def _policies(rows: list[Row]) -> Iterator[Any]:
     for label, count in _summed(rows, _by_user_timeout):
         timed_out.add_metric([label, "user_timeout"], count)
     yield timed_out
-    failures = CounterMetricFamily(
+    failures = library.CounterMetricFamily(
         "kabpf_failures", "Options that the kernel refused.", labels=["policy", "errno"]
     )
     for errno in sorted({errno for row in rows for errno in row.counters.failed}):
@@ -207,16 +202,12 @@ def _folded(row: Row) -> str | None:
     return next((label for start, label in FOLDED if source.startswith(start)), None)
 
 
-def _sockets() -> Iterator[Any]:
-    from prometheus_client.core import GaugeMetricFamily
+def _sockets(loaded: Dataplane) -> Iterator[Any]:
+    from kabpf.observe import sockets as tcp  # here, because most scrapes do without
 
-    tree = cgroups.find_tree(mountinfo.own_mounts())
-    with loading.opened(dataplane.PINS, tree) as loaded:
-        if not loaded or not loaded.lists_sockets:
-            return
-        look = tcp.Look(loaded, tcp.Filter(), tcp.open_by_processes(loaded))
-    count, without = counted(look)
-    sockets = GaugeMetricFamily(
+    library = exposition.library()
+    count, without = counted(tcp.Look(loaded, tcp.Filter(), tcp.open_by_processes(loaded)))
+    sockets = library.GaugeMetricFamily(
         "kabpf_sockets",
         "TCP sockets that processes have open, by the policy of their cgroup.",
         labels=["policy", "keepalive"],
@@ -224,7 +215,7 @@ def _sockets() -> Iterator[Any]:
     for (policy, keepalive), number in sorted(count.items()):
         sockets.add_metric([policy, keepalive], number)
     yield sockets
-    family = GaugeMetricFamily(
+    family = library.GaugeMetricFamily(
         "kabpf_sockets_without_keepalive",
         "Established connections without keepalive in units that have a policy.",
         labels=["unit"],
@@ -237,9 +228,11 @@ def _sockets() -> Iterator[Any]:
     yield family
 
 
-def counted(look: tcp.Look) -> tuple[Counter[tuple[str, str]], Counter[str]]:
+def counted(look: Look) -> tuple[Counter[tuple[str, str]], Counter[str]]:
     """How many sockets there are by policy and keepalive, and how many established ones without
     keepalive by unit, of cgroups that have a policy."""
+    from kabpf.observe.sockets import STATES
+
     label = functools.cache(lambda id: unit_label(look.paths.get(id)))
     policies = {
         id: CONTAINERS if is_asked(name) else output.shown(name)
@@ -250,34 +243,24 @@ def counted(look: tcp.Look) -> tuple[Counter[tuple[str, str]], Counter[str]]:
     for record in look.records:
         policy = policies.get(record.policy_id, "")
         count[policy, "on" if record.keepalive else "off"] += 1
-        if policy and not record.keepalive and tcp.STATES[record.state] == "established":
+        if policy and not record.keepalive and STATES[record.state] == "established":
             without[label(record.cgroup_id)] += 1
     return count, without
 
 
 def unit_label(cgroup: str | None) -> str:
     """The unit that a cgroup is in, but no container's id."""
+    from kabpf.containers.names import enclosing
+    from kabpf.observe import sockets as tcp
+
     if cgroup and enclosing(cgroup):
         return CONTAINERS
     return output.shown(next(reversed(tcp.units(cgroup)), ""))
 
 
 def _gauge(name: str, help: str, value: float) -> Any:
-    from prometheus_client.core import GaugeMetricFamily
-
-    return GaugeMetricFamily(f"kabpf_{name}", help, value)
+    return exposition.library().GaugeMetricFamily(f"kabpf_{name}", help, value)
 
 
 def _counter(name: str, help: str, value: float) -> Any:
-    from prometheus_client.core import CounterMetricFamily
-
-    return CounterMetricFamily(f"kabpf_{name}", help, value)
-
-
-def _require_library() -> None:
-    try:
-        import prometheus_client  # noqa: F401
-    except ImportError:
-        raise UnsupportedError(
-            "the Prometheus client library is missing; try: apt install python3-prometheus-client"
-        ) from None
+    return exposition.library().CounterMetricFamily(f"kabpf_{name}", help, value)

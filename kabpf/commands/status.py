@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from kabpf import live, output, tables
+from kabpf import output, tables
 from kabpf.apply.drift import compare
 from kabpf.errors import RefusedError
 from kabpf.kernel import cgroups, dataplane, loading, mountinfo
+from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.crash_recovery import is_interrupted
 from kabpf.kernel.dataplane import Counters, Dataplane
 from kabpf.kernel.loading import Loader
@@ -47,6 +48,8 @@ class Row(NamedTuple):
 def status(arguments: argparse.Namespace) -> int:
     """Show what is active, and what it did; or of one policy all."""
     if arguments.watch:
+        from kabpf import live  # here, as in _Watched, because most looks are one
+
         live.require_alone(arguments)
         live.show(_Watched(arguments.policy), "kabpfctl status")
         return 0
@@ -79,6 +82,8 @@ class _Watched:
     """What a live view shows: how often each policy counts."""
 
     def __init__(self, policy: str | None) -> None:
+        from kabpf import live
+
         self._policy = policy
         self._rates: live.Rates[PolicyRecord] = live.Rates()
         self.rows = 0
@@ -106,13 +111,16 @@ def look() -> tuple[dict[str, Any], list[Row]]:
     """What is active, as JSON has it but for the policies, and these."""
     tree = cgroups.find_tree(mountinfo.own_mounts())
     with loading.opened(dataplane.PINS, tree) as loaded:
-        comparison = compare(tree, loaded)
-        records, used, counters = (
-            loaded.between_changes(partial(_read, loaded)) if loaded else _NONE
-        )
-        totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
-        needs = loaded.needs() if loaded else Needs()
-        outlived = _outlived(loaded) if loaded else 0
+        return look_at(tree, loaded)
+
+
+def look_at(tree: CgroupTree, loaded: Dataplane | None) -> tuple[dict[str, Any], list[Row]]:
+    """The same of a data plane that is open."""
+    comparison = compare(tree, loaded)
+    records, used, counters = loaded.between_changes(partial(_read, loaded)) if loaded else _NONE
+    totals = loaded.totals() if loaded else dataplane.Totals(0, 0)
+    needs = loaded.needs() if loaded else Needs()
+    outlived = _outlived(loaded) if loaded else 0
     unrecorded, since = notes.not_recorded(totals.unrecorded, RUN)
     pid = pidlock.running()
     rows = [

@@ -17,7 +17,14 @@ from kabpf.errors import BpfError, RefusedError, UnsupportedError, all_refusals
 from kabpf.faults import fault_point
 from kabpf.kernel import abi, bcc_compile, dataplane
 from kabpf.kernel.cgroups import CgroupTree
-from kabpf.kernel.dataplane import MAPS, SETSOCKOPT_PROGRAM, SOCK_OPS_PROGRAM, UNRESOLVED, Dataplane
+from kabpf.kernel.dataplane import (
+    ATTACHED,
+    MAPS,
+    SETSOCKOPT_PROGRAM,
+    SOCK_OPS_PROGRAM,
+    UNRESOLVED,
+    Dataplane,
+)
 from kabpf.kernel.libbpf import library, links, objects, programs
 from kabpf.kernel.libbpf.maps import (
     BPF_F_CLONE,
@@ -35,7 +42,7 @@ from kabpf.policy.model import Policy
 if TYPE_CHECKING:
     from kabpf.plan.desired import Actual
 
-ATTACHED, KNOWN = "kabpf_attached", "kabpf_known"
+KNOWN = "kabpf_known"
 PINNED = (*MAPS, UNRESOLVED, ATTACHED, KNOWN, SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM)
 
 # struct bpf_insn (linux/bpf.h): code, destination and source register, offset, number.
@@ -241,8 +248,3 @@ def pinned_links(pins: Path) -> dict[str, int]:
         if number.isdecimal() and program in (hook.program for hook in _HOOKS):
             cgroup_ids[pin] = int(number)
     return cgroup_ids
-
-
-def is_at(pins: Path) -> bool:
-    """Whether what is pinned there is such a data plane."""
-    return os.path.exists(pins / ATTACHED)

@@ -100,6 +100,8 @@ RETROFIT_ONE_PROGRAM = "kabpf_retrofit_one_program"
 OBSERVE_PROGRAM = "kabpf_observe_program"  # linked by monitors
 PROGRAMS = (SOCK_OPS_PROGRAM, SETSOCKOPT_PROGRAM, RETROFIT_ONE_PROGRAM, OBSERVE_PROGRAM)
 
+ATTACHED = "kabpf_attached"  # a map of the data plane without BTF alone (bcc)
+
 CLOCK_MONOTONIC_COARSE = 6
 
 LOOKS_MAX = 50  # in which some milliseconds without a change of a policy are found
@@ -571,6 +573,11 @@ def linked_for_one(pins: Path, root: Path) -> Iterator[None]:
 def sockets(raw: bytes) -> Iterable[CSocket]:
     """What LISTER or OPEN_LISTER wrote."""
     return (CSocket * (len(raw) // ctypes.sizeof(CSocket))).from_buffer_copy(raw)
+
+
+def is_by_bcc(pins: Path) -> bool:
+    """Whether what is pinned there is the data plane without BTF."""
+    return os.path.exists(pins / ATTACHED)
 
 
 def is_linked(pins: Path) -> bool:

@@ -15,9 +15,8 @@ from typing import Protocol
 
 from kabpf.errors import BpfError, KabpfError, RefusedError, UnsupportedError
 from kabpf.faults import fault_point
-from kabpf.kernel import abi, bcc, capabilities, dataplane, syscalls
+from kabpf.kernel import abi, capabilities, dataplane, syscalls
 from kabpf.kernel.abi import LAYOUT, CConstants, CTotals
-from kabpf.kernel.bcc import BccDataplane
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.crash_recovery import (
     WRITABLE,
@@ -52,9 +51,6 @@ class Loader(StrEnum):
     BCC = "bcc"
 
 
-_KINDS = {Loader.LIBBPF: Dataplane, Loader.BCC: BccDataplane}
-
-
 class Fill(Protocol):
     """Writes the maps of a data plane before any connection is measured by them; `takes_over`
     where it takes the place of one that is attached."""
@@ -66,7 +62,7 @@ def loader(pins: Path) -> Loader:
     """The loader where none is asked for: that of what is pinned; else bcc where the kernel has no
     BTF."""
     if os.path.exists(pins):
-        return Loader.BCC if bcc.is_at(pins) else Loader.LIBBPF
+        return Loader.BCC if dataplane.is_by_bcc(pins) else Loader.LIBBPF
     return Loader.LIBBPF if BTF.exists() else Loader.BCC
 
 
@@ -80,12 +76,12 @@ def open_or_load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> Da
     """
     _require_bpffs(pins.parent)
     complete(pins)
-    if bcc.is_at(pins) == (loader == Loader.BCC):
+    if dataplane.is_by_bcc(pins) == (loader == Loader.BCC):
         with contextlib.suppress(RefusedError):
             if loaded := open_if_loaded(pins, tree):
                 return loaded
     _load(pins, tree, loader, fill)
-    return _KINDS[loader](pins, tree)
+    return _kind(loader)(pins, tree)
 
 
 def open_if_loaded(pins: Path, tree: CgroupTree) -> Dataplane | None:
@@ -110,7 +106,15 @@ def opened(pins: Path, tree: CgroupTree) -> Iterator[Dataplane | None]:
 
 def kind(pins: Path) -> type[Dataplane]:
     """The class of the data plane that is pinned at `pins`, or would be loaded there."""
-    return _KINDS[loader(pins)]
+    return _kind(loader(pins))
+
+
+def _kind(loader: Loader) -> type[Dataplane]:
+    if loader == Loader.LIBBPF:
+        return Dataplane
+    from kabpf.kernel.bcc import BccDataplane  # here, because most machines do without
+
+    return BccDataplane
 
 
 def unload(pins: Path) -> None:
@@ -129,7 +133,7 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
     else:
         _require_btf()
     _require_capabilities()
-    _require_own(_KINDS[loader])
+    _require_own(_kind(loader))
     staging = staging_of(pins)
     fault_point("make the pins' directory")
     try:
@@ -152,15 +156,17 @@ def _load(pins: Path, tree: CgroupTree, loader: Loader, fill: Fill) -> None:
 
 def _load_by_bcc(pins: Path, tree: CgroupTree, fill: Fill) -> None:
     """What is there goes on working beside it until it is published."""
+    from kabpf.kernel import bcc
+
     staging = staging_of(pins)
     try:
         bcc.load(staging)
     except RefusedError as error:
         require_system_call(error)
         raise _explained(error) if error.__cause__ else error from None
-    _mark(staging, BccDataplane.build())
+    _mark(staging, bcc.BccDataplane.build())
     takes_over = pins.exists()
-    with BccDataplane(staging, tree) as fresh:
+    with bcc.BccDataplane(staging, tree) as fresh:
         if takes_over and _has_our_layout(pins, tree):
             fresh.copy_from(pins)
         fill(fresh, takes_over=takes_over)
@@ -200,7 +206,7 @@ def _attach(pins: Path, tree: CgroupTree, programs: objects.Object, fill: Fill) 
     link = str(staging / SOCK_OPS)
     with Dataplane(staging, tree) as fresh:
         exchanges = _is_attached(pins, fresh)
-        takes_over = exchanges or bcc.is_at(pins)
+        takes_over = exchanges or dataplane.is_by_bcc(pins)
         if takes_over and _has_our_layout(pins, tree):
             fresh.copy_from(pins)
         fill(fresh, takes_over=takes_over)
@@ -247,6 +253,8 @@ def _require_btf() -> None:
 
 def require_compiler() -> None:
     """Raise UnsupportedError where bcc can't compile here."""
+    from kabpf.kernel import bcc
+
     try:
         bcc.require_compiler()
     except UnsupportedError as problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import socket
@@ -33,7 +34,7 @@ from kabpf.commands import (
 )
 from kabpf.containers.facts import Container, Pod
 from kabpf.doctor.findings import error, note, ok, warning
-from kabpf.kernel import abi
+from kabpf.kernel import abi, loading
 from kabpf.kernel.dataplane import Counters
 from kabpf.migration.proposals import Found, Proposal, Removal
 from kabpf.observe import containers
@@ -298,6 +299,8 @@ def on(
         monkeypatch.setenv("COLUMNS", str(width))
 
     monkeypatch.setattr(status, "look", lambda: look)
+    monkeypatch.setattr(status, "look_at", lambda _tree, _loaded: look)
+    monkeypatch.setattr(loading, "opened", lambda _pins, _tree: contextlib.nullcontext())
     monkeypatch.setattr(notes, "read_applied", lambda _: None)
     monkeypatch.setattr(containers, "_known", lambda _path, _id: KNOWN)
     monkeypatch.setenv("TZ", "UTC")

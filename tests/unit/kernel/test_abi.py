@@ -145,7 +145,7 @@ def test_map_is_declared_as_python_opens_it(
 def test_fallback_declares_what_python_makes_room_for() -> None:
     """The structs that only fallback.bpf.c has are as long as their maps' values."""
     source = (Path(__file__).parents[3] / "bpf/fallback.bpf.c").read_text()
-    for name, made in (("attached", bcc.ATTACHED), ("known", bcc.KNOWN)):
+    for name, made in (("attached", dataplane.ATTACHED), ("known", bcc.KNOWN)):
         (struct,) = re.findall(rf"^struct {name} \{{$(.*?)^}};", source, re.MULTILINE | re.DOTALL)
         bits = map(int, re.findall(r"^\t__u(\d+) ", struct, re.MULTILINE))
         assert sum(bits) == 8 * bcc.OWN_MAPS[made].value_size
