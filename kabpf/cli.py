@@ -229,6 +229,43 @@ def _add_sockets(commands: Any) -> None:
     )
 
 
+def _add_audit(commands: Any) -> None:
+    audit = _command(
+        commands,
+        "audit",
+        "show which connections a middlebox would forget; exit status 1 where there are any",
+    )
+    audit.add_argument(
+        "--timeout",
+        action="append",
+        type=_seconds(1, _IDLE_TIMEOUT),
+        metavar="TIME",
+        help="its idle timeout; may be given more than once (default: the shortest of the presets)",
+    )
+    audit.add_argument(
+        "--preset",
+        action="append",
+        type=_option("preset"),
+        metavar="NAME",
+        help="a middlebox, as kabpfctl presets lists them; may be given more than once",
+    )
+    audit.add_argument(
+        "--unit", type=_line, metavar="NAME", help="only this unit, and its connections at risk"
+    )
+    audit.add_argument(
+        "--watch",
+        type=_seconds(1, "a time (60, 90s, 5m, 1h)"),
+        metavar="TIME",
+        help="look again and again for so long, and show the most of all looks",
+    )
+    audit.add_argument(
+        "--with",
+        dest="with_file",
+        metavar="FILE",
+        help="also with this policy file, as if it were installed and applied",
+    )
+
+
 def _add_monitor(commands: Any) -> None:
     monitor = _command(
         commands, "monitor", "print what happens to sockets, a line each, as it happens"
@@ -387,6 +424,24 @@ def _option(key: str) -> Callable[[str], str]:
     return checked
 
 
+_IDLE_TIMEOUT = "the idle timeout of a middlebox in seconds (350, 350s, 4m, 1h)"
+
+
+def _seconds(low: int, expected: str) -> Callable[[str], int]:
+    """A checker for argparse: a time of at least so many seconds, at most five days."""
+
+    def checked(text: str) -> int:
+        from kabpf.policy import options  # as above
+        from kabpf.policy.model import Range
+
+        try:
+            return options.seconds(text, Range(low, options.TIMEOUT_S.high), expected)
+        except PolicyError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
 _COMMANDS = {  # in the order of the help
     "attach": _add_attach,
     "detach": _add_detach,
@@ -402,6 +457,7 @@ _COMMANDS = {  # in the order of the help
     "presets": _add_presets,
     "import": _add_import,
     "sockets": _add_sockets,
+    "audit": _add_audit,
     "monitor": _add_monitor,
     "doctor": _add_doctor,
 }

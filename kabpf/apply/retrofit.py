@@ -15,6 +15,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kabpf.apply import left_behind, one_by_one
@@ -149,7 +150,7 @@ def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[in
     refused: dict[str, None] = {}
     unreached: dict[int, Outcome] = {}
     skipped = 0
-    for outcome in outcomes(pins / RETROFIT, parts()):
+    for outcome in outcomes(partial(dataplane.output, pins / RETROFIT), parts()):
         if outcome.was_skipped:
             skipped += 1
         elif outcome.is_held:

@@ -1,4 +1,4 @@
-"""Processes that run an iterator over TCP sockets in network namespaces, and can be left behind.
+"""Processes that go over TCP sockets in network namespaces, and can be left behind.
 
 The kernel's iterator takes the lock of every socket (bpf_iter_tcp_seq_show() in
 net/ipv4/tcp_ipv4.c). A process that sleeps with such a lock, as in a page fault within send(2) that
@@ -19,12 +19,11 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from kabpf.apply import left_behind
 from kabpf.errors import RefusedError
-from kabpf.kernel import dataplane, syscalls
+from kabpf.kernel import syscalls
 from kabpf.kernel.namespaces import Namespace, has_tcp_sockets
 from kabpf.runtime.locks import RUN, holder, open_lock
 
@@ -35,6 +34,8 @@ HELD_S = 0.5  # in one sleep that no signal ends: a socket is held
 STUCK_S = 1.0  # for all namespaces where one is, from the first
 TURN_S = 10.0  # for another command's visit of the same namespace to end
 VISITORS_MAX = 16  # at once; one more for each that seems to be stuck
+
+Read = Callable[[], Iterator[bytes]]
 
 _HEAD = struct.Struct("=IBI")  # a namespace, what about it, and how many bytes follow
 
@@ -58,13 +59,13 @@ class Part(NamedTuple):
     seconds: float = math.inf
 
 
-def outcomes(program: Path, parts: Iterable[Part]) -> Iterator[Outcome]:
-    """Run a pinned iterator in namespaces, and tell what it wrote in each; of one that is gone, or
-    has no TCP socket, nothing.
+def outcomes(read: Read, parts: Iterable[Part]) -> Iterator[Outcome]:
+    """Read in namespaces, by a pinned iterator or otherwise, and tell what that gave in each; of
+    one that is gone, or has no TCP socket, nothing. `read` may raise RefusedError.
 
     Each part has a process of its own, which is at work while the next one is found out.
     """
-    running = _Running(program)
+    running = _Running(read)
     try:
         for part in parts:
             if part.namespaces:
@@ -91,15 +92,15 @@ class _Visitor:
 
 
 class _Running:
-    def __init__(self, program: Path) -> None:
-        self._program = program
+    def __init__(self, read: Read) -> None:
+        self._read = read
         self._visitors: dict[int, _Visitor] = {}  # by pipe
         self._left: list[Part] = []  # for which there is no process
         self._stuck_at: float | None = None
         self._poll = select.poll()
 
     def start(self, part: Part) -> None:
-        process, pipe = left_behind.start(functools.partial(_visit, self._program, part))
+        process, pipe = left_behind.start(functools.partial(_visit, self._read, part))
         waiting = {each.inode: each for each in part.namespaces}
         visitor = _Visitor(process, pipe, waiting, part.seconds)
         visitor.watched, visitor.since = visitor.process, time.monotonic()
@@ -212,7 +213,7 @@ class _Running:
         os.close(visitor.pipe)
 
 
-def _visit(program: Path, part: Part, pipe: int) -> None:
+def _visit(read: Read, part: Part, pipe: int) -> None:
     def say(inode: int, what: int, content: bytes = b"") -> None:
         message = _HEAD.pack(inode, what, len(content)) + content
         while message:
@@ -238,7 +239,7 @@ def _visit(program: Path, part: Part, pipe: int) -> None:
             syscalls.enter_network_namespace(descriptor)
             if has_tcp_sockets():
                 _take_turn(lock, inode, functools.partial(say, inode, _WAITS))
-                for piece in dataplane.output(program):
+                for piece in read():
                     say(inode, _PIECE, piece)
             say(inode, _DONE)
         except RefusedError as error:

@@ -240,16 +240,9 @@ def of_machine(loaded: Dataplane, say: Callable[[str], None]) -> list[CSocket]:
     """The sockets of every network namespace. `say` is told of those of which only the sockets are
     there that processes have open."""
     pins = loaded.pins
-
-    def parts() -> Iterator[Part]:
-        own = own_namespace()
-        yield Part([own])
-        holders = dataplane.holders(pins)
-        yield Part([*chain(*sorted_namespaces(own, holders, held_namespaces()))])
-
     records: list[CSocket] = []
     incomplete: set[int] = set()
-    for outcome in outcomes(pins / LISTER, parts()):
+    for outcome in outcomes(functools.partial(dataplane.output, pins / LISTER), parts(pins)):
         if outcome.is_held:
             incomplete.add(outcome.namespace)
         elif outcome.refused:
@@ -261,6 +254,15 @@ def of_machine(loaded: Dataplane, say: Callable[[str], None]) -> list[CSocket]:
     for inode in sorted(incomplete):
         say(f"network namespace {inode}: a socket there is held; others may be missing")
     return records
+
+
+def parts(pins: Path | None) -> Iterator[Part]:
+    """Every network namespace for `outcomes`, this one first; without the data plane those that
+    processes are in, or mounts are of."""
+    own = own_namespace()
+    yield Part([own])
+    holders = dataplane.holders(pins) if pins else ()
+    yield Part([*chain(*sorted_namespaces(own, holders, held_namespaces()))])
 
 
 def open_by_processes(loaded: Dataplane) -> Collection[CSocket]:

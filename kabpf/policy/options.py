@@ -154,6 +154,15 @@ def check(key: str, text: str) -> None:
         raise PolicyError(str(error).removeprefix(f":0: {key}: ")) from None
 
 
+def seconds(text: str, limits: Range, expected: str) -> int:
+    """A time that has a bound. Raises PolicyError, which names the value alone."""
+    node = Node(text, "", Source("", 0))
+    try:
+        return _seconds(node, limits, expected)
+    except PolicyError as error:
+        raise PolicyError(str(error).removeprefix(":0: ")) from None
+
+
 def _auto(options: Options, node: Node, whose: str) -> tuple[int, str]:
     """The milliseconds after which the probes would give up (a user timeout overrides them, see
     tcp(7)), and the sum."""
@@ -198,14 +207,18 @@ def _preset(node: Node) -> Timeout:
 
 
 def _timeout(node: Node) -> Timeout:
-    value = _number(node.word(TIMEOUT), "s")
-    if value is None:
-        raise node.expected(TIMEOUT)
-    if not TIMEOUT_S.low <= value <= TIMEOUT_S.high:
-        raise node.error(f"{node} is not in {TIMEOUT_S.low} to {TIMEOUT_S.high} seconds")
     from kabpf.policy.presets import Timeout  # as above
 
-    return Timeout(value)
+    return Timeout(_seconds(node, TIMEOUT_S, TIMEOUT))
+
+
+def _seconds(node: Node, limits: Range, expected: str) -> int:
+    value = _number(node.word(expected), "s")
+    if value is None:
+        raise node.expected(expected)
+    if not limits.low <= value <= limits.high:
+        raise node.error(f"{node} is not in {limits.low} to {limits.high} seconds")
+    return value
 
 
 _NUMBER = r"([0-9]{1,99})([a-z%]*)"  # of thousands of digits Python refuses to make a number

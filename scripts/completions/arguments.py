@@ -23,6 +23,7 @@ KINDS_OF_VALUES: dict[str, tuple[str, ...]] = {
     "cgroup": (DIRECTORIES,),
     "container": (CONTAINERS,),
     "files": (FILES,),
+    "with_file": (FILES,),
     "name": (POLICIES, UNITS),
     "policy": (POLICIES,),
     "unit": (UNITS,),

@@ -108,7 +108,7 @@ def _fish_line(program: str, condition: str, argument: Argument) -> str:
     functions = [_FISH_FUNCTIONS.get(kind, f"__{program}_{kind}") for kind in argument.kinds]
     candidates = [f"({function})" for function in functions]
     if FILES in argument.kinds:
-        said.append("-F")
+        said.append("-r -F" if argument.flags else "-F")
     elif argument.takes_value:
         said.append("-x")
         if candidates or argument.words:

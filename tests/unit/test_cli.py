@@ -23,7 +23,7 @@ GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
 COMMANDS = (
     "attach, detach, run, apply, edit, check, plan, status, verify, metrics, explain, presets,"
-    " import, sockets, monitor, doctor"
+    " import, sockets, audit, monitor, doctor"
 )
 
 
@@ -92,6 +92,21 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             "argument --idle: 0 is not in 1 to 32767 seconds",
         ),
         (
+            ["audit", "--timeout", "6d"],
+            "kabpfctl audit",
+            "argument --timeout: 6d is not in 1 to 432000 seconds",
+        ),
+        (
+            ["audit", "--watch", "soon"],
+            "kabpfctl audit",
+            "argument --watch: soon, expected a time (60, 90s, 5m, 1h)",
+        ),
+        (
+            ["audit", "--preset", "aws-nla"],
+            "kabpfctl audit",
+            "argument --preset: aws-nla, did you mean aws-nlb?",
+        ),
+        (
             ["monitor", "--event", "lost"],
             "kabpfctl monitor",
             "argument --event: lost, expected one of set, updated, kept, failed, ignored, clamped,"
@@ -155,6 +170,7 @@ def test_help_shows_every_command() -> None:
         ("edit", ["nginx"]),
         ("plan", []),
         ("status", ["--json"]),
+        ("audit", []),
         ("import", []),
     ],
 )

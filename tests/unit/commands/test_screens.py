@@ -14,12 +14,14 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
+import audited
 import pytest
 import terminal
 from kabpfctl import KABPFCTL
 
 from kabpf import live, output, tables
 from kabpf.commands import (
+    audit,
     check,
     doctor,
     explain,
@@ -208,6 +210,32 @@ WRONG: dict[str, Any] = {
 }  # fmt: skip
 
 
+def audit_found() -> audit.Audited:
+    paths = ["/system.slice/billing.service", f"/system.slice/system-payments.slice/{LONG}", None]
+    far = IPv6Address("2001:db8:1234:5678:9abc:def0:1234:5678").packed
+    found = audit.units.found(
+        [
+            *(audited.connection(cgroup_id=0, silence_ms=each * 500_000) for each in range(3)),
+            audited.connection(cgroup_id=0, place=0),
+            *(audited.connection(cgroup_id=1, **audited.probing(60)) for _ in range(1204)),
+            audited.connection(cgroup_id=1, peer=far, local=far, place=1, silence_ms=None),
+            audited.connection(cgroup_id=1, keepalive=audited.RUNS, timer=2, expires_ms=9000),
+            audited.connection(cgroup_id=2, **audited.probing(7200)),
+        ],
+        lambda id: audit.named(paths[id]),
+        (350, 3600),
+        lambda id: lambda connection: audited.on(175) if id else connection.keepalive,
+    )
+    return audit.Audited(list(found.values()), True, 1, [])
+
+
+def show_audit(asked: list[audit.Asked], **others: bool) -> None:
+    audit.print_list(audit_found(), asked, **others)
+
+
+NLB, ASA = audit.Asked(350, "aws-nlb"), audit.Asked(3600, None)
+
+
 def asked(**others: Any) -> argparse.Namespace:
     blank = {
         "policy": None,
@@ -266,6 +294,7 @@ SCREEN: dict[str, Callable[[], object]] = {
     "metrics": show_metrics,
     "sockets": lambda: sockets.print_list(SOCKETS, {}, is_wide=False),
     "sockets-wide": lambda: sockets.print_list(SOCKETS, {}, is_wide=True),
+    "audit": lambda: show_audit([NLB, ASA], has_file=True, is_one=True),
     "plan": lambda: show_plan(is_wide=False),
     "plan-wide": lambda: show_plan(is_wide=True),
     "explain": show_explained,
@@ -341,7 +370,7 @@ def test_nothing_to_do_is_said_as_that(
 
 HEADS = re.compile(r" *[A-Z]+(  +[A-Z/ ]+)+$")  # a table's first line
 FITTED = [
-    "status", "status-wrong", "status-policy", "status-watch", "sockets", "plan", "explain",
+    "status", "status-wrong", "status-policy", "status-watch", "sockets", "audit", "plan", "explain",
     "monitor", "doctor", "presets",
 ]  # fmt: skip
 

@@ -1,0 +1,126 @@
+"""The TCP connections of the machine with what bounds their silence: inet_diag has the timers and
+when something was sent and received last, the data plane the options. Without the data plane it is
+not known when keepalive probes, only that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from kabpf.apply.visitors import Outcome, Part, outcomes
+from kabpf.audit.connections import Connection, Keepalive, Place, Timer
+from kabpf.errors import RefusedError
+from kabpf.kernel import abi, inet_diag
+from kabpf.kernel.dataplane import Dataplane
+from kabpf.observe import sockets
+from kabpf.observe.sockets import LISTED, SET, STATES
+
+LISTEN = STATES.index("listen")
+SILENT = tuple(map(STATES.index, ("established", "close-wait")))
+ON, IDLE = SET.index("keepalive"), SET.index("idle_s")
+LOOPBACK_IPV4 = inet_diag.MAPPED + b"\x7f"
+LOOPBACK_IPV6 = bytes(15) + b"\x01"
+
+_Ends = tuple[int, bytes, int, bytes, int]
+
+
+def of_machine(loaded: Dataplane | None, say: Callable[[str], None]) -> list[Connection]:
+    """The connections of every network namespace, and the listeners. `say` is told of namespaces of
+    which not all is known. Raises RefusedError."""
+    options = _options(sockets.of_machine(loaded, lambda _: None)) if loaded else {}
+    found: list[Connection] = []
+    held: set[int] = set()
+    for outcome in _visited(loaded, with_times=True):
+        if outcome.is_held:
+            held.add(outcome.namespace)
+        else:
+            found += _connections(outcome, options)
+    # Without the times the kernel takes no lock.
+    for outcome in _visited(loaded, with_times=False, only=held) if held else ():
+        if outcome.output:
+            found += _connections(outcome, options)
+    for inode in sorted(held):
+        say(f"network namespace {inode}: a socket there is held; its silences are unknown")
+    return found
+
+
+def _visited(
+    loaded: Dataplane | None, *, with_times: bool, only: set[int] | None = None
+) -> Iterator[Outcome]:
+    read = partial(inet_diag.output, LISTED, with_times=with_times)
+    parts: Iterable[Part] = sockets.parts(loaded.pins if loaded else None)
+    if only is not None:
+        parts = (Part([one for one in part.namespaces if one.inode in only]) for part in parts)
+    for outcome in outcomes(read, parts):
+        if outcome.refused and not outcome.is_held:
+            raise RefusedError(outcome.refused)
+        if outcome.output or outcome.is_held:
+            yield outcome
+
+
+def _options(records: Iterable[abi.CSocket]) -> dict[_Ends, Keepalive]:
+    kept: dict[Keepalive, Keepalive] = {}  # most have the same, and need no room of their own
+    options = {}
+    for raw in records:
+        one = abi.read_socket(raw)
+        has = Keepalive(one.keepalive != 0, one.idle_s, one.by[ON], one.by[IDLE])
+        ends = one.namespace, one.local, one.local_port, one.remote, one.remote_port
+        options[ends] = kept.setdefault(has, has)
+    return options
+
+
+def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Connection]:
+    listed = inet_diag.listed(outcome.output)
+    records = list(listed.records)
+    listening = {one.local_port for one in records if one.state == LISTEN}
+    namespace = outcome.namespace
+    places: dict[bytes, Place] = {}
+    found = []
+    for one in records:
+        place = places.get(one.peer)
+        if place is None:
+            place = places[one.peer] = _place(one.peer, listed.networks)
+        ends = namespace, one.local, one.local_port, one.peer, one.peer_port
+        found.append(
+            Connection(
+                namespace,
+                one.cgroup_id,
+                *ends[1:],
+                one.local_port in listening,
+                place,
+                STATES[one.state],
+                not one.has_owner,
+                one.timer,
+                one.tries,
+                one.expires_ms,
+                None if one.silence_ms == inet_diag.UNKNOWN else one.silence_ms,
+                options.get(ends) or _by_timer(one),
+                listed.system_idle_s,
+                listed.rto_max_ms,
+            )
+        )
+    return found
+
+
+def _place(peer: bytes, networks: tuple[inet_diag.Network, ...]) -> Place:
+    if peer.startswith(LOOPBACK_IPV4) or peer == LOOPBACK_IPV6:
+        return Place.LOOPBACK
+    number, place = int.from_bytes(peer, "big"), Place.BEYOND
+    for network in networks:
+        if network.is_own and network.address == peer:
+            return Place.LOOPBACK
+        if (number ^ int.from_bytes(network.address, "big")) >> 128 - network.bits == 0:
+            place = Place.NETWORK
+    return place
+
+
+_RUNS = Keepalive(True, None)
+_OFF = Keepalive(False, None)
+_UNKNOWN = Keepalive(None, None)
+
+
+def _by_timer(one: inet_diag.Record) -> Keepalive:
+    if one.timer == Timer.KEEPALIVE:
+        return _RUNS
+    return _OFF if one.timer == Timer.NONE and one.state in SILENT else _UNKNOWN
