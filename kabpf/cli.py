@@ -261,8 +261,32 @@ def _add_audit(commands: Any) -> None:
     audit.add_argument(
         "--with",
         dest="with_file",
+        type=_given,
         metavar="FILE",
         help="also with this policy file, as if it were installed and applied",
+    )
+
+
+def _add_suggest(commands: Any) -> None:
+    suggest = _command(
+        commands, "suggest", "print policy files for the connections that audit finds at risk"
+    )
+    middlebox = suggest.add_mutually_exclusive_group()
+    middlebox.add_argument(
+        "--timeout",
+        type=_seconds(12, _IDLE_TIMEOUT),
+        metavar="TIME",
+        help="the middlebox's idle timeout (default: the shortest of the presets)",
+    )
+    middlebox.add_argument(
+        "--preset",
+        type=_option("preset"),
+        metavar="NAME",
+        help="a middlebox, as kabpfctl presets lists them",
+    )
+    suggest.add_argument("--unit", type=_line, metavar="NAME", help="only for this unit")
+    suggest.add_argument(
+        "--write", action="store_true", help="write them to /etc/kabpf/policy.d, over no other file"
     )
 
 
@@ -458,6 +482,7 @@ _COMMANDS = {  # in the order of the help
     "import": _add_import,
     "sockets": _add_sockets,
     "audit": _add_audit,
+    "suggest": _add_suggest,
     "monitor": _add_monitor,
     "doctor": _add_doctor,
 }

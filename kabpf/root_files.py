@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 # Opening waits for nobody, follows no link, and takes no terminal.
@@ -55,6 +56,18 @@ def beginning(file: Path, size: int) -> bytes:
 def replace(file: Path, content: bytes, *, mode: int, sync: bool = False) -> None:
     """Put another file in the place of one, with this mode whatever the umask says. Its directory
     is made where it is missing. Raises OSError."""
+    _write(file, content, mode, sync, os.rename)
+
+
+def create(file: Path, content: bytes, *, mode: int) -> None:
+    """Make a file as `replace` does, all of it at once and never in the place of another one.
+    Raises OSError: FileExistsError where there is one."""
+    _write(file, content, mode, True, os.link)
+
+
+def _write(
+    file: Path, content: bytes, mode: int, sync: bool, put: Callable[[Path, Path], None]
+) -> None:
     if not file.name:  # as of "/" and "."
         raise _error(errno.EISDIR)
     make_directory(file.parent)
@@ -69,11 +82,10 @@ def replace(file: Path, content: bytes, *, mode: int, sync: bool = False) -> Non
             stream.flush()
             if sync:
                 os.fsync(stream.fileno())
-        os.rename(fresh, file)
-    except OSError:
+        put(fresh, file)
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(fresh)
-        raise
+            os.unlink(fresh)  # gone, if it was renamed
 
 
 def make_directory(directory: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,11 @@ class Asked(NamedTuple):
     def __str__(self) -> str:
         return f"{self.timeout_s} s" + (f" ({self.preset})" if self.preset else "")
 
+    @property
+    def flag(self) -> str:
+        """The option that asks for it."""
+        return f"--preset {self.preset}" if self.preset else f"--timeout {self.timeout_s}s"
+
 
 class Audited(NamedTuple):
     """What an audit found."""
@@ -49,7 +54,7 @@ class Audited(NamedTuple):
 
 def audit(arguments: argparse.Namespace) -> int:
     """Show what is at risk of each unit; 1 where anything is."""
-    asked = timeouts(arguments)
+    asked = timeouts(arguments.timeout or (), arguments.preset or ())
     found = look(
         asked,
         arguments.unit,
@@ -64,18 +69,18 @@ def audit(arguments: argparse.Namespace) -> int:
     return 1 if any(counts.at_risk for unit in found.units for counts in unit.counts) else 0
 
 
-def timeouts(arguments: argparse.Namespace) -> list[Asked]:
-    """The idle timeouts that are asked for; without any the shortest of all presets, so that what
-    is safe is safe with each of them."""
+def timeouts(timeouts_s: Sequence[int], named: Sequence[str]) -> list[Asked]:
+    """The idle timeouts that are asked for, as such and by presets; without any the shortest of all
+    presets, so that what is safe is safe with each of them."""
     known = presets.presets()
+    shortest = min(known.values(), key=lambda each: each.timeout_s).name
+    if not timeouts_s:
+        named = named or [shortest]
     asked = [
-        *(Asked(each, None) for each in arguments.timeout or ()),
-        *(Asked(known[each].timeout_s, each) for each in arguments.preset or ()),
+        *(Asked(each, None) for each in timeouts_s),
+        *(Asked(known[each].timeout_s, each) for each in named),
     ]
-    if asked:
-        return list(dict.fromkeys(asked))
-    shortest = min(known.values(), key=lambda each: each.timeout_s)
-    return [Asked(shortest.timeout_s, shortest.name)]
+    return list(dict.fromkeys(asked))
 
 
 def look(
@@ -253,6 +258,8 @@ def _summary(found: Audited, asked: list[Asked]) -> Iterator[str]:
             f"{unknown} may be: keepalive is on, but its idle is only known where kabpf is loaded;"
             " try: kabpfctl apply"
         )
+    if any(unit.at_risk for unit in found.units):
+        yield f"try: kabpfctl suggest {asked[_shortest(asked)].flag}"
 
 
 def ends(connection: Connection) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from kabpf.observe import sockets
 from kabpf.observe.sockets import LISTED, SET, STATES
 
 LISTEN = STATES.index("listen")
-SILENT = tuple(map(STATES.index, ("established", "close-wait")))
+SILENT = tuple(map(STATES.index, ("established", "close-wait", "fin-wait-2")))
 ON, IDLE = SET.index("keepalive"), SET.index("idle_s")
 LOOPBACK_IPV4 = inet_diag.MAPPED + b"\x7f"
 LOOPBACK_IPV6 = bytes(15) + b"\x01"

@@ -41,6 +41,7 @@ def test_every_command_prints_what_its_schema_says(
     assert printed("status")["policies"]
     assert printed("sockets", "--cgroup", cgroup)["sockets"]
     assert printed("audit", "--with", file, status=None)["units"]
+    assert printed("suggest", status=None)["policies"] is not None
     assert printed("explain", cgroup)["cgroups"][0]["weaker"]
     assert printed("check")["files"]
     assert printed("check", file)["files"][0]["policies"] == ["a"]

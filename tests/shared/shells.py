@@ -43,6 +43,7 @@ VALUES = [
     ("kabpfctl audit --preset conn", {"conntrack"}),
     ("kabpfctl audit --preset conntrack --unit kabpf-test", {"kabpf-test.service"}),
     ("kabpfctl audit --with /etc/os-rel", {"/etc/os-release"}),
+    ("kabpfctl suggest --unit kabpf-test", {"kabpf-test.service"}),
     ("kabpfctl run --policy kabpf-test", {"kabpf-test-policy"}),
     ("kabpfctl run --preset conn", {"conntrack"}),
     ("kabpfctl run --preset ", set(presets())),

@@ -23,7 +23,7 @@ GOOD = b"keepalive: {idle: 60s}\n"
 BAD = b"keepalive: {idle: 60s, probes: 200}\n"
 COMMANDS = (
     "attach, detach, run, apply, edit, check, plan, status, verify, metrics, explain, presets,"
-    " import, sockets, audit, monitor, doctor"
+    " import, sockets, audit, suggest, monitor, doctor"
 )
 
 
@@ -107,6 +107,16 @@ def test_option_out_of_range_is_wrong_usage(option: str, value: str, message: st
             "argument --preset: aws-nla, did you mean aws-nlb?",
         ),
         (
+            ["suggest", "--timeout", "11"],
+            "kabpfctl suggest",
+            "argument --timeout: 11 is not in 12 to 432000 seconds",
+        ),
+        (
+            ["suggest", "--timeout", "12", "--preset", "ipvs"],
+            "kabpfctl suggest",
+            "argument --preset: not allowed with argument --timeout",
+        ),
+        (
             ["monitor", "--event", "lost"],
             "kabpfctl monitor",
             "argument --event: lost, expected one of set, updated, kept, failed, ignored, clamped,"
@@ -171,6 +181,7 @@ def test_help_shows_every_command() -> None:
         ("plan", []),
         ("status", ["--json"]),
         ("audit", []),
+        ("suggest", []),
         ("import", []),
     ],
 )

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import select
 import socket
 import sys
 import time
@@ -54,6 +55,11 @@ def connect_error(number, address):
     """The errno's name, or ""."""
     error = SOCKETS[number].connect_ex(tuple(address))
     return errno.errorcode[error] if error else ""
+
+
+def begin_to_connect(number, address):
+    SOCKETS[number].setblocking(False)
+    SOCKETS[number].connect_ex(tuple(address))
 
 
 def connect_with_data(number, address):
@@ -130,13 +136,15 @@ def send(number, text="data", flags=0):
 
 
 def send_all_that_fits(number):
-    """Until the other side's buffer is full, and so is ours."""
+    """Until the other side's buffer is full, and so is ours; how many bytes."""
+    sent = 0
     SOCKETS[number].setblocking(False)
     try:
         while True:
-            SOCKETS[number].send(bytes(65536))
+            sent += SOCKETS[number].send(bytes(65536))
     except BlockingIOError:
         SOCKETS[number].setblocking(True)
+    return sent
 
 
 def close(number):
@@ -231,6 +239,23 @@ def accept_while(number, path):
             SOCKETS.pop()
         seen[key] = seen.get(key, 0) + 1
     return seen
+
+
+def received(numbers, seconds):
+    """How many bytes come on each of these sockets until all are silent for so long."""
+    counts, open_ones = dict.fromkeys(numbers, 0), {SOCKETS[number]: number for number in numbers}
+    for one in open_ones:
+        one.setblocking(False)
+    while ready := select.select([*open_ones], [], [], seconds)[0]:
+        for one in ready:
+            try:
+                came = len(one.recv(1 << 20))
+            except OSError:
+                came = 0
+            counts[open_ones[one]] += came
+            if not came:
+                del open_ones[one]
+    return [*counts.values()]
 
 
 def wait_for_keepalive(number, seconds):

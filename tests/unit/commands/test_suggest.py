@@ -1,0 +1,103 @@
+"""Which file `kabpfctl suggest` writes for which cgroup, and that it writes over none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kabpf.commands import suggest
+from kabpf.containers.facts import Container, Pod
+from kabpf.errors import RefusedError
+from kabpf.observe import containers
+from kabpf.policy import files, selectors, writer
+
+ID = "0123456789abcdef" * 4
+SHOP = Pod("shop", "web-1", "1")
+USER = "/user.slice/user-1000.slice/user@1000.service"
+KNOWN = {
+    f"/machine.slice/libpod-{ID}.scope": Container(ID, "podman", "web", "registry.example/web"),
+    f"/kubepods.slice/crio-{ID}.scope": Container(ID, "crio", "main", "web", pod=SHOP),
+    f"/system.slice/docker-{ID}.scope": Container(ID, "docker", "we*b", "web"),
+}
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "of", KNOWN.get)
+
+
+@pytest.mark.parametrize(
+    ("path", "stem", "selected"),
+    [
+        ("/system.slice/billing.service", "billing.service", ""),
+        (
+            "/system.slice/system-postgresql.slice/postgresql@15-main.service",
+            "postgresql@.service",
+            "",
+        ),
+        ("/system.slice/10-app.service", "cgroup-system.slice-10-app.service-", "{cgroup: "),
+        (f"{USER}/app.slice/sync.service", "user-sync.service", "{user_unit: sync.service}"),
+        (USER, "user@.service", ""),
+        ("/a/b", "cgroup-a-b-", "{cgroup: /a/b}"),
+        (f"/machine.slice/libpod-{ID}.scope", "container-web", "{container: {name: web}}"),
+        (
+            f"/kubepods.slice/crio-{ID}.scope",
+            "pod-shop-main-",
+            "{pod: {namespace: shop, container: main}}",
+        ),
+    ],
+)
+def test_cgroup_has_a_file(path: str, stem: str, selected: str) -> None:
+    """Named after its unit, where that selects it; else with a selector."""
+    found = suggest.named(path)
+    assert found.stem.startswith(stem)
+    assert files.has_policy_name(f"{found.stem}.yaml")
+    if selected:
+        assert writer.selector(found.selectors[0]).startswith(selected)
+        assert found.selectors
+    else:
+        assert (found.stem, found.selectors) == (stem, ())
+        assert selectors.named_by(found.stem, "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        None, "/", "/system.slice", "/a/b*c", "/a/b\nc", "/a/\udcff",
+        f"/system.slice/docker-{ID}.scope", f"/system.slice/docker-{ID[::-1]}.scope",
+    ],
+)  # fmt: skip
+def test_cgroup_that_no_file_can_select_has_none(path: str | None) -> None:
+    """The reason is said."""
+    with pytest.raises(RefusedError):
+        suggest.named(path)
+
+
+def test_names_of_strangers_make_different_files() -> None:
+    """Of one line, and never a path."""
+    stems = {
+        suggest.named(path).stem for path in ("/a/b", "/a-b", "/a b", "/../b", f"/{'a' * 250}")
+    }
+    assert len(stems) == 5
+    for stem in stems:
+        assert "/" not in stem
+        assert len(stem) < 200
+
+
+def test_no_file_is_written_over(tmp_path: Path) -> None:
+    """Not even one that comes meanwhile, or a link to nowhere; no other is left behind."""
+    there, link = tmp_path / "there.yaml", tmp_path / "link.yaml"
+    there.write_text("mine")
+    link.symlink_to(tmp_path / "nowhere")
+    proposals: list[Any] = [
+        suggest.Proposal(path, "new") for path in (there, link, tmp_path / "fresh.yaml")
+    ]
+    written, refused = suggest.write(proposals)
+    assert [each.file.name for each in written] == ["fresh.yaml"]
+    assert len(refused) == 2
+    assert there.read_text() == "mine"
+    assert (tmp_path / "fresh.yaml").read_text() == "new"
+    assert (tmp_path / "fresh.yaml").stat().st_mode & 0o777 == 0o644
+    assert len([*tmp_path.iterdir()]) == 3
