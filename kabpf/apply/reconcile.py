@@ -284,16 +284,19 @@ def _passes(
     automaton = automaton_of(policies)
     containers = _containers(automaton, loaded.tree, engines)
     updates = updates and loaded.updates_open_sockets
-    known = NONE_KNOWN
+    known, looked = NONE_KNOWN, None
     for number in range(PASSES_MAX):
-        looked = _look(policies, automaton, containers, loaded.tree, loaded, known)
-        if containers is None:  # which may be known a moment later
-            known = looked.plan.cgroups
+        if looked is None:
+            looked = _look(policies, automaton, containers, loaded.tree, loaded, known)
+            if containers is None:  # which may be known a moment later
+                known = looked.plan.cgroups
         settles = number >= SETTLED
         resolution = _compared(looked, updates=updates, settles=settles)
         yield resolution
         if not resolution.changes or (settles and _come_and_go(resolution)):
             return
+        again = containers is None and loaded.sees_births
+        looked = _looked_again(looked, resolution.changes, loaded) if again else None
 
 
 def _come_and_go(resolution: Resolution) -> bool:
@@ -346,6 +349,22 @@ def _look(
     outlived = frozenset(cgroups.keys() & removed.keys())
     unknown = frozenset(containers.unknown if containers else ())
     return _Looked(automaton, actual, cgroups, outlived, plan, found, unknown, unread_containers)
+
+
+def _looked_again(before: _Looked, changes: Changes, loaded: Dataplane) -> _Looked | None:
+    """The same look with what is in the kernel since the changes; None where the tree has to be
+    walked again, which takes the longer the more cgroups strangers have made.
+
+    That is where a cgroup was born that the look does not know, as it may have what the changes
+    have put an end to; but not where they only removed what no rule for births refers to any more.
+    """
+    actual = loaded.actual()
+    born = actual.cgroups.keys() - before.cgroups.keys()
+    if born and not changes.is_of_stale:
+        return None
+    _settle_differences(loaded, actual, before.cgroups, before.plan)
+    unreached = before.plan.unreached | (actual.cgroups.keys() - before.cgroups.keys())
+    return before._replace(actual=actual, plan=replace(before.plan, unreached=unreached))
 
 
 def _inside(tops: frozenset[int], cgroups: dict[int, Cgroup]) -> frozenset[int]:

@@ -151,10 +151,12 @@ class Look(Sequence[Socket]):
         self.policies = policy_names(loaded)  # by id
         # Read last: whatever is missing is gone, and not newer.
         cgroups = {cgroup.id: cgroup for cgroup in loaded.tree.cgroups()}
-        self._removed = {record.cgroup_id for record in records} - cgroups.keys()
+        ids = {record.cgroup_id for record in records}
+        self._removed = ids - cgroups.keys()
         if self._removed:
             add_removed(cgroups, loaded.removed())
-        self.paths = {id: cgroup.path for id, cgroup in cgroups.items()}
+        # Of these alone: paths may have 4 KB, and there may be many others.
+        self.paths = {id: cgroups[id].path for id in ids & cgroups.keys()}
         self._records = [*filter(self._selector(selection), records)]
         self._records.sort(key=self._place)
 

@@ -129,6 +129,7 @@ class Automaton:
         self._positions: dict[int, _Positions] = {ANYWHERE: frozenset()}
         self._numbers: dict[_Positions, int] = {frozenset(): ANYWHERE}
         self._moves: dict[int, _Moves] = {}
+        self._others: dict[int, Birth] = {}  # of the names that nothing spells out, by state
         self._tables: dict[int, dict[Step, Birth]] = {}
         self._anywhere_moves = self._moves_of(
             (index, leading) for index, leading in enumerate(self._leading) if leading
@@ -178,8 +179,12 @@ class Automaton:
         if name is None:
             return _birth(moves.always, self._is_any_possible(moves, self._left_out))
         anywhere = self._anywhere_literals.get(name) or self._by_name(self._anywhere_moves, name)
-        arrival = self._both(anywhere, self._by_name(moves, name))
-        return _birth(self._both(moves.always, arrival), False)
+        here = self._by_name(moves, name)
+        if anywhere is _NOWHERE and here is _NOWHERE:  # as that of most names is
+            if state not in self._others:
+                self._others[state] = _birth(moves.always, False)
+            return self._others[state]
+        return _birth(self._both(moves.always, self._both(anywhere, here)), False)
 
     def table(self, limit: int) -> dict[Step, Birth]:
         """The automaton as kabpf_births, breadth first, with at most `limit` entries.

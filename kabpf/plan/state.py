@@ -191,6 +191,11 @@ class Changes(NamedTuple):
         others = self._replace(cgroups={}, updates={}, stale_cgroups=())
         return bool(self) and not others
 
+    @property
+    def is_of_stale(self) -> bool:
+        """Whether it removes what nothing refers to, and writes nothing."""
+        return not any(self[: self._fields.index("stale_attachments")])
+
 
 def record(policy: Policy) -> PolicyRecord:
     """The record that a policy makes."""
