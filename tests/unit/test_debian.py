@@ -31,3 +31,19 @@ def test_package_removes_what_is_for_pip() -> None:
     assert removed
     for directory in removed:
         assert f'"{directory}": ' in (SOURCE / "setup.py").read_text()
+
+
+def test_units_start_what_a_minimal_debian_has() -> None:
+    """Beside the package's own programs, those of essential packages, and of systemd with the mount
+    that it depends on; not procps' kill."""
+    units = [path.read_text() for path in (SOURCE / "systemd").iterdir()]
+    lines = [line for text in units for line in re.findall(r"^Exec\w+=-?(.*)$", text, re.MULTILINE)]
+    started = {line.split()[0] for line in lines}
+    assert started == {
+        "/bin/mkdir",
+        "/bin/mount",
+        "/bin/sh",
+        "/bin/systemctl",
+        "/usr/bin/kabpfctl",
+        "/usr/bin/kabpfd",
+    }
