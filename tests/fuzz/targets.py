@@ -83,7 +83,7 @@ def supervisor_words(content: bytes) -> None:
 
 def mountinfo_lines(content: bytes) -> None:
     """Names as the kernel writes them, whatever they are, come back as they were."""
-    points = content.replace(b"\0", b"").split(b"\n\n")
+    points = [b"/" + each for each in content.replace(b"\0", b"").split(b"\n\n")]
     lines = [
         b"%d 1 0:%d / %s rw - cgroup2 %s rw\n" % (number, number, _mangled(point), _mangled(point))
         for number, point in enumerate(points, 1)
