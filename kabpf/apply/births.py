@@ -43,12 +43,12 @@ def resolve(
 
     Updates `last`, which the last reconcile returned. Where that does not know the parent of one,
     the tree is walked, once and inside `may_learn()`, or not if that is None. Returns None where
-    there is no room for a policy, so that a reconcile has to look at the whole tree. The caller
-    holds the lock.
+    there is no room for what containers ask for, or room again, so that a reconcile has to look at
+    the whole tree. The caller holds the lock.
     """
     tree, naming = loaded.tree, last.automaton.containers
-    if naming and naming.is_full:
-        forget_unused(last, loaded)
+    if naming and naming.is_full and forget_unused(last, loaded):
+        return None  # older containers may wait for the room
     refusals: dict[int, str] = {}
     fresh: dict[int, Cgroup] = {}
     unplaced: list[Born] = []
