@@ -121,23 +121,21 @@ def median_and_error(values):
     return middle, 1.2533 * (high - low) / 1.349 / len(values) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("select", "most_ms"),
-    [("{container: {name: shop-*}}", 50), ("{cgroup: /no/such}", 10)],
-    ids=["containers are named", "none are"],
-)
-def test_hook_adds_little_to_a_start(machine, image, select, most_ms):
-    """As medians of starts in turn with the hook and without; the error of few starts is allowed
-    for, so that more of them (KABPF_CONTAINERS) find less."""
+def test_hook_adds_little_to_a_start(machine, image):
+    """Where a policy names containers, and where none does: as medians of starts in turn with the
+    hook and without. The error of few starts is allowed for, so that more of them
+    (KABPF_CONTAINERS) find less."""
     podman = Podman(machine, image)
-    names(machine, select)
     command = ("run", "--rm", "--name=shop-1", "--network=none", *podman.options)
     run = (*command, container_engines.IMAGE, "/first", "end")
-    found = json.loads(machine.run("python3", "-c", STARTS, str(COUNT), *run))
-    (with_ms, error), (without_ms, other_error) = map(median_and_error, found)
-    error = (error**2 + other_error**2) ** 0.5
-    print(f"hook: {with_ms - without_ms:+.1f} ms of {without_ms:.0f}, error {error:.1f} ms")
-    assert with_ms - without_ms < most_ms + 2 * error
+    for select, most_ms in (("{container: {name: shop-*}}", 50), ("{cgroup: /no/such}", 10)):
+        names(machine, select)
+        found = json.loads(machine.run("python3", "-c", STARTS, str(COUNT), *run))
+        (with_ms, error), (without_ms, other_error) = map(median_and_error, found)
+        error = (error**2 + other_error**2) ** 0.5
+        added_ms = with_ms - without_ms
+        print(f"{select}: hook {added_ms:+.1f} ms of {without_ms:.0f}, error {error:.1f} ms")
+        assert added_ms < most_ms + 2 * error
 
 
 # In kabpfd's place: says who asks and what the process of the container is after a while.
