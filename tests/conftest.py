@@ -49,12 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: set[tuple[Path, str]] = set()
     for item in items:
-        name = (item.path, getattr(item, "originalname", item.name))
-        # Of the tiers that load programs the quick run has one case of each test.
-        is_another_case = item.get_closest_marker("core") and name in seen
-        if is_another_case or getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("slow")
-        seen.add(name)
+        if item.get_closest_marker("core"):
+            # Of the tiers that load programs the quick run has one case of each test.
+            name = (item.path, getattr(item, "originalname", item.name))
+            if name in seen:
+                item.add_marker("slow")
+            seen.add(name)
         if (tier := _directory(item)) in TIERS:
             item.add_marker(tier)
             item.add_marker(pytest.mark.xdist_group(_group(item, tier)))

@@ -55,7 +55,6 @@ def place(make_cgroup, write_policy):
     return cgroup, write
 
 
-@pytest.mark.core
 def test_held_socket_stops_no_apply(place, other_cgroup, peer, kabpfctl, hold, make_namespace):
     """Where a process holds a socket, apply ends soon and says who does it; that socket alone waits
     for its update; the lock is free; and once the socket is let go of, the next apply does it."""

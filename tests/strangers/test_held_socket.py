@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness import PATIENCE, path_of
 
-pytestmark = [pytest.mark.core, pytest.mark.alone]
+pytestmark = pytest.mark.alone
 
 USER, OTHER_USER = 4242, 4243
 SOON_S = 2
