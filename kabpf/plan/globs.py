@@ -10,9 +10,11 @@ from __future__ import annotations
 import fnmatch
 import functools
 import os
+import sys
 import zlib
 from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from kabpf.plan.births import Matched, NameAutomaton
 from kabpf.policy.model import GLOB
@@ -22,6 +24,9 @@ from kabpf.policy.model import GLOB
 STATES_MAX = 65535  # 16 bits
 BYTES_MAX = 4 << 20  # two of them are in the kernel during a reload
 STEPS_MAX = 250_000
+
+# What is built once for all globs that end alike (_Part).
+PART_STATES_MAX, PART_POSITIONS_MAX = 64, 4
 
 # The first block of kabpf_globs tells how to read the cells.
 HEAD_CELLS = 130  # the class of each byte, in 256 bytes; the shift; the first state
@@ -97,6 +102,19 @@ class _TooDearError(Exception):
     """The automaton takes more than it may."""
 
 
+class _Part(NamedTuple):
+    """States that one state leads to, in a row behind it, and nowhere else: thousands of templates
+    differ in what is before their *, so that what is behind it is copied."""
+
+    first: int  # the number of that state
+    length: int
+    cells: int  # as one number, without those of sets
+    targets: int  # 1 in each cell that is the number of a state
+    # The places of states in which globs end, and where: an index of the first state's positions,
+    # and how far from there.
+    ends: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+
+
 class _Builder:
     """The subset construction, over positions in globs.
 
@@ -118,6 +136,9 @@ class _Builder:
         self._is_any: list[bool] = []
         self._doubt: list[int] = []  # the position of a glob that is in doubt; 0: not from here
         self._ends: dict[int, bool] = {}  # positions that accept, and whether in doubt
+        self._lasts: list[int] = []  # of the positions of each glob
+        self._rests: dict[int, int] = {}
+        self._known_rests: dict[tuple[object, ...], int] = {}
         starts = [self._add(number, each) for number, each in enumerate(elements)]
         self._steps = 0
         first = -(-HEAD_CELLS >> self._shift)
@@ -125,6 +146,8 @@ class _Builder:
         self._cells = self._no_row * first
         self._numbers: dict[tuple[int, ...], int] = {}
         self._waiting: list[tuple[int, ...]] = []
+        self._parts: dict[tuple[int, ...], _Part | None] = {}  # by the rests; None: it is none
+        self._in_part = False
         self._sets = {Matched(): 0}
         self._starts = tuple(starts)
         self._first = first
@@ -143,33 +166,43 @@ class _Builder:
 
     def _add(self, glob: int, elements: list[_Element]) -> int:
         """Add the positions of a glob; its first one."""
-        first = len(self._loops)
+        first = at = len(self._loops)
         texts = [each for each in elements if each is not _STAR]
-        in_doubt = first + len(texts) + 1
-        loops = False
-        for element in (*elements, None):
+        in_doubt, length = first + len(texts) + 1, len(texts) + 2
+        self._reads += [self._read_one[each] if isinstance(each, int) else () for each in texts]
+        self._reads += [(), ()]
+        self._loops += [False] * length
+        self._is_any += [False] * length
+        self._doubt += [0] * length
+        for element in elements:
             if element is _STAR:
-                loops = True
+                self._loops[at] = True
                 continue
-            is_class = isinstance(element, frozenset)
-            if isinstance(element, int):
-                self._reads.append(self._read_one[element])
-            elif isinstance(element, frozenset):
-                self._reads.append(tuple(sorted({self._classes[byte] for byte in element})))
-            else:
-                self._reads.append(())
-            self._loops.append(loops)
-            self._is_any.append(element is _ANY)
-            self._doubt.append(in_doubt if is_class or element is _ANY else 0)
-            loops = False
-        self._ends[in_doubt - 1] = False
-        self._reads.append(())
-        self._loops.append(True)
-        self._is_any.append(False)
-        self._doubt.append(0)
-        self._ends[in_doubt] = True
-        self._of += [glob] * (in_doubt + 1 - first)
+            if isinstance(element, frozenset):
+                self._reads[at] = tuple(sorted({self._classes[byte] for byte in element}))
+            self._is_any[at] = element is _ANY
+            if not isinstance(element, int):
+                self._doubt[at] = in_doubt
+            at += 1
+        self._loops[in_doubt] = True
+        self._ends[in_doubt - 1], self._ends[in_doubt] = False, True
+        self._of += [glob] * length
+        self._lasts.append(in_doubt)
         return first
+
+    def _rest(self, position: int) -> int:
+        """A number of what comes from a position on in its glob: the same number, the same rest."""
+        number = self._rests.get(position)
+        if number is None:
+            end = self._lasts[self._of[position]]
+            rest = tuple(
+                tuple(each[position:end]) for each in (self._reads, self._loops, self._is_any)
+            )
+            doubts = tuple(map(bool, self._doubt[position:end]))
+            known = self._known_rests
+            number = known.setdefault((rest, doubts), len(known))
+            self._rests[position] = number
+        return number
 
     def _expand(self, positions: tuple[int, ...]) -> None:
         stay, go_on = [], []
@@ -211,13 +244,90 @@ class _Builder:
     def _number(self, positions: tuple[int, ...]) -> int:
         number = self._numbers.get(positions)
         if number is None:
-            number = self._numbers[positions] = self._first + len(self._numbers)
-            self._cells.extend(self._no_row)
-            too_long = 2 * len(self._cells) > BYTES_MAX
-            if number > STATES_MAX or too_long or self._steps > STEPS_MAX:
-                raise _TooDearError
-            self._waiting.append(positions)
+            rests = None if self._in_part else self._rests_if_closed(positions)
+            if rests is None:
+                number = self._new(positions)
+            elif part := self._parts.get(rests):
+                number = self._copied(part, positions)
+            else:
+                number = self._new_with_part(positions, rests)
         return number
+
+    def _new(self, positions: tuple[int, ...]) -> int:
+        number = self._numbers[positions] = len(self._cells) >> self._shift
+        self._cells.extend(self._no_row)
+        self._require_room()
+        self._waiting.append(positions)
+        return number
+
+    def _require_room(self) -> None:
+        too_many = len(self._cells) >> self._shift > STATES_MAX + 1
+        if too_many or 2 * len(self._cells) > BYTES_MAX or self._steps > STEPS_MAX:
+            raise _TooDearError
+
+    def _rests_if_closed(self, positions: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The rests of a few globs that nothing takes away, in which case they alone decide which
+        states come next."""
+        if not 0 < len(positions) <= PART_POSITIONS_MAX:
+            return None
+        if not all(self._loops[each] for each in positions):
+            return None
+        if len({self._of[each] for each in positions}) < len(positions):
+            return None
+        return tuple(map(self._rest, positions))
+
+    def _new_with_part(self, positions: tuple[int, ...], rests: tuple[int, ...]) -> int:
+        """Number a state, and see whether it leads to so few others that they are a part."""
+        if rests in self._parts:
+            return self._new(positions)
+        waiting, self._waiting, self._in_part = self._waiting, [], True
+        first = self._new(positions)
+        states: list[tuple[int, ...]] = []
+        while self._waiting and len(states) < PART_STATES_MAX:
+            states.append(self._waiting.pop())
+            self._expand(states[-1])
+        self._in_part = False
+        complete = not self._waiting
+        self._waiting = waiting + self._waiting
+        self._parts[rests] = self._part(first, positions, states) if complete else None
+        return first
+
+    def _part(
+        self, first: int, positions: tuple[int, ...], states: list[tuple[int, ...]]
+    ) -> _Part | None:
+        width = 1 << self._shift
+        cells, targets = self._cells[first * width :], array("H")
+        row = array("H", [0] + [1] * (self._class_count - 1)) + self._no_row[self._class_count :]
+        ends = []
+        index = {self._of[each]: at for at, each in enumerate(positions)}
+        for state in states:
+            place = self._numbers[state] - first
+            row_of_state = cells[place * width : (place + 1) * width]
+            if min(row_of_state[1 : self._class_count]) < first:  # it leads to one of before
+                return None
+            if row_of_state[0]:
+                cells[place * width] = 0
+                here = [(index[self._of[each]], each) for each in state if each in self._ends]
+                ends.append((place, tuple((at, each - positions[at]) for at, each in here)))
+            targets += row
+        one, other = (int.from_bytes(each.tobytes(), sys.byteorder) for each in (cells, targets))
+        return _Part(first, len(states), one, other, tuple(ends))
+
+    def _copied(self, part: _Part, positions: tuple[int, ...]) -> int:
+        """Number a state, with a copy of the part that another one with the same rests leads to."""
+        first = self._numbers[positions] = len(self._cells) >> self._shift
+        self._steps += part.length
+        size = 2 * part.length << self._shift
+        # Before the sum, in which no cell may reach into the next one.
+        if first + part.length > STATES_MAX + 1:
+            raise _TooDearError
+        cells = part.cells + (first - part.first) * part.targets
+        self._cells.frombytes(cells.to_bytes(size, sys.byteorder))
+        self._require_room()
+        for place, ends in part.ends:
+            there = tuple(positions[at] + distance for at, distance in ends)
+            self._cells[(first + place) << self._shift] = self._set(there)
+        return first
 
     def _set(self, positions: tuple[int, ...]) -> int:
         ends = [each for each in positions if each in self._ends]

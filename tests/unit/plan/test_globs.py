@@ -64,6 +64,29 @@ def test_every_name_is_in_the_set_of_the_globs_that_match_it(
                 assert (glob in known.globs) == says, (glob, name)
 
 
+STEMS, ENDS = ("a", "b", "ab", "b@", "c-"), ("*.s", "*.t", "*s?", "*[ab].s", "*.s*t", ".s", "*")
+
+
+@settings(max_examples=100)
+@given(
+    st.sets(st.tuples(st.sampled_from(STEMS), st.sampled_from(ENDS)).map("".join), max_size=16),
+    st.sets(st.sampled_from(["*.s", "*b", "?*.t", "*a*b"])),
+    st.lists(st.tuples(st.sampled_from(STEMS), st.text("ab.st\u00e9", max_size=6))),
+)
+@example({"a*.s", "b*.s", "b@*.s"}, set(), [("b", ".s"), ("b@", ".s.s"), ("b", ".sa")])
+@example({"a*s?", "b*s?"}, {"*.s"}, [("b", ".ss"), ("b", "as\u00e9"), ("b", "b.s")])
+def test_globs_that_end_alike_are_told_apart(
+    some: set[str], others: set[str], names: list[tuple[str, str]]
+) -> None:
+    """What is built once for many globs that differ in their beginnings alone is right for each."""
+    built = compiled_names(frozenset(some | others))
+    for name in map("".join, names):
+        known = matched(built, name.encode())
+        for glob in some | others:
+            if glob not in known.doubted:
+                assert (glob in known.globs) == fnmatch.fnmatchcase(name, glob), (glob, name)
+
+
 @pytest.mark.parametrize(
     ("glob", "name", "expected"),
     [
