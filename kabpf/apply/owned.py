@@ -81,8 +81,13 @@ def activate(
     if attached and attached.cgroup.id not in successors:
         successors[attached.cgroup.id] = _written(record(attached.policy), records, loaded)
     owed: dict[int, CgroupEntry] = {}
+    found: dict[int, CgroupEntry] = {}
+    used: set[int] = set()
     for _ in range(PASSES_MAX):
-        found, used = loaded.entries_with(over)
+        if over:
+            found, used = loaded.entries_with(over)
+        else:
+            loaded.attached()  # every mkdir that began before has ended
         heirs = _heirs(over, successors, loaded, tree, paths) if found else {}
         moved = {
             id: diff.with_policy(entry, heirs[entry.policy_id], records)

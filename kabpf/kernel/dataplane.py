@@ -252,10 +252,13 @@ class Dataplane:
         self.attached()
         found: dict[int, CgroupEntry] = {}
         used: set[int] = set()
+        is_found: dict[bytes, bool] = {}  # most of any number of entries have one of a few values
         for key, value in self._cgroups.items():
-            ids = abi.read_policy_ids(value)
-            used.update(ids)
-            if ids[0] in policy_ids:
+            if value not in is_found:
+                ids = abi.read_policy_ids(value)
+                used.update(ids)
+                is_found[value] = ids[0] in policy_ids
+            if is_found[value]:
                 found[abi.number(key)] = abi.read_entry(value)
         return found, used
 

@@ -7,13 +7,17 @@ import json
 import os
 import pty
 import re
+import secrets
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import hostile
 import pytest
+import shared
 from harness import PATIENCE, path_of
 from terminal import Terminal
 
@@ -75,11 +79,15 @@ COMMANDS = [
     ["plan"],
     ["status"],
     ["verify"],
+    ["metrics"],
     ["metrics", "--sockets"],
     ["sockets"],
     ["sockets", "--cgroup", "{}"],
     ["sockets", "--unit", "a*"],
+    ["sockets", "--container", "a*"],
     ["explain", "{}"],
+    ["audit", "--timeout", "10s"],
+    ["suggest", "--timeout", "10s"],
     ["doctor"],
     ["check"],
     ["import"],
@@ -265,6 +273,8 @@ def test_arguments_may_be_names_of_strangers(
         *([["explain", raw] for name, raw in names.items() if name in ("LS", "CR LF", "NEL")]),
         ["sockets", "--unit", names["LF"]],
         ["sockets", "--policy", names["ESC"]],
+        ["sockets", "--container", names["ESC"]],
+        ["explain", names["bidi"]],
         ["detach", "--cgroup", names["CR"]],
         ["attach", "--cgroup", names["policy"], "--idle", names["LS"]],
         ["run", "--idle", names["ESC"], "true"],
@@ -312,3 +322,74 @@ def test_environment_may_have_any_value(command: Any, own_mounts: Path) -> None:
         given = {"DD_TCP_KEEPALIVE_TIME": os.fsdecode(raw), "KEEPALIVE": os.fsdecode(raw)}
         wrong += judged(command("run", "true", **given), "C.UTF-8", ["run", ascii(raw)[:40]])
     assert wrong == []
+
+
+CONFIGS, TASKS = Path("/var/lib/docker"), Path("/run/docker")
+OF_CONTAINERS = [
+    ["plan"],
+    ["status"],
+    ["sockets"],
+    ["sockets", "--container", "*"],
+    ["explain", "{}"],
+    ["doctor"],
+]
+
+
+@pytest.fixture
+def containers(
+    own_mounts: Path, make_cgroup: Callable[[str], Path], python: Any
+) -> Iterator[list[Path]]:
+    """The cgroups of Docker's containers, of which each has a process and a connection."""
+    with ExitStack() as stack:
+        for path in (CONFIGS, TASKS):
+            stack.enter_context(shared.directory(path))
+            subprocess.run(["mount", "-t", "tmpfs", "none", path], check=True)
+            stack.callback(subprocess.run, ["umount", path], check=True)
+        made = []
+        for raw in (*hostile.NAMES.values(), *hostile.WITH_NEWLINES.values()):
+            text, id = os.fsdecode(raw), secrets.token_hex(32)
+            cgroup = make_cgroup(f"docker-{id}.scope")
+            labels = {"team": text, text: text, "io.kabpf.keepalive": text, "io.kabpf.policy": text}
+            _write(
+                CONFIGS / "containers" / id / "config.v2.json",
+                {"ID": id, "Name": f"/{text}", "Config": {"Labels": labels, "Image": text}},
+            )
+            _write(
+                TASKS / "containerd/daemon/io.containerd.runtime.v2.task/moby" / id / "config.json",
+                {"linux": {"cgroupsPath": path_of(cgroup)}},
+            )
+            process = python(PROCESS, "in", cgroup=cgroup, stdin=subprocess.PIPE)
+            assert process.stdout.readline() == b"there\n"
+            made.append(cgroup)
+        yield made
+
+
+def _write(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content))
+
+
+def test_commands_show_containers_on_one_line_of_printable_characters(
+    containers: list[Path],
+    command: Any,
+    locales: Any,
+    write_policy: Any,
+    kabpfctl: Any,
+) -> None:
+    """Names, images, labels and wishes, which strangers choose who start them or make images,
+    in each locale, with --json and without; and each container has the policy."""
+    select = "select: [{container: {label: {team: '*'}}}]"
+    write_policy("a.yaml", f"{select}\nkeepalive: {{idle: 61}}\n")
+    wrong = judged(command("apply"), "C.UTF-8", ["apply"])
+    for locale in hostile.LOCALES:
+        # Of the others those that print all names.
+        for words in OF_CONTAINERS if locale == "C.UTF-8" else OF_CONTAINERS[:3]:
+            for more in ([], ["--json"]):
+                each = [word.format(containers[0]) for word in words] + more
+                done = command(*each, **locales[locale])
+                wrong += judged(done, locale, each)
+                if words == ["sockets"] and not more and hostile.FORGED.encode() not in done.stdout:
+                    wrong.append(f"{each} does not show the names: {done}")
+    assert wrong == []
+    shown = json.loads(kabpfctl("plan", "--json").stdout)
+    assert {path_of(each) for each in containers} <= {each["cgroup"] for each in shown["cgroups"]}
