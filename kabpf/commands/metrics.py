@@ -54,7 +54,7 @@ def metrics(arguments: argparse.Namespace) -> int:
     """Print the metrics, write them to a file for node_exporter, or answer a scrape with them."""
     exposition.library()  # first, as it may be missing
     if arguments.http:
-        from kabpf.observe import scrape  # here, because it imports http.server
+        from kabpf.observe import scrape  # here, because others do without
 
         scrape.serve(sys.stdin.fileno(), _respond)
         return 0
