@@ -41,6 +41,7 @@ class Costs(NamedTuple):
     quiet: bool  # no cgroup was born meanwhile, anywhere in the tree
     status_s: list[float]
     verify_s: list[float]
+    metrics_s: list[float]
     run_s: list[float]  # added to a command
     reload_s: list[float]
     status_many_s: list[float]  # with 1,000 drop-ins
@@ -74,6 +75,7 @@ def measure(machine: Machine) -> Costs:
             with Daemon(machine.scratch) as daemon:
                 status_s = _statuses(repeats)
                 verify_s = [timed_kabpfctl("verify") for _ in range(repeats)]
+                metrics_s = [timed_kabpfctl("metrics") for _ in range(repeats)]
                 run_s = [_added_by_run() for _ in range(2 * repeats)]
                 wake_ups, quiet = _idle(machine, daemon)
         drop_ins = {
@@ -94,7 +96,7 @@ def measure(machine: Machine) -> Costs:
                     apply_again_s.append(timed_kabpfctl("apply"))
     return Costs(
         start_s, adopt_s, resident_kib, resident_many_kib, wake_ups, quiet, status_s, verify_s,
-        run_s, reload_s, status_many_s, apply_cold_s, apply_again_s,
+        metrics_s, run_s, reload_s, status_many_s, apply_cold_s, apply_again_s,
     )  # fmt: skip
 
 

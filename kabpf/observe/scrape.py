@@ -80,7 +80,9 @@ def _answer(request: bytes, respond: Respond) -> bytes:
     if path != "/metrics":
         return _wrong("404 Not Found", "the metrics are at /metrics")
     headers = (header.partition(":") for header in rest.split("\n"))
-    accept = ",".join(value for name, _, value in headers if name.strip().lower() == "accept")
+    accept = ",".join(
+        value.strip() for name, _, value in headers if name.strip().lower() == "accept"
+    )
     names = frozenset(each.partition("=")[0] for each in query.split("&"))
     return _message("200 OK", *respond(names, accept))
 

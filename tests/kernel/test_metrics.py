@@ -159,25 +159,6 @@ def test_scrape_is_answered_in_the_format_that_is_asked_for(policy, kabpfctl, sc
     assert ("kabpf_data_plane_active",) in by_name(prometheus(text.decode()))
 
 
-@pytest.mark.parametrize(
-    "request_, status",
-    [
-        (b"GET / HTTP/1.1\r\n\r\n", b"404"),
-        (b"GET /metrics HTTP/9.1\r\n\r\n", b"505"),
-        (b"POST /metrics HTTP/1.1\r\n\r\n", b"501"),
-        (b"GET /metrics HTTP/1.1\r\n" + b"a: b\r\n" * 4096, b"431"),
-        (b"GET /" + b"a" * 100_000, b"431"),
-        (b"\xff\r\n\r\n", b"400"),
-        (b"GET //[x HTTP/1.1\r\n\r\n", b"404"),
-        (b"", b""),
-    ],
-    ids=["path", "version", "method", "header", "line", "bytes", "url", "nothing"],
-)
-def test_scrape_that_is_wrong_gets_one_answer(scrape, request_, status):
-    answer = scrape(request_[:8192])
-    assert answer.split(b" ")[1:2] == [status] or answer == status
-
-
 def test_scrape_costs_little(make_cgroup, write_policy, kabpfctl, peer):
     """With 100 policies, 1,000 cgroups and 10,000 connections, whose both ends are here. The least
     of some scrapes counts, as the machine may be busy. It takes some seconds to make all that."""
