@@ -55,7 +55,7 @@ def _with(options: Options, mode: Mode, has: Keepalive) -> Keepalive:
     if idle is None:
         return has
     if may_have_idle and mode == Mode.FILL:
-        return has
+        return has._replace(idle_s=None)  # the application's, or else the policy's
     if has.idle_by == Setter.APPLICATION and has.idle_s:
         if idle.low < idle.high:
             return has._replace(idle_s=min(max(has.idle_s, idle.low), idle.high))

@@ -76,6 +76,7 @@ NEVER_FORGOTTEN = (Why.LISTENER, Why.LOOPBACK, Why.OPENING, Why.ENDING)
 
 def of(connection: Connection, keepalive: Keepalive | None = None) -> Silence:
     """How long a connection may be silent, by what it has of keepalive or by what it would have."""
+    is_present = keepalive is None or keepalive is connection.keepalive
     keepalive = keepalive or connection.keepalive
     timer = connection.timer
     if timer == Timer.RETRANSMISSION and not connection.tries:
@@ -89,7 +90,7 @@ def of(connection: Connection, keepalive: Keepalive | None = None) -> Silence:
         keepalive.idle_s,
         connection.rto_max_ms,
     )
-    if found.is_known or timer != Timer.KEEPALIVE:
+    if found.is_known or timer != Timer.KEEPALIVE or not is_present:
         return found
     # At the timer's end comes a probe, or another wait for one (tcp_keepalive_timer()).
     return found._replace(longest_ms=(connection.silence_ms or 0) + connection.expires_ms)

@@ -81,7 +81,10 @@ CASES = {
     "keepalive of the system": (peers("10.2.0.7", keepalive=Keepalive(True, 7200, 1, 0)),
                                 Direction.OUT, 1),
     "the application's idle": (peers("10.2.0.7", keepalive=on(3600)), Direction.OUT, 1),
-    "idle unknown": (peers("10.2.0.7", keepalive=Keepalive(True, None)), Direction.OUT, 1),
+    "idle unknown": (
+        peers("10.2.0.7", keepalive=Keepalive(True, None), timer=2, expires_ms=7_000_000),
+        Direction.OUT, 1,
+    ),
 }  # fmt: skip
 
 
