@@ -16,7 +16,6 @@ from harness import (
     PINS,
     UNTOUCHED,
     WATCHED,
-    cgroup_root,
     known_cgroups,
     options_of_new,
     path_of,
@@ -479,19 +478,3 @@ def test_removed_socket_of_hooks_is_made_anew(write_policy, kabpfd):
     for path in Path("/run/kabpf").iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     wait_until(Path("/run/kabpf/containers.socket").is_socket, "the socket")
-
-
-def test_machine_that_lacks_something_has_a_status_of_its_own(kabpfctl):
-    """By it systemd knows that no restart helps; the reason is what systemd shows."""
-    script = (
-        f"umount --all --types cgroup2; umount -l {cgroup_root()};"
-        f" mount -t tmpfs tmpfs {cgroup_root()}; exec {BIN}/kabpfd"
-    )
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=20 * PATIENCE,
-    )
-    assert done.returncode == 78, done.stderr
-    assert "cgroup2" in done.stderr

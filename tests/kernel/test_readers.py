@@ -59,6 +59,7 @@ READERS = (
     ("run", "--policy", "a", "true"),
     ("doctor",),
     ("sockets",),
+    ("apply",),  # which a reload is, and reads all of it first
 )
 
 

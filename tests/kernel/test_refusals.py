@@ -12,6 +12,7 @@ import pytest
 from harness import (
     BIN,
     DROP_INS,
+    PATIENCE,
     PINS,
     UNTOUCHED,
     WITHOUT_BTF,
@@ -142,12 +143,13 @@ def test_attach_to_something_else_than_a_cgroup_is_refused(kabpfctl, tmp_path, c
     assert not PINS.exists()
 
 
-def _hidden(script):
-    """Runs `kabpfctl apply` in a mount namespace after a shell script."""
+def _hidden(script, command="kabpfctl apply"):
+    """Runs a command in a mount namespace after a shell script."""
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", f"{script}\nexec {BIN}/kabpfctl apply"],
+        ["unshare", "--mount", "sh", "-ec", f"{script}\nexec {BIN}/{command}"],
         capture_output=True,
         text=True,
+        timeout=20 * PATIENCE,
     )
 
 
@@ -180,13 +182,15 @@ def _libbpf():
     ids=["no BTF", "no cgroup2", "no libbpf", "nothing below /sys/fs"],
 )
 def test_what_the_machine_lacks_is_named(script, message):
-    """Each missing thing is one clear message with the remedy, and status 1."""
+    """Each missing thing is one clear message with the remedy, and status 1, or kabpfd's, which is
+    that of RestartPreventExitStatus= in kabpf.service."""
     script = script.format(cgroup_root=cgroup_root(), libbpf=_libbpf())
-    done = _hidden(script)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"kabpfctl: {message}")
-    assert "Traceback" not in done.stderr
-    assert not PINS.exists()
+    for command, status in (("kabpfctl apply", 1), ("kabpfd", 78)):
+        done = _hidden(script, command)
+        assert done.returncode == status
+        assert done.stderr.startswith(f"{command.split()[0]}: {message}")
+        assert "Traceback" not in done.stderr
+        assert not PINS.exists()
 
 
 def test_missing_capability_is_named():

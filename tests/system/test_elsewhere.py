@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from container_engines import OPTIONS
 from harness import wait_until
 from machine import KEEPALIVE
 
@@ -54,6 +55,26 @@ def test_unit_that_pam_moves_is_told(machine, alice):
         assert f"select unit: user-{alice}.slice" in advice
         assert f"warning: {said}" in machine.attempt("kabpfctl", "check").stderr
         assert said in machine.run("kabpfctl", "explain", main)
+
+
+@pytest.mark.parametrize("machine", [OPTIONS], indirect=True, ids=["keyrings"])
+def test_unit_whose_containers_are_elsewhere_is_told(machine):
+    """In its cgroup is podman alone; what to change, and what to select."""
+    machine.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/containers")
+    machine.drop_in("app.service.yaml", KEEPALIVE)
+    command = "/usr/bin/podman run --network=none --privileged --pids-limit=0 --rootfs /:O sleep 99"
+    machine.write("/run/systemd/system/app.service", SLEEP.format(command=command, more=""))
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "app.service")
+    wait_until(lambda: [*machine.cgroups.glob("machine.slice/libpod-*.scope")], "the container")
+    ((text, advice),) = _warnings(machine)
+    assert text.startswith("app.service ")
+    assert text.endswith("whose containers are in cgroups of their own")
+    assert advice == (
+        "add --cgroups=split to podman run, or select cgroup: /machine.slice/libpod-*.scope"
+    )
+    assert f"warning: {text}" in machine.attempt("kabpfctl", "check").stderr
+    assert text in machine.run("kabpfctl", "explain", "app.service")
 
 
 def test_unit_that_stays_is_not_told(machine, alice):

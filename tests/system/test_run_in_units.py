@@ -1,6 +1,7 @@
 """kabpfctl run inside of units and sessions: it stays there, with all that holds there."""
 
 import pytest
+from container_engines import OPTIONS
 from harness import cgroup_root, wait_until
 from machine import COVERED, PROGRAMS_INSIDE, Inside
 
@@ -108,6 +109,7 @@ def test_users_service_keeps_its_process(machine, inside):
 SESSION = ("systemd-run", "--pipe", "--quiet", "--wait", "-pPAMName=runuser-l", "-pUser=root")
 ELSEWHERE = ("systemd-run", "--pipe", "--quiet", "--wait")
 LOOK = "cat /proc/self/cgroup"
+BOX = "--quiet --network=none --pids-limit=0 --privileged --cgroupns=host --rootfs /:O"
 
 
 STAYS = (
@@ -120,13 +122,17 @@ STAYS = (
     (f"runuser - alice -c '{LOOK}'", "in a session"),
     (f"systemd-run --pipe --quiet --wait {LOOK}", "nowhere"),
     (f"systemd-run --scope --quiet {LOOK}", "nowhere"),
+    (f"podman run {BOX} {LOOK}", "nowhere"),
+    (f"podman run --cgroups=disabled {BOX} {LOOK}", "everywhere"),
     (f"run0 --pipe {LOOK}", "nowhere"),
 )
 
 
+@pytest.mark.parametrize("machine", [OPTIONS], indirect=True, ids=["keyrings"])
 def test_command_stays_or_is_told_of(machine, suite):
     """The manual's table: what leaves the cgroup is told of, and nothing else."""
     machine.run("useradd", "--create-home", "alice")
+    machine.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/containers")
     # systemd 252 has no run0.
     for command, stays in STAYS[:-1] if suite == "bookworm" else STAYS:
         for where, starter in (("in a session", SESSION), ("in a service", ELSEWHERE)):
