@@ -2,7 +2,7 @@
 
 CHECK = .venv-check/bin
 
-.PHONY: test check bench demo clean
+.PHONY: test check bench demo dist clean
 
 test:
 	tests/run
@@ -25,6 +25,9 @@ bench:
 
 demo:
 	demo/run
+
+dist:
+	scripts/dist
 
 clean:
 	rm -rf .venv .venv-check build *.egg-info kabpf/*.bpf.o
