@@ -2,6 +2,7 @@
 a policy has calls watched, and nothing is attached for it at any other time."""
 
 import json
+import signal
 import socket
 import subprocess
 
@@ -212,11 +213,13 @@ def test_monitors_go_on_beside_daemons_and_versions(
     daemon = kabpfd()
     client, number = connected(cgroup)
     before, watcher = attached(), watch()
-    daemon.stop()
-    kabpfd().stop()
+    (old,) = set(attached()) - set(before)
+    daemon.stop(signal.SIGKILL)  # by which policies stay active
+    again = kabpfd()
     client.set_option(number, "keepalive", 0)
     assert watcher.next()["setsockopt"] == OFF
-    (old,) = set(attached()) - set(before)
+    assert sorted(attached()) == sorted([*before, old])
+    again.stop(signal.SIGKILL)
     kabpfctl("detach", "--all")
     wait_until(lambda: attached() == before, "the end of the old link")
     kabpfctl("apply")
