@@ -1,0 +1,56 @@
+"""How a process without the right to enter network namespaces has open sockets updated."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kabpf.apply import retrofit
+from kabpf.apply.retrofit import Left
+from kabpf.errors import RefusedError
+from kabpf.kernel import capabilities
+
+NOWHERE = Path("/nowhere")
+
+
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket of kabpf-retrofit, for a process that lacks CAP_SYS_ADMIN."""
+    monkeypatch.setattr(retrofit, "HELPER", tmp_path / "retrofit.socket")
+    monkeypatch.setattr(capabilities, "missing", lambda names: names)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(retrofit.HELPER))
+        listener.listen()
+        listener.settimeout(10)
+        yield listener
+
+
+def test_helper_is_asked_and_not_waited_for(helper: socket.socket) -> None:
+    """The descriptor can be read from when it has answered."""
+    answer = retrofit.begin({8, 7}, NOWHERE, NOWHERE, {2, 1})
+    os.set_blocking(answer, False)
+    connection, _ = helper.accept()
+    with connection, open(answer, "rb") as stream:
+        connection.settimeout(10)
+        asked = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert json.loads(asked) == {"owed": [7, 8], "processes": [1, 2]}
+        assert stream.read() is None  # nothing yet
+        connection.sendall(json.dumps({"refused": "", "cgroups": [7], "left": ["why"]}).encode())
+        connection.close()
+        assert retrofit.answered(stream.read()) == Left(frozenset({7}), ("why",))
+
+
+def test_helper_that_is_not_there_is_said(helper: socket.socket) -> None:
+    """With what to do; and so is one that ends without an answer, or refuses."""
+    helper.close()
+    with pytest.raises(RefusedError, match="systemctl restart kabpf-retrofit"):
+        retrofit.begin({7}, NOWHERE, NOWHERE, None)
+    with pytest.raises(RefusedError, match="systemctl restart kabpf-retrofit"):
+        retrofit.answered(b"")
+    with pytest.raises(RefusedError, match="no way in"):
+        retrofit.answered(b'{"refused": "no way in", "cgroups": [], "left": []}')
