@@ -259,7 +259,7 @@ class Daemon:
         self.address = str(directory / f"notify-{next(numbers)}")
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.channel.bind(self.address)
-        self.channel.settimeout(20 * PATIENCE)
+        self.channel.settimeout(60 * PATIENCE)
         self.process = subprocess.Popen(
             command or [BIN / "kabpfd"],
             env={**os.environ, "NOTIFY_SOCKET": self.address},
@@ -286,7 +286,7 @@ class Daemon:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(20 * PATIENCE)
+        return self.process.wait(60 * PATIENCE)
 
 
 def options_of_new(peer: Callable[..., Peer], cgroup: Path) -> dict[str, int]:
