@@ -54,6 +54,8 @@ def resolve(
     unplaced: list[Born] = []
     has_learnt: bool | None = None
     for event in born:
+        if event.id in fresh:  # inside one before, as all of a chain but its first
+            continue
         if event.parent_id not in last.cgroups and has_learnt is None:
             has_learnt = _learn(last, tree, may_learn())
         parent = last.cgroups.get(event.parent_id)
