@@ -28,6 +28,7 @@ from kabpf.kernel.namespaces import WAYS_MAX, Namespace, held_namespaces, own_na
 
 HELPER = Path("/run/kabpf/retrofit.socket")
 ANSWER_S = 120  # what a hundred million sockets take; RuntimeMaxSec= of the helper
+BEGIN_S = 20  # to ask it, where nobody waits for the answer: it reads of a million cgroups as it comes
 
 # For namespaces in which no descriptor of a process is known to be of a socket that is owed the
 # update: it may be in flight between two processes, or registered with an io_uring.
@@ -68,8 +69,7 @@ def update(
     Raises RefusedError with all that was refused; the other namespaces are updated.
     """
     if capabilities.missing(("CAP_SYS_ADMIN",)):
-        with _asked(owed, processes) as connection:
-            connection.settimeout(ANSWER_S)
+        with _asked(owed, processes, ANSWER_S) as connection:
             try:
                 answer = _received(connection)
             except OSError as error:
@@ -82,7 +82,7 @@ def begin(owed: Iterable[int], pins: Path, root: Path, processes: Iterable[int] 
     """Have another process do the same; the descriptor at whose end is what `answered` takes.
     Raises RefusedError."""
     if capabilities.missing(("CAP_SYS_ADMIN",)):
-        return _asked(owed, processes).detach()
+        return _asked(owed, processes, BEGIN_S).detach()
     owed = frozenset(owed)
 
     def work(pipe: int) -> None:
@@ -233,12 +233,14 @@ def _skipped(count: int) -> tuple[str, ...]:
     )
 
 
-def _asked(owed: Iterable[int], processes: Iterable[int] | None) -> socket.socket:
-    """A connection to the helper, which was told what to do."""
+def _asked(
+    owed: Iterable[int], processes: Iterable[int] | None, seconds: float
+) -> socket.socket:
+    """A connection to the helper, which was told what to do; each step on it has so many seconds."""
     request = {"owed": sorted(owed), "processes": None if processes is None else sorted(processes)}
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        connection.settimeout(ANSWER_S)
+        connection.settimeout(seconds)
         connection.connect(str(HELPER))
         connection.sendall(json.dumps(request).encode())
         connection.shutdown(socket.SHUT_WR)

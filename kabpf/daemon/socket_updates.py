@@ -3,7 +3,6 @@ meanwhile, and some of them are to be resolved before their first connection."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
@@ -87,9 +86,13 @@ class SocketUpdates:
     def _ended(self) -> Done | None:
         if self._answer < 0:
             return None
-        with contextlib.suppress(BlockingIOError):
+        try:
             while piece := os.read(self._answer, _PIECE):
                 self._received += piece
+            return self._done()
+        except BlockingIOError:
+            pass
+        except OSError:  # as where its process ended before it read what it was asked (ECONNRESET)
             return self._done()
         if time.monotonic() > self._began + retrofit.ANSWER_S:
             return self._done()

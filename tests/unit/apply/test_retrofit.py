@@ -54,3 +54,13 @@ def test_helper_that_is_not_there_is_said(helper: socket.socket) -> None:
         retrofit.answered(b"")
     with pytest.raises(RefusedError, match="no way in"):
         retrofit.answered(b'{"refused": "no way in", "cgroups": [], "left": []}')
+
+
+def test_helper_that_does_not_read_is_waited_for_a_while(
+    helper: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked may be more than a socket has room for."""
+    assert helper.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 1 << 20
+    monkeypatch.setattr(retrofit, "BEGIN_S", 0.01)
+    with pytest.raises(RefusedError, match="systemctl restart kabpf-retrofit"):
+        retrofit.begin(range(1 << 18), NOWHERE, NOWHERE, None)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,20 @@ def test_update_that_is_never_answered_is_given_up(
 ) -> None:
     """Nor is one whose process was killed waited for."""
     monkeypatch.setattr(retrofit, "ANSWER_S", -1)
+    active.repair()
+    assert not active.settle_updates()
+    assert active.settle_updates()
+    assert "update open sockets" in str(active.problem)
+
+
+def test_update_whose_process_ends_unasked_is_refused(
+    active: ActivePolicies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it did not read resets the connection, which is no error of the daemon's."""
+    ours, theirs = socket.socketpair()
+    ours.sendall(b"{}")
+    theirs.close()
+    monkeypatch.setattr(retrofit, "begin", lambda *_: ours.detach())
     active.repair()
     assert not active.settle_updates()
     assert active.settle_updates()
