@@ -139,7 +139,7 @@ def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[in
     def parts() -> Iterator[Part]:
         yield Part([own])
         # While a visitor is at work there already: most sockets are in this one.
-        holders.extend(dataplane.holders(pins))
+        holders.extend(_holders(pins))
         held = held_namespaces(processes)
         known, others = sorted_namespaces(own, holders, held)
         yield Part(known)
@@ -161,7 +161,7 @@ def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[in
         raise RefusedError("; ".join(refused))
     if not unreached:
         return Left(frozenset(), _skipped(skipped))
-    holders += dataplane.holders(pins)
+    holders += _holders(pins)
     try:
         left = one_by_one.update(pins, root, unreached.keys())
     except RefusedError:  # by others' programs there, which `doctor` lists
@@ -173,6 +173,15 @@ def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[in
     ]
     cgroups = owed & {one.cgroup_id for one in left}
     return Left(cgroups, (*reasons[:SAID_MAX], *_more(reasons), *_skipped(skipped)))
+
+
+def _holders(pins: Path) -> list[Holder]:
+    """One of a process's descriptors for each cgroup and network namespace, as it may have any
+    number of them."""
+    found: dict[tuple[int, ...], Holder] = {}
+    for one in dataplane.holders(pins):
+        found.setdefault((one.process, one.cgroup_id, one.namespace, one.flags), one)
+    return [*found.values()]
 
 
 def sorted_namespaces(

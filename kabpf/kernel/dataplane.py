@@ -8,6 +8,7 @@ import errno
 import functools
 import itertools
 import os
+import struct
 import sys
 import time
 from collections import Counter
@@ -574,8 +575,20 @@ def linked_for_one(pins: Path, root: Path) -> Iterator[None]:
 
 
 def sockets(raw: bytes) -> Iterable[CSocket]:
-    """What LISTER or OPEN_LISTER wrote."""
+    """What LISTER wrote."""
     return (CSocket * (len(raw) // ctypes.sizeof(CSocket))).from_buffer_copy(raw)
+
+
+def open_sockets(pins: Path) -> Iterable[CSocket]:
+    """What OPEN_LISTER writes for each descriptor that a process has of a socket; no two alike, as
+    it may have any number of one."""
+    distinct: dict[bytes, None] = {}
+    for piece in output(pins / OPEN_LISTER):
+        distinct.update(dict.fromkeys(raw for (raw,) in _SOCKET.iter_unpack(piece)))
+    return sockets(b"".join(distinct))
+
+
+_SOCKET = struct.Struct(f"{ctypes.sizeof(CSocket)}s")
 
 
 def is_by_bcc(pins: Path) -> bool:

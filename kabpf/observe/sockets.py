@@ -23,7 +23,7 @@ from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import dataplane
 from kabpf.kernel.abi import NEVER, CSocket
 from kabpf.kernel.cgroups import CgroupTree, add_removed
-from kabpf.kernel.dataplane import LISTER, OPEN_LISTER, Dataplane
+from kabpf.kernel.dataplane import LISTER, Dataplane
 from kabpf.kernel.namespaces import held_namespaces, own_namespace
 from kabpf.observe import containers
 from kabpf.policy.model import ON_SOCKETS
@@ -275,8 +275,7 @@ def open_by_processes(loaded: Dataplane) -> Collection[CSocket]:
 
 def _open(pins: Path) -> Collection[CSocket]:
     # Several processes may have one socket.
-    raw = b"".join(dataplane.output(pins / OPEN_LISTER))
-    return {_identity(one): one for one in dataplane.sockets(raw)}.values()
+    return {_identity(one): one for one in dataplane.open_sockets(pins)}.values()
 
 
 def _identity(one: CSocket) -> tuple[object, ...]:
