@@ -13,6 +13,7 @@ from kabpf.audit.connections import Connection, Keepalive, Place, Timer
 from kabpf.errors import RefusedError
 from kabpf.kernel import abi, inet_diag
 from kabpf.kernel.dataplane import Dataplane
+from kabpf.kernel.inet_diag import Network
 from kabpf.observe import sockets
 from kabpf.observe.sockets import LISTED, SET, STATES
 
@@ -75,12 +76,9 @@ def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Conn
     records = list(listed.records)
     listening = {one.local_port for one in records if one.state == LISTEN}
     namespace = outcome.namespace
-    places: dict[bytes, Place] = {}
+    places = Places(listed.networks)
     found = []
     for one in records:
-        place = places.get(one.peer)
-        if place is None:
-            place = places[one.peer] = _place(one.peer, listed.networks)
         ends = namespace, one.local, one.local_port, one.peer, one.peer_port
         found.append(
             Connection(
@@ -88,7 +86,7 @@ def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Conn
                 one.cgroup_id,
                 *ends[1:],
                 one.local_port in listening,
-                place,
+                places.of(one.peer),
                 STATES[one.state],
                 not one.has_owner,
                 one.timer,
@@ -103,16 +101,33 @@ def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Conn
     return found
 
 
-def _place(peer: bytes, networks: tuple[inet_diag.Network, ...]) -> Place:
-    if peer.startswith(LOOPBACK_IPV4) or peer == LOOPBACK_IPV6:
-        return Place.LOOPBACK
-    number, place = int.from_bytes(peer, "big"), Place.BEYOND
-    for network in networks:
-        if network.is_own and network.address == peer:
+class Places:
+    """Where peers are, as seen from a network namespace, whose owner may have given it as many
+    addresses as there are peers."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._own: set[bytes] = set()
+        self._known: dict[bytes, Place] = {}
+        self._common: dict[int, set[int]] = {}  # what networks have in common, by its bits
+        for each in networks:
+            if each.is_own:
+                self._own.add(each.address)
+            common = int.from_bytes(each.address, "big") >> 128 - each.bits
+            self._common.setdefault(each.bits, set()).add(common)
+
+    def of(self, peer: bytes) -> Place:
+        """Where a peer is."""
+        if peer not in self._known:
+            self._known[peer] = self._find(peer)
+        return self._known[peer]
+
+    def _find(self, peer: bytes) -> Place:
+        if peer.startswith(LOOPBACK_IPV4) or peer == LOOPBACK_IPV6 or peer in self._own:
             return Place.LOOPBACK
-        if (number ^ int.from_bytes(network.address, "big")) >> 128 - network.bits == 0:
-            place = Place.NETWORK
-    return place
+        number = int.from_bytes(peer, "big")
+        if any(number >> 128 - bits in common for bits, common in self._common.items()):
+            return Place.NETWORK
+        return Place.BEYOND
 
 
 _RUNS = Keepalive(True, None)
