@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ from kabpf.policy.yaml import Source
 
 OF_USER = re.compile(r"/user\.slice/user-[0-9]+\.slice/user@[0-9]+\.service/.+")
 NOWHERE = Source("", 0)
+
+FILES_MAX = 256  # at once: users may make cgroups with connections in them without end
 
 
 class Proposal(NamedTuple):
@@ -94,7 +96,26 @@ def proposed(units: list[Unit], asked: Asked) -> tuple[list[Proposal], list[str]
             left_out.append(f"{unit.name}: {error}")
     if not by_file:
         return [], left_out
-    return _Making(asked).all(by_file, left_out), left_out
+    making = _Making(asked)
+    if len(by_file) > FILES_MAX:
+        left = f"{output.count(len(by_file) - FILES_MAX, 'more file')}: at most {FILES_MAX} at once"
+        left_out.append(f"{left}; try: kabpfctl suggest --unit NAME")
+        by_file = first(by_file, making.tree.owner)
+    return making.all(by_file, left_out), left_out
+
+
+def first(
+    by_file: dict[Named, list[Unit]], owner: Callable[[str], int | None]
+) -> dict[Named, list[Unit]]:
+    """Of too many files those for cgroups of root's, and then those for most connections at risk.
+    `owner` tells whose the cgroup at a path is."""
+
+    def place(file: Named) -> tuple[bool, int]:
+        units = by_file[file]
+        is_roots = any(unit.cgroup and owner(unit.cgroup) in (0, None) for unit in units)
+        return not is_roots, -sum(len(unit.at_risk) for unit in units)
+
+    return {file: by_file[file] for file in sorted(by_file, key=place)[:FILES_MAX]}
 
 
 class _Made(NamedTuple):
@@ -116,7 +137,7 @@ class _Making:
         self._asked = asked
         known = presets.presets()
         self._timeout = known[asked.preset] if asked.preset else Timeout(asked.timeout_s)
-        self._tree = cgroups.find_tree(mountinfo.own_mounts())
+        self.tree = cgroups.find_tree(mountinfo.own_mounts())
         self._installed = [file for _, file in files.read_all(files.SYSTEM).values()]
         self._names = {path.name for path in files.paths(files.SYSTEM)}
         self._present = self._resolved(self._installed)
@@ -185,7 +206,7 @@ class _Making:
     def _resolved(self, parsed: list[parser.PolicyFile]) -> dict[int, Policy]:
         """The policies of cgroups, by their ids, under these files."""
         policies = parser.combine(parsed)
-        planned = reconcile.preview(policies, self._tree, None).plan.cgroups
+        planned = reconcile.preview(policies, self.tree, None).plan.cgroups
         return {id: found.policy for id, found in planned.items() if found.policy}
 
     def _left(self, made: _Made, planned: dict[int, Policy]) -> int:

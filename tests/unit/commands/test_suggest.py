@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kabpf.audit.units import Unit
 from kabpf.commands import suggest
 from kabpf.containers.facts import Container, Pod
 from kabpf.errors import RefusedError
@@ -84,6 +85,20 @@ def test_names_of_strangers_make_different_files() -> None:
     for stem in stems:
         assert "/" not in stem
         assert len(stem) < 200
+
+
+def test_cgroups_of_users_leave_root_s_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and connections in them: --write fills no directory, and more
+    policies than the kernel has room for would be refused at the next apply."""
+    monkeypatch.setattr(suggest, "FILES_MAX", 3)
+    at_risk: list[Any] = [None, None]
+    units = {
+        path: Unit(path, path, [], at_risk=at_risk * count)
+        for path, count in (("/u/a", 2), ("/u/b", 3), ("/u/c", 4), ("/r/a", 1), ("/r/b", 2))
+    }
+    by_file = {suggest.named(path): [unit] for path, unit in units.items()}
+    found = suggest.first(by_file, lambda path: 1000 if path.startswith("/u/") else 0)
+    assert [unit.name for (unit,) in found.values()] == ["/r/b", "/r/a", "/u/c"]
 
 
 def test_no_file_is_written_over(tmp_path: Path) -> None:
