@@ -28,7 +28,7 @@ from kabpf.kernel.namespaces import WAYS_MAX, Namespace, held_namespaces, own_na
 
 HELPER = Path("/run/kabpf/retrofit.socket")
 ANSWER_S = 120  # what a hundred million sockets take; RuntimeMaxSec= of the helper
-BEGIN_S = 20  # to ask it, where nobody waits for the answer: it reads of a million cgroups as it comes
+BEGIN_S = 20  # to ask it, which needs it at work where there are many cgroups to name
 
 # For namespaces in which no descriptor of a process is known to be of a socket that is owed the
 # update: it may be in flight between two processes, or registered with an io_uring.
@@ -242,10 +242,8 @@ def _skipped(count: int) -> tuple[str, ...]:
     )
 
 
-def _asked(
-    owed: Iterable[int], processes: Iterable[int] | None, seconds: float
-) -> socket.socket:
-    """A connection to the helper, which was told what to do; each step on it has so many seconds."""
+def _asked(owed: Iterable[int], processes: Iterable[int] | None, seconds: float) -> socket.socket:
+    """A connection to the helper, which was told what to do; each step has so many seconds."""
     request = {"owed": sorted(owed), "processes": None if processes is None else sorted(processes)}
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

@@ -18,7 +18,6 @@ from kabpf.daemon.open_dataplane import OpenDataplane
 from kabpf.daemon.policy_files import PolicyFiles
 from kabpf.daemon.socket_log import SocketLog
 from kabpf.daemon.socket_updates import SocketUpdates
-from kabpf.daemon.timers import Pace
 from kabpf.errors import KabpfError, NotUpdatedError, PolicyError, RefusedError
 from kabpf.kernel import dataplane, loading, syscalls
 from kabpf.kernel.cgroups import CgroupTree
@@ -28,6 +27,7 @@ from kabpf.policy import files
 from kabpf.policy.files import Snapshot
 from kabpf.runtime import last_good, notes
 from kabpf.runtime.locks import RUN, locked
+from kabpf.runtime.pace import Pace
 
 if TYPE_CHECKING:
     from kabpf.daemon.new_containers import NewContainers

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum, auto
 
 
@@ -48,30 +47,3 @@ class Timers:
         same clock at which something else is due, or None."""
         ends = [*self._ends.values(), *(when for when in others if when is not None)]
         return max(0.0, min(ends) - self._now()) if ends else None
-
-
-class Pace:
-    """How often something may be done that strangers cause, and that takes the longer the more
-    cgroups they have made. `now` is the clock, in seconds."""
-
-    # It has a tenth of the time at most where it is short, and else begins a second after its end.
-    PAUSE, PAUSE_MAX_S = 9, 1.0
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self.due = 0.0  # when it may be done again
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it may be done now."""
-        return self.due <= self._now()
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """It is done in this block."""
-        began = self._now()
-        try:
-            yield
-        finally:
-            ended = self._now()
-            self.due = ended + min(self.PAUSE * (ended - began), self.PAUSE_MAX_S)

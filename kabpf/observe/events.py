@@ -24,6 +24,7 @@ from kabpf.observe.sockets import Address
 from kabpf.plan.state import Cgroup
 from kabpf.policy.model import ON_SOCKETS
 from kabpf.runtime.locks import RUN
+from kabpf.runtime.pace import Pace
 
 KINDS = ("set", "updated", "kept", "failed", "ignored", "clamped", "turned_off", "timed_out")
 
@@ -332,6 +333,7 @@ class _Paths:
     def __init__(self, tree: CgroupTree) -> None:
         self._tree = tree
         self._cgroups: dict[int, Cgroup | None] = {}
+        self._looks = Pace()
         self._read_tree()
 
     def born(self, id: int, parent_id: int, name: str) -> None:
@@ -339,13 +341,14 @@ class _Paths:
             self._cgroups[id] = parent.child(id, name)
         if len(self._cgroups) > PATHS_MAX:
             self._cgroups.clear()
-            self._read_tree()
 
     def find(self, id: int) -> str | None:
-        if id not in self._cgroups:  # its birth was lost
-            self._read_tree()
+        """None also where its birth was lost, and the tree was read a moment ago."""
+        if id not in self._cgroups and self._looks.is_due:
+            with self._looks.taken():
+                self._read_tree()
             self._cgroups.setdefault(id, None)
-        cgroup = self._cgroups[id]
+        cgroup = self._cgroups.get(id)
         return cgroup.path if cgroup else None
 
     def _read_tree(self) -> None:

@@ -21,13 +21,13 @@ from kabpf.daemon.active import ActivePolicies
 from kabpf.daemon.container_requests import ContainerRequests, _cgroup
 from kabpf.daemon.late_containers import WAITS_S
 from kabpf.daemon.new_containers import NewContainers
-from kabpf.daemon.timers import Pace
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.kernel.dataplane import Born
 from kabpf.policy.files import Snapshot
 from kabpf.policy.model import Until
 from kabpf.runtime import notes
+from kabpf.runtime.pace import Pace
 
 ORPHAN = Born(8, 99, "x")
 LATE = Born(7, 1, "libpod-" + 64 * "a")

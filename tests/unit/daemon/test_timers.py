@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kabpf.daemon.timers import Pace, Timer, Timers
+from kabpf.daemon.timers import Timer, Timers
+from kabpf.runtime.pace import Pace
 
 
 class Clock:

@@ -13,9 +13,11 @@ import pytest
 from kabpf.commands import monitor
 from kabpf.kernel import abi
 from kabpf.kernel.abi import CLAMPED, IGNORED, KEPT, NEW, OPEN, SET, TIMED_OUT, TURNED_OFF
-from kabpf.observe import journal
+from kabpf.observe import events, journal
 from kabpf.observe.events import Event, Filter, Lost
 from kabpf.observe.journal import Journal
+from kabpf.plan.state import Cgroup
+from kabpf.runtime.pace import Pace
 
 CONNECTION = {
     "local": bytes(10) + b"\xff\xff" + bytes([10, 1, 0, 5]),
@@ -448,3 +450,30 @@ def test_journal_has_the_unit_of_the_system(
     """journalctl --unit shows nothing of a container's or a user's unit of the same name."""
     book.write(event(cgroup=cgroup))
     assert received().get("OBJECT_SYSTEMD_UNIT") == unit
+
+
+def test_lost_births_have_the_tree_read_at_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has births of their cgroups lost, or has more than are remembered, makes no monitor read
+    the tree for each of them."""
+    now, reads = 100.0, 0
+
+    class Tree:
+        def cgroups(self) -> list[Cgroup]:
+            nonlocal reads, now
+            reads += 1
+            now += 1
+            return [Cgroup(1, 0, "/"), *(Cgroup(id, 1, f"/{id}") for id in range(2, 9))]
+
+    monkeypatch.setattr(events, "Pace", lambda: Pace(lambda: now))
+    monkeypatch.setattr(events, "PATHS_MAX", 5)
+    tree: Any = Tree()
+    paths = events._Paths(tree)
+    assert [paths.find(id) for id in (2, 99, 100, 101)] == ["/2", None, None, None]
+    assert reads == 2
+    for id in range(200, 210):
+        paths.born(id, 1, "x")
+        assert paths.find(id) in (None, "/x")
+    assert reads == 2
+    now += 1
+    assert [paths.find(id) for id in (8, 99)] == ["/8", None]
+    assert reads == 3
