@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from kabpf.observe.sockets import MAPPED, Address, Socket, text
 
 TABLES = ("tcp", "tcp6")
 TABLE_MAX = 256 << 20  # bytes; a line takes some 150
+LISTENERS_AMONG = 1024  # of a process's descriptors: it may have a million, listeners come first
 LISTEN = b"0A"  # TCP_LISTEN in include/net/tcp_states.h in the kernel
 _DESCRIPTOR = re.compile(r"socket:\[([0-9]+)\]")
 
@@ -61,7 +63,8 @@ def listeners(
             if namespace not in tables:
                 tables[namespace] = dict(_listening(process))
             table = tables[namespace]
-            addresses = {table[inode] for inode in _inodes(str(process)) if inode in table}
+            own = itertools.islice(_inodes(str(process)), LISTENERS_AMONG)
+            addresses = {table[inode] for inode in own if inode in table}
             if found := [each for address in addresses for each in at[namespace, address]]:
                 yield process, found
 
@@ -79,11 +82,13 @@ def _address(address: Address) -> Address:
 
 
 def _inodes(process: str) -> Iterator[bytes]:
-    with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{process}/fd"):
+    """One for each descriptor, in their order, b"" for those of something else."""
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{process}/fd") as descriptors:
+        for each in descriptors:
+            found = None
             with contextlib.suppress(OSError):
-                if match := _DESCRIPTOR.fullmatch(os.readlink(f"/proc/{process}/fd/{name}")):
-                    yield match[1].encode()
+                found = _DESCRIPTOR.fullmatch(os.readlink(each.path))
+            yield found[1].encode() if found else b""
 
 
 def _rows(process: int | str, table: str) -> Iterator[list[bytes]]:

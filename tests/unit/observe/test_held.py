@@ -48,6 +48,29 @@ def test_listeners_of_processes_are_found() -> None:
     assert list(held.listeners([os.getpid()], sockets)) == []
 
 
+def test_descriptors_without_end_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For listeners; a process has them among its first."""
+    looks: list[str] = []
+    real = os.readlink
+
+    def look(path: str) -> str:
+        looks.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "readlink", look)
+    monkeypatch.setattr(held, "LISTENERS_AMONG", 64)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listening = made(Address("127.0.0.1", listener.getsockname()[1]), Address("0.0.0.0", 0))
+        many = [os.dup(listener.fileno()) for _ in range(300)]
+        try:
+            found = list(held.listeners([os.getpid()], [listening]))
+        finally:
+            for each in many:
+                os.close(each)
+    assert found == [(os.getpid(), [listening])]
+    assert len(looks) == 64
+
+
 def made(local: Address, remote: Address) -> Socket:
     namespace = os.stat("/proc/self/ns/net").st_ino
     options = (None, None, None, None, None, None, None)
