@@ -47,3 +47,18 @@ def test_units_start_what_a_minimal_debian_has() -> None:
         "/usr/bin/kabpfctl",
         "/usr/bin/kabpfd",
     }
+
+
+def test_socket_that_a_flood_has_stopped_comes_back() -> None:
+    """systemd ends one with too many connections, before version 255 at once, and for good."""
+    limited = [
+        path
+        for path in (SOURCE / "systemd").glob("*.socket")
+        if "TriggerLimitBurst=" in path.read_text()
+    ]
+    assert {path.name for path in limited} == {"kabpf-request.socket", "kabpf-metrics.socket"}
+    for path in limited:
+        (name,) = re.findall(r"^OnFailure=(\S+)$", path.read_text(), re.MULTILINE)
+        timer = (SOURCE / "systemd" / name).read_text()
+        for line in (f"PartOf={path.name}", f"Unit={path.name}", "RemainAfterElapse=no"):
+            assert f"{line}\n" in timer
