@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from kabpf.apply import left_behind, one_by_one
-from kabpf.apply.visitors import Outcome, Part, outcomes
+from kabpf.apply.visitors import LATE, Outcome, Part, outcomes
 from kabpf.errors import RefusedError
 from kabpf.faults import fault_point
 from kabpf.kernel import abi, capabilities, dataplane
@@ -33,6 +33,10 @@ BEGIN_S = 20  # to ask it, which needs it at work where there are many cgroups t
 # For namespaces in which no descriptor of a process is known to be of a socket that is owed the
 # update: it may be in flight between two processes, or registered with an io_uring.
 UNKNOWN_S = 1.0
+
+# For the others, of which users may make as many as they like: some 2 ms each, where it has few
+# sockets. What this is too short for is updated one by one.
+KNOWN_S = 10.0
 
 _HELP = f"update open sockets through {HELPER}"
 _RESTART = "CAP_SYS_ADMIN is missing; try: systemctl restart kabpf-retrofit.socket"
@@ -135,6 +139,7 @@ def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[in
     fault_point("retrofit")
     own = own_namespace()
     holders: list[Holder] = []
+    are_owed: set[int] = set()  # namespaces
 
     def parts() -> Iterator[Part]:
         yield Part([own])
@@ -142,7 +147,8 @@ def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[in
         holders.extend(_holders(pins))
         held = held_namespaces(processes)
         known, others = sorted_namespaces(own, holders, held)
-        yield Part(known)
+        are_owed.update(each.inode for each in known)
+        yield Part(known, KNOWN_S)
         if processes is not None:  # and no others'
             others = [each for each in others if each.inode in held]
         yield Part(others, UNKNOWN_S)
@@ -151,7 +157,9 @@ def _update(pins: Path, root: Path, owed: frozenset[int], processes: Iterable[in
     unreached: dict[int, Outcome] = {}
     skipped = 0
     for outcome in outcomes(partial(dataplane.output, pins / RETROFIT), parts()):
-        if outcome.was_skipped:
+        if outcome.was_skipped and outcome.namespace in are_owed:
+            unreached[outcome.namespace] = outcome._replace(refused=LATE)
+        elif outcome.was_skipped:
             skipped += 1
         elif outcome.is_held:
             unreached[outcome.namespace] = outcome

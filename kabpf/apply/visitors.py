@@ -35,6 +35,8 @@ STUCK_S = 1.0  # for all namespaces where one is, from the first
 TURN_S = 10.0  # for another command's visit of the same namespace to end
 VISITORS_MAX = 16  # at once; one more for each that seems to be stuck
 
+LATE = "the time was used up by others"
+
 Read = Callable[[], Iterator[bytes]]
 
 _HEAD = struct.Struct("=IBI")  # a namespace, what about it, and how many bytes follow
@@ -118,7 +120,7 @@ class _Running:
             while self._left and len(self._visitors) < VISITORS_MAX and not self._is_late():
                 self.start(self._left.pop(0))
         for namespace in (each for part in self._left for each in part.namespaces):
-            yield Outcome(namespace.inode, is_held=True, refused="the time was used up by others")
+            yield Outcome(namespace.inode, is_held=True, refused=LATE)
 
     def end(self) -> None:
         """Whoever is at work still is of no use any more."""
