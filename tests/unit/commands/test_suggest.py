@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hostile
 import pytest
+from audited import OFF, connection
 
-from kabpf.audit.units import Unit
+from kabpf.audit import silence
+from kabpf.audit.units import AtRisk, Counts, Unit
 from kabpf.commands import suggest
+from kabpf.commands.audit import Audited
 from kabpf.containers.facts import Container, Pod
 from kabpf.errors import RefusedError
+from kabpf.kernel.cgroups import CgroupTree
 from kabpf.observe import containers
-from kabpf.policy import files, selectors, writer
+from kabpf.policy import files, parser, selectors, writer
 
 ID = "0123456789abcdef" * 4
 SHOP = Pod("shop", "web-1", "1")
@@ -99,6 +108,38 @@ def test_cgroups_of_users_leave_root_s_their_files(monkeypatch: pytest.MonkeyPat
     by_file = {suggest.named(path): [unit] for path, unit in units.items()}
     found = suggest.first(by_file, lambda path: 1000 if path.startswith("/u/") else 0)
     assert [unit.name for (unit,) in found.values()] == ["/r/b", "/r/a", "/u/c"]
+
+
+def test_names_of_strangers_make_no_line_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Of cgroups with connections at risk: each has a file that is read as it is meant, or it is
+    said why it has none. What is printed are lines of printable characters."""
+    found = {}
+    for raw in hostile.NAMES.values():
+        path = f"/own/{os.fsdecode(raw)}"
+        one = connection(keepalive=OFF)
+        found[path] = Unit(*suggest.audit.named(path), [Counts(1)], connections=1)
+        found[path].at_risk = [AtRisk(one, silence.of(one))]
+    audited = Audited([*found.values()], True, 1, [])
+    preview = SimpleNamespace(plan=SimpleNamespace(cgroups={}))
+    monkeypatch.setattr(suggest.audit, "look", lambda *_: audited)
+    monkeypatch.setattr(suggest.cgroups, "find_tree", lambda _: CgroupTree(tmp_path))
+    monkeypatch.setattr(suggest.mountinfo, "own_mounts", tuple)
+    monkeypatch.setattr(suggest.files, "read_all", lambda _: {})
+    monkeypatch.setattr(suggest.files, "paths", lambda _: [])
+    monkeypatch.setattr(suggest.reconcile, "preview", lambda *_: preview)
+    given: Any = {"timeout": 350, "preset": None, "unit": None, "write": False}
+    for as_json in (False, True):
+        assert suggest.suggest(argparse.Namespace(**given, json=as_json)) == 1
+        out, err = capfdbinary.readouterr()
+        assert hostile.wrong_with(out, "C.UTF-8") == hostile.wrong_with(err, "C.UTF-8") == ""
+    policies = json.loads(out)["policies"]
+    assert len(policies) > 5
+    for each in policies:
+        parsed = parser.parse(each["text"].encode(), each["file"])
+        ((selector,),) = (policy.selectors for policy in parser.combine([parsed]))
+        assert selector.kind == "unit" or selector.text in found
 
 
 def test_no_file_is_written_over(tmp_path: Path) -> None:
