@@ -22,6 +22,8 @@ def parse(node: Node) -> Limits:
             raise node.expected(EXPECTED)
         return Limits(node.value == "on", source=node.source)
     keys = node.mapping(KEYS)
+    if not keys:  # which would be no bounds at all
+        raise node.error(f"no options, expected {EXPECTED}")
     draft = options.parse(keys)
     bounds: dict[str, Range] = {}
     for key in keys:

@@ -237,6 +237,7 @@ def _parse_value(row: OptionRow, node: Node) -> Range | int | str:
     if word in row.words:
         return word
     low, dots, high = word.partition("..") if row.is_range else (word, "", "")
+    in_file = bool(node.source.path)  # or else on a command line, or in a container's label
     numbers: list[int] = []
     for text in (low, high) if dots else (low,):
         value = _number(text, row.unit)
@@ -244,15 +245,14 @@ def _parse_value(row: OptionRow, node: Node) -> Range | int | str:
             raise node.expected(row.expected)
         if not row.low <= value <= row.high:
             bound = node._replace(value=text)
-            never = value > row.high and row.key == "idle"
+            never = in_file and value > row.high and row.key == "idle"
             raise node.error(f"{bound} is not in {row.limits}{_NEVER if never else ''}")
         numbers.append(value)
     if numbers[0] > numbers[-1]:
         raise node.expected(f"the lower bound first ({high}..{low})")
     if dots and numbers[0] == numbers[1]:
-        raise node.error(
-            f"{node} is a range of one value, expected {low}, in a policy file with mode: enforce"
-        )
+        mode = ", in a policy file with mode: enforce" if in_file else ""
+        raise node.error(f"{node} is a range of one value, expected {low}{mode}")
     return Range(numbers[0], numbers[-1]) if row.is_range else numbers[0]
 
 

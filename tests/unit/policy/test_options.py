@@ -330,6 +330,8 @@ def test_warnings_come_in_the_order_of_reading() -> None:
         ("user_timeout", "auto", ""),
         ("preset", "azure-lb", ""),
         ("idle", "0", "0 is not in 1 to 32767 seconds"),
+        ("idle", "40000", "40000 is not in 1 to 32767 seconds"),
+        ("idle", "60..1m", "60..1m is a range of one value, expected 60"),
         ("connect_timeout", "off", ""),
         ("connect_timeout", "auto", f"auto, expected {BY_KEY['connect_timeout'].expected}"),
         ("timeout", "1h", ""),

@@ -60,6 +60,11 @@ def test_wish_is_all_that_the_policy_gives() -> None:
         ("idle=", "idle: nothing, expected a time in seconds (60, 90s, 5m, 1h) or a range"),
         ("idle=10s..20s", "idle: 10s..20s, expected one value"),
         ("user_timeout=off", "user_timeout: off, expected one value"),
+        ("idle=60..60", "idle: 60..60 is a range of one value, expected 60"),
+        ("idle=\u0666\u0660", "idle: \u0666\u0660, expected a time in seconds"),
+        ("IDLE=60", "IDLE=60, expected options such as"),
+        ("idle=60;probes=6", "idle: 60;probes=6, expected a time in seconds"),
+        ("idle=" + "9" * 200, f"idle: {'9' * 200}, expected a time in seconds"),
         ("idle=0", "idle: 0 is not in 1 to 32767 seconds"),
         ("idle=60\0", "idle: 60\0, expected a time in seconds"),
         ("idle=\udcff", "idle: \udcff, expected a time in seconds"),
@@ -73,6 +78,7 @@ def test_what_is_no_wish_says_why(text: str, why: str) -> None:
     with pytest.raises(PolicyError) as raised:
         wishes.policy(text, template("{idle: 30s..1h, probes: 2..20}"))
     assert str(raised.value).startswith(why)
+    assert "policy file" not in str(raised.value)  # which its author has none of
 
 
 def test_containers_may_ask_only_where_a_file_says_so() -> None:
@@ -85,7 +91,7 @@ def test_containers_may_ask_only_where_a_file_says_so() -> None:
     assert found.is_of_containers and not found.selectors
 
 
-@pytest.mark.parametrize("bounds", ["maybe", "{jitter: 10%}", "[]", '""'])
+@pytest.mark.parametrize("bounds", ["maybe", "{jitter: 10%}", "[]", '""', "{}"])
 def test_bounds_are_checked_as_those_of_users_are(bounds: str) -> None:
     """Both have the same language."""
     found = []
