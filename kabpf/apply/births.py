@@ -47,8 +47,6 @@ def resolve(
     the whole tree. The caller holds the lock.
     """
     tree, naming = loaded.tree, last.automaton.containers
-    if naming and naming.is_full and forget_unused(last, loaded):
-        return None  # older containers may wait for the room
     refusals: dict[int, str] = {}
     fresh: dict[int, Cgroup] = {}
     unplaced: list[Born] = []
@@ -74,6 +72,8 @@ def resolve(
             )
         if known:
             refusals |= _refusals(naming, known)
+        if naming and any(map(naming.has_no_room, known.values())) and forget_unused(last, loaded):
+            return None  # older containers may wait for the room
     now = loaded.entries(fresh)
     resolved = {id: last.plan.cgroups[id] for id in now}
     if not _write_asked(resolved, last, loaded):
@@ -98,18 +98,21 @@ def resolve(
 
 
 def forget_unused(last: Resolution, loaded: Dataplane) -> bool:
-    """Remove the policies that containers have asked for and none has any more; whether there were
-    any. The caller holds the lock."""
+    """Remove the policies that containers have asked for and none has any more, or has had: it
+    ended before its entry was looked at. Whether there were any. The caller holds the lock."""
     naming = last.automaton.containers
-    asked = {id for id, each in last.desired.items() if is_asked(each.name)}
-    if naming is None or not asked:
+    if naming is None or not naming.asked:
         return False
+    asked = {id for id, each in last.desired.items() if is_asked(each.name)}
     _, used = loaded.entries_with(())
     records = loaded.records()  # another command may have given an id away
     unused = {id for id in asked - used if records.get(id) == last.desired[id]}
-    naming.forget([last.desired.pop(id).name for id in unused])
+    for id in unused:
+        del last.desired[id]
+    over = naming.asked.keys() - {each.name for each in last.desired.values()}
+    naming.forget(over)
     loaded.apply(Changes(stale_records=tuple(unused)))
-    return bool(unused)
+    return bool(over)
 
 
 def _write_asked(resolved: Mapping[int, Resolved], last: Resolution, loaded: Dataplane) -> bool:

@@ -94,12 +94,22 @@ class Naming:
     def refusal(self, container: Container) -> str:
         """Why the options that a container asks for do not count, or nothing."""
         try:
-            asked = self._asked_by(container)
+            self._asked_by(container)
         except PolicyError as error:
             return str(error)
-        if asked and asked.name not in self._asked and self.is_full:
+        if self.has_no_room(container):
             return f"containers have {len(self._asked)} others already, expected one of these"
         return ""
+
+    def has_no_room(self, container: Container) -> bool:
+        """Whether options that a container asks for would count, but that others have the room."""
+        if not self.is_full:
+            return False
+        try:
+            asked = self._asked_by(container)
+        except PolicyError:
+            return False
+        return asked is not None and asked.name not in self._asked
 
     @property
     def has_wishes(self) -> bool:
