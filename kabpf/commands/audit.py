@@ -141,8 +141,9 @@ def _look(
         }
         found = [each for each in found if inside[each.cgroup_id]]
     timeouts_s = tuple(each.timeout_s for each in asked)
+    unknown = "(removed)" if tree.is_whole else output.UNKNOWN  # where others are outside
     return units.found(
-        found, lambda id: named(paths.get(id)), timeouts_s, changed
+        found, lambda id: named(paths.get(id), unknown), timeouts_s, changed
     ), lists is not None
 
 
@@ -153,10 +154,11 @@ def _paths(tree: CgroupTree, loaded: Dataplane | None, ids: set[int]) -> dict[in
     return {id: present[id].path for id in ids if id in present}
 
 
-def named(path: str | None) -> Named:
-    """The unit that a cgroup is in, with its own cgroup; or the cgroup itself."""
+def named(path: str | None, unknown: str = "(removed)") -> Named:
+    """The unit that a cgroup is in, with its own cgroup; or the cgroup itself. `unknown` is what to
+    call one without a path."""
     if path is None:
-        return Named("(removed)", None)
+        return Named(unknown, None)
     inner = next(reversed(sockets.units(path)), None)
     if inner is not None and containers.of(path) is None:
         start = f"{path}/".rindex(f"/{inner}/")

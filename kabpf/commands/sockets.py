@@ -163,7 +163,7 @@ def _table(
 def where(one: tcp.Socket, name: str | None) -> str:
     """The cell for a socket's cgroup, by the name to call it, or None where that is not known."""
     if name is None:
-        return "(removed)"
+        return "(removed)" if one.is_removed else output.UNKNOWN
     return f"{name} (removed)" if one.is_removed else name
 
 

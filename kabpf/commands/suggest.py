@@ -222,7 +222,7 @@ def named(path: str | None) -> Named:
     """What a policy file for a cgroup would be called and select. Raises RefusedError where there
     is none that would do."""
     if path is None:
-        raise RefusedError("its cgroup is gone")
+        raise RefusedError("its cgroup is gone, or outside of this cgroup namespace")
     if (container := containers.of(path)) is not None:
         if not container.name or GLOB.search(container.name):
             raise RefusedError("its container has no name that a policy could select")

@@ -59,6 +59,12 @@ class CgroupTree:
     def __init__(self, mount: Path) -> None:
         self.mount = mount
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no cgroup is outside, as others are in a cgroup namespace: the machine's own root
+        has the id 1 (kernel/cgroup/cgroup.c, cgroup_setup_root())."""
+        return self.root().id == 1
+
     def cgroups(self, unread: Unread | None = None) -> list[Cgroup]:
         """Every cgroup, parents before their children; one that vanishes meanwhile is left out.
         What can't be looked at is noted in `unread`."""

@@ -74,7 +74,8 @@ class Socket:
     """A TCP socket that is neither a request nor in time-wait. None: nothing there, or unknown."""
 
     cgroup_id: int | None
-    cgroup: str | None  # the path; None: removed, and it is not known where it was
+    # The path; None: outside of this cgroup namespace, or removed, and not known where it was.
+    cgroup: str | None
     namespace: int  # the network namespace's inode number
     family: str
     local: Address
@@ -154,7 +155,10 @@ class Look(Sequence[Socket]):
         ids = {record.cgroup_id for record in records}
         self._removed = ids - cgroups.keys()
         if self._removed:
-            add_removed(cgroups, loaded.removed())
+            removed = loaded.removed()
+            add_removed(cgroups, removed)
+            if not loaded.tree.is_whole:  # others are outside
+                self._removed &= removed.keys()
         # Of these alone: paths may have 4 KB, and there may be many others.
         self.paths = {id: cgroups[id].path for id in ids & cgroups.keys()}
         self._records = [*filter(self._selector(selection), records)]
@@ -290,6 +294,7 @@ def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:
     namespace = os.stat("/proc/self/ns/net").st_ino
     messages = list(_inet_diag())
     paths = _paths(tree, {message.get_attr(CGROUP_ID) for message in messages})
+    is_whole = tree.is_whole
     for message in messages:
         id = message.get_attr(CGROUP_ID)
         state, timer = STATES[message["idiag_state"]], message["idiag_timer"]
@@ -312,7 +317,7 @@ def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:
             message["idiag_expires"] if probes else None,
             None,
             {},
-            id is not None and id not in paths,
+            is_whole and id is not None and id not in paths,
         )
 
 

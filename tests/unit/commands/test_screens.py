@@ -122,7 +122,7 @@ SOCKETS = [
     ),
     connection(
         None, "127.0.0.1:22", "127.0.0.1:50122", keepalive=False, next_probe_ms=None, policy=None,
-        set_by={},
+        set_by={}, is_removed=True,
     ),
 ]  # fmt: skip
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from kabpf.observe.sockets import Address, Filter, Socket, name
+from kabpf.commands.sockets import where
+from kabpf.kernel.abi import CSocket
+from kabpf.observe.sockets import Address, Filter, Look, Socket, name
+from kabpf.plan.state import Cgroup
 
 
 def test_filter_without_conditions_selects_every_socket() -> None:
@@ -150,6 +155,24 @@ def test_name_in_a_deep_tree_takes_no_time() -> None:
 def test_address_is_written_as_usual(address: Address, text: str) -> None:
     """An IPv6 address is in brackets; no port is no end."""
     assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    ("is_whole", "cells"),
+    [(True, ["(removed)", "(removed)", "/"]), (False, ["(removed)", "?", "/"])],
+)
+def test_unknown_cgroup_is_gone_only_where_none_is_outside(
+    is_whole: bool, cells: list[str]
+) -> None:
+    """In a cgroup namespace the machine's other cgroups can't be seen; of those that the kernel
+    reported, as the first one's removal, it is known all the same."""
+    root = Cgroup(1, 0, "/")
+    tree = SimpleNamespace(is_whole=is_whole, cgroups=lambda: [root])
+    loaded: Any = SimpleNamespace(
+        tree=tree, records=dict, removed=lambda: {7: SimpleNamespace(parent_id=6, name="x")}
+    )
+    look = Look(loaded, Filter(), [CSocket(cgroup_id=id, family=2) for id in (7, 8, 1)])
+    assert [where(one, one.cgroup) for one in look] == cells
 
 
 def found(
