@@ -56,7 +56,7 @@ def explain(arguments: argparse.Namespace) -> int:
     policies = relations.followed(tuple(each for each in counting if not _is_over(each, tree)))
     reasons = [
         replace(each, container=elsewhere.container(each.cgroup.path, tree))
-        for each in decided(policies, _cgroups(arguments.what, tree))
+        for each in decided(policies, _cgroups(arguments.what, tree), _asked(policies, tree))
     ]
     active = _active(tree, reasons) if os.geteuid() == 0 else {}
     result: dict[str, Any] = {
@@ -163,10 +163,24 @@ def _held_lines(others: list[sockets.Socket]) -> list[str]:
     ]
 
 
-def decided(policies: tuple[Policy, ...], asked: Iterable[Cgroup]) -> Iterator[Reason]:
-    """What decides about each of these cgroups."""
+def _asked(policies: tuple[Policy, ...], tree: CgroupTree) -> list[str]:
+    """The names of the policies that containers have asked for and have."""
+    if os.geteuid() != 0 or all(each.wishes is None for each in policies):
+        return []
+    with loading.opened(PINS, tree) as loaded:
+        records = loaded.records().values() if loaded else ()
+        return [each.name for each in records if is_asked(each.name)]
+
+
+def decided(
+    policies: tuple[Policy, ...], wanted: Iterable[Cgroup], asked: Iterable[str] = ()
+) -> Iterator[Reason]:
+    """What decides about each of these cgroups. The policies `asked` are those that containers have
+    already, and are the first to have room."""
     automaton, naming = Automaton(policies), Naming(policies)
-    for cgroup in asked:
+    if automaton.containers:
+        automaton.containers.admit(asked)
+    for cgroup in wanted:
         decided_at, winner, container = _decided(automaton, policies, cgroup.path)
         refusal = _refusal(automaton, cgroup.path)
         if winner is None:

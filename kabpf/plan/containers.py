@@ -3,6 +3,7 @@ itself."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from kabpf.errors import PolicyError
 from kabpf.plan.patterns import Kind, Rank, compiled, strength
 from kabpf.plan.state import RECORDS_MAX
 from kabpf.policy import wishes
-from kabpf.policy.model import GLOB, Condition, Policy, Selector
+from kabpf.policy.model import ASKED, GLOB, Condition, Policy, Selector
 
 # Names of cgroups that are containers', and of some others: `containers.names.identify` tells. The
 # last is that of the cgroupfs driver, an id alone.
@@ -25,6 +26,8 @@ CHOICE = "io.kabpf.policy"  # of a label or an annotation, whose value is a poli
 
 # Policies of containers' own wishes at once: whoever may start containers has others without end.
 ASKED_MAX = 256
+
+NAME_MAX = 255  # characters of a container's name in a refusal; engines have no limit
 
 
 class Wish(NamedTuple):
@@ -131,6 +134,13 @@ class Naming:
         self._asked.clear()
         self._room = sys.maxsize
 
+    def admit(self, names: Iterable[str]) -> None:
+        """Admit policies of these names as far as there is room, and they are allowed."""
+        for name in names:
+            with contextlib.suppress(PolicyError):
+                if self._template and not self.is_full:
+                    self._asked[name] = wishes.policy(name.removeprefix(ASKED), self._template)
+
     def keep(self, names: Collection[str]) -> None:
         """Admit policies of these names, the first as far as there is room, and more while there
         is."""
@@ -155,12 +165,17 @@ def refusals(naming: Naming | None, containers: Mapping[int, Container]) -> dict
         return {}
     found = ((id, each, naming.refusal(each)) for id, each in containers.items())
     return {
-        id: str(
-            PolicyError(f"container {each.name or each.id} of {each.engine}: {wishes.KEY}: {why}")
-        )
+        id: str(PolicyError(f"container {_called(each)} of {each.engine}: {wishes.KEY}: {why}"))
         for id, each, why in found
         if why
     }
+
+
+def _called(container: Container) -> str:
+    """A container's name, as far as a line of a log has room: journald breaks one after 48 KiB, and
+    the rest would be a line of its own."""
+    name = container.name or container.id
+    return name if len(name) <= NAME_MAX else f"{name[:NAME_MAX]}..."
 
 
 def wish(container: Container, key: str) -> Wish | None:

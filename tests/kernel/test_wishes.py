@@ -102,6 +102,9 @@ def test_many_wishes_are_bounded_and_released(
     daemon.reload()
     assert len(records(kabpfctl)) == 256
     assert options_of_new(peer, cgroups[256]) == UNTOUCHED
+    (why,) = json.loads(kabpfctl("explain", "c1256", "--json").stdout)["cgroups"]
+    assert (why["policy"], why["active"]) == (None, True)
+    assert why["refusal"].startswith("containers have 256 others already")
     kabpfctl("apply")
     assert options_of_new(peer, cgroups[0])["idle"] == 1000
     assert len(records(kabpfctl)) == 256

@@ -85,11 +85,26 @@ def test_wish_is_admitted_when_another_one_is_forgotten() -> None:
     assert naming.chosen(fresh)
 
 
+def test_those_that_containers_have_keep_others_out() -> None:
+    """As `explain` sees it, which looks at no other container; what is not allowed any more has no
+    part in it."""
+    naming = Naming(policies("containers: {idle: 100..9999}\n"))
+    have = [f"container:idle={idle}s,probes=3" for idle in range(90, 100 + ASKED_MAX)]
+    naming.admit(have)
+    assert [*naming.asked] == have[10:]
+    assert naming.refusal(asking(9000)).startswith("containers have 256 others already")
+    assert naming.chosen(asking(9000)) is None
+    both = container({"labels": {"io.kabpf.keepalive": "idle=100,probes=3"}})
+    assert naming.chosen(both) and not naming.refusal(both)
+
+
 def test_refusal_is_one_line_whatever_a_container_is_called() -> None:
     """So that nobody writes lines of their own into kabpfd's log."""
     naming = Naming(policies())
     facts = container({"name": "a\nb", "labels": {"io.kabpf.keepalive": "\n"}})
     assert "\n" not in refusals(naming, {1: facts})[1]
+    facts = container({"name": "a" * 2**20, "labels": {"io.kabpf.keepalive": "\U0001f600" * 2**18}})
+    assert len(refusals(naming, {1: facts})[1]) < 1000
 
 
 def test_files_have_all_the_room_that_they_need() -> None:
