@@ -182,7 +182,7 @@ def decided(
         automaton.containers.admit(asked)
     for cgroup in wanted:
         decided_at, winner, container = _decided(automaton, policies, cgroup.path)
-        refusal = _refusal(automaton, cgroup.path)
+        refusal = _refusal(automaton, cgroup.path, winner)
         if winner is None:
             yield Reason(cgroup, cgroup.path, None, None, (), refusal=refusal)
             continue
@@ -211,14 +211,17 @@ def _chosen(policy: Policy, container: Container | None) -> Selector:
     return Selector("container", text, policy.source)
 
 
-def _refusal(automaton: Automaton, path: str) -> str:
+def _refusal(automaton: Automaton, path: str, winner: Policy | None) -> str:
     """Why the options do not count that the container asks for which a cgroup is of or in."""
     container = containers.of(path)
     if container is None or wish(container, wishes.KEY) is None:
         return ""
     if automaton.containers is None or not automaton.containers.has_wishes:
         return "no policy file lets containers ask, expected containers: on, or bounds"
-    return automaton.containers.refusal(container)
+    refusal = automaton.containers.refusal(container)
+    if not refusal and winner and not is_asked(winner.name):
+        return f"policy {winner.name} is stronger"
+    return refusal
 
 
 class _Decision(NamedTuple):

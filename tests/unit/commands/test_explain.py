@@ -14,6 +14,7 @@ from kabpf.doctor import elsewhere
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.observe import containers
+from kabpf.plan import containers as plan_containers
 from kabpf.plan.state import Cgroup
 from kabpf.policy import files, parser
 from kabpf.policy.files import Directories
@@ -190,6 +191,40 @@ def test_container_of_a_user_is_told_unless_its_policy_is_for_the_users_manager(
     found = parser.combine([parser.parse(text.encode(), "/p.yaml")])
     below = explain._beyond_containers([reason(found, f"{OF_USER}/container")])
     assert len(elsewhere.of_users(below)) == is_told
+
+
+@pytest.mark.parametrize(
+    ("labels", "policy", "refusal"),
+    [
+        ({"io.kabpf.keepalive": "idle=60"}, "container:idle=60s", ""),
+        ({"io.kabpf.keepalive": "idle=60", "io.kabpf.policy": "gift"}, "gift", "policy gift"),
+        ({"io.kabpf.keepalive": "idle=60", "team": "web"}, "web", "policy web is stronger"),
+        ({"io.kabpf.keepalive": "idle=5", "team": "web"}, "web", "idle: 5 s is not in 30..3600 s"),
+        ({"io.kabpf.keepalive": "idle=99"}, None, "containers have 1 others already"),
+        ({"team": "web"}, "web", ""),
+    ],
+)
+def test_why_options_of_a_container_do_not_count(
+    labels: dict[str, str], policy: str | None, refusal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Because they are wrong, or something else is stronger, or others have the room."""
+    monkeypatch.setattr(plan_containers, "ASKED_MAX", 1)
+    text = (
+        "containers: {idle: 30s..1h}\npolicies:\n"
+        "  gift: {offered: true, keepalive: on}\n"
+        "  web: {select: [{container: {label: {team: web}}}], keepalive: on}\n"
+    )
+    found = parser.combine([parser.parse(text.encode(), "/p.yaml")])
+    path = f"/machine.slice/libpod-{'a' * 64}.scope"
+    known = container({"id": "a" * 64, "labels": labels})
+    containers._known.cache_clear()
+    monkeypatch.setattr(
+        containers, "_looked_up", lambda own, id, second: known if own == path else None
+    )
+    (got,) = explain.decided(found, [Cgroup(1, 0, path)], ["container:idle=60s"])
+    assert (got.policy and got.policy.name) == policy
+    assert got.refusal.startswith(refusal) and bool(got.refusal) == bool(refusal)
+    containers._known.cache_clear()
 
 
 @pytest.mark.parametrize(
