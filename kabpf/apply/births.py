@@ -124,12 +124,13 @@ def _write_asked(resolved: Mapping[int, Resolved], last: Resolution, loaded: Dat
         for each in resolved.values()
         if each.policy and each.policy.name not in known
     }
-    for each in asked.values():
-        id = loaded.free_record()
-        if id is None:
-            return False
-        loaded.apply(Changes({id: each}))
-        last.desired[id] = each
+    if not asked:
+        return True
+    records = dict(zip(loaded.free_records(), asked.values(), strict=False))
+    if len(records) < len(asked):
+        return False
+    loaded.apply(Changes(records))
+    last.desired.update(records)
     return True
 
 

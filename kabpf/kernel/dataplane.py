@@ -239,8 +239,12 @@ class Dataplane:
 
     def free_record(self) -> int | None:
         """The id that a new policy may have."""
+        return next(self.free_records(), None)
+
+    def free_records(self) -> Iterator[int]:
+        """The ids that new policies may have."""
         used = self._raw_records()
-        return next((id for id in range(1, abi.POLICIES) if id not in used), None)
+        return (id for id in range(1, abi.POLICIES) if id not in used)
 
     def entries(self, ids: Iterable[int]) -> dict[int, CgroupEntry]:
         """What the kernel has for these cgroups; those that are gone are left out."""

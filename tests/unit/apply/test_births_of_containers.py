@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ class Fake:
         self.kept: dict[int, CgroupEntry] = {}
         self.policies: dict[int, PolicyRecord] = {}
         self.looks = 0  # at all entries
+        self.records_max = 1000
         self.tree = SimpleNamespace(below=lambda _: [], is_populated=lambda _: False)
 
     def entries(self, ids: Any) -> dict[int, CgroupEntry]:
@@ -41,8 +43,8 @@ class Fake:
     def records(self) -> dict[int, PolicyRecord]:
         return self.policies
 
-    def free_record(self) -> int:
-        return next(id for id in range(1, 1000) if id not in self.policies)
+    def free_records(self) -> Iterator[int]:
+        return (id for id in range(1, self.records_max) if id not in self.policies)
 
     def apply(self, changes: Changes) -> None:
         self.policies |= changes.records
@@ -104,3 +106,14 @@ def test_births_that_ask_for_nothing_new_cost_no_look_at_all_entries(machine: Ma
     machine.loaded.alive.discard(1000)
     assert machine.born(range(3001, 3002)) is None
     assert len(machine.loaded.policies) == ASKED_MAX - 1
+
+
+def test_all_have_their_policies_or_none_is_written(machine: Machine) -> None:
+    """As where other commands have taken the ids meanwhile: then a look at everything decides."""
+    machine.loaded.records_max = 4
+    assert machine.born(range(1000, 1004)) is None
+    assert not machine.loaded.policies
+    assert machine.born(range(1000, 1003))
+    assert [each.name for each in machine.loaded.policies.values()] == [
+        f"container:idle={idle}s" for idle in range(1000, 1003)
+    ]
