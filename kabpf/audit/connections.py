@@ -45,6 +45,8 @@ class Keepalive(NamedTuple):
     idle_s: int | None
     on_by: int = Setter.UNKNOWN  # a Setter
     idle_by: int = Setter.UNKNOWN
+    interval_s: int | None = None
+    interval_by: int = Setter.UNKNOWN
 
 
 class Connection(NamedTuple):
@@ -66,4 +68,5 @@ class Connection(NamedTuple):
     silence_ms: int | None  # since data or acknowledgements came or data went; None: unknown
     keepalive: Keepalive
     system_idle_s: int = 7200  # what an unset idle is: net.ipv4.tcp_keepalive_time
+    system_interval_s: int = 75  # and an unset interval: net.ipv4.tcp_keepalive_intvl
     rto_max_ms: int = 120_000  # between retransmissions, and between window probes, at most

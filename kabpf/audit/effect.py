@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from kabpf.audit.connections import OF_POLICIES, Connection, Keepalive, Place, Setter
 from kabpf.policy import destinations
-from kabpf.policy.model import Direction, Mode, Options, Policy
+from kabpf.policy.model import Direction, Mode, Options, Policy, Range
 
 PEERS_KEPT = 65536  # whose options are remembered
 
@@ -19,6 +19,8 @@ def without_policies(connection: Connection) -> Keepalive:
         has = has._replace(is_on=False, on_by=Setter.SYSTEM)
     if has.idle_by in OF_POLICIES:
         has = has._replace(idle_s=connection.system_idle_s, idle_by=Setter.SYSTEM)
+    if has.interval_by in OF_POLICIES:
+        has = has._replace(interval_s=connection.system_interval_s, interval_by=Setter.SYSTEM)
     return has
 
 
@@ -47,21 +49,26 @@ def _with(options: Options, mode: Mode, has: Keepalive) -> Keepalive:
         if mode == Mode.FILL:
             return has
         return has._replace(is_on=False, on_by=Setter.POLICY)
-    may_have_idle = has.is_on is not False and has.idle_by == Setter.UNKNOWN
     # Under fill an application that turned it off keeps it off.
     if has.is_on or mode != Mode.FILL or has.on_by != Setter.APPLICATION:
         has = has._replace(is_on=True, on_by=Setter.POLICY)
-    idle = options.idle_s
-    if idle is None:
-        return has
-    if may_have_idle and mode == Mode.FILL:
-        return has._replace(idle_s=None)  # the application's, or else the policy's
-    if has.idle_by == Setter.APPLICATION and has.idle_s:
-        if idle.low < idle.high:
-            return has._replace(idle_s=min(max(has.idle_s, idle.low), idle.high))
+    idle = _number(options.idle_s, mode, has.idle_s, has.idle_by)
+    interval = _number(options.interval_s, mode, has.interval_s, has.interval_by)
+    return Keepalive(has.is_on, idle[0], has.on_by, idle[1], *interval)
+
+
+def _number(given: Range | None, mode: Mode, has: int | None, by: int) -> tuple[int | None, int]:
+    """What a connection would have of an option, and who set it."""
+    if given is None:
+        return has, by
+    if by == Setter.UNKNOWN and mode == Mode.FILL:
+        return None, by  # the application's, or else the policy's
+    if by == Setter.APPLICATION and has:
+        if given.low < given.high:
+            return min(max(has, given.low), given.high), by
         if mode == Mode.FILL:
-            return has
-    return has._replace(idle_s=idle.high, idle_by=Setter.POLICY)
+            return has, by
+    return given.high, Setter.POLICY
 
 
 def _finder(policy: Policy) -> Callable[[bytes, int], Options]:

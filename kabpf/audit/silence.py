@@ -8,9 +8,11 @@ hour.
 
 - Without keepalive a silence has no bound (RFC 9293, 3.8.4: it is off by default). A user timeout
   bounds how long data may stay unacknowledged (tcp(7)), and sends nothing by itself.
-- With keepalive it is idle, and up to an eighth more: the kernel's timers end late by so much since
-  Linux kernel commit 500462a9de65 ("timers: Switch to a non-cascading wheel") (in v4.8). Interval
-  and probes count after the first probe alone (tcp_keepalive_timer() in net/ipv4/tcp_timer.c).
+- With keepalive it is idle, or interval if that is longer: after a probe the kernel waits for it,
+  and an answer does not start idle anew (tcp_keepalive_timer() in net/ipv4/tcp_timer.c). A timer
+  that runs already keeps its end where the system's idle is shortened.
+- The kernel's timers end late by up to an eighth since Linux kernel commit 500462a9de65 ("timers:
+  Switch to a non-cascading wheel") (in v4.8).
 - Data that was sent again without an answer is sent again at intervals that double up to 120 s
   (TCP_RTO_MAX in include/net/tcp.h), or to net.ipv4.tcp_rto_max_ms, which is there since Linux
   kernel commit 1280c26228bd ("tcp: add tcp_rto_max_ms sysctl") (in v6.15). Meanwhile no probe is
@@ -52,6 +54,8 @@ class Why(StrEnum):
     RETRANSMISSION = "data sent again"
     WINDOW_PROBES = "the peer's window is closed"
     KEEPALIVE = "keepalive's idle"
+    INTERVAL = "keepalive's interval"
+    TIMER = "keepalive's timer"
     UNKNOWN = "keepalive's idle is not known"
     NOTHING = "no keepalive"
 
@@ -71,6 +75,7 @@ class Silence(NamedTuple):
         return False if self.is_known else None
 
 
+BY_KEEPALIVE = (Why.KEEPALIVE, Why.INTERVAL, Why.UNKNOWN)
 NEVER_FORGOTTEN = (Why.LISTENER, Why.LOOPBACK, Why.OPENING, Why.ENDING)
 
 
@@ -88,12 +93,17 @@ def of(connection: Connection, keepalive: Keepalive | None = None) -> Silence:
         timer,
         keepalive.is_on,
         keepalive.idle_s,
+        keepalive.interval_s,
         connection.rto_max_ms,
     )
-    if found.is_known or timer != Timer.KEEPALIVE or not is_present:
+    if timer != Timer.KEEPALIVE or not is_present or found.why not in BY_KEEPALIVE:
         return found
-    # At the timer's end comes a probe, or another wait for one (tcp_keepalive_timer()).
-    return found._replace(longest_ms=(connection.silence_ms or 0) + connection.expires_ms)
+    # At the timer's end comes a probe, or another wait for one (tcp_keepalive_timer()). Silence
+    # does not tell of probes that were not answered.
+    until_ms = connection.expires_ms + (0 if connection.tries else connection.silence_ms or 0)
+    if until_ms <= found.longest_ms:
+        return found
+    return found._replace(longest_ms=until_ms, why=Why.TIMER if found.is_known else Why.UNKNOWN)
 
 
 @lru_cache(maxsize=4096)  # of 100,000 connections most are alike
@@ -104,6 +114,7 @@ def _of(
     timer: int,
     is_on: bool | None,
     idle_s: int | None,
+    interval_s: int | None,
     rto_max_ms: int,
 ) -> Silence:
     if state == "listen":
@@ -115,11 +126,17 @@ def _of(
     if state in ENDING or (is_orphan and state == "fin-wait-2"):
         return Silence(0, Why.ENDING)
     if timer == Timer.RETRANSMISSION:
-        return Silence(rto_max_ms, Why.RETRANSMISSION)
+        return Silence(_late(rto_max_ms), Why.RETRANSMISSION)
     if timer == Timer.WINDOW_PROBE:
-        return Silence(rto_max_ms, Why.WINDOW_PROBES)
+        return Silence(_late(rto_max_ms), Why.WINDOW_PROBES)
     if is_on is False:
         return Silence(math.inf, Why.NOTHING)
-    if is_on is None or idle_s is None:
+    if is_on is None or idle_s is None or interval_s is None:
         return Silence(0, Why.UNKNOWN, is_known=False)
-    return Silence(idle_s * 1000 * (LATE + 1) / LATE, Why.KEEPALIVE)
+    if interval_s > idle_s:
+        return Silence(_late(interval_s * 1000), Why.INTERVAL)
+    return Silence(_late(idle_s * 1000), Why.KEEPALIVE)
+
+
+def _late(milliseconds: int) -> float:
+    return milliseconds * (LATE + 1) / LATE

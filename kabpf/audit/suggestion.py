@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kabpf.audit import networks
 from kabpf.audit.connections import Connection, Setter
@@ -54,17 +54,17 @@ def destinations(connections: Sequence[Connection], options: Options) -> tuple[D
 
 
 def _options(connections: Sequence[Connection], timeout: Timeout) -> Options:
-    """An application's own idle that is too long is brought to the numbers by a range, as `fill`
-    would keep it."""
-    low = timeout.idle_s
-    if any(
-        each.keepalive.is_on and each.keepalive.idle_by == Setter.APPLICATION
-        for each in connections
-    ):
-        low = 1
+    """An application's own idle or interval that is too long is brought to the numbers by a range,
+    as `fill` would keep it."""
+    has = [each.keepalive for each in connections if each.keepalive.is_on]
     return Options(
         True,
-        Range(low, timeout.idle_s),
-        Range.exactly(timeout.interval_s),
+        _up_to(timeout.idle_s, ((each.idle_s, each.idle_by) for each in has)),
+        _up_to(timeout.interval_s, ((each.interval_s, each.interval_by) for each in has)),
         Range.exactly(timeout.probes),
     )
+
+
+def _up_to(most: int, has: Iterable[tuple[int | None, int]]) -> Range:
+    is_longer = any(by == Setter.APPLICATION and (value or 0) > most for value, by in has)
+    return Range(1 if is_longer else most, most)

@@ -265,10 +265,11 @@ class SocketRecord(NamedTuple):
     remote_port: int
     keepalive: int
     idle_s: int
+    interval_s: int
     by: bytes
 
 
-_SOCKET = struct.Struct("=8xI4x16s16sHH3xBI16x8s4x")
+_SOCKET = struct.Struct("=8xI4x16s16sHH3xBII12x8s4x")
 
 
 def read_socket(raw: CSocket) -> SocketRecord:

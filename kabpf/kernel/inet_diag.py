@@ -44,7 +44,7 @@ _TIMES_AT = 44
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg
 
 _RECORD = struct.Struct("=QIIHHBBBB16s16s")
-_NAMESPACE = struct.Struct("=III")
+_NAMESPACE = struct.Struct("=IIII")
 _NETWORK = struct.Struct("=B16s?")
 
 
@@ -76,6 +76,7 @@ class Listed(NamedTuple):
     """What there is in a network namespace."""
 
     system_idle_s: int  # net.ipv4.tcp_keepalive_time
+    system_interval_s: int
     rto_max_ms: int
     networks: tuple[Network, ...]
     records: Iterator[Record]
@@ -91,7 +92,10 @@ def output(states: int, *, with_times: bool) -> Iterator[bytes]:
     try:
         networks = list(_networks())
         yield _NAMESPACE.pack(
-            _sysctl("tcp_keepalive_time", 7200), _sysctl("tcp_rto_max_ms", 120_000), len(networks)
+            _sysctl("tcp_keepalive_time", 7200),
+            _sysctl("tcp_keepalive_intvl", 75),
+            _sysctl("tcp_rto_max_ms", 120_000),
+            len(networks),
         )
         yield b"".join(_NETWORK.pack(*each) for each in networks)
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -105,11 +109,11 @@ def output(states: int, *, with_times: bool) -> Iterator[bytes]:
 
 def listed(output: bytes) -> Listed:
     """What `output` wrote."""
-    idle_s, rto_max_ms, count = _NAMESPACE.unpack_from(output)
+    idle_s, interval_s, rto_max_ms, count = _NAMESPACE.unpack_from(output)
     start = _NAMESPACE.size + count * _NETWORK.size
     networks = _NETWORK.iter_unpack(output[_NAMESPACE.size : start])
     records = map(Record._make, _RECORD.iter_unpack(memoryview(output)[start:]))
-    return Listed(idle_s, rto_max_ms, tuple(map(Network._make, networks)), records)
+    return Listed(idle_s, interval_s, rto_max_ms, tuple(map(Network._make, networks)), records)
 
 
 def _sysctl(name: str, default: int) -> int:

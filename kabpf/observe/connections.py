@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from kabpf.apply.visitors import Outcome, Part, outcomes
-from kabpf.audit.connections import Connection, Keepalive, Place, Timer
+from kabpf.audit.connections import Connection, Keepalive, Place, Setter, Timer
 from kabpf.errors import RefusedError
 from kabpf.kernel import abi, inet_diag
 from kabpf.kernel.dataplane import Dataplane
@@ -19,7 +19,7 @@ from kabpf.observe.sockets import LISTED, SET, STATES
 
 LISTEN = STATES.index("listen")
 SILENT = tuple(map(STATES.index, ("established", "close-wait", "fin-wait-2")))
-ON, IDLE = SET.index("keepalive"), SET.index("idle_s")
+ON, IDLE, INTERVAL = map(SET.index, ("keepalive", "idle_s", "interval_s"))
 LOOPBACK_IPV4 = inet_diag.MAPPED + b"\x7f"
 LOOPBACK_IPV6 = bytes(15) + b"\x01"
 
@@ -65,7 +65,14 @@ def _options(records: Iterable[abi.CSocket]) -> dict[_Ends, Keepalive]:
     options = {}
     for raw in records:
         one = abi.read_socket(raw)
-        has = Keepalive(one.keepalive != 0, one.idle_s, one.by[ON], one.by[IDLE])
+        has = Keepalive(
+            one.keepalive != 0,
+            one.idle_s,
+            one.by[ON],
+            one.by[IDLE],
+            one.interval_s,
+            one.by[INTERVAL],
+        )
         ends = one.namespace, one.local, one.local_port, one.remote, one.remote_port
         options[ends] = kept.setdefault(has, has)
     return options
@@ -77,6 +84,14 @@ def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Conn
     listening = {one.local_port for one in records if one.state == LISTEN}
     namespace = outcome.namespace
     places = Places(listed.networks)
+    off = Keepalive(
+        False,
+        listed.system_idle_s,
+        Setter.UNKNOWN,
+        Setter.SYSTEM,
+        listed.system_interval_s,
+        Setter.SYSTEM,
+    )
     found = []
     for one in records:
         ends = namespace, one.local, one.local_port, one.peer, one.peer_port
@@ -93,8 +108,9 @@ def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Conn
                 one.tries,
                 one.expires_ms,
                 None if one.silence_ms == inet_diag.UNKNOWN else one.silence_ms,
-                options.get(ends) or _by_timer(one),
+                options.get(ends) or _by_timer(one, off),
                 listed.system_idle_s,
+                listed.system_interval_s,
                 listed.rto_max_ms,
             )
         )
@@ -131,11 +147,11 @@ class Places:
 
 
 _RUNS = Keepalive(True, None)
-_OFF = Keepalive(False, None)
 _UNKNOWN = Keepalive(None, None)
 
 
-def _by_timer(one: inet_diag.Record) -> Keepalive:
+def _by_timer(one: inet_diag.Record, off: Keepalive) -> Keepalive:
+    """What is seen without the data plane; `off` is what has no keepalive."""
     if one.timer == Timer.KEEPALIVE:
         return _RUNS
-    return _OFF if one.timer == Timer.NONE and one.state in SILENT else _UNKNOWN
+    return off if one.timer == Timer.NONE and one.state in SILENT else _UNKNOWN

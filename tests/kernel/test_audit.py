@@ -169,6 +169,8 @@ def test_what_is_at_risk_hangs_and_the_rest_goes_on(
     `suggest` writes then leaves none at risk, as `audit --with` has said."""
     there = Network(peer, make_cgroup(UNIT), network)
     on = {"keepalive": 1, "idle": 1, "interval": 1}
+    # Its first probe comes in time, its second one too late.
+    there.open("interval above", keepalive=1, idle=1, interval=200)
     there.open("idle")
     there.accept("accepted")
     there.open("of IPv6", socket.AF_INET6)
@@ -193,7 +195,7 @@ def test_what_is_at_risk_hangs_and_the_rest_goes_on(
         there.server.shut(accepted)
     expected = {
         "idle", "accepted", "of IPv6", "of MPTCP", "to the same network", "user timeout",
-        "keepalive of the system", "keepalive above", "half closed by us",
+        "interval above", "keepalive of the system", "keepalive above", "half closed by us",
         "half closed by the peer", "just opened",
     }  # fmt: skip
     if RTO_MAX.exists():
@@ -223,6 +225,11 @@ def test_what_is_at_risk_hangs_and_the_rest_goes_on(
             there.server.close(accepted)
     del there.made["closed"]
     there.open("just opened")
+    timers = ["ip", "netns", "exec", network[0], "ss", "-Htno"]
+    wait_until(
+        lambda: "timer:(keepalive,3min" in subprocess.check_output(timers, text=True),
+        "the first probe",
+    )
     began = time.monotonic()
 
     unit = audited(run_kabpfctl)

@@ -7,13 +7,14 @@ from typing import Any
 
 from kabpf.audit.connections import Connection, Keepalive, Place, Setter, Timer
 
-OFF = Keepalive(False, 7200, Setter.SYSTEM, Setter.SYSTEM)
+OFF = Keepalive(False, 7200, Setter.SYSTEM, Setter.SYSTEM, 75, Setter.SYSTEM)
 HIDDEN = Keepalive(None, None)  # what inet_diag tells while another timer runs
 RUNS = Keepalive(True, None)  # what it tells of keepalive's
 
 
-def on(idle_s: int) -> Keepalive:
-    return Keepalive(True, idle_s, Setter.APPLICATION, Setter.APPLICATION)
+def on(idle_s: int, interval_s: int = 10, interval_by: int = Setter.SYSTEM) -> Keepalive:
+    setter = Setter.APPLICATION
+    return Keepalive(True, idle_s, setter, setter, interval_s, interval_by)
 
 
 def connection(**others: Any) -> Connection:

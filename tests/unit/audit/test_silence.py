@@ -4,13 +4,14 @@ tests/kernel/test_audit.py makes those that can be made, with a firewall that fo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 from audited import HIDDEN, OFF, RUNS, connection, on, probing
 
 from kabpf.audit import effect, silence
-from kabpf.audit.connections import Keepalive, Place, Setter, Timer
+from kabpf.audit.connections import Connection, Keepalive, Place, Setter, Timer
 from kabpf.audit.silence import Why
 from kabpf.policy import parser
 from kabpf.policy.presets import presets
@@ -59,6 +60,20 @@ SITUATIONS = {
         probing(60, state="close-wait"), False, Why.KEEPALIVE
     ),
     "subflow of MPTCP with keepalive": Situation(probing(60, is_orphan=True), False, Why.KEEPALIVE),
+    "keepalive below, its interval above": Situation(
+        probing(60, keepalive=on(60, 400)), True, Why.INTERVAL
+    ),
+    "keepalive whose interval a late timer keeps below": Situation(
+        probing(60, keepalive=on(60, 311)), False, Why.INTERVAL
+    ),
+    "keepalive of the system, shortened since": Situation(
+        probing(60, expires_ms=7_000_000), True, Why.TIMER
+    ),
+    "keepalive unanswered for long": Situation(
+        probing(60, keepalive=on(60, 75), silence_ms=300_000, tries=3, expires_ms=55_000),
+        False,
+        Why.INTERVAL,
+    ),
     # Without the data plane.
     "keepalive of unknown idle, due late": Situation(
         {"keepalive": RUNS, "timer": Timer.KEEPALIVE, "expires_ms": 7_000_000}, True, Why.UNKNOWN
@@ -111,9 +126,9 @@ SITUATIONS = {
 }
 
 
-def test_table_has_forty_situations() -> None:
+def test_table_has_its_situations() -> None:
     """No two of them alike, but for those that differ in how they come to be."""
-    assert len(SITUATIONS) == 40
+    assert len(SITUATIONS) == 44
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
@@ -153,6 +168,7 @@ def test_without_keepalive_a_silence_has_no_bound() -> None:
 OF_APPLICATION = (Setter.APPLICATION, Setter.APPLICATION)
 OF_POLICY = (Setter.POLICY, Setter.POLICY)
 NUMBERS = "keepalive: {idle: 60s, interval: 10s, probes: 6}\n"
+BY_TIMER = Keepalive(False, 7200, Setter.UNKNOWN, Setter.SYSTEM, 75, Setter.SYSTEM)
 OUT = {"is_incoming": False}
 IN = {"is_incoming": True}
 # What a connection has, the policy, and what it would have under that: on or off, and idle.
@@ -187,7 +203,7 @@ EFFECTS = [
      "  - {to: 10.2.0.7, idle: 30s}\n  - {to: 10.3.0.0/16, idle: 40s}\n", OUT, (True, 30)),
     ("unknown idle, fill", RUNS, NUMBERS, OUT, (True, None)),
     ("unknown idle, enforce", RUNS, f"{NUMBERS}mode: enforce\n", OUT, (True, 60)),
-    ("off by its timer", Keepalive(False, None), NUMBERS, OUT, (True, 60)),
+    ("off by its timer", BY_TIMER, NUMBERS, OUT, (True, 60)),
 ]  # fmt: skip
 
 
@@ -200,9 +216,38 @@ def test_policy_has_its_effect(
     has: Keepalive, policy: str, facts: dict[str, Any], expected: tuple[bool, int | None]
 ) -> None:
     """What a connection would have is what bpf/options.h sets on one that is opened."""
-    (parsed,) = parser.combine([parser.parse(policy.encode(), "a.service.yaml")])
-    found = effect.under(parsed)(connection(keepalive=has, **facts))
+    found = under(policy)(connection(keepalive=has, **facts))
     assert (found.is_on, found.idle_s) == expected
+
+
+INTERVALS = [
+    ("unset", OFF, NUMBERS, 10),
+    ("own, fill", on(60, 400, Setter.APPLICATION), NUMBERS, 400),
+    ("own, override", on(60, 400, Setter.APPLICATION), f"{NUMBERS}mode: override\n", 10),
+    ("own, range", on(60, 400, Setter.APPLICATION), "keepalive: {interval: 10s..30s}\n", 30),
+    ("a policy's", on(60, 400, Setter.POLICY), "keepalive: {idle: 60s}\n", 75),
+    ("unknown", RUNS, NUMBERS, None),
+    ("unknown, enforce", RUNS, f"{NUMBERS}mode: enforce\n", 10),
+    ("off by its timer", BY_TIMER, "keepalive: {idle: 60s}\n", 75),
+    ("perhaps own", RUNS, "keepalive: {idle: 60s}\n", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("has", "policy", "interval_s"),
+    [each[1:] for each in INTERVALS],
+    ids=[n for n, *_ in INTERVALS],
+)
+def test_policy_has_its_effect_on_the_interval(
+    has: Keepalive, policy: str, interval_s: int | None
+) -> None:
+    """As on idle."""
+    assert under(policy)(connection(keepalive=has)).interval_s == interval_s
+
+
+def under(text: str) -> Callable[[Connection], Keepalive]:
+    (parsed,) = parser.combine([parser.parse(text.encode(), "a.service.yaml")])
+    return effect.under(parsed)
 
 
 def test_without_policies_the_applications_values_are_left() -> None:

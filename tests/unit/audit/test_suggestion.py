@@ -78,9 +78,12 @@ CASES = {
     "many ports": (
         [connection(peer_port=each) for each in range(1000, 1020)], Direction.OUT, 1,
     ),
-    "keepalive of the system": (peers("10.2.0.7", keepalive=Keepalive(True, 7200, 1, 0)),
+    "keepalive of the system": (peers("10.2.0.7", keepalive=Keepalive(True, 7200, 1, 0, 75, 0)),
                                 Direction.OUT, 1),
     "the application's idle": (peers("10.2.0.7", keepalive=on(3600)), Direction.OUT, 1),
+    "the application's interval": (
+        peers("10.2.0.7", keepalive=on(60, 400, Setter.APPLICATION)), Direction.OUT, 1,
+    ),
     "idle unknown": (
         peers("10.2.0.7", keepalive=Keepalive(True, None), timer=2, expires_ms=7_000_000),
         Direction.OUT, 1,

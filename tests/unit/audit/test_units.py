@@ -12,7 +12,7 @@ from kabpf.audit.units import Counts, Looks, Named
 from kabpf.policy import parser
 
 APP, OTHER = Named("app.service", "/app.service"), Named("other.service", "/other.service")
-BY_POLICY = Keepalive(True, 60, Setter.POLICY, Setter.POLICY)
+BY_POLICY = Keepalive(True, 60, *[Setter.POLICY] * 2, 10, Setter.POLICY)
 
 
 def named(cgroup_id: int) -> Named:
