@@ -30,6 +30,10 @@ from kabpf.policy.presets import Timeout
 from kabpf.policy.yaml import Source
 
 OF_USER = re.compile(r"/user\.slice/user-[0-9]+\.slice/user@[0-9]+\.service/.+")
+# Of systemd-run, which counts them, takes random ones, or a process and its start.
+TRANSIENT = re.compile(r"run-[upr][0-9a-f]+(-i[0-9]+)?\.(service|scope)")
+# Of logind's sessions (session-3, session-c1), and desktops' applications by their process.
+NUMBERED = re.compile(r"(.+)-c?[0-9]+(\.scope)$")
 NOWHERE = Source("", 0)
 
 FILES_MAX = 256  # at once: users may make cgroups with connections in them without end
@@ -84,7 +88,7 @@ def _lines(
 
 def proposed(units: list[Unit], asked: Asked) -> tuple[list[Proposal], list[str]]:
     """A policy file for each unit at risk, and why there is none for others. Instances of a
-    template have one together."""
+    template have one together, and so have scopes that are numbered."""
     by_file: dict[Named, list[Unit]] = {}
     left_out = []
     for unit in units:
@@ -238,10 +242,18 @@ def named(path: str | None) -> Named:
     unit = next(reversed(sockets.units(path)), "")
     if path == "/" or path.endswith(".slice"):
         raise RefusedError("a policy for it would cover all that is below it")
-    if unit and OF_USER.fullmatch(path) and not unit.startswith("user@"):
-        return Named(_slug("user", unit), (Selector("user_unit", unit, NOWHERE),))
-    if unit and GLOB.search(unit) is None:
+    if TRANSIENT.fullmatch(unit):
+        raise RefusedError("its unit has another name at each start; select what starts it")
+    # A user may call a cgroup like a glob.
+    if selectors.is_unit(unit) and GLOB.search(unit) is None:
         template = re.sub(r"@[^@]*(\.[a-z]+)$", r"@\1", unit)
+        numbered = NUMBERED.match(template)
+        common = "{}-*{}".format(*numbered.groups()) if numbered else template
+        if OF_USER.fullmatch(path) and not unit.startswith("user@"):
+            name = "".join(numbered.groups()) if numbered else template
+            return Named(_slug("user", name), (Selector("user_unit", common, NOWHERE),))
+        if numbered:
+            return Named(_slug("scope", numbered[1]), (Selector("unit", common, NOWHERE),))
         if selectors.named_by(template, ""):
             return Named(template)
     if not path.isprintable() or GLOB.search(path):

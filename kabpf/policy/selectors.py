@@ -25,7 +25,7 @@ def parse(node: Node) -> tuple[Selector, ...]:
 
 def named_by(stem: str, path: str) -> tuple[Selector, ...]:
     """The unit that a drop-in speaks of, if its name without .yaml is one."""
-    if not _is_unit(stem) or re.match(r"[0-9]+-", stem):
+    if not is_unit(stem) or re.match(r"[0-9]+-", stem):
         return ()
     return (Selector("unit", instances(stem), Source(path, 1)),)
 
@@ -45,12 +45,12 @@ def _selector(node: Node) -> Selector:
             raise value.expected(problem)
         return Selector(kind, path.removesuffix("/") or "/", value.source)
     unit = value.word("a unit's name, as nginx.service")
-    if not _is_unit(unit):
+    if not is_unit(unit):
         raise value.expected("a unit's name with its type, as nginx.service")
     return Selector(kind, instances(unit), value.source)
 
 
-def _is_unit(text: str) -> bool:
+def is_unit(text: str) -> bool:
     """Whether systemd would take this name, or glob, for a unit (unit_name_is_valid())."""
     stem, _, type_ = text.rpartition(".")
     return (

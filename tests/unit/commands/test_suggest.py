@@ -25,6 +25,7 @@ from kabpf.policy import files, parser, selectors, writer
 
 ID = "0123456789abcdef" * 4
 SHOP = Pod("shop", "web-1", "1")
+SESSIONS = '{unit: "session-*.scope"}'
 USER = "/user.slice/user-1000.slice/user@1000.service"
 KNOWN = {
     f"/machine.slice/libpod-{ID}.scope": Container(ID, "podman", "web", "registry.example/web"),
@@ -49,6 +50,16 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("/system.slice/10-app.service", "cgroup-system.slice-10-app.service-", "{cgroup: "),
         (f"{USER}/app.slice/sync.service", "user-sync.service", "{user_unit: sync.service}"),
+        (f"{USER}/app.slice/sync@a.service", "user-sync@.service", "{user_unit: sync@.service}"),
+        (
+            f"{USER}/app.slice/app-gnome-firefox-4711.scope",
+            "user-app-gnome-firefox.scope",
+            '{user_unit: "app-gnome-firefox-*.scope"}',
+        ),
+        (f"{USER}/app.slice/a b.service", "cgroup-user.slice-", "{cgroup: "),
+        ("/user.slice/user-1000.slice/session-3.scope", "scope-session", SESSIONS),
+        ("/user.slice/user-0.slice/session-c1.scope", "scope-session", SESSIONS),
+        ("/init.scope", "init.scope", ""),
         (USER, "user@.service", ""),
         ("/a/b", "cgroup-a-b-", "{cgroup: /a/b}"),
         (f"/machine.slice/libpod-{ID}.scope", "container-web", "{container: {name: web}}"),
@@ -76,6 +87,8 @@ def test_cgroup_has_a_file(path: str, stem: str, selected: str) -> None:
     "path",
     [
         None, "/", "/system.slice", "/a/b*c", "/a/b\nc", "/a/\udcff",
+        f"{USER}/app.slice/*.service", "/system.slice/a?c.service", "/system.slice/run-u12.service",
+        "/system.slice/run-r0123abcd.scope", f"{USER}/app.slice/run-p12-i34.scope",
         f"/system.slice/docker-{ID}.scope", f"/system.slice/docker-{ID[::-1]}.scope",
     ],
 )  # fmt: skip
