@@ -256,10 +256,8 @@ def _summary(found: Audited, asked: list[Asked]) -> Iterator[str]:
         of_all = f"{at_risk} of {output.count(total, 'connection')}"
         yield f"{of_all} at risk of an idle timeout of {each}"
     if unknown := sum(unit.unknown for unit in found.units):
-        yield (
-            f"{unknown} may be: keepalive is on, but its idle is only known where kabpf is loaded;"
-            " try: kabpfctl apply"
-        )
+        unless = "" if found.is_loaded else " unless kabpf is loaded; try: kabpfctl apply"
+        yield f"{unknown} may be at risk: their keepalive options are unknown{unless}"
     if any(unit.at_risk for unit in found.units):
         yield f"try: kabpfctl suggest {asked[_shortest(asked)].flag}"
 

@@ -29,18 +29,19 @@ _Ends = tuple[int, bytes, int, bytes, int]
 def of_machine(loaded: Dataplane | None, say: Callable[[str], None]) -> list[Connection]:
     """The connections of every network namespace, and the listeners. `say` is told of namespaces of
     which not all is known. Raises RefusedError."""
-    options = _options(sockets.of_machine(loaded, lambda _: None)) if loaded else {}
+    visited = list(_visited(loaded, with_times=True))
+    held = {each.namespace for each in visited if each.is_held}
+    if held:  # Without the times the kernel takes no lock.
+        visited = [each for each in visited if not each.is_held]
+        visited += _visited(loaded, with_times=False, only=held)
+    # Read last: a connection that is missing was closed meanwhile, if nothing else is missing.
+    missing: list[str] = []
+    options = _options(sockets.of_machine(loaded, missing.append)) if loaded else {}
+    is_complete = loaded is not None and not missing
     found: list[Connection] = []
-    held: set[int] = set()
-    for outcome in _visited(loaded, with_times=True):
-        if outcome.is_held:
-            held.add(outcome.namespace)
-        else:
-            found += _connections(outcome, options)
-    # Without the times the kernel takes no lock.
-    for outcome in _visited(loaded, with_times=False, only=held) if held else ():
+    for outcome in visited:
         if outcome.output:
-            found += _connections(outcome, options)
+            found += _connections(outcome, options, is_complete=is_complete)
     for inode in sorted(held):
         say(f"network namespace {inode}: a socket there is held; its silences are unknown")
     return found
@@ -78,7 +79,9 @@ def _options(records: Iterable[abi.CSocket]) -> dict[_Ends, Keepalive]:
     return options
 
 
-def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Connection]:
+def _connections(
+    outcome: Outcome, options: dict[_Ends, Keepalive], *, is_complete: bool
+) -> list[Connection]:
     listed = inet_diag.listed(outcome.output)
     records = list(listed.records)
     listening = {one.local_port for one in records if one.state == LISTEN}
@@ -95,6 +98,11 @@ def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Conn
     found = []
     for one in records:
         ends = namespace, one.local, one.local_port, one.peer, one.peer_port
+        has = options.get(ends)
+        if has is None:
+            if is_complete:
+                continue
+            has = _by_timer(one, off)
         found.append(
             Connection(
                 namespace,
@@ -108,7 +116,7 @@ def _connections(outcome: Outcome, options: dict[_Ends, Keepalive]) -> list[Conn
                 one.tries,
                 one.expires_ms,
                 None if one.silence_ms == inet_diag.UNKNOWN else one.silence_ms,
-                options.get(ends) or _by_timer(one, off),
+                has,
                 listed.system_idle_s,
                 listed.system_interval_s,
                 listed.rto_max_ms,

@@ -175,6 +175,7 @@ def test_what_is_at_risk_hangs_and_the_rest_goes_on(
     there.accept("accepted")
     there.open("of IPv6", socket.AF_INET6)
     there.open("of MPTCP", kind=MPTCP)
+    there.open("of IPv4, mapped", socket.AF_INET6, to=there.near, host="::ffff:10.9.1.1")
     there.open("to the same network", to=there.near, host="10.9.1.1")
     there.open("keepalive of the system", keepalive=1)
     there.open("keepalive above", keepalive=1, idle=60)
@@ -194,9 +195,9 @@ def test_what_is_at_risk_hangs_and_the_rest_goes_on(
         _, accepted = there.open(name, **options)
         there.server.shut(accepted)
     expected = {
-        "idle", "accepted", "of IPv6", "of MPTCP", "to the same network", "user timeout",
-        "interval above", "keepalive of the system", "keepalive above", "half closed by us",
-        "half closed by the peer", "just opened",
+        "idle", "accepted", "of IPv6", "of MPTCP", "of IPv4, mapped", "to the same network",
+        "user timeout", "interval above", "keepalive of the system", "keepalive above",
+        "half closed by us", "half closed by the peer", "just opened",
     }  # fmt: skip
     if RTO_MAX.exists():
         number, accepted = there.open("closed window")
@@ -238,7 +239,7 @@ def test_what_is_at_risk_hangs_and_the_rest_goes_on(
     assert unit["unknown"] == sum("keepalive" in name for name in there.made) - 2
     unit = audited(run_kabpfctl)
     assert called(unit, there) == expected
-    assert (unit["unknown"], unit["loopback"], unit["same_network"]) == (0, 1, 1)
+    assert (unit["unknown"], unit["loopback"], unit["same_network"]) == (0, 1, 2)
 
     time.sleep(max(0, began + SILENCE_S - time.monotonic()))
     if RTO_MAX.exists():
