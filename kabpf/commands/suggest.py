@@ -239,22 +239,25 @@ def named(path: str | None) -> Named:
         return Named(_slug(kind, name), (conditions.of(kind, wanted, NOWHERE),))
     if enclosing(path):
         raise RefusedError("no engine knows its container's name")
-    unit = next(reversed(sockets.units(path)), "")
+    *around, unit = sockets.units(path) or ("",)
     if path == "/" or path.endswith(".slice"):
         raise RefusedError("a policy for it would cover all that is below it")
     if TRANSIENT.fullmatch(unit):
         raise RefusedError("its unit has another name at each start; select what starts it")
-    # A user may call a cgroup like a glob.
-    if selectors.is_unit(unit) and GLOB.search(unit) is None:
+    is_users = OF_USER.fullmatch(path) is not None and not unit.startswith("user@")
+    # Whoever has a cgroup calls those in it as they like: like a glob, or like another unit. And a
+    # unit of a container's systemd is not the one of its name outside.
+    is_inside = not is_users and not all(each.endswith(".slice") for each in around)
+    if selectors.is_unit(unit) and GLOB.search(unit) is None and not is_inside:
         template = re.sub(r"@[^@]*(\.[a-z]+)$", r"@\1", unit)
         numbered = NUMBERED.match(template)
         common = "{}-*{}".format(*numbered.groups()) if numbered else template
-        if OF_USER.fullmatch(path) and not unit.startswith("user@"):
+        if is_users:
             name = "".join(numbered.groups()) if numbered else template
             return Named(_slug("user", name), (Selector("user_unit", common, NOWHERE),))
         if numbered:
             return Named(_slug("scope", numbered[1]), (Selector("unit", common, NOWHERE),))
-        if selectors.named_by(template, ""):
+        if selectors.named_by(template, "") and files.has_policy_name(f"{template}.yaml"):
             return Named(template)
     if not path.isprintable() or GLOB.search(path):
         raise RefusedError("its path can't be written into a policy file")

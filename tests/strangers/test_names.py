@@ -87,7 +87,7 @@ COMMANDS = [
     ["sockets", "--container", "a*"],
     ["explain", "{}"],
     ["audit", "--timeout", "10s"],
-    ["suggest", "--timeout", "10s"],
+    ["suggest", "--timeout", "12s"],
     ["doctor"],
     ["check"],
     ["import"],
@@ -109,7 +109,7 @@ def test_catalogue_goes_through_every_command() -> None:
 
 def judged(done: Any, locale: str, words: list[str]) -> list[str]:
     wrong = [hostile.wrong_with(each, locale) for each in (done.stdout, done.stderr)]
-    if done.returncode not in (0, 1, 2):
+    if done.returncode not in (0, 1):
         wrong.append(f"status {done.returncode}")
     if "--json" in words and done.returncode == 0:
         try:

@@ -13,6 +13,7 @@ import hostile
 import pytest
 from audited import OFF, connection
 
+from kabpf import output
 from kabpf.audit import silence
 from kabpf.audit.units import AtRisk, Counts, Unit
 from kabpf.commands import suggest
@@ -22,6 +23,7 @@ from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.observe import containers
 from kabpf.policy import files, parser, selectors, writer
+from kabpf.policy.model import Options, Policy, Rules
 
 ID = "0123456789abcdef" * 4
 SHOP = Pod("shop", "web-1", "1")
@@ -60,6 +62,13 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
         ("/user.slice/user-1000.slice/session-3.scope", "scope-session", SESSIONS),
         ("/user.slice/user-0.slice/session-c1.scope", "scope-session", SESSIONS),
         ("/init.scope", "init.scope", ""),
+        ("/system.slice/app.service/work", "app.service", ""),
+        (
+            "/system.slice/app.service/ssh.service",
+            "cgroup-system.slice-app.service-ssh.service-",
+            "{cgroup: /system.slice/app.service/ssh.service}",
+        ),
+        ("/top/app.service", "app.service", ""),
         (USER, "user@.service", ""),
         ("/a/b", "cgroup-a-b-", "{cgroup: /a/b}"),
         (f"/machine.slice/libpod-{ID}.scope", "container-web", "{container: {name: web}}"),
@@ -96,6 +105,29 @@ def test_cgroup_that_no_file_can_select_has_none(path: str | None) -> None:
     """The reason is said."""
     with pytest.raises(RefusedError):
         suggest.named(path)
+
+
+@pytest.mark.parametrize(
+    "where", ["/system.slice/{}.service", f"{USER}/app.slice/{{}}.service", "/a.service/{}"]
+)
+def test_file_selects_what_a_stranger_named_and_nothing_else(where: str) -> None:
+    """Or there is none."""
+    made = 0
+    for raw in hostile.NAMES.values():
+        try:
+            named = suggest.named(where.format(os.fsdecode(raw[:240])))
+        except RefusedError as error:
+            assert output.shown(str(error)) == str(error)
+            continue
+        file = f"{named.stem}.yaml"
+        assert files.has_policy_name(file)
+        policy = Policy("a", named.selectors, Rules(Options(True)), suggest.NOWHERE)
+        (read,) = parser.combine([parser.parse(writer.text(policy, "why").encode(), file)])
+        (selector,) = read.selectors
+        assert not selector.is_glob
+        assert [selector.text] == ([each.text for each in named.selectors] or [named.stem])
+        made += 1
+    assert made > 5
 
 
 def test_names_of_strangers_make_different_files() -> None:
