@@ -9,8 +9,9 @@ hour.
 - Without keepalive a silence has no bound (RFC 9293, 3.8.4: it is off by default). A user timeout
   bounds how long data may stay unacknowledged (tcp(7)), and sends nothing by itself.
 - With keepalive it is idle, or interval if that is longer: after a probe the kernel waits for it,
-  and an answer does not start idle anew (tcp_keepalive_timer() in net/ipv4/tcp_timer.c). A timer
-  that runs already keeps its end where the system's idle is shortened.
+  and an answer does not start idle anew (tcp_keepalive_timer() in net/ipv4/tcp_timer.c). The timer
+  that runs already may end later: where the system's idle was shortened, and where keepalive was
+  turned on in a connection that was silent by then (tcp_set_keepalive()).
 - The kernel's timers end late by up to an eighth since Linux kernel commit 500462a9de65 ("timers:
   Switch to a non-cascading wheel") (in v4.8).
 - Data that was sent again without an answer is sent again at intervals that double up to 120 s
