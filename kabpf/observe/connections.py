@@ -29,17 +29,17 @@ _Ends = tuple[int, bytes, int, bytes, int]
 def of_machine(loaded: Dataplane | None, say: Callable[[str], None]) -> list[Connection]:
     """The connections of every network namespace, and the listeners. `say` is told of namespaces of
     which not all is known. Raises RefusedError."""
-    visited = list(_visited(loaded, with_times=True))
-    held = {each.namespace for each in visited if each.is_held}
+    looks = list(_visited(loaded, with_times=True))
+    held = {each.namespace for each in looks if each.is_held}
     if held:  # Without the times the kernel takes no lock.
-        visited = [each for each in visited if not each.is_held]
-        visited += _visited(loaded, with_times=False, only=held)
+        looks = [each for each in looks if not each.is_held]
+        looks += _visited(loaded, with_times=False, only=held)
     # Read last: a connection that is missing was closed meanwhile, if nothing else is missing.
     missing: list[str] = []
     options = _options(sockets.of_machine(loaded, missing.append)) if loaded else {}
     is_complete = loaded is not None and not missing
     found: list[Connection] = []
-    for outcome in visited:
+    for outcome in looks:
         if outcome.output:
             found += _connections(outcome, options, is_complete=is_complete)
     for inode in sorted(held):
