@@ -26,12 +26,13 @@ Results = dict[str, str]
 
 def cpython(machine: Machine, only: Iterable[str] = ()) -> Results:
     """CPython's tests; `only` are names as the results have them."""
-    # Some tests of vsock want a hypervisor. The tests wait more than they work.
+    # Some tests of vsock want a hypervisor. The tests wait more than they work, but none for ever.
     choice = [word for name in only for word in ("-m", name)]
     parts = {part for name in only for part in name.split(".")}
     modules = [each for each in _CPYTHON if not parts or each in parts]
     python = ["python3", "-m", "test", "-u", "network", "-i", "*VSOCK*", "-j", "4"]
-    _run(machine, "/var/tmp", *python, "--junit-xml", XML, *choice, *modules)
+    given = ["--timeout", "600", "--junit-xml", XML, *choice]
+    _run(machine, "/var/tmp", *python, *given, *modules)
     found: Results = {}
     for case in ElementTree.fromstring((machine.root / XML[1:]).read_bytes()).iter("testcase"):
         kinds = {child.tag for child in case}

@@ -1,6 +1,8 @@
 """Units whose sockets are in other cgroups than their own: what is said of them."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from container_engines import OPTIONS
@@ -136,7 +138,8 @@ def test_unit_of_a_systemd_in_a_container_is_told(machine):
     journal = "systemd-journald.service"
 
     def found():
-        return [*(machine.cgroups / "machine.slice").rglob(f"system.slice/{journal}")]
+        walked = os.walk(machine.cgroups / "machine.slice")  # past what goes meanwhile
+        return [Path(top) for top, _, _ in walked if top.endswith(f"system.slice/{journal}")]
 
     wait_until(found, "the container's systemd", 60)
     path = f"/{found()[0].relative_to(machine.cgroups)}"
