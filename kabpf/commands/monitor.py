@@ -237,7 +237,7 @@ def _cells(event: Event | Lost) -> tuple[list[str], str]:
     cells = [
         clock,
         event.kind,
-        output.shown(sockets.name(event.cgroup) if event.cgroup else "(removed)"),
+        output.shown(sockets.name(event.cgroup)) if event.cgroup else output.UNKNOWN,
         event.direction,
         str(event.peer),
         _keepalive(tuple(event.options.items())),
@@ -254,7 +254,7 @@ def _wide_cells(event: Event | Lost) -> tuple[list[str], str]:
     cells = [
         clock,
         event.kind,
-        output.shown(event.cgroup or "(removed)"),
+        output.shown(event.cgroup or output.UNKNOWN),
         str(event.pid or output.UNKNOWN),
         output.shown(event.command or output.UNKNOWN),
         event.direction,

@@ -247,7 +247,8 @@ def _of_listeners(process: int, where: str, found: list[Socket]) -> Finding:
     unit = next(reversed(units(where)), where)
     ports = ", ".join(map(str, sorted({each.local.port for each in found})))
     mark = " (removed)" if first.is_removed and first.cgroup else ""
-    whose = f"{first.cgroup or 'a removed cgroup'}{mark}"
+    nameless = "a removed cgroup" if first.is_removed else "an unknown cgroup"
+    whose = f"{first.cgroup or nameless}{mark}"
     text = (
         f"{unit} has listeners of another cgroup: process {process} listens at port {ports} for"
         f" {whose}, which has {f'policy {first.policy}' if first.policy else 'no policy'}"

@@ -73,7 +73,7 @@ class Event(NamedTuple):
 
     time_ns: int  # since 1970
     report: Report
-    cgroup: str | None  # the path
+    cgroup: str | None  # the path; None: removed, or its birth was lost a moment ago
     policy: str | None
 
     @property

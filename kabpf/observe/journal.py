@@ -185,7 +185,7 @@ def message(event: Event) -> str:
     options = ", ".join(
         f"{name} {text}" for name, text in event.option_texts.items() if text != "-"
     )
-    where = event.unit or event.cgroup or "a removed cgroup"
+    where = event.unit or event.cgroup or "an unknown cgroup"
     text = f"{event.kind.replace('_', ' ')}: {ends} of {where}{process}, policy {event.policy}"
     return _shown(f"{text}: {event.details or options}")
 

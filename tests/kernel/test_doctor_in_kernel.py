@@ -340,7 +340,7 @@ def test_listener_of_another_cgroup_is_told(make_cgroup, peer, write_policy, kab
 
 def test_listener_of_an_unknown_cgroup_is_told(make_cgroup, peer, write_policy, kabpfctl, doctor):
     """No policy reaches it, as it was removed before kabpf was loaded: the unit has to listen
-    anew."""
+    anew. In a cgroup namespace, as here, it may as well be outside."""
     covered, other = make_cgroup("app.service"), make_cgroup("gone")
     process, port = _listening_for_another(peer, covered, other)
     other.rmdir()
@@ -348,7 +348,7 @@ def test_listener_of_an_unknown_cgroup_is_told(make_cgroup, peer, write_policy, 
     kabpfctl("apply")
     text = (
         f"app.service has listeners of another cgroup: process {process} listens at port {port}"
-        " for a removed cgroup, which has no policy"
+        " for an unknown cgroup, which has no policy"
     )
     advice = "systemctl stop app.service; systemctl start app.service"
     assert doctor()["listeners"] == [("warning", text, advice)]

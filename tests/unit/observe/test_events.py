@@ -312,7 +312,7 @@ def test_journal_has_fields_to_search_by(
             "timed out: 10.1.0.5:48956 -> [::1]:5432 of web.service, policy web:"
             " retransmissions: silent for 0.9s, 15 unanswered, ETIMEDOUT",
         ),
-        ({"cgroup": None}, "set: 10.1.0.5:48956 -> [::1]:5432 of a removed cgroup, policy web:"),
+        ({"cgroup": None}, "set: 10.1.0.5:48956 -> [::1]:5432 of an unknown cgroup, policy web:"),
     ],
 )
 def test_message_is_a_sentence_of_its_own(members: dict[str, Any], text: str) -> None:
