@@ -91,7 +91,9 @@ static __always_inline void tell_holder(struct kabpf_holder *h, struct bpf_iter_
 	h->inode = file->f_inode->i_ino;
 	h->pid = pid_of(task);
 	h->descriptor = ctx->fd;
-	bpf_seq_write(ctx->meta->seq, h, sizeof(*h));
+	/* What finds no room in a piece the kernel shows again for the next (bpf_seq_read()). */
+	if (bpf_seq_write(ctx->meta->seq, h, sizeof(*h)))
+		kabpf_last_holder = 0;
 }
 
 #endif

@@ -4,12 +4,16 @@ import json
 import os
 import pty
 import re
+import resource
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from harness import BIN, PATIENCE, cgroup_root, path_of, set_sysctl, wait_until
+from harness import BIN, PATIENCE, PINS, cgroup_root, path_of, set_sysctl, wait_until
+
+from kabpf.kernel import dataplane
 
 NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
 SYSTEM = dict.fromkeys(("keepalive", "idle_s", "interval_s", "probes", "user_timeout_ms"), "system")
@@ -483,3 +487,33 @@ def test_value_of_a_former_policy_is_told_as_such(cgroup, peer, kabpfctl):
         }
     ]  # fmt: skip
     assert "former policy (interval)" in kabpfctl("sockets", "--wide", "--cgroup", cgroup).stdout
+
+
+IN_TURN = """\
+import os, socket, sys
+found = []
+for cgroup in sys.argv[1:3]:
+    with open(f"{cgroup}/cgroup.procs", "w") as file:
+        file.write("0")
+    found.append(socket.create_server(("127.0.0.1", 0)).detach())
+for number in range(100, 100 + int(sys.argv[3])):
+    os.dup2(found[number % 2], number)
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_holder_is_lost_between_two_pieces(loaded, cgroup, other_cgroup):
+    """What tells where open sockets are comes in pieces of a thousand; of descriptors of two
+    cgroups in turn each is told."""
+    count = 3500
+    command = [sys.executable, "-c", IN_TURN, cgroup, other_cgroup, str(count)]
+    with subprocess.Popen(
+        command, stdin=-1, stdout=-1, preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_NOFILE, (count + 200, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        ),
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == b"there\n"
+        told = {one.descriptor for one in dataplane.holders(PINS) if one.process == process.pid}
+        process.stdin.close()
+    assert set(range(100, 100 + count)) - told == set()
