@@ -361,9 +361,12 @@ class _opened:
         try:
             self.descriptor = os.open(self.path, root_files.FLAGS & ~os.O_NOFOLLOW)
         except OSError as error:
-            # Another one may be there by now; but a link that leads nowhere was not removed.
+            # Another one may be there by now; but a link that leads nowhere was not removed, nor a
+            # device that says so of itself (ptmx without a devpts beside it).
             if error.errno in (errno.ENOENT, errno.ENOTDIR) and not self.path.is_symlink():
-                raise _RemovedError from None
+                there = _status(self.path)
+                if there is None or stat.S_ISREG(there.st_mode):
+                    raise _RemovedError from None
             raise _unreadable(self.path, error) from None
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             os.close(self.descriptor)
