@@ -169,7 +169,7 @@ class _Making:
                 left_out.append(f"{names}: {winner.source} is stronger; change that one instead")
                 continue
             kept.append(each.proposal)
-            if left := self._left(each, planned):
+            if left := self._left(each.at_risk, planned):
                 left_out.append(
                     f"{names}: {output.count(left, 'connection')} stay at risk: the application"
                     " turned keepalive off; mode: enforce turns it on"
@@ -178,11 +178,14 @@ class _Making:
 
     def _one(self, named: Named, units: list[Unit]) -> _Made:
         file = PERSISTENT / f"{named.stem}.yaml"
+        at_risk = [each.connection for unit in units for each in unit.at_risk]
+        # They are not applied yet, or a timer that runs has not ended yet.
+        if not self._left(at_risk, self._present):
+            raise RefusedError("the policy files are enough, after kabpfctl apply and a probe")
         if file.name in self._names or os.path.lexists(file):
             raise RefusedError(
                 f"{file.name} is there already, and not enough; try: kabpfctl edit {named.stem}"
             )
-        at_risk = [each.connection for unit in units for each in unit.at_risk]
         covered = {
             policy.name
             for connection in at_risk
@@ -213,10 +216,10 @@ class _Making:
         planned = reconcile.preview(policies, self.tree, None).plan.cgroups
         return {id: found.policy for id, found in planned.items() if found.policy}
 
-    def _left(self, made: _Made, planned: dict[int, Policy]) -> int:
-        """How many connections would be at risk all the same."""
+    def _left(self, at_risk: list[Connection], planned: dict[int, Policy]) -> int:
+        """How many connections would be at risk all the same if they were opened under policies."""
         left = 0
-        for connection in made.at_risk:
+        for connection in at_risk:
             has = effect.under(planned.get(connection.cgroup_id))(connection)
             left += silence.of(connection, has).is_at_risk(self._asked.timeout_s) is True
         return left

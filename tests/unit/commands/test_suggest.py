@@ -11,7 +11,7 @@ from typing import Any
 
 import hostile
 import pytest
-from audited import OFF, connection
+from audited import OFF, connection, on
 
 from kabpf import output
 from kabpf.audit import silence
@@ -185,6 +185,29 @@ def test_names_of_strangers_make_no_line_of_their_own(
         parsed = parser.parse(each["text"].encode(), each["file"])
         ((selector,),) = (policy.selectors for policy in parser.combine([parsed]))
         assert selector.kind == "unit" or selector.text in found
+
+
+def test_what_waits_for_its_policy_needs_no_other() -> None:
+    """Files that are not applied yet, and timers that began in a silence, leave connections at risk
+    for a while."""
+    (policy,) = parser.combine(
+        [parser.parse(b"keepalive: {idle: 60, interval: 10}", "a.service.yaml")]
+    )
+    late = connection(keepalive=on(60), timer=2, silence_ms=350_000, expires_ms=50_000)
+    making: Any = object.__new__(suggest._Making)
+    making._asked, making._timeout = suggest.Asked(350, None), suggest.Timeout(350)
+    making._installed, making._names = [], set()
+    for one in (connection(), late):
+        unit = Unit("a.service", "/a.service", [Counts(1)], connections=1)
+        unit.at_risk = [AtRisk(one, silence.of(one))]
+        assert unit.at_risk[0].silence.is_at_risk(350)
+        making._present = {one.cgroup_id: policy}
+        with pytest.raises(RefusedError, match="policy files are enough"):
+            making._one(suggest.Named("a.service"), [unit])
+        making._present = {}
+        assert (
+            making._one(suggest.Named("a.service"), [unit]).proposal.file.name == "a.service.yaml"
+        )
 
 
 def test_no_file_is_written_over(tmp_path: Path) -> None:
