@@ -22,7 +22,7 @@ from kabpf.containers.facts import Container, Pod
 from kabpf.errors import RefusedError
 from kabpf.kernel.cgroups import CgroupTree
 from kabpf.observe import containers
-from kabpf.policy import files, parser, selectors, writer
+from kabpf.policy import files, parser, presets, selectors, writer
 from kabpf.policy.model import Options, Policy, Rules
 
 ID = "0123456789abcdef" * 4
@@ -195,7 +195,7 @@ def test_what_waits_for_its_policy_needs_no_other() -> None:
     )
     late = connection(keepalive=on(60), timer=2, silence_ms=350_000, expires_ms=50_000)
     making: Any = object.__new__(suggest._Making)
-    making._asked, making._timeout = suggest.Asked(350, None), suggest.Timeout(350)
+    making._asked, making._timeout = suggest.Asked(350, None), presets.Timeout(350)
     making._installed, making._names = [], set()
     for one in (connection(), late):
         unit = Unit("a.service", "/a.service", [Counts(1)], connections=1)
