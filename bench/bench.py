@@ -139,6 +139,12 @@ def _retrofit(machine: Machine) -> Section:
         rate("update, after four former policies", costs.from_destinations_s),
         Row(f"kabpfctl attach, {count}", costs.attach_s, "s"),
         Row("kabpfctl attach, another policy", costs.attach_changed_s, "s"),
+        Row(
+            f"kabpfctl audit, {costs.sockets // 2:,} connections",
+            statistics.median(costs.audit_s),
+            "s",
+            1,
+        ),
     ]
 
 

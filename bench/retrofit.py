@@ -35,6 +35,7 @@ class Costs(NamedTuple):
     from_destinations_s: list[float]  # from there, with all former policies that are remembered
     attach_s: float  # kabpfctl attach as a whole, where they had none
     attach_changed_s: float
+    audit_s: list[float]  # kabpfctl audit of half as many sockets
 
 
 class Cgroup:
@@ -75,7 +76,7 @@ class Holders:
 
 def measure(machine: Machine) -> Costs:
     count = CONNECTIONS // 10 if machine.quick else CONNECTIONS
-    costs = Costs(2 * count, [], [], [], [], 0, 0)
+    costs = Costs(2 * count, [], [], [], [], 0, 0, [])
     with contextlib.ExitStack() as stack:
         names = ("retrofit", "former", "destinations", "last")
         places = [stack.enter_context(cgroup(machine.cgroup / name)) for name in names]
@@ -94,6 +95,10 @@ def measure(machine: Machine) -> Costs:
             _expect(holders.with_idle(60), 2 * count)
             attach_changed_s = _attach(place, 90)
             _expect(holders.with_idle(90), 2 * count)
+        with kabpf_active(), holding(machine, place, count // 2):
+            costs.audit_s.extend(
+                timed_kabpfctl("audit", "--timeout", "350s") for _ in range(REPEATS)
+            )
     return costs._replace(attach_s=attach_s, attach_changed_s=attach_changed_s)
 
 

@@ -44,6 +44,31 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, lambda *_: None)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One that keeps the order of the tiers."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class InOrder(LoadGroupScheduling):
+        """pytest-xdist 3.6 has the groups with most tests begin."""
+
+        is_sorted = False
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if not self.is_sorted:
+                self.is_sorted = True
+                place = {id: number for number, id in enumerate(self.collection)}
+                groups = self.workqueue
+                first = {group: min(map(place.__getitem__, groups[group])) for group in groups}
+                for group in sorted(first, key=first.__getitem__):
+                    groups.move_to_end(group)
+            super()._assign_work_unit(node)
+
+    return InOrder(config, log)
+
+
 # First, because pytest-xdist reads the groups in the same hook.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

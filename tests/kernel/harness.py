@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,15 @@ def known_cgroups() -> set[int]:
 
 def alone() -> AbstractContextManager[None]:
     """Takes turns with all other tests on the machine."""
-    return _turn(fcntl.LOCK_EX)
+    return nullcontext() if _kept else _turn(fcntl.LOCK_EX)
 
 
 def stay_alone() -> None:
     """The same until `let_others_in`, for one test after the other: others wait for them once."""
     if not _kept:
-        _kept.append(ExitStack())
-        _kept[0].enter_context(alone())
+        stack = ExitStack()
+        stack.enter_context(_turn(fcntl.LOCK_EX))
+        _kept.append(stack)
 
 
 def let_others_in() -> None:
@@ -99,9 +100,9 @@ def let_others_in() -> None:
 
 @contextmanager
 def beside_others() -> Iterator[None]:
-    """The same for a test that others like it do not disturb. Within one such turn another one is
-    no new one, which would wait for somebody who waits for the first to end."""
-    if _beside:
+    """The same for a test that others like it do not disturb. Within a turn another one is no new
+    one, which would wait for somebody who waits for the first to end."""
+    if _beside or _kept:
         yield
         return
     with _turn(fcntl.LOCK_SH):

@@ -144,3 +144,13 @@ def test_file_of_a_tier_stays_on_one_worker(run):
     workers = [line for line in done.stdout.splitlines() if line.startswith("worker ")]
     assert len(workers) == 6
     assert len(set(workers)) == 1
+
+
+def test_groups_begin_in_the_order_of_their_tests(run):
+    """Whichever has the most."""
+    text = "import pytest\n@pytest.mark.xdist_group('small')\ndef test_first(): print('ran 0')\n"
+    text += "@pytest.mark.xdist_group('large')\n@pytest.mark.parametrize('i', [1, 2, 3])\n"
+    text += "def test_then(i): print('ran', i)\n"
+    done = run("unit/test_a.py", text, "-rP", "-n", "1", "--dist", "loadgroup")
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
+    assert ran == ["ran 0", "ran 1", "ran 2", "ran 3"]

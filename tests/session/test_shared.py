@@ -198,6 +198,8 @@ def test_tests_that_are_alone_keep_their_turn(
     for _ in range(2):
         harness.stay_alone()
         assert _is_locked(tmp_path / "kabpf-tests.lock")
+    with harness.beside_others(), harness.alone():  # no other turn to wait for
+        assert _is_locked(tmp_path / "kabpf-tests.lock")
     harness.let_others_in()
     assert not _is_locked(tmp_path / "kabpf-tests.lock")
     harness.let_others_in()
