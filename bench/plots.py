@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-WIDTH, ROW, TOP, BOTTOM = 800, 24, 48, 46  # pixels
-NAMES, LABELS = 340, 140  # to the left and to the right of the bars
+WIDTH, ROW, TOP, BOTTOM = 860, 24, 48, 46  # pixels
+NAMES, LABELS = 440, 130  # to the left and to the right of the bars
 BARS = WIDTH - NAMES - LABELS
 COLOURS = {"kabpf": "#0969da", "other": "#8b949e", "missed": "#cf222e"}
 
