@@ -135,6 +135,16 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) ->
         time.sleep(0.01)
 
 
+def multipath_connection(server: Peer, client: Peer) -> tuple[int, int, tuple[str, int]]:
+    """An MPTCP connection: the client's number of it, the server's of its listener, and where that
+    listens."""
+    listener = server.open_socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+    address = server.listen(listener, ["127.0.0.1", 0])
+    number = client.open_socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+    client.connect(number, address)
+    return number, listener, address
+
+
 def end_processes(cgroup: Path) -> None:
     """End all processes below a cgroup."""
     (cgroup / "cgroup.kill").write_text("1")

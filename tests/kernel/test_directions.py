@@ -6,10 +6,9 @@ import socket
 import subprocess
 
 import pytest
-from harness import PATIENCE, set_sysctl, wait_until
+from harness import PATIENCE, multipath_connection, set_sysctl, wait_until
 from outside import KEEPALIVE_TIMER, established
 
-IPPROTO_MPTCP = 262
 TCP_DEFER_ACCEPT, SO_REUSEPORT = (socket.IPPROTO_TCP, 9), (socket.SOL_SOCKET, 15)
 TCP_FASTOPEN_CONNECT = (socket.IPPROTO_TCP, 30)
 ON = (1).to_bytes(4, "little").hex()
@@ -54,23 +53,21 @@ def half_closed(inside, outside):
 
 
 def multipath_accepted(inside, outside):
-    listener = inside.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    address = inside.listen(listener, [LOOPBACK, 0])
-    outside.connect(outside.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP), address)
+    _, listener, _ = multipath_connection(inside, outside)
     return inside.accept(listener)
 
 
 def multipath_accepted_plain(inside, outside):
     """Accepted from an MPTCP listener, of a client that speaks TCP alone."""
-    listener = inside.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    listener = inside.open_socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
     outside.connection(inside.listen(listener, [LOOPBACK, 0]))
     return inside.accept(listener)
 
 
-def multipath_connected(inside, outside, protocol=IPPROTO_MPTCP):
+def multipath_connected(inside, outside, protocol=socket.IPPROTO_MPTCP):
     listener = outside.open_socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
     address = outside.listen(listener, [LOOPBACK, 0])
-    number = inside.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    number = inside.open_socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
     inside.connect(number, address)
     return number
 
@@ -219,7 +216,7 @@ def test_way_of_coming_to_be_has_its_direction(cgroup, peer, policy, around, dir
 
 def _multipath_takes_idle():
     """Whether TCP_KEEPIDLE is an option of MPTCP sockets here: of Linux 5.15's it is not."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP) as asked:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as asked:
         try:
             asked.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, ASKED_S)
         except OSError as error:

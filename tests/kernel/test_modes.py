@@ -6,7 +6,7 @@ import struct
 import subprocess
 
 import pytest
-from harness import UNTOUCHED, entering, path_of, pinned, set_sysctl
+from harness import UNTOUCHED, entering, multipath_connection, path_of, pinned, set_sysctl
 
 pytestmark = pytest.mark.core
 
@@ -21,7 +21,6 @@ OPTIONS = {
     "user_timeout": (socket.SOL_TCP, socket.TCP_USER_TIMEOUT),
 }
 PAGE = 4096  # bytes
-IPPROTO_MPTCP = 262
 TCP_ULP = 31
 IPT_SO_SET_REPLACE = 64
 IP_ADD_MEMBERSHIP, IP_MSFILTER, MCAST_INCLUDE = 35, 41, 1  # linux/in.h
@@ -402,10 +401,7 @@ def test_multipath_tcp_socket_is_enforced_and_clamped(cgroup_under, peer, kabpfc
     cgroups = cgroup_under({"enforced": ("enforce", EXACT), "clamped": ("fill", RANGES)})
     for cgroup in cgroups.values():
         server, client = peer(cgroup if end == "accept" else None), peer(cgroup)
-        listener = server.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        address = server.listen(listener, ["127.0.0.1", 0])
-        number = client.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-        client.connect(number, address)
+        number, listener, _ = multipath_connection(server, client)
         if end == "accept":
             client, number = server, server.accept(listener)
         client.set_option(number, "idle", 15)

@@ -8,14 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import UNTOUCHED, entering, set_sysctl
+from harness import UNTOUCHED, entering, multipath_connection, set_sysctl
 from outside import established
 
 pytestmark = [pytest.mark.core, pytest.mark.loaders(way="open")]
 
 POLICY = ("--idle", 61, "--interval", 11, "--probes", 5, "--user-timeout", "90s")
 COVERED = {"keepalive": 1, "idle": 61, "interval": 11, "probes": 5, "user_timeout": 90000}
-IPPROTO_MPTCP = 262
 PLAIN = socket.SOCK_STREAM
 NONBLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
@@ -115,10 +114,7 @@ def test_multipath_tcp_subflow_is_covered(cgroup, peer, kabpfctl, namespace, way
     set_mptcp = "echo 1 > /proc/sys/net/mptcp/enabled"
     subprocess.run(["ip", "netns", "exec", namespace, "sh", "-c", set_mptcp], check=True)
     server, client = peer(None, namespace), peer(cgroup, namespace)
-    listener = server.open_socket(socket.AF_INET, PLAIN, IPPROTO_MPTCP)
-    address = server.listen(listener, ["127.0.0.1", 0])
-    number = client.open_socket(socket.AF_INET, PLAIN, IPPROTO_MPTCP)
-    client.connect(number, address)
+    _, listener, address = multipath_connection(server, client)
     server.accept(listener)
     if way == "open":
         attach()

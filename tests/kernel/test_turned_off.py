@@ -7,14 +7,13 @@ import socket
 import subprocess
 
 import pytest
-from harness import cgroup_root, path_of, wait_until
+from harness import cgroup_root, multipath_connection, path_of, wait_until
 from watcher import Watcher, require_perf_events
 
 from kabpf.kernel.dataplane import opened_directory
 from kabpf.kernel.libbpf import links
 
 OPTIONS = "{idle: 61s, interval: 11s, probes: 5}"
-IPPROTO_MPTCP = 262
 OFF = {"option": "keepalive", "requested": False}
 
 
@@ -135,10 +134,7 @@ def test_multipath_tcp_socket_is_told(cgroup, policy, peer, watch, end):
     """Its subflows have the options, and are set along with it."""
     policy("{idle: 61s}")
     server, client = peer(cgroup if end == "accept" else None), peer(cgroup)
-    listener = server.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    address = server.listen(listener, ["127.0.0.1", 0])
-    number = client.open_socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    client.connect(number, address)
+    number, listener, _ = multipath_connection(server, client)
     if end == "accept":
         client, number = server, server.accept(listener)
     watcher = watch()
