@@ -73,15 +73,9 @@ _VALUED = (
     *("--user", "--group", "--groups", "--signal", "--kill-after", "--adjustment", "--unset"),
     *("--ruid", "--euid", "--reuid", "--rgid", "--egid", "--regid", "--pdeathsig"),  # setpriv's
     *("--inh-caps", "--ambient-caps", "--bounding-set", "--securebits"),
-    *(
-        "--chdir",
-        "--chroot",
-        "--close-from",
-        "--command-timeout",
-        "--host",
-        "--other-user",
-    ),  # sudo's
-    *("--prompt", "--role", "--type", "--setuid", "--setgid", "--root", "--wd"),  # and unshare's
+    *("--chdir", "--chroot", "--close-from", "--command-timeout", "--host"),  # sudo's
+    *("--other-user", "--prompt", "--role", "--type"),
+    *("--setuid", "--setgid", "--root", "--wd"),  # unshare's
     *("--class", "--classdata", "--sched-runtime", "--sched-period", "--sched-deadline"),
     *("--input", "--output", "--error", "--format", "--timeout", "--conflict-exit-code"),
     *("--target", "--identifier", "--priority", "--mode", "--what", "--who", "--why"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
+MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address (RFC 4291, 2.5.5.2)
+
 
 class Timer(IntEnum):
     """The kernel's timer that ends first (idiag_timer, sock_diag(7)): of several the kernel tells

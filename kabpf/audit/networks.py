@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv6Network
 
+from kabpf.audit.connections import MAPPED
+
 MOST = 8
 # Bits of hosts, of a link, and of a site, as they are mostly given out.
 IPV4 = (128, 96 + 24, 96 + 16)  # v4-mapped
 IPV6 = (128, 64, 48)  # RFC 6177
-MAPPED = bytes(10) + b"\xff\xff"
 
 
 def around(addresses: Iterable[bytes]) -> tuple[IPv6Network, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kabpf import proc
+from kabpf.audit.connections import MAPPED
 from kabpf.errors import RefusedError
 
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4  # linux/netlink.h
@@ -27,7 +28,6 @@ ENOENT = 2
 ROOM = 1 << 18  # bytes; the kernel fills up to 32 KiB of it in a dump (netlink_dump())
 
 UNKNOWN = 0xFFFFFFFF  # a time that was not asked for
-MAPPED = bytes(10) + b"\xff\xff"
 
 _HEAD = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from kabpf.apply.visitors import Outcome, Part, outcomes
-from kabpf.audit.connections import Connection, Keepalive, Place, Setter, Timer
+from kabpf.audit.connections import MAPPED, Connection, Keepalive, Place, Setter, Timer
 from kabpf.errors import RefusedError
 from kabpf.kernel import abi, inet_diag
 from kabpf.kernel.dataplane import Dataplane
@@ -20,7 +20,7 @@ from kabpf.observe.sockets import LISTED, SET, STATES
 LISTEN = STATES.index("listen")
 SILENT = tuple(map(STATES.index, ("established", "close-wait", "fin-wait-2")))
 ON, IDLE, INTERVAL = map(SET.index, ("keepalive", "idle_s", "interval_s"))
-LOOPBACK_IPV4 = inet_diag.MAPPED + b"\x7f"
+LOOPBACK_IPV4 = MAPPED + b"\x7f"
 LOOPBACK_IPV6 = bytes(15) + b"\x01"
 
 _Ends = tuple[int, bytes, int, bytes, int]

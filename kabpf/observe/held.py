@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from kabpf import proc
-from kabpf.observe.sockets import MAPPED, Address, Socket, text
+from kabpf.audit.connections import MAPPED
+from kabpf.observe.sockets import Address, Socket, text
 
 TABLES = ("tcp", "tcp6")
 TABLE_MAX = 256 << 20  # bytes; a line takes some 150

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, overload
 
 from kabpf.apply.retrofit import sorted_namespaces
 from kabpf.apply.visitors import Part, outcomes
+from kabpf.audit.connections import MAPPED, Setter, Timer
 from kabpf.errors import RefusedError, UnsupportedError
 from kabpf.kernel import dataplane
 from kabpf.kernel.abi import NEVER, CSocket
@@ -40,7 +41,7 @@ LISTED = sum(
 
 FAMILIES = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
 
-SETTERS = ("system", "application", "policy", "former policy", "unknown")  # KABPF_BY_ in kabpf.h
+SETTERS = tuple(setter.name.lower().replace("_", " ") for setter in Setter)
 SET = (*(row.field for row in ON_SOCKETS), "keepalive")  # in the order of `by`
 
 # Units that have a cgroup (systemd.unit(5)).
@@ -49,10 +50,7 @@ UNIT = re.compile(r".+\.(service|socket|scope|slice|mount|swap)", re.DOTALL)
 # Characters of a path whose name is kept, for tables of sockets. Who makes longer ones makes many.
 KEPT_MAX = 512
 
-MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
-
 CGROUP_ID = "INET_DIAG_CGROUP_ID"
-KEEPALIVE_TIMER = 2  # idiag_timer (sock_diag(7))
 NLMSG_ERROR = 2  # nlmsg_type (netlink(7))
 
 
@@ -299,7 +297,7 @@ def from_inet_diag(tree: CgroupTree) -> Iterator[Socket]:
         id = message.get_attr(CGROUP_ID)
         state, timer = STATES[message["idiag_state"]], message["idiag_timer"]
         # After its last close a socket waits for the end of the other side by the same timer.
-        probes = timer == KEEPALIVE_TIMER and state != "fin-wait-2"
+        probes = timer == Timer.KEEPALIVE and state != "fin-wait-2"
         silent = timer == 0 and state in ("established", "close-wait")
         yield Socket(
             id,

@@ -237,6 +237,7 @@ def test_constants_are_all_that_is_read_only() -> None:
         ("KABPF_BY_APPLICATION", sockets.SETTERS.index("application")),
         ("KABPF_BY_POLICY", sockets.SETTERS.index("policy")),
         ("KABPF_BY_FORMER", sockets.SETTERS.index("former policy")),
+        ("KABPF_BY_UNKNOWN", sockets.SETTERS.index("unknown")),
     ],
 )
 def test_constant_is_that_of_the_header(name: str, value: int) -> None:
